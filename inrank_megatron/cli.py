@@ -1,0 +1,210 @@
+"""The command line of a run: flags generated from the schema, over a YAML file with the same names."""
+
+import argparse
+import functools
+import importlib.resources
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from inrank_megatron.config import (
+    PRESETS,
+    SIZES,
+    Config,
+    fields,
+    from_flat,
+    idle_settings,
+    nearest,
+    read_file,
+    resolve,
+    sections,
+)
+from inrank_megatron.errors import UserError
+
+SOURCES = ("data_path", "train_data_path", "dataset")
+DATA = (*SOURCES, "valid_data_path", "test_data_path")
+# A flag replaces the file's choice, not only the file's setting of the same name.
+ALTERNATIVES = {
+    **{source: DATA for source in SOURCES},
+    "switch_iters": ("switch_epochs",),
+    "switch_epochs": ("switch_iters",),
+    "model_preset": (*SIZES, "ffn_hidden_size", "max_position_embeddings"),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line asks for.
+
+    Attributes:
+        config: the run, resolved for the number of processes.
+        config_path: the YAML file that it started from.
+        dry_run: print the plan and stop.
+        deepspeed_config: content of the DeepSpeed JSON that was given, or None.
+        local_rank: what DeepSpeed's launcher passes; 0 without it.
+    """
+
+    config: Config
+    config_path: Path
+    dry_run: bool
+    deepspeed_config: dict[str, Any] | None
+    local_rank: int
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, not the whole usage: every process of a job prints it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; --help lists all flags", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(argv: Sequence[str], *, world_size: int) -> Launch:
+    """Reads the command line `argv` (without the program's name) of one of `world_size` processes.
+
+    Raises:
+        UserError: a faulty file or setting.
+        SystemExit: 0 after `--help`, 2 after a flag that does not exist or lacks its value.
+    """
+    parser = build_parser()
+    argv = [_kebab(word) for word in argv]
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown(unknown, parser))
+    flags = {name: value for name, value in vars(known).items() if name in fields()}
+    path = Path(known.config) if known.config else find_config("quickstart.yaml")
+    flags |= _method(known.inrank, flags)
+    config = resolve(from_flat(_merge(read_file(path), flags)), world_size=world_size)
+    _refuse_idle(flags, config)
+    given = _read_json(known.deepspeed_config) if known.deepspeed_config else None
+    return Launch(config, path, known.dry_run, given, known.local_rank)
+
+
+def find_config(name: str) -> Path:
+    """A file of the `configs` folder, in a checkout or in an installed package."""
+    checkout = Path(__file__).parents[1] / "configs" / name
+    if checkout.is_file():
+        return checkout
+    return Path(str(importlib.resources.files("inrank_megatron_configs"))) / name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags: those of the launch, then one group for each section of the schema."""
+    parser = Parser(
+        prog="pretrain_gpt2.py",
+        usage="deepspeed launch/%(prog)s [--inrank] [--config FILE.yaml] [flags]",
+        description="Pre-trains GPT-2, with InRank or dense. Flags win over the file; names are the same.",
+        epilog="Sizes that are left out come from --model-preset: "
+        + "; ".join(f"{name} {' '.join(map(str, sizes.values()))}" for name, sizes in PRESETS.items())
+        + f" ({', '.join(SIZES)}).",
+        allow_abbrev=False,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=36),
+    )
+    launch = parser.add_argument_group("launch")
+    launch.add_argument("--config", metavar="FILE.yaml", help="settings of the run [configs/quickstart.yaml]")
+    launch.add_argument("--inrank", action="store_true", help="short for --method inrank-efficient")
+    launch.add_argument("--dry-run", action="store_true", help="check and print the plan, train nothing")
+    launch.add_argument("--deepspeed", action="store_true", help="accepted; DeepSpeed runs every training")
+    launch.add_argument("--deepspeed-config", metavar="FILE.json", help="further DeepSpeed settings")
+    launch.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    for name, model in sections().items():
+        group = parser.add_argument_group(name, model.__doc__)
+        for field, info in model.model_fields.items():
+            _add(group, field, info)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, field: str, info: FieldInfo) -> None:
+    kinds = _kinds(info.annotation)
+    shown = "" if info.is_required() or info.default is None else f" [{info.default}]"
+    options: dict[str, Any] = {"dest": field, "default": argparse.SUPPRESS, "help": info.description + shown}
+    if bool in kinds:
+        options["action"] = argparse.BooleanOptionalAction
+    elif list in kinds:
+        options |= {"nargs": "+", "metavar": "PATH"}
+    else:
+        options |= {"type": _reader(kinds), "metavar": _metavar(kinds)}
+    group.add_argument("--" + field.replace("_", "-"), **options)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types and literal words that a field allows: `Count | Literal["auto"] | None` -> int, "auto"."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return list(get_args(annotation))
+    if origin is list:
+        return [list]
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    if hasattr(annotation, "__metadata__"):
+        return _kinds(annotation.__origin__)
+    return [] if annotation is type(None) else [annotation]
+
+
+def _metavar(kinds: list[Any]) -> str:
+    names = {int: "N", float: "X", str: "TEXT"}
+    return "|".join(names.get(kind, str(kind)) for kind in kinds)
+
+
+def _reader(kinds: list[Any]) -> Any:
+    """Text of a flag -> value. What is no number stays text: the schema's own message says what is wrong."""
+
+    def read(text: str) -> Any:
+        try:
+            return int(text) if int in kinds else text
+        except ValueError:
+            return text
+
+    return read
+
+
+def _kebab(word: str) -> str:
+    """`--seq_length=64` -> `--seq-length=64`."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
+    names = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if not names:
+        return f"{' '.join(words)}: no flag stands before it; settings are given as --name value"
+    options = [option for action in parser._actions for option in action.option_strings]
+    return "; ".join(f"{name}: no such flag{nearest(name, options)}" for name in names)
+
+
+def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:
+    method = flags.get("method", "inrank-efficient")
+    if inrank and method != "inrank-efficient":
+        raise UserError(f"--method {method}: --inrank means --method inrank-efficient; give one of the two")
+    return {"method": method} if inrank else {}
+
+
+def _merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    replaced = {other for name in flags for other in ALTERNATIVES.get(name, ())}
+    return {name: value for name, value in file.items() if name not in replaced} | flags
+
+
+def _refuse_idle(flags: dict[str, Any], config: Config) -> None:
+    """A flag about ranks in a run without ranks means that `--inrank` was forgotten."""
+    method = config.training.method
+    for name in flags:
+        if name in idle_settings(method):
+            remedy = "--method fixed-rank" if name == "rank" else "--inrank"
+            shown = f"--{name.replace('_', '-')} {flags[name]}"
+            raise UserError(f"{shown}: has no effect with method {method}; give {remedy}, or drop the flag")
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; --deepspeed_config needs one JSON object") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; --deepspeed_config needs one JSON object")
+    return content

@@ -1,0 +1,167 @@
+"""One run's settings: from a flat mapping, a YAML file, and back.
+
+`from_flat` is the only way in: it fills presets and derived sizes, so that the only questions a `Config`
+leaves open are those that need the number of processes (`resolve`). `to_yaml` and `load` are inverses.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.schema import Config, Section
+
+SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
+PRESETS = {
+    "tiny": dict(zip(SIZES, (4, 192, 4, 256), strict=True)),
+    "small": dict(zip(SIZES, (12, 768, 12, 1024), strict=True)),
+    "medium": dict(zip(SIZES, (24, 1024, 16, 1024), strict=True)),
+    "large": dict(zip(SIZES, (36, 1280, 20, 1024), strict=True)),
+}
+DERIVED = (
+    ("ffn_hidden_size", "hidden_size", 4),
+    ("max_position_embeddings", "seq_length", 1),
+)
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section name -> its model, in the order of files and help."""
+    return {name: info.annotation for name, info in Config.model_fields.items()}
+
+
+def fields() -> dict[str, FieldInfo]:
+    """Field name -> its pydantic description, over all sections."""
+    return {name: info for model in sections().values() for name, info in model.model_fields.items()}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every field by its own name, section after section."""
+    return {name: value for section in config.model_dump().values() for name, value in section.items()}
+
+
+def from_flat(mapping: Mapping[str, Any]) -> Config:
+    """The configuration that `mapping` (field name -> value, as in a YAML file) describes.
+
+    Raises:
+        UserError: unknown names (with the nearest ones), wrong types, values out of range, sizes missing; one
+            line, all of them joined by "; ".
+    """
+    _refuse_unknown(mapping, "")
+    flat = _with_derived({name: value for name, value in mapping.items() if value is not None})
+    nested = {
+        section: {name: flat[name] for name in model.model_fields if name in flat}
+        for section, model in sections().items()
+    }
+    try:
+        return Config(**nested)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def idle_settings(method: str) -> frozenset[str]:
+    """Settings of the section `inrank` that a method does not read."""
+    every = frozenset(sections()["inrank"].model_fields)
+    used = {"dense": frozenset(), "fixed-rank": {"rank"}, "inrank-efficient": every - {"rank"}}
+    return every - used.get(method, every - {"rank", "switch_iters", "switch_epochs"})
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """A copy with some fields (by flat name) changed and everything validated again."""
+    return from_flat(flatten(config) | changes)
+
+
+def resolve(config: Config, *, world_size: int) -> Config:
+    """Fills what depends on the number of processes: the "auto" tensor-parallel size and the global batch."""
+    size = config.parallel.tensor_model_parallel_size
+    if size == "auto":
+        size = 2 if world_size % 2 == 0 else 1
+    batch = config.training.global_batch_size
+    if batch is None and world_size % size == 0:
+        batch = config.training.micro_batch_size * (world_size // size)
+    return replace(config, tensor_model_parallel_size=size, global_batch_size=batch)
+
+
+def to_yaml(config: Config) -> str:
+    """The run as a flat YAML file that `load` reads back to an equal `Config`."""
+    parts = []
+    for name, values in config.model_dump().items():
+        parts.append(f"# {name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return "\n".join(parts)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The flat mapping in a YAML file, not yet validated."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); give a configuration file in YAML") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML; mend it: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no `name: value` lines; a configuration file has one setting a line")
+    _refuse_unknown(content, f"{path}: ")
+    return content
+
+
+def load(path: str | Path) -> Config:
+    """The configuration in a YAML file, such as a run folder's `config.yaml`."""
+    mapping = read_file(path)
+    try:
+        return from_flat(mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ending of a message about a mistyped name: the closest known ones, if there are any."""
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.7)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _refuse_unknown(names: Iterable[Any], origin: str) -> None:
+    unknown = [str(name) for name in names if name not in fields()]
+    if unknown:
+        complaints = "; ".join(f"{name}: no such setting{nearest(name, fields())}" for name in unknown)
+        raise UserError(f"{origin}{complaints}; --help lists all settings")
+
+
+def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
+    preset = flat.get("model_preset")
+    flat = (PRESETS.get(preset, {}) if isinstance(preset, str) else {}) | flat
+    missing = [name for name in SIZES if name not in flat]
+    if missing and preset is None:
+        sizes, presets = ", ".join(missing), ", ".join(PRESETS)
+        raise UserError(f"model size: {sizes} missing; give model_preset ({presets}) or each of them")
+    for derived, source, factor in DERIVED:
+        if type(flat.get(source)) is int:
+            flat.setdefault(derived, factor * flat[source])
+    return flat
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for all findings: field = value: rule; remedy."""
+    rules: dict[str, list[str]] = {}
+    shown: dict[str, str] = {}
+    for finding in error.errors(include_url=False):
+        name, missing = finding["loc"][1], finding["type"] == "missing"
+        if missing and name != "train_iters":
+            continue  # a size is missing here only behind a faulty preset or source, which is reported
+        rule = "is required" if missing else finding["msg"].replace("Input should be", "must be")
+        rule = "must name at least one path" if finding["type"] == "too_short" else rule
+        rules.setdefault(name, []).append(rule)
+        shown[name] = name if missing else f"{name} = {finding['input']!r}"
+    return "; ".join(f"{shown[name]}: {' or '.join(rules[name])}; {_remedy(name)}" for name in rules)
+
+
+def _remedy(name: str) -> str:
+    info = fields()[name]
+    remedy = f"set it in the file or with --{name.replace('_', '-')}"
+    if info.is_required():
+        return remedy
+    return f"{remedy}, or leave it out" + (f" for {info.default}" if info.default is not None else "")

@@ -1,0 +1,151 @@
+"""A user's DeepSpeed JSON beside the run's own settings.
+
+The run's settings decide. What the JSON says twice must agree; what would make it another run is refused; the
+rest (bucket sizes, logging, communication) goes to DeepSpeed as it is.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from inrank_megatron.checks import Topology
+from inrank_megatron.config import Config, nearest
+from inrank_megatron.errors import UserError
+
+ZERO_STAGE = 1
+DECAY_STYLES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+# Keys that change what is trained, or how, in ways that the method does not provide for yet.
+UNAVAILABLE = (
+    "amp.enabled",
+    "autotp_size",
+    "compression_training",
+    "curriculum_learning.enabled",
+    "data_efficiency.enabled",
+    "elasticity.enabled",
+    "pipeline",
+    "progressive_layer_drop.enabled",
+    "quantize_training.enabled",
+    "sequence_parallel_size",
+    "sparse_attention",
+    "sparse_gradients",
+    "tensor_parallel",
+    "torch_autocast.enabled",
+    "zero_optimization.cpu_offload",
+    "zero_optimization.mics_shard_size",
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+    "zero_optimization.zero_hpz_partition_size",
+    "zero_optimization.zero_quantized_gradients",
+    "zero_optimization.zero_quantized_weights",
+)
+OWNED = ("optimizer", "scheduler")
+
+
+def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) -> dict[str, Any]:
+    """What of a DeepSpeed JSON may be merged into the engine's own configuration.
+
+    Args:
+        given: the JSON; the value "auto" leaves the choice to the run.
+
+    Returns:
+        A deep copy without what the run's settings decide and without "auto" values.
+
+    Raises:
+        UserError: a value that contradicts the run (both are named), or a feature that is not available.
+    """
+    for key in UNAVAILABLE:
+        value = _lookup(given, key)
+        if not _is_off(value):
+            raise UserError(f"DeepSpeed JSON {key} = {value!r}: not available yet; remove it from the file")
+    for key, (ours, source) in (_decided(config, topology) | _schedule(given, config)).items():
+        value = _lookup(given, key)
+        if value not in (None, "auto") and not _equal(value, ours):
+            raise UserError(
+                f"DeepSpeed JSON {key} = {value!r}: contradicts the run's {source} = {ours!r}; "
+                f"change one of the two, or give 'auto' in the file"
+            )
+    result = copy.deepcopy({key: value for key, value in given.items() if key not in OWNED})
+    for key in _decided(config, topology):
+        _remove(result, key)
+    return _without_auto(result)
+
+
+def _decided(config: Config, topology: Topology) -> dict[str, tuple[Any, str]]:
+    """DeepSpeed key -> (the run's value, the setting it comes from)."""
+    optimizer, training = config.optimizer, config.training
+    return {
+        "train_batch_size": (topology.global_batch_size, "global_batch_size"),
+        "train_micro_batch_size_per_gpu": (training.micro_batch_size, "micro_batch_size"),
+        "gradient_accumulation_steps": (topology.accumulation_steps, "accumulation"),
+        "gradient_clipping": (optimizer.clip_grad, "clip_grad"),
+        "bf16.enabled": (training.bf16, "bf16"),
+        "bfloat16.enabled": (training.bf16, "bf16"),
+        "fp16.enabled": (False, "fp16"),
+        "data_types.grad_accum_dtype": ("fp32", "gradient accumulation"),
+        "zero_optimization.stage": (ZERO_STAGE, "ZeRO stage"),
+        "optimizer.params.lr": (optimizer.lr, "lr"),
+        "optimizer.params.betas": ([optimizer.adam_beta1, optimizer.adam_beta2], "adam_beta1, adam_beta2"),
+        "optimizer.params.eps": (optimizer.adam_eps, "adam_eps"),
+        "optimizer.params.weight_decay": (optimizer.weight_decay, "weight_decay"),
+    }
+
+
+def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, str]]:
+    optimizer, kind = config.optimizer, _lookup(given, "scheduler.type")
+    name = _lookup(given, "optimizer.type")
+    if name not in (None, "auto") and str(name).lower() not in ("adam", "adamw"):
+        raise UserError(f"DeepSpeed JSON optimizer.type = {name!r}: the run uses AdamW; give AdamW or 'auto'")
+    if kind in (None, "auto"):
+        return {}
+    if kind not in DECAY_STYLES:
+        raise UserError(
+            f"DeepSpeed JSON scheduler.type = {kind!r}: must be one of {', '.join(DECAY_STYLES)}"
+            f"{nearest(str(kind), DECAY_STYLES)}; remove the section to use the run's own schedule"
+        )
+    style = DECAY_STYLES[kind]
+    if style != optimizer.lr_decay_style:
+        raise UserError(
+            f"DeepSpeed JSON scheduler.type = {kind!r} ({style}): contradicts the run's lr_decay_style = "
+            f"{optimizer.lr_decay_style!r}; change one of the two, or give 'auto' in the file"
+        )
+    return {
+        "scheduler.params.warmup_num_steps": (optimizer.lr_warmup_iters, "lr_warmup_iters"),
+        "scheduler.params.total_num_steps": (config.decay_iters, "lr_decay_iters"),
+        "scheduler.params.warmup_max_lr": (optimizer.lr, "lr"),
+    }
+
+
+def _lookup(given: Any, key: str) -> Any:
+    for part in key.split("."):
+        given = given.get(part) if isinstance(given, Mapping) else None
+    return given
+
+
+def _remove(given: Any, key: str) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        given = given.get(part) if isinstance(given, dict) else None
+    if isinstance(given, dict):
+        given.pop(last, None)
+
+
+def _without_auto(given: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: _without_auto(value) if isinstance(value, dict) else value for key, value in given.items()}
+    return {key: value for key, value in plain.items() if value != "auto" and value != {}}
+
+
+def _is_off(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not value or value.get("device") == "none" or value.get("enabled") is False
+    if isinstance(value, bool) or value is None:
+        return not value
+    return value == "auto" or value in (-1, 0, 1)  # a group or shard count of one process
+
+
+def _equal(value: Any, ours: Any) -> bool:
+    if isinstance(ours, list):
+        return isinstance(value, list) and len(value) == len(ours) and all(map(_equal, value, ours))
+    if isinstance(ours, bool | str) or isinstance(value, bool):
+        return value == ours and type(value) is type(ours)
+    return isinstance(value, int | float) and math.isclose(value, ours, rel_tol=1e-9)

@@ -1,0 +1,224 @@
+"""The training engine: a model under DeepSpeed ZeRO stage 1 whose factors grow and whose structure changes once.
+
+It carries out the changes that methods ask for (``methods/changes.py``) on parameters, FP32 masters and optimizer
+moments, and knows no method by name.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+import gc
+import math
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from inrank_megatron.config import Config
+from inrank_megatron.engine import deepspeed_setup, factor_surgery, zero_state
+from inrank_megatron.engine.zero_state import ParameterState
+from inrank_megatron.errors import UserError
+from inrank_megatron.layers.factorised import FactorisedLinear, FactorSpec
+from inrank_megatron.methods.changes import Change, InitialiseFactors, LayerView, Refactor, SetRank
+from inrank_megatron.model.initialise import named_generator
+from inrank_megatron.parallel import Parallel
+
+MicroBatch = tuple[Tensor, Tensor]  # tokens [B, S], labels [B, S], int64
+
+
+class ModelFactory(Protocol):
+    """Where models come from; see ``model/gpt.py``."""
+
+    def build(self, factors: Mapping[str, FactorSpec]) -> nn.Module: ...
+
+    def initial_weight(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss a token over the global batch, global gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+class Engine:
+    """A model in training.
+
+    Attributes:
+        model: the bare model (no DeepSpeed wrapper), for evaluation.
+        layers: its factorised linears by name.
+        ranks: decided rank r of each factorised linear.
+        initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of every column's initial value, where W0 exists.
+    """
+
+    def __init__(self, factory: ModelFactory, factors: Mapping[str, FactorSpec], *, config: Config,
+                 parallel: Parallel, device: torch.device, accumulation: int,
+                 deepspeed_json: dict | None = None):
+        self.config, self.parallel, self.device = config, parallel, device
+        self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
+        self.factory = factory
+        self.deepspeed = None
+        self._build(factors)
+
+    # ---- training -------------------------------------------------------------------------------------------
+
+    def train_step(self, micro_batches: Iterable[MicroBatch], *, step: int, lr: float) -> StepResult:
+        """Optimizer step number ``step`` (from 1) over this rank's micro-batches.
+
+        A loss that is not finite raises before the update.
+        """
+        self.parallel.seed_random(seed=self.config.training.seed, step=step)
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index, batch in enumerate(micro_batches):
+            loss = self.loss(self.deepspeed, batch)
+            self.deepspeed.backward(loss)
+            total += loss.detach()
+            if index + 1 == self.accumulation:
+                mean = self._mean_loss(total)
+            self.deepspeed.step()
+        return StepResult(loss=mean, grad_norm=float(self.deepspeed.get_global_grad_norm()))
+
+    def _mean_loss(self, total: Tensor) -> float:
+        dist.all_reduce(total, group=self.parallel.dp_group)
+        mean = total.item() / (self.accumulation * self.parallel.dp_size)
+        if not math.isfinite(mean):
+            raise UserError(f"the loss is {mean}; training stops before the update. Lower --lr or --clip-grad and "
+                            "continue from the last checkpoint with --resume auto")
+        return mean
+
+    @staticmethod
+    def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+        """Loss of every token [B, S], FP32."""
+        tokens, labels = batch
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return model(tokens, positions, None, labels=labels).float()
+
+    @classmethod
+    def loss(cls, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """Mean loss a token of one micro-batch."""
+        return cls.token_losses(model, batch).mean()
+
+    # ---- what methods see and ask for -----------------------------------------------------------------------
+
+    def views(self, *, spectrum: str | None = None, step: int = 0) -> list[LayerView]:
+        """The factorised linears with their ranks and, if asked for, spectra; the same on every rank."""
+        values = {}
+        if spectrum is not None and self.layers:
+            values = factor_surgery.spectra(self.layers, self.initial, self.parallel, kind=spectrum, step=step)
+        return [LayerView(name=name, min_dim=min(x.output_size, x.input_size), rank=self.ranks[name],
+                          active=x.active, capacity=x.capacity,
+                          singular_values=tuple(values[name].tolist()) if name in values else ())
+                for name, x in self.layers.items()]
+
+    def apply(self, changes: Iterable[Change], *, step: int,
+              first_batch: Callable[[], Iterable[MicroBatch]] | None = None) -> None:
+        """Carry out ``changes`` in order. ``first_batch`` gives this rank's micro-batches of step 0."""
+        for change in changes:
+            match change:
+                case InitialiseFactors():
+                    self._initialise(change, first_batch)
+                case SetRank():
+                    self._set_rank(change)
+                case Refactor():
+                    self._refactor(change, step)
+                case _:
+                    raise TypeError(f"unknown change {change!r}")
+
+    def _initialise(self, change: InitialiseFactors, first_batch) -> None:
+        if change.source == "gradient":
+            self.parallel.seed_random(seed=self.config.training.seed, step=0)
+            losses = (self.loss(self.model, batch) for batch in first_batch())
+            gradients = factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel)
+            pairs = factor_surgery.gradient_start(self.layers, gradients, self.parallel,
+                                                  column_norm=change.column_norm)
+        else:
+            pairs = factor_surgery.spectral_start(self.layers, self.factory.initial_weight, self.parallel)
+        for name, left, right in pairs:
+            self._place(name, left, right, start=0, absorb=change.absorb)
+
+    def _set_rank(self, change: SetRank) -> None:
+        layer, start = self.layers[change.layer], self.layers[change.layer].active
+        self.ranks[change.layer] = change.rank
+        if change.active == start:
+            return
+        generator = named_generator(self.config.training.seed, f"{change.layer}/columns from {start}")
+        left, right = factor_surgery.random_columns(layer, change.active - start, norm=change.column_norm,
+                                                    generator=generator)
+        layer.activate(change.active)
+        self._place(change.layer, left, right, start=start, absorb=change.absorb)
+
+    def _place(self, name: str, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
+        layer = self.layers[name]
+        factor_surgery.place_columns(layer, left, right, start=start, absorb=absorb)
+        if absorb:
+            columns = slice(start, start + left.shape[1])
+            u0, v0 = self.initial[name]
+            u0[:, columns] = layer.U.detach()[:, columns]
+            v0[columns] = layer.V.detach()[columns]
+
+    def _refactor(self, change: Refactor, step: int) -> None:
+        """Build the second-phase model and move everything that is not a factor over, moments included."""
+        pairs = list(factor_surgery.truncated_weights(self.layers, change.ranks, self.parallel, step=step))
+        kept = {name: zero_state.read_state(p) for name, p in self.parameters() if not self._is_factor(name)}
+        steps = zero_state.group_steps(self.deepspeed.optimizer)
+        factors = {name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in change.ranks.items()}
+        self._build(factors)
+        for name, left, right in pairs:
+            self._place(name, left, right, start=0, absorb=False)
+        for name, parameter in self.parameters():
+            if name in kept:
+                zero_state.write_state(parameter, kept[name])
+        zero_state.set_group_steps(self.deepspeed.optimizer, steps | {"factors": 0})
+
+    # ---- state ----------------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Trained parameters by name, in the model's order."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def factor_specs(self) -> dict[str, FactorSpec]:
+        """The present structure, enough to build the same model again."""
+        return {name: FactorSpec(columns=x.capacity, active=x.active, rank=self.ranks[name], base=x.weight is not None)
+                for name, x in self.layers.items()}
+
+    def read_state(self, name: str) -> ParameterState:
+        """Master and moments of a trained parameter, this rank's shard. Collective."""
+        return zero_state.read_state(dict(self.parameters())[name])
+
+    def _is_factor(self, name: str) -> bool:
+        layer, _, leaf = name.rpartition(".")
+        return layer in self.layers and leaf in ("U", "V")
+
+    def _build(self, factors: Mapping[str, FactorSpec]) -> None:
+        if self.deepspeed is not None:
+            deepspeed_setup.stop_deepspeed(self.deepspeed)
+            self.deepspeed = self.model = self.layers = None
+            gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
+        self.model = self.factory.build(factors).to(self.device)
+        self.layers = {name: m for name, m in self.model.named_modules() if isinstance(m, FactorisedLinear)}
+        self.ranks = {name: spec.rank for name, spec in factors.items()}
+        self.initial = {name: (torch.zeros_like(x.U, dtype=torch.float32).detach(),
+                               torch.zeros_like(x.V, dtype=torch.float32).detach())
+                        for name, x in self.layers.items() if x.weight is not None}
+        self._sum_replicated_gradients()
+        self.deepspeed = deepspeed_setup.start_deepspeed(
+            self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json)
+
+    def _sum_replicated_gradients(self) -> None:
+        """Under sequence parallelism a replicated parameter sees only this rank's tokens: sum over the group.
+
+        Neither Megatron (outside its own optimizer) nor DeepSpeed does it.
+        """
+        group = self.parallel.tp_group
+
+        def total(gradient: Tensor) -> Tensor:
+            gradient = gradient.contiguous().clone()
+            dist.all_reduce(gradient, group=group)
+            return gradient
+
+        for _, parameter in self.parameters():
+            if getattr(parameter, "sequence_parallel", False):
+                parameter.register_hook(total)

@@ -1,0 +1,32 @@
+"""``W = U V`` of a given rank from the first step on (the baseline of the paper's table 2)."""
+
+from inrank_megatron.layers.factorised import FactorSpec
+from inrank_megatron.methods.changes import InitialiseFactors
+
+
+class FixedRank:
+    """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
+
+    Spectral start: the truncated SVD of the standard initial weight, singular values shared evenly.
+    """
+
+    name = "fixed-rank"
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def structure(self, min_dims):
+        ranks = {name: min(self.rank, d) for name, d in min_dims.items()}
+        return {name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in ranks.items()}
+
+    def start(self):
+        return [InitialiseFactors(source="spectral")]
+
+    def acts_at(self, step):
+        return False
+
+    def spectrum_at(self, step):
+        return None
+
+    def changes(self, step, layers):
+        return []

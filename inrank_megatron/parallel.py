@@ -1,0 +1,156 @@
+"""Processes and groups. The only module that reads Megatron's global process groups.
+
+Ranks are laid out as Megatron does: neighbouring ranks form a tensor-parallel group, so that its
+traffic stays inside a node; ranks with the same place in those groups form a data-parallel group.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+import os
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch.distributed import ProcessGroup
+
+from inrank_megatron.launcher import launcher_ranks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The groups of this process. Sizes and ranks follow from them."""
+
+    tp_group: ProcessGroup
+    dp_group: ProcessGroup
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    @property
+    def tp_rank(self) -> int:
+        return self.tp_group.rank()
+
+    @property
+    def tp_size(self) -> int:
+        return self.tp_group.size()
+
+    @property
+    def dp_rank(self) -> int:
+        return self.dp_group.rank()
+
+    @property
+    def dp_size(self) -> int:
+        return self.dp_group.size()
+
+    def from_first_rank(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` on rank 0 only and give its result to every rank.
+
+        Decisions pass through here, so that no two ranks can disagree. An exception on rank 0 is
+        raised on every rank.
+        """
+        box: list = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = compute()
+            except Exception as error:
+                box[1] = error
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def seed_random(self, *, seed: int, step: int) -> None:
+        """Seed torch and Megatron's random-state tracker for one optimizer step.
+
+        Dropout then depends on (seed, step, data-parallel rank, tensor-parallel rank) alone, so a resumed run draws
+        the same masks and no random state needs saving.
+        """
+        stream = (seed * 1_000_003 + step * 8_191 + self.dp_rank) % 2**31
+        torch.manual_seed(stream)
+        model_parallel_cuda_manual_seed(stream, tp_rank=self.tp_rank, force_reset_rng=True)
+
+    def any_rank(self, flag: bool, device: torch.device) -> bool:
+        """True on every rank if ``flag`` is true on at least one."""
+        value = torch.tensor([int(flag)], device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+
+def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes: float = 10) -> Parallel:
+    """Join the job and build its groups. ``timeout_minutes``: how long a collective waits for a lost rank."""
+    if not dist.is_initialized():
+        rank, world_size = launcher_ranks()
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+            os.environ.setdefault(name, value)
+        dist.init_process_group(backend, rank=rank, world_size=world_size,
+                                timeout=timedelta(minutes=timeout_minutes))
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        distributed_timeout_minutes=max(1, round(timeout_minutes)),
+    )
+    return Parallel(tp_group=parallel_state.get_tensor_model_parallel_group(),
+                    dp_group=parallel_state.get_data_parallel_group())
+
+
+def shutdown() -> None:
+    """Leave the groups in order, so that no rank warns of a leaked process group."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class DeepSpeedMPU:
+    """What DeepSpeed asks of a model-parallel unit, answered from ``Parallel``.
+
+    It must not define ``initialize_sequence_parallel`` nor ``get_sequence_*``: DeepSpeed takes
+    their presence for its own Ulysses sequence parallelism.
+    """
+
+    def __init__(self, parallel: Parallel):
+        self._parallel = parallel
+
+    def get_tensor_model_parallel_group(self):
+        return self._parallel.tp_group
+
+    def get_tensor_model_parallel_world_size(self):
+        return self._parallel.tp_size
+
+    def get_tensor_model_parallel_rank(self):
+        return self._parallel.tp_rank
+
+    def get_tensor_model_parallel_src_rank(self):
+        return dist.get_process_group_ranks(self._parallel.tp_group)[0]
+
+    # Without pipeline parallelism the model-parallel group is the tensor-parallel group.
+    get_model_parallel_group = get_tensor_model_parallel_group
+    get_model_parallel_world_size = get_tensor_model_parallel_world_size
+    get_model_parallel_rank = get_tensor_model_parallel_rank
+
+    def get_data_parallel_group(self):
+        return self._parallel.dp_group
+
+    def get_data_parallel_world_size(self):
+        return self._parallel.dp_size
+
+    def get_data_parallel_rank(self):
+        return self._parallel.dp_rank
+
+    def get_data_parallel_group_ranks(self):
+        return dist.get_process_group_ranks(self._parallel.dp_group)
+
+    def get_pipeline_model_parallel_world_size(self):
+        return 1
+
+    def get_pipeline_model_parallel_group(self):
+        return parallel_state.get_pipeline_model_parallel_group()

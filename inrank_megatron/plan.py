@@ -1,0 +1,211 @@
+"""What a run will do, said before it starts: the page that `--dry-run` prints."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from inrank_megatron.checks import Topology
+from inrank_megatron.config import PRESETS, SIZES, Config, fields, flatten, from_flat, idle_settings
+from inrank_megatron.costs import (
+    Memory,
+    Parameters,
+    break_even_rank,
+    device_peak_flops,
+    flops_per_token,
+    memory_per_device,
+    parameters,
+)
+
+WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Costs of one phase at one number of columns, over the whole model; memory on one device."""
+
+    name: str
+    columns: int | None
+    parameters: Parameters
+    flops_per_token: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that differs from its default; `idle`: the run's method does not read it."""
+
+    name: str
+    value: Any
+    default: Any
+    idle: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts. The first of the phases is the dense model, to compare with."""
+
+    method: str
+    device: str
+    peak_flops: float | None
+    topology: Topology
+    seq_length: int
+    train_iters: int
+    break_even_rank: int
+    phases: tuple[Phase, ...]
+    settings: tuple[Setting, ...]
+
+
+def make_plan(config: Config, topology: Topology, *, vocab_size: int, device: str) -> Plan:
+    """The plan of a run that `checks.check` has passed.
+
+    Args:
+        vocab_size: the true vocabulary; parameters count it, operations and memory its padding.
+        device: name of the device, "cpu" or as `torch.cuda.get_device_name` gives it.
+    """
+    return Plan(
+        method=config.training.method,
+        device=device,
+        peak_flops=device_peak_flops(device, "bf16" if config.training.bf16 else "fp32"),
+        topology=topology,
+        seq_length=config.model.seq_length,
+        train_iters=config.training.train_iters,
+        break_even_rank=break_even_rank(config),
+        phases=tuple(
+            Phase(
+                name=name,
+                columns=columns,
+                parameters=parameters(config, vocab_size, ranks=columns, frozen_base=base),
+                flops_per_token=flops_per_token(
+                    config, topology.padded_vocab_size, ranks=columns, frozen_base=base
+                ),
+                memory=memory_per_device(config, topology, ranks=allocated, frozen_base=base),
+            )
+            for name, columns, allocated, base in _phases(config, topology)
+        ),
+        settings=tuple(changed_settings(config)),
+    )
+
+
+def changed_settings(config: Config) -> list[Setting]:
+    """Every setting whose value is neither the schema's default nor what the preset and the sizes imply."""
+    flat = flatten(config)
+    sizes = (*SIZES, "train_iters")
+    default = flatten(from_flat({name: flat[name] for name in sizes}))
+    default |= dict.fromkeys(sizes) | PRESETS.get(flat["model_preset"], {})
+    idle = idle_settings(flat["method"])
+    return [
+        Setting(name, flat[name], default[name], name in idle)
+        for name in fields()
+        if flat[name] != default[name]
+    ]
+
+
+def render(plan: Plan) -> str:
+    """The plan as plain text, at most 110 columns wide."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False, emoji=False)
+    for part in (*_head(plan), "", _cost_table(plan), *_notes(plan), "", _settings_table(plan)):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def _phases(config: Config, topology: Topology) -> list[tuple[str, int | None, int | None, bool]]:
+    """(name, columns that count, columns that are allocated, beside W0) of each row of the cost table."""
+    method, initial, largest = config.training.method, config.inrank.initial_rank, topology.capacity
+    dense = ("dense", None, None, False)
+    if method == "dense":
+        return [dense]
+    if method == "fixed-rank":
+        return [dense, ("fixed rank", largest, largest, False)]
+    rows = [
+        dense,
+        ("phase 1, W0 + U V, at the start", initial + topology.buffer, largest, True),
+        ("phase 1, W0 + U V, all columns", largest, largest, True),
+    ]
+    if method == "inrank":
+        return rows
+    ranks = (initial, largest - topology.buffer, break_even_rank(config))
+    names = ("initial rank", "largest rank", "break-even")
+    return rows + [
+        (f"phase 2, U V, {name}", rank, rank, False) for name, rank in zip(names, ranks, strict=True)
+    ]
+
+
+def _head(plan: Plan) -> list[str]:
+    t = plan.topology
+    tokens = t.global_batch_size * plan.seq_length
+    lines = [
+        f"method       {plan.method}",
+        f"topology     {t.world_size} processes = tensor-parallel {t.tensor_model_parallel_size} x "
+        f"data-parallel {t.data_parallel_size}, ZeRO stage 1, on {plan.device}",
+        f"batch        {t.global_batch_size} sequences = micro {t.micro_batch_size} x accumulation "
+        f"{t.accumulation_steps} x data-parallel {t.data_parallel_size}",
+        f"tokens       {t.global_batch_size} x {plan.seq_length} = {tokens:,} a step, x {plan.train_iters:,} "
+        f"steps = {tokens * plan.train_iters:,}",
+        f"vocabulary   {t.vocab_size:,}, padded to {t.padded_vocab_size:,}",
+    ]
+    if plan.peak_flops:
+        lines.append(f"peak         {plan.peak_flops / 1e12:g} TFLOP/s a device")
+    if plan.method in ("inrank", "inrank-efficient"):
+        lines.append(f"columns      buffer {t.buffer}, at most {t.capacity} of {t.min_dim} in an MLP linear")
+    return lines
+
+
+def _cost_table(plan: Plan) -> Table:
+    table = Table("", box=None, pad_edge=False)
+    for title in ("columns", "parameters", "trainable", "MFLOP/token", "over dense", "memory/device"):
+        table.add_column(title, justify="right")
+    dense = plan.phases[0].flops_per_token
+    for phase in plan.phases:
+        table.add_row(
+            phase.name,
+            "" if phase.columns is None else f"{phase.columns:,}",
+            f"{phase.parameters.total:,}",
+            f"{phase.parameters.trainable:,}",
+            f"{phase.flops_per_token / 1e6:,.1f}",
+            f"{phase.flops_per_token / dense:.3f}",
+            _size(phase.memory.total),
+        )
+    return table
+
+
+def _notes(plan: Plan) -> list[str]:
+    first = plan.phases[:3][-1]  # the run itself; InRank's first phase with all columns
+    memory = first.memory
+    notes = [
+        "",
+        "Parameters count the true vocabulary, operations the padded one, forward and backward.",
+        f"Memory of {first.name}: parameters {_size(memory.parameters)}, gradients "
+        f"{_size(memory.gradients)},",
+        f"FP32 masters and Adam moments {_size(memory.optimizer)}, initial factors "
+        f"{_size(memory.initial_factors)}, activations about {_size(memory.activations)}.",
+    ]
+    if plan.method == "inrank-efficient":
+        notes.append(
+            "The run finds the rank of phase 2, from the initial to the largest; it is cheaper than dense up "
+            f"to rank {plan.break_even_rank}."
+        )
+    return notes
+
+
+def _settings_table(plan: Plan) -> Table | str:
+    if not plan.settings:
+        return "All settings have their defaults."
+    table = Table("setting", "value", "default", "", box=None, pad_edge=False)
+    for setting in plan.settings:
+        note = f"not read by method {plan.method}" if setting.idle else ""
+        table.add_row(setting.name, _text(setting.value), _text(setting.default), note)
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,123 @@
+"""What a run records while it trains: ``metrics.jsonl``, ``ranks.jsonl`` and TensorBoard events."""
+
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.reporting.files import json_line, read_records, write_atomically
+
+# Megatron-LM's names, so that runs of both can lie in one TensorBoard.
+TRAIN_TAGS = {
+    "loss": "lm loss",
+    "lr": "learning-rate",
+    "grad_norm": "grad-norm",
+    "tokens_per_second": "tokens-per-second",
+    "tflops_per_second": "throughput",
+    "mean_rank": "rank/mean",
+}
+EVALUATION_TAGS = {"valid": "lm loss validation", "test": "lm loss test"}
+
+
+class MetricsWriter:
+    """Appends a run's records to its folder. One process of the job makes one: rank 0.
+
+    Every line is flushed as it is written, so a killed run keeps all but perhaps its last line. Lines are
+    strict JSON; NaN and infinity become ``null``.
+
+    Args:
+        run_dir: the run folder; made if absent.
+        resume_step: the number of completed optimizer steps that the run continues from. Records of later
+            steps, which the run is about to repeat, are removed first. 0 starts the records again. None
+            (a new run) accepts no earlier records.
+
+    Raises:
+        UserError: ``resume_step`` is None and the folder holds records already.
+    """
+
+    def __init__(self, run_dir: str | Path, *, resume_step: int | None):
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        paths = [run_dir / "metrics.jsonl", run_dir / "ranks.jsonl"]
+        for path in paths:
+            if resume_step is not None:
+                _remove_after(path, resume_step)
+            elif path.exists() and path.stat().st_size:
+                raise UserError(
+                    f"{path} already holds the records of a run, and a new run needs a folder of its own: "
+                    "name another with --save, or continue the run with --resume auto"
+                )
+        self._metrics, self._ranks = (path.open("a", encoding="utf-8") for path in paths)
+        # TensorBoard hides earlier events from purge_step on.
+        purge_step = resume_step + 1 if resume_step else resume_step
+        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step, flush_secs=10)
+
+    def train(self, step: int, **values: float | int | None) -> None:
+        """One optimizer step: ``loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens`` (cumulative),
+        ``tokens_per_second``, ``tflops_per_second`` (per device), ``utilisation`` (0 to 1, or None),
+        ``mean_rank``, ``phase`` (0 dense, 1 W0 + UV, 2 U*V*) and ``elapsed_seconds`` since the run began.
+        ``step`` counts completed steps from 1.
+        """
+        _append(self._metrics, {"kind": "train", "step": step, **values})
+        for name, tag in TRAIN_TAGS.items():
+            if values.get(name) is not None:
+                self._events.add_scalar(tag, values[name], step)
+
+    def evaluation(
+        self,
+        step: int,
+        *,
+        split: str,
+        loss: float,
+        perplexity: float,
+        word_perplexity: float | None,
+        tokens: int,
+        elapsed_seconds: float,
+    ) -> None:
+        """Loss (nats a token) and perplexities of ``split`` (``valid`` or ``test``) after ``step`` steps."""
+        _append(
+            self._metrics,
+            {
+                "kind": "eval",
+                "step": step,
+                "split": split,
+                "loss": loss,
+                "perplexity": perplexity,
+                "word_perplexity": word_perplexity,
+                "tokens": tokens,
+                "elapsed_seconds": elapsed_seconds,
+            },
+        )
+        self._events.add_scalar(EVALUATION_TAGS[split], loss, step)
+        self._events.add_scalar(f"{EVALUATION_TAGS[split]} ppl", perplexity, step)
+
+    def ranks(self, records: list[dict[str, Any]]) -> None:
+        """One record per layer of a check: ``step``, ``event`` (``init``, ``check``, ``switch``), ``layer``,
+        ``rank``, ``previous_rank``, ``explained_ratio``, ``active_columns``, ``capacity``, ``capped`` and
+        ``singular_values`` (the leading ones, descending).
+        """
+        for record in records:
+            _append(self._ranks, record)
+            self._events.add_scalar(f"rank/{record['layer']}", record["rank"], record["step"])
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """Anything else that happens once, such as ``switch`` or ``checkpoint``."""
+        _append(self._metrics, {"kind": kind, "step": step, **values})
+
+    def close(self) -> None:
+        """Close all three; a second call does nothing."""
+        self._metrics.close()
+        self._ranks.close()
+        self._events.close()
+
+
+def _append(stream: TextIO, record: dict[str, Any]) -> None:
+    stream.write(json_line(record))
+    stream.flush()
+
+
+def _remove_after(path: Path, step: int) -> None:
+    """Keep the records up to ``step``; none for 0: a run that starts again repeats those of step 0 too."""
+    kept = [record for record in read_records(path) if step and record["step"] <= step]
+    write_atomically(path, "".join(map(json_line, kept)).encode())

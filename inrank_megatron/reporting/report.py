@@ -1,0 +1,178 @@
+"""``report.html``: one page with everything about a run, made from the files of its folder alone."""
+
+import base64
+import io
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from inrank_megatron.reporting.console import duration
+from inrank_megatron.reporting.files import write_atomically
+from inrank_megatron.reporting.plots import figures
+from inrank_megatron.reporting.run import Run, read_run
+from inrank_megatron.reporting.tables import (
+    Table,
+    median,
+    number,
+    phase_table,
+    rank_table,
+    share,
+    small_tables,
+)
+
+CAPTIONS = {
+    "loss": (
+        "Loss and perplexity",
+        "Loss on the left, the same curves as perplexity on the right. Dashed: the switch from "
+        "W0 + UV to U*V*, if there was one. Dotted: a unigram model on the validation tokens.",
+    ),
+    "ranks": ("Rank of every layer", "Rank at each check, coloured by the depth of the block."),
+    "spectrum": (
+        "Spectrum and the part explained",
+        "Leading singular values, normalised by their sum, at the first (left) and last check (right), in "
+        "the first and the last block. Solid: kept at the layer's rank.",
+    ),
+    "cost": ("Size and cost beside the dense model", "Per cent of the dense model of the same shape."),
+    "throughput": ("Throughput", "Tokens a second of the whole job, and what one device computes."),
+}
+
+
+class Tile(NamedTuple):
+    """One figure of the headline."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``plots/*.png`` and the self-contained ``report.html`` of a run; returns the page's path.
+
+    Works on any run folder: dense or low-rank, finished or not, cut off in the middle of a line, or without
+    records. Each file is replaced whole.
+
+    Raises:
+        UserError: the folder does not exist, or its ``config.yaml`` or ``summary.json`` cannot be parsed.
+    """
+    run = read_run(run_dir)
+    plots = run.folder / "plots"
+    plots.mkdir(exist_ok=True)
+    pictures = []
+    for name, figure in figures(run).items():
+        write_atomically(plots / f"{name}.png", _image(figure, file_format="png"))
+        title, caption = CAPTIONS[name]
+        data = base64.b64encode(_image(figure, file_format="svg")).decode()
+        pictures.append({"title": title, "caption": caption, "data": data})
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = files("inrank_megatron.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        title=f"{_method(run)}: {run.folder.resolve().name}",
+        lead=_lead(run),
+        notice=_notice(run),
+        tiles=_tiles(run),
+        pictures=pictures,
+        tables=_tables(run),
+    )
+    path = run.folder / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def last_lines(run_dir: str | Path) -> str:
+    """What a run says when it ends: where everything lies, and commands that go on from here."""
+    run = read_run(run_dir)
+    folder = run.folder
+    checkpoint = folder / run.checkpoints[-1]["path"] if run.checkpoints else "none yet"
+    world = run.summary.get("world", {})
+    # On a CPU machine DeepSpeed's launcher cannot count devices; it takes the number of processes from here.
+    processes = f" --num_gpus {world['size']}" if world.get("device") == "cpu" else ""
+    launch = f"deepspeed{processes} launch/pretrain_gpt2.py"
+    quoted = shlex.quote(str(folder))
+    total = run.settings.get("train_iters", run.last_step)
+    resume = f"{launch} --config {quoted}/config.yaml --save {quoted} --resume auto"
+    if run.last_step >= total:
+        resume += f" --train-iters {2 * total}"
+    return "\n".join(
+        [
+            f"checkpoint  {checkpoint}",
+            f"plots       {folder / 'plots'}",
+            f"report      {folder / 'report.html'}",
+            "",
+            "what to run next:",
+            f"  go on        {resume}",
+            f"  real text    {launch} --inrank --dataset wikitext:wikitext-103-raw-v1 --tokenizer gpt2",
+            f"  all curves   tensorboard --logdir {quoted}/tensorboard",
+        ]
+    )
+
+
+def _image(figure: Figure, *, file_format: str) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format=file_format, dpi=150)
+    return stream.getvalue()
+
+
+def _method(run: Run) -> str:
+    return str(run.summary.get("method") or run.settings.get("method") or "run")
+
+
+def _lead(run: Run) -> str:
+    total = run.settings.get("train_iters")
+    steps = f"{run.last_step:,}" + (f" of {total:,}" if isinstance(total, int) else "") + " steps"
+    tokens = f"{run.train[-1]['tokens']:,} tokens" if run.train and run.train[-1].get("tokens") else ""
+    world = run.summary.get("world")
+    shape = (
+        f"{world['size']} x {world['device']}, tensor parallel {world['tensor_model_parallel_size']}, "
+        f"data parallel {world['data_parallel_size']}"
+        if world
+        else ""
+    )
+    return "; ".join(part for part in (steps, tokens, shape) if part)
+
+
+def _notice(run: Run) -> str:
+    # A finished run that was resumed with more steps still has the summary of its first part.
+    if run.summary.get("finished") and run.summary.get("steps", 0) >= run.last_step:
+        return ""
+    return f"This run has not finished: its last recorded step is {run.last_step:,}."
+
+
+def _tiles(run: Run) -> list[Tile]:
+    tiles = []
+    for split, name in (("valid", "validation"), ("test", "test")):
+        record = run.last_evaluation(split)
+        if record:
+            words, at = record.get("word_perplexity"), f"step {record['step']:,}"
+            tiles.append(Tile(f"{name} perplexity (token)", number(record["perplexity"]), at))
+            if words is not None:
+                tiles.append(Tile(f"{name} perplexity (word)", number(words), at))
+    unigram = run.summary.get("unigram_perplexity", {}).get("valid")
+    if unigram is not None:
+        tiles.append(Tile("unigram perplexity", number(unigram), "for scale: token counts alone"))
+    if run.ranks:
+        last = [records[-1]["rank"] for records in run.ranks_by_layer().values()]
+        note = f"{min(last)} to {max(last)} in {len(last)} layers"
+        tiles.append(Tile("mean rank", f"{sum(last) / len(last):.1f}", note))
+    tiles += [_cost_tile(run, "parameters", name="parameters")]
+    tiles += [_cost_tile(run, "flops_per_token", name="FLOPs/token")]
+    if run.elapsed_seconds is not None:
+        tiles.append(Tile("training time", duration(run.elapsed_seconds), f"to step {run.last_step:,}"))
+    rate = median(run.train, "tokens_per_second")
+    if rate is not None:
+        tiles.append(Tile("tokens/s", number(rate), "median over steps"))
+    return [tile for tile in tiles if tile.value]
+
+
+def _cost_tile(run: Run, key: str, *, name: str) -> Tile:
+    """The last phase's cost, against the dense model's; without a value where unknown."""
+    costs: dict[str, Any] = run.summary.get(key) or {}
+    last = next((costs[phase] for phase in ("phase_2", "phase_1", "dense") if costs.get(phase)), None)
+    return Tile(name, number(last) if last else "", share(last, costs.get("dense")))
+
+
+def _tables(run: Run) -> list[Table]:
+    return [table for table in (phase_table(run), rank_table(run), *small_tables(run)) if table.rows]

@@ -1,0 +1,113 @@
+"""Reading a run folder back."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.reporting.files import read_records
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of one run, in the order in which they were written; each part may be empty.
+
+    Attributes:
+        folder: the run folder.
+        settings: ``config.yaml``, flat.
+        summary: ``summary.json``.
+        train, evaluations, switches, checkpoints: the lines of ``metrics.jsonl``, by kind.
+        ranks: the lines of ``ranks.jsonl``, one per layer and check.
+    """
+
+    folder: Path
+    settings: Record
+    summary: Record
+    train: list[Record]
+    evaluations: list[Record]
+    switches: list[Record]
+    checkpoints: list[Record]
+    ranks: list[Record]
+
+    @property
+    def switch_step(self) -> int | None:
+        """The optimizer step after which ``W0 + UV`` became ``U* V*``; None if it has not (yet)."""
+        return self.switches[-1]["step"] if self.switches else None
+
+    @property
+    def last_step(self) -> int:
+        """Completed optimizer steps on record; the last steps need not have a ``train`` line of their own."""
+        records = self.train + self.evaluations + self.checkpoints
+        return max((record["step"] for record in records), default=0)
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """Time in training; before the run has finished, up to its last record."""
+        times = [record.get("elapsed_seconds") or 0.0 for record in self.train + self.evaluations]
+        return self.summary.get("train_seconds") or max(times, default=None)
+
+    def last_evaluation(self, split: str) -> Record | None:
+        """The newest evaluation of ``"valid"`` or ``"test"``."""
+        return next((record for record in reversed(self.evaluations) if record["split"] == split), None)
+
+    def ranks_by_layer(self) -> dict[str, list[Record]]:
+        """The rank records of each layer, layers in the order of depth."""
+        layers: dict[str, list[Record]] = {}
+        for record in self.ranks:
+            layers.setdefault(record["layer"], []).append(record)
+        return {layer: layers[layer] for layer in sorted(layers, key=lambda name: (depth(name), name))}
+
+
+def read_run(run_dir: str | Path) -> Run:
+    """Read a run folder: finished, unfinished, or cut off in the middle of a line.
+
+    Raises:
+        UserError: the folder does not exist, or ``config.yaml`` or ``summary.json`` cannot be parsed.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no run folder, and a report needs one: name the folder given to --save")
+    kinds: dict[str, list[Record]] = {"train": [], "eval": [], "switch": [], "checkpoint": []}
+    for record in read_records(folder / "metrics.jsonl"):
+        kinds.get(record.get("kind"), []).append(record)
+    return Run(
+        folder=folder,
+        settings=_mapping(folder / "config.yaml", parse=yaml.safe_load),
+        summary=_mapping(folder / "summary.json", parse=lambda text: json.loads(text or "{}")),
+        train=kinds["train"],
+        evaluations=kinds["eval"],
+        switches=kinds["switch"],
+        checkpoints=kinds["checkpoint"],
+        ranks=read_records(folder / "ranks.jsonl"),
+    )
+
+
+def depth(layer: str) -> int:
+    """The index of the transformer block in a parameter name: 3 for ``decoder.layers.3.mlp.linear_fc1``."""
+    match = re.search(r"\.(\d+)\.", f".{layer}.")
+    return int(match.group(1)) if match else 0
+
+
+def kind_of(layer: str) -> str:
+    """Which linear of its block a name means: ``linear_fc1`` for ``decoder.layers.3.mlp.linear_fc1``."""
+    return layer.rsplit(".", 1)[-1]
+
+
+def _mapping(path: Path, *, parse: Any) -> Record:
+    if not path.exists():
+        return {}
+    try:
+        content = parse(path.read_text(encoding="utf-8")) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be parsed ({reason}): restore it or move it away") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise UserError(f"{path} holds a {kind} instead of names and values: restore it or move it away")
+    return content

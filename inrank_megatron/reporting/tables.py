@@ -1,0 +1,112 @@
+"""The tables of the report page."""
+
+import itertools
+from typing import Any, NamedTuple
+
+from inrank_megatron.reporting.console import duration
+from inrank_megatron.reporting.plots import magnitude
+from inrank_megatron.reporting.run import Record, Run
+
+UNKNOWN = "-"
+PHASE_TITLES = {0: "dense", 1: "phase 1: W0 + UV", 2: "phase 2: U*V*"}
+COST_KEYS = {0: "dense", 1: "phase_1", 2: "phase_2"}
+
+
+class Table(NamedTuple):
+    """With ``heads`` a row a line; without, names and values, which stand in two columns if ``wide``."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    wide: bool = False
+
+
+def number(value: float | None) -> str:
+    """For people: ``27.53``, ``402``, ``1.23 M``."""
+    if value is None:
+        return UNKNOWN
+    if abs(value) >= 1e5:
+        return magnitude(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def share(value: float | None, whole: float | None) -> str:
+    """``62% of dense``."""
+    return f"{value / whole:.0%} of dense" if value and whole else ""
+
+
+def phase_table(run: Run) -> Table:
+    """What each phase of the training did and cost."""
+    rows, start = [], 0.0
+    for phase, group in itertools.groupby(run.train, key=lambda record: record["phase"]):
+        records = list(group)
+        rows.append(_phase_row(run, phase, records, start=start))
+        start = records[-1].get("elapsed_seconds") or start
+    heads = ["phase", "steps", "first loss", "last loss", "validation ppl", "tokens/s", "TFLOP/s", "time"]
+    return Table("Phases", [*heads, "parameters", "FLOPs/token"], rows)
+
+
+def _phase_row(run: Run, phase: int, records: list[Record], *, start: float) -> list[str]:
+    first, last = records[0], records[-1]
+    inside = [
+        record
+        for record in run.evaluations
+        if record["split"] == "valid" and first["step"] <= record["step"] <= last["step"]
+    ]
+    elapsed = last.get("elapsed_seconds")
+    costs = [run.summary.get(name, {}).get(COST_KEYS[phase]) for name in ("parameters", "flops_per_token")]
+    return [
+        PHASE_TITLES[phase],
+        f"{first['step']:,} - {last['step']:,}",
+        number(first.get("loss")),
+        number(last.get("loss")),
+        number(inside[-1].get("perplexity") if inside else None),
+        number(median(records, "tokens_per_second")),
+        number(median(records, "tflops_per_second")),
+        UNKNOWN if elapsed is None else duration(elapsed - start),
+        *map(number, costs),
+    ]
+
+
+def rank_table(run: Run) -> Table:
+    """First and last rank of every layer."""
+    rows = []
+    for layer, records in run.ranks_by_layer().items():
+        first, last = records[0], records[-1]
+        known = [record for record in records if record.get("explained_ratio") is not None]
+        rows.append(
+            [
+                layer,
+                str(first["rank"]),
+                str(last["rank"]),
+                f"{known[-1]['explained_ratio']:.4f}" if known else UNKNOWN,
+                str(last.get("active_columns", UNKNOWN)),
+                str(last.get("capacity", UNKNOWN)),
+                "yes" if any(record.get("capped") for record in records) else "no",
+            ]
+        )
+    heads = ["layer", "first rank", "last rank", "explained ratio", "active columns", "capacity", "capped"]
+    return Table("Ranks", heads, rows)
+
+
+def small_tables(run: Run) -> list[Table]:
+    """Data, settings and versions."""
+    data = run.summary.get("data", {})
+    counts = [
+        [split, number(sizes.get("tokens")), number(sizes.get("documents"))] for split, sizes in data.items()
+    ]
+    return [
+        Table("Data", ["split", "tokens", "documents"], counts),
+        Table("Settings", [], _pairs(run.settings), wide=True),
+        Table("Versions", [], _pairs(run.summary.get("versions", {}))),
+    ]
+
+
+def _pairs(mapping: dict[str, Any]) -> list[list[str]]:
+    return [[str(name), "none" if value is None else str(value)] for name, value in mapping.items()]
+
+
+def median(records: list[Record], name: str) -> float | None:
+    """The median of one field, where known."""
+    values = sorted(record[name] for record in records if record.get(name) is not None)
+    return values[len(values) // 2] if values else None

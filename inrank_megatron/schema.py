@@ -1,0 +1,176 @@
+"""The settings of a run, section by section: names, types, ranges, defaults, and one line about each.
+
+Field names are Megatron's where Megatron has one, and unique over the sections, because files and the command
+line are flat. Files are read and defaults that depend on other fields are filled in `config.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `6e-4` as text, and so does a command line."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _words(value: Any) -> Any:
+    """One path is a list of one; the weights in `[0.3, a.txt, 0.7, b.txt]` are words like the paths."""
+    if isinstance(value, list):
+        return [str(item) if isinstance(item, int | float) else item for item in value]
+    return [value] if isinstance(value, str) else value
+
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator(_number)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
+Words = Annotated[list[str], Field(min_length=1), BeforeValidator(_words)]
+
+
+def _about(text: str, default: Any = ...) -> Any:
+    return Field(default, description=text)
+
+
+class Section(BaseModel):
+    """Common rules of all sections: immutable, no unknown fields, no silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """GPT-2: learned positions, LayerNorm, GELU, biases, tied embeddings."""
+
+    model_preset: Literal["tiny", "small", "medium", "large"] | None = _about(
+        "sizes of a known model; a size that is given explicitly wins", None
+    )
+    num_layers: Count = _about("transformer layers")
+    hidden_size: Count = _about("width of the residual stream")
+    num_attention_heads: Count = _about("attention heads")
+    ffn_hidden_size: Count = _about("width inside the MLP; left out: 4 x hidden-size")
+    seq_length: Count = _about("tokens in one training sequence")
+    max_position_embeddings: Count = _about("learned positions; left out: seq-length")
+    make_vocab_size_divisible_by: Count = _about(
+        "the embedding is padded to a multiple of this times the tensor-parallel size", 128
+    )
+    init_method_std: Positive = _about("standard deviation of the initial weights", 0.02)
+    norm_epsilon: Positive = _about("epsilon of LayerNorm", 1e-5)
+    hidden_dropout: Fraction = _about("dropout on embeddings and on each block's output", 0.0)
+    attention_dropout: Fraction = _about("dropout on attention probabilities", 0.0)
+
+
+class ParallelConfig(Section):
+    """How the processes share the work."""
+
+    tensor_model_parallel_size: Count | Literal["auto"] = _about(
+        "processes that share each layer; auto: 2 if the number of processes is even, else 1", 1
+    )
+    sequence_parallel: bool = _about(
+        "shard the tokens outside the layers as well (no effect at size 1)", True
+    )
+    distributed_timeout_minutes: Count = _about("minutes after which a silent process ends the run", 10)
+
+
+class OptimizerConfig(Section):
+    """AdamW (no decay on biases and norms) and its learning-rate schedule."""
+
+    lr: NonNegative = _about("peak learning rate", 6e-4)
+    min_lr: NonNegative = _about("learning rate at the end of the decay", 0.0)
+    lr_decay_style: Literal["linear", "cosine", "constant"] = _about("shape of the decay", "cosine")
+    lr_warmup_iters: Steps = _about("steps of linear warm-up from zero", 0)
+    lr_decay_iters: Count | None = _about(
+        "step at which the decay ends, warm-up included; left out: train-iters", None
+    )
+    weight_decay: NonNegative = _about("decoupled weight decay", 0.1)
+    adam_beta1: Fraction = _about("decay of the first moment", 0.9)
+    adam_beta2: Fraction = _about("decay of the second moment", 0.95)
+    adam_eps: Positive = _about("epsilon of Adam", 1e-8)
+    clip_grad: NonNegative = _about("largest global gradient norm; 0: no clipping", 1.0)
+
+
+class TrainingConfig(Section):
+    """Method, batch, length, evaluation and saving."""
+
+    method: Literal["dense", "fixed-rank", "inrank", "inrank-efficient"] = _about(
+        "how the MLP linears train", "dense"
+    )
+    micro_batch_size: Count = _about("sequences of one forward pass on one data-parallel rank", 1)
+    global_batch_size: Count | None = _about(
+        "sequences of one step; left out: micro-batch-size x data-parallel", None
+    )
+    train_iters: Count = _about("optimizer steps")
+    seed: Steps = _about("seed of weights, data order and dropout", 1234)
+    bf16: bool = _about("compute in bfloat16, with FP32 masters", False)
+    eval_interval: Count | None = _about("steps between validations; left out: at the end only", None)
+    eval_iters: Count | None = _about("global batches of one validation; left out: the whole split", None)
+    save: str | None = _about("run folder; left out: a new folder runs/<config>-<method>", None)
+    save_interval: Count | None = _about("steps between checkpoints; left out: at the end only", None)
+    resume: Literal["never", "auto"] = _about(
+        "auto: go on from the newest complete checkpoint in --save", "never"
+    )
+    exit_duration_in_mins: Positive | None = _about("save and stop after this many minutes", None)
+    log_interval: Count = _about("steps between two lines of metrics", 1)
+
+
+class InRankConfig(Section):
+    """Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank)."""
+
+    initial_rank: Count = _about("rank r at the start", 2)
+    buffer: Count | None = _about(
+        "columns b trained beyond the rank; left out: 100 x width / 768, at most 100", None
+    )
+    threshold: Share = _about("explained ratio that the rank must reach (alpha)", 0.9)
+    rank_check_interval: Count = _about("steps between rank decisions", 25)
+    switch_iters: Count | None = _about("step after which W0 + U V becomes U V (inrank-efficient)", None)
+    switch_epochs: Positive | None = _about(
+        "the same in epochs; both left out: 1, at most half of train-iters", None
+    )
+    max_rank: Count | None = _about("largest rank; left out: half the width less the buffer", None)
+    rank_criterion: Literal["update", "eq7"] = _about(
+        "spectrum that is judged: of the change since step 0, or of U V (equation 7)", "update"
+    )
+    eq7_window: Literal["sliding", "fixed"] = _about("window of equation 7 for ranks above r", "sliding")
+    initial_column_norm: Positive = _about("norm of the first columns of U and rows of V", 0.5)
+    new_column_norm: Positive = _about("norm of columns added later", 0.1)
+    rank: Count | None = _about("the rank of method fixed-rank", None)
+
+
+class DataConfig(Section):
+    """Text and tokenizer. Without a source the run reads the English of Python's own documentation."""
+
+    data_path: Words | None = _about(
+        "text, JSONL or parquet: PATH ... or WEIGHT PATH ..., cut by --split", None
+    )
+    train_data_path: Words | None = _about("the same for training alone", None)
+    valid_data_path: Words | None = _about("the same for validation alone", None)
+    test_data_path: Words | None = _about("the same for test alone", None)
+    split: str = _about("shares of documents for training, validation, test", "969,30,1")
+    dataset: str | None = _about("Hugging Face dataset: NAME or NAME:CONFIG", None)
+    tokenizer: str | None = _about(
+        "hub name, or folder with vocab.json + merges.txt; left out: train one", None
+    )
+    vocab_size: Count = _about("tokens of the BPE that is trained when --tokenizer is left out", 4096)
+    data_cache_path: str = _about("folder of token files", "data_cache")
+    text_column: str = _about("column (parquet) or key (JSONL) that holds the text", "text")
+
+
+class Config(Section):
+    """One run. Build it with `from_flat` or `load`."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    inrank: InRankConfig
+    data: DataConfig
+
+    @property
+    def decay_iters(self) -> int:
+        """The step at which the learning rate's decay ends."""
+        chosen = self.optimizer.lr_decay_iters
+        return self.training.train_iters if chosen is None else chosen

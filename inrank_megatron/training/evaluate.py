@@ -1,0 +1,68 @@
+"""Exact perplexity over a split, the same on any number of ranks."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from inrank_megatron.data.batches import EvalWindows
+from inrank_megatron.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``loss``: mean nats a token over ``tokens`` targets. ``word_perplexity``: None where words are not counted."""
+
+    loss: float
+    tokens: int
+    word_perplexity: float | None
+
+    @property
+    def perplexity(self) -> float:
+        return _exp(self.loss)
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, windows: EvalWindows, *, rows: int, limit: int | None = None,
+             stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+    """Mean token loss over ``windows``, summed in FP64.
+
+    Windows do not overlap and every token but the first is scored once; the data-parallel ranks take them in turn.
+
+    Args:
+        rows: windows of one forward pass.
+        limit: score only the first ``limit`` windows; word perplexity then is None.
+        stop: asked on every rank before each pass, with the same answer on all; True gives the evaluation up.
+
+    Returns:
+        The result, on every rank; None if ``stop`` ended it.
+    """
+    parallel, device = engine.parallel, engine.device
+    count = len(windows) if limit is None else min(limit, len(windows))
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    engine.model.eval()
+    try:
+        for start in range(0, count, rows * parallel.dp_size):
+            if stop():
+                return None
+            own = range(start + parallel.dp_rank * rows, min(start + (parallel.dp_rank + 1) * rows, count))
+            if own:
+                batch = [windows.window(i) for i in own]
+                tokens = torch.from_numpy(np.stack([t for t, _ in batch])).to(device)
+                valid = torch.tensor([v for _, v in batch], device=device)
+                losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
+                scored = torch.arange(losses.shape[1], device=device) < valid[:, None]
+                sums += torch.stack([losses[scored].sum(), valid.sum().double()])
+    finally:
+        engine.model.train()
+    dist.all_reduce(sums, group=parallel.dp_group)
+    loss, tokens = (sums[0] / sums[1]).item(), int(sums[1].item())
+    words = windows.file.num_words if count == len(windows) else None
+    return Evaluation(loss, tokens, _exp(sums[0].item() / words) if words else None)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

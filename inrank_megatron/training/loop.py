@@ -1,0 +1,184 @@
+"""The training loop: step, every k steps a rank decision, once a switch; evaluation, saving, stopping."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from inrank_megatron import costs
+from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter
+from inrank_megatron.checks import Topology
+from inrank_megatron.config import Config
+from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.engine.engine import Engine, MicroBatch, StepResult
+from inrank_megatron.engine.state import engine_record, whole_tensors
+from inrank_megatron.methods.changes import Method, Refactor, SetRank
+from inrank_megatron.training.evaluate import evaluate
+from inrank_megatron.training.journal import Journal
+from inrank_megatron.training.run_folder import RunFolder
+from inrank_megatron.training.schedule import learning_rate
+from inrank_megatron.training.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. ``seconds``: training time so far, over all its sessions."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Everything that a run needs once it is built; :meth:`train` does the rest.
+
+    Attributes:
+        windows: what to evaluate on, by split (``valid``, ``test``); a split without text is absent.
+        identity: what every checkpoint records of the run (data, switch step), as JSON.
+        peak_flops: of one device, for the utilisation; None where it is not known.
+    """
+
+    config: Config
+    topology: Topology
+    engine: Engine
+    method: Method
+    batches: TrainBatches
+    windows: dict[str, EvalWindows]
+    folder: RunFolder
+    journal: Journal
+    stop: StopRequest
+    identity: dict
+    peak_flops: float | None
+    progress: Progress = Progress()
+
+    def train(self) -> bool:
+        """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
+        training, parallel = self.config.training, self.engine.parallel
+        self._began, self._earlier = time.monotonic(), self.progress.seconds
+        self._saved_step = self.progress.step if self.folder.checkpoint else None
+        if self.folder.checkpoint is None:
+            self._start()
+        stopping = self._stopping()
+        while self.progress.step < training.train_iters and not stopping:
+            self._step()
+            step = self.progress.step
+            if _due(step, training.eval_interval) and step < training.train_iters:
+                self._evaluate("valid")
+            stopping = self._stopping()
+            if _due(step, training.save_interval) and not stopping:
+                self._save()
+        finished = not stopping and self._evaluate("valid") and self._evaluate("test")
+        if not finished:
+            reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
+            self.journal.message(f"stopping after step {self.progress.step}: {reason}")
+        self._save()
+        return finished
+
+    # ---- one step -------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.engine.apply(self.method.start(), step=0, first_batch=lambda: self._micro_batches(0))
+        if views := self.engine.views():
+            self.journal.structure(0, "init", views)
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        step = self.progress.step + 1
+        lr = learning_rate(step, self.config)
+        result = self.engine.train_step(self._micro_batches(step - 1), step=step, lr=lr)
+        self.progress = Progress(step, self._earlier + time.monotonic() - self._began)
+        if _due(step, self.config.training.log_interval) or step == self.config.training.train_iters:
+            self.journal.train(self._record(result, lr, time.monotonic() - began))
+        self._apply_method()
+
+    def _apply_method(self) -> None:
+        step, engine = self.progress.step, self.engine
+        if not self.method.acts_at(step):
+            return
+        views = engine.views(spectrum=self.method.spectrum_at(step), step=step)
+        changes = engine.parallel.from_first_rank(lambda: self.method.changes(step, views))
+        self.journal.checks(step, views, [c for c in changes if isinstance(c, SetRank)])
+        switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
+        engine.apply(changes, step=step)
+        if switching:
+            views = engine.views()
+            mean = sum(view.rank for view in views) / len(views)
+            seconds = time.monotonic() - began
+            self.journal.structure(step, "switch", views)
+            self.journal.event("switch", step, f"step {step}: W0 + U V becomes U* V*, mean rank {mean:.1f} "
+                               f"({seconds:.1f} s); second phase", seconds=seconds, mean_rank=mean)
+
+    def _micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's share of the global batch of ``step`` (from 0), as input and target tokens on the device."""
+        parallel, micro = self.engine.parallel, self.topology.micro_batch_size
+        for index in range(self.topology.accumulation_steps):
+            first = (index * parallel.dp_size + parallel.dp_rank) * micro
+            rows = torch.from_numpy(self.batches.rows(step, first, first + micro)).to(self.engine.device)
+            yield rows[:, :-1], rows[:, 1:]
+
+    def _record(self, result: StepResult, lr: float, seconds: float) -> dict:
+        layers, topology = self.engine.layers, self.topology
+        tokens = topology.global_batch_size * self.config.model.seq_length
+        base = any(layer.weight is not None for layer in layers.values())
+        flops = costs.flops_per_token(self.config, topology.padded_vocab_size, frozen_base=base,
+                                      ranks={name: x.active for name, x in layers.items()} or None)
+        per_device = flops * tokens / seconds / topology.world_size
+        return {
+            "step": self.progress.step, "loss": result.loss, "perplexity": math.exp(min(result.loss, 700.0)),
+            "lr": lr, "grad_norm": result.grad_norm, "tokens": tokens * self.progress.step,
+            "tokens_per_second": tokens / seconds, "tflops_per_second": per_device / 1e12,
+            "utilisation": per_device / self.peak_flops if self.peak_flops else None,
+            "mean_rank": sum(self.engine.ranks.values()) / len(layers) if layers else None,
+            "phase": 1 if base else 2 if layers else 0, "elapsed_seconds": self.progress.seconds,
+        }
+
+    # ---- between steps --------------------------------------------------------------------------------------
+
+    def _evaluate(self, split: str) -> bool:
+        """Evaluate and record; False if a stop ended it. A split without text is done at once."""
+        if split not in self.windows:
+            return True
+        training, limit = self.config.training, None
+        if training.eval_iters is not None and self.progress.step < training.train_iters:
+            limit = training.eval_iters * self.topology.global_batch_size
+        result = evaluate(self.engine, self.windows[split], rows=self.topology.micro_batch_size, limit=limit,
+                          stop=self._stopping)
+        if result is None:
+            return False
+        self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
+        self.journal.evaluation(self.progress.step, split, result, elapsed_seconds=self.progress.seconds)
+        return True
+
+    def _stopping(self) -> bool:
+        """Whether any rank was asked to stop: the same answer on all ranks."""
+        return self.engine.parallel.any_rank(self.stop.reason() is not None, self.engine.device)
+
+    def _save(self) -> None:
+        """Write a checkpoint of the present step, unless the newest one is of this step already."""
+        step = self.progress.step
+        if self._saved_step == step:
+            return
+        began = time.monotonic()
+        writer = CheckpointWriter(self.folder.checkpoints, step) if self.engine.parallel.rank == 0 else None
+        for name, tensor in whole_tensors(self.engine):
+            if writer:
+                writer.add(name, tensor)
+        record = engine_record(self.engine)
+        if writer:
+            state = {"step": step, "seconds": self.progress.seconds, "identity": self.identity, "engine": record}
+            path = writer.publish(state).relative_to(self.folder.path)
+            seconds = time.monotonic() - began
+            self.journal.event("checkpoint", step, f"step {step}: saved {path} ({seconds:.1f} s)",
+                               path=str(path), seconds=seconds)
+        self._saved_step = step
+
+
+def resume_progress(checkpoint: Checkpoint) -> Progress:
+    """Where the run stood when ``checkpoint`` was written."""
+    return Progress(step=checkpoint.state["step"], seconds=checkpoint.state["seconds"])
+
+
+def _due(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0

@@ -1,0 +1,22 @@
+"""The learning rate as a pure function of the step, so that nothing of it needs saving."""
+
+import math
+
+from inrank_megatron.config import Config
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Learning rate of optimizer step ``step`` (from 1).
+
+    Linear from zero over ``lr_warmup_iters`` steps to ``lr``, then ``lr_decay_style`` down to ``min_lr`` at
+    ``lr_decay_iters`` (``train_iters`` where it is left out), and ``min_lr`` from there.
+    """
+    optimizer = config.optimizer
+    warmup = optimizer.lr_warmup_iters
+    if step <= warmup:
+        return optimizer.lr * step / warmup
+    if optimizer.lr_decay_style == "constant":
+        return optimizer.lr
+    progress = min(1.0, (step - warmup) / max(1, config.decay_iters - warmup))
+    share = 1.0 - progress if optimizer.lr_decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optimizer.min_lr + share * (optimizer.lr - optimizer.min_lr)

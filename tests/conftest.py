@@ -1,0 +1,49 @@
+"""What every test gets: one thread a process, no network, no GPU, caches of its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """Set what libraries read at import; the ranks that tests start inherit it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    # The patches for runs without CUDA are tested too, and a rank per process must not need a device each.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what libraries cache out of the home folder."""
+    cache = tmp_path_factory.mktemp("cache")
+    for name, folder in {
+        "HF_HOME": "huggingface",
+        "MPLCONFIGDIR": "matplotlib",
+        "TORCH_EXTENSIONS_DIR": "torch_extensions",
+        "TRITON_CACHE_DIR": "triton",
+    }.items():
+        os.environ[name] = str(cache / folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rank_pools() -> Iterator[None]:
+    """End the ranks that tests left waiting for work."""
+    from tests.harness import close_pools
+
+    yield
+    close_pools()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real corpora and tokenizers beside the checkout; without it the test is skipped."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real corpora are absent: there is no folder {folder}")
+    return folder

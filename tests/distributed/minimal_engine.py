@@ -1,0 +1,83 @@
+"""The smallest training that meets every third-party symbol that the patches replace.
+
+As a program it shows what a launch prints; as a module it gives the same training to the tests.
+"""
+
+import argparse
+import os
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer import TransformerConfig
+
+from inrank_megatron.parallel import DeepSpeedMPU, initialise
+
+_SEQUENCE, _VOCABULARY = 32, 128
+
+
+def train(rank: int, world_size: int, tensor_model_parallel_size: int, bf16: bool) -> list[float]:
+    """Four steps of a two-layer GPT with dropout under ZeRO stage 1; the losses of this rank."""
+    parallel = initialise(backend="gloo", tensor_model_parallel_size=tensor_model_parallel_size)
+    model_parallel_cuda_manual_seed(1234)
+    model = _model(tensor_model_parallel_size, bf16)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
+        mpu=DeepSpeedMPU(parallel),
+        dist_init_required=False,
+        config={
+            "train_micro_batch_size_per_gpu": 2,
+            "zero_optimization": {"stage": 1},
+            "gradient_clipping": 1.0,
+            "bf16": {"enabled": bf16},
+        },
+    )
+    tokens = torch.arange(2 * _SEQUENCE).view(2, _SEQUENCE)
+    positions = torch.arange(_SEQUENCE).expand(2, _SEQUENCE)
+    mask = torch.ones(1, 1, _SEQUENCE, _SEQUENCE, dtype=torch.bool).triu(1)
+    losses = []
+    for _ in range(4):
+        loss = engine(tokens, positions, mask, labels=tokens).float().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _model(tensor_model_parallel_size: int, bf16: bool) -> GPTModel:
+    config = TransformerConfig(
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=4,
+        use_cpu_initialization=True,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bf16=bf16,
+        cuda_graph_scope=[],
+    )
+    return GPTModel(
+        config,
+        get_gpt_layer_local_spec(),
+        vocab_size=_VOCABULARY,
+        max_sequence_length=_SEQUENCE,
+        share_embeddings_and_output_weights=True,
+        position_embedding_type="learned_absolute",
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Train at tensor parallelism 2 and print one line on rank 0."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank")
+    parser.parse_args(argv)
+    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    losses = train(rank, world_size, 2, False)
+    if rank == 0:
+        print(f"{len(losses)} steps")
+    dist.destroy_process_group()

@@ -1,0 +1,11 @@
+"""Launched by test_quiet_start: prepares the process, then trains :mod:`minimal_engine`."""
+
+import sys
+
+from inrank_megatron.platform import prepare_process
+
+if __name__ == "__main__":
+    prepare_process()
+    from minimal_engine import main
+
+    main(sys.argv[1:])

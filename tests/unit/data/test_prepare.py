@@ -1,0 +1,264 @@
+"""Token files: exact counts, made once, and never used when they are not what was written."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inrank_megatron.data.prepare import PreparedData, prepare
+from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.errors import UserError
+from inrank_megatron.schema import DataConfig
+from tests.unit.data.texts import prose, write_pair
+
+
+class Stages(list):
+    """A progress callback that remembers."""
+
+    def __call__(self, stage: str, _tokens: int | None) -> None:
+        self.append(stage)
+
+    def built(self) -> bool:
+        return any(stage.startswith("tokenizing") for stage in self)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    (tmp_path / "corpus.txt").write_text(prose(20000, seed=1))
+    return tmp_path / "corpus.txt"
+
+
+def whole(file) -> np.ndarray:
+    return file.tokens(0, file.num_tokens)
+
+
+def test_wikitext_in_both_formats(shared_data: Path, settings) -> None:
+    folder = shared_data / "wikitext-103"
+    for names in (
+        ("wiki.valid.tokens", "wiki.test.tokens"),
+        ("validation-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+    ):
+        data = prepare(
+            settings(
+                train_data_path=[folder / names[0]],
+                test_data_path=[folder / names[1]],
+                tokenizer=str(shared_data / "gpt2-bpe"),
+                split="1,0,0",
+            )
+        )
+        (train, weight), test = data.train[0], data.test
+        assert (train.num_tokens, train.num_words, weight) == (247_265 + 1, 217_646, 1.0)
+        assert (test.num_tokens, test.num_words) == (282_440 + 1, 245_569)
+        assert data.valid is None
+        assert train.tokens(train.num_tokens - 1, 1)[0] == data.tokenizer.eod
+
+
+def test_embedded_corpus(settings) -> None:
+    data = prepare(settings(vocab_size=1000))
+    assert data.tokenizer.vocab_size == 1000
+    counts = data.meta["splits"]
+    assert list(counts) == ["train", "valid", "test"]
+    assert counts["train"]["tokens"] == data.train[0][0].num_tokens > 400_000
+    assert min(counts["valid"]["words"], counts["test"]["words"]) > 3000
+    text = data.tokenizer.decode(data.valid.tokens(0, data.valid.num_tokens))
+    assert text.count("<|endoftext|>") >= data.valid.num_documents == counts["valid"]["documents"]
+
+
+def test_a_text_is_cut_by_position_and_loses_nothing(settings, corpus: Path, tokenizer_folder: Path) -> None:
+    data = prepare(settings(data_path=[corpus], tokenizer=str(tokenizer_folder), split="6,3,1"))
+    parts = [data.train[0][0], data.valid, data.test]
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    expected = [*tokenizer.encode(corpus.read_text()), tokenizer.eod]
+    assert np.concatenate([whole(part) for part in parts]).tolist() == expected
+    text = corpus.read_text()
+    assert sum(part.num_words for part in parts) == len(text.split()) + text.count("\n")
+    assert parts[0].num_sequences > parts[1].num_sequences >= parts[2].num_sequences >= 1
+
+
+def test_the_tokenizer_is_trained_on_the_train_share_alone(settings, tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": "abcd efgh " * 50 if number < 90 else "vwxyz " * 50}) for number in range(100)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = prepare(settings(data_path=[tmp_path / "a.jsonl"], split="90,10,0"))
+    assert len(data.tokenizer.encode(" efgh")) == 1
+    assert len(data.tokenizer.encode(" vwxyz")) == 6
+
+
+def test_several_sources(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    for name, words in {"a": 9000, "b": 30000}.items():
+        (tmp_path / name).write_text(prose(words, seed=words))
+    weighted = ["3", tmp_path / "a", "1", tmp_path / "b"]
+    shared = {"tokenizer": str(tokenizer_folder), "split": "8,2,0"}
+    data = prepare(settings(data_path=weighted, **shared))
+    assert [weight for _, weight in data.train] == [0.75, 0.25]
+    assert data.valid.num_tokens == sum(stop - start for _, start, stop in data.valid.segments)
+    assert len(data.valid.segments) == 2
+    plain = prepare(settings(data_path=[tmp_path / "a", tmp_path / "b"], **shared))
+    sizes = [file.num_tokens for file, _ in plain.train]
+    assert [weight for _, weight in plain.train] == pytest.approx([size / sum(sizes) for size in sizes])
+    assert plain.folder == data.folder
+
+
+def test_made_once_and_again_for_other_content(settings, corpus: Path) -> None:
+    first, second, third = Stages(), Stages(), Stages()
+    config = settings(data_path=[corpus])
+    made = prepare(config, progress=first)
+    found = prepare(config, progress=second)
+    assert (first.built(), second.built()) == (True, False)
+    assert made.folder == found.folder
+    assert made.tokenizer.identity == found.tokenizer.identity
+    corpus.write_text(prose(20000, seed=2))
+    assert prepare(config, progress=third).folder != made.folder
+    assert third.built()
+
+
+def _prepare_in_child(config: DataConfig, queue: multiprocessing.Queue, barrier) -> None:
+    stages = Stages()
+    barrier.wait()
+    data = prepare(config, progress=stages)
+    queue.put((stages.built(), str(data.folder), int(whole(data.train[0][0]).sum())))
+
+
+def test_two_processes_make_it_once(settings, corpus: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue, barrier = context.Queue(), context.Barrier(2)
+    children = [
+        context.Process(target=_prepare_in_child, args=(settings(data_path=[corpus]), queue, barrier))
+        for _ in range(2)
+    ]
+    for child in children:
+        child.start()
+    results = [queue.get(timeout=60) for _ in children]
+    for child in children:
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    assert sorted(built for built, _, _ in results) == [False, True]
+    assert len({(folder, total) for _, folder, total in results}) == 1
+
+
+def _prepare_slowly(config: DataConfig, marker: Path) -> None:
+    def progress(stage: str, tokens: int | None) -> None:
+        if stage.startswith("checking"):  # the token files are there, their record is not
+            marker.touch()
+            time.sleep(60)
+
+    prepare(config, progress=progress)
+
+
+def test_killed_in_the_middle(settings, corpus: Path, tmp_path: Path) -> None:
+    config, marker = settings(data_path=[corpus]), tmp_path / "marker"
+    child = multiprocessing.get_context("spawn").Process(target=_prepare_slowly, args=(config, marker))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    cache = Path(config.data_cache_path)
+    assert list(cache.glob("*.partial"))
+    stages = Stages()
+    data = prepare(config, progress=stages)
+    assert stages.built()
+    assert data.folder.is_dir()
+    assert not list(cache.glob("*.partial"))
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped bit": lambda folder: _flip(folder / "train-00.bin"),
+    "short file": lambda folder: os.truncate(folder / "train-00.bin", 100),
+    "missing index": lambda folder: (folder / "train-00.idx").unlink(),
+    "wrong words": lambda folder: _flip(folder / "train-00.words.npy"),
+    "no record": lambda folder: (folder / "meta.json").unlink(),
+    "half a record": lambda folder: (folder / "meta.json").write_text('{"format_version": 1, "fi'),
+    "empty record": lambda folder: (folder / "meta.json").write_text('{"format_version": 1, "files": []}'),
+    "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
+    "other tokenizer": lambda folder: shutil.copytree(
+        folder.parent.parent / "other", folder / "tokenizer", dirs_exist_ok=True
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_made_again(
+    settings, corpus: Path, tokenizer_folder: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tokenizer_folder, corpus.parent / "other")
+    config = settings(data_path=[corpus])
+    before = whole(prepare(config).train[0][0])
+    DAMAGE[damage](prepare(config).folder)
+    stages = Stages()
+    after = prepare(config, progress=stages)
+    assert stages.built()
+    assert "unusable" in caplog.text
+    np.testing.assert_array_equal(whole(after.train[0][0]), before)
+
+
+def test_existing_token_files(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    write_pair(tmp_path / "pair", *[[number] * 10 for number in range(100)])
+    for path in ("pair", "pair.bin", "pair.idx"):
+        data = prepare(
+            settings(data_path=[tmp_path / path], tokenizer=str(tokenizer_folder), split="90,10,0")
+        )
+        assert whole(data.valid).tolist() == [number for number in range(90, 100) for _ in range(10)]
+        assert (data.valid.num_documents, data.valid.num_words) == (10, None)
+    assert sorted(path.name for path in data.folder.iterdir()) == ["meta.json", "tokenizer"]
+
+
+def fault(config: DataConfig) -> str:
+    with pytest.raises(UserError) as raised:
+        prepare(config)
+    assert "\n" not in str(raised.value)
+    assert not list(Path(config.data_cache_path).glob("*.partial"))
+    return str(raised.value)
+
+
+def test_faulty_token_files(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    prefix = tmp_path / "pair"
+    config = settings(data_path=[prefix], tokenizer=str(tokenizer_folder))
+    write_pair(prefix, [1, 2, 300], [4])
+    assert "holds the token id 300; ids must be below the tokenizer's vocabulary of 300" in fault(config)
+    assert "--tokenizer" in fault(settings(data_path=[prefix]))
+    write_pair(prefix, [1, -2, 3], dtype=np.int32)
+    assert "token id -2" in fault(config)
+    write_pair(prefix, [1, 2, 3], [4])
+    os.truncate(f"{prefix}.bin", 6)
+    assert "does not hold the 4 tokens" in fault(config)
+    os.truncate(f"{prefix}.idx", 40)
+    assert "does not have the size" in fault(config)
+    Path(f"{prefix}.idx").write_bytes(b"no index")
+    assert "no Megatron index" in fault(config)
+
+
+def test_texts_without_text(settings, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "  "}\n')
+    assert "holds no text" in fault(settings(data_path=[tmp_path / "a.jsonl"]))
+    (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    assert "b.jsonl, line 2: malformed JSON" in fault(settings(data_path=[tmp_path / "b.jsonl"]))
+
+
+def test_a_cache_that_cannot_be_written(settings, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "file").touch()
+    config = settings(data_path=[corpus], data_cache_path=str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="--data-cache-path"):
+        prepare(config)
+
+
+def test_the_record(settings, corpus: Path) -> None:
+    data: PreparedData = prepare(settings(data_path=[corpus]))
+    assert data.meta == json.loads((data.folder / "meta.json").read_text())
+    assert data.meta["tokenizer"]["identity"] == data.tokenizer.identity
+    assert data.meta["files"][0]["largest_id"] < data.tokenizer.vocab_size == 300
+    assert data.meta["splits"]["valid"] == data.valid.counts()

@@ -1,0 +1,180 @@
+"""The page: self-contained, escaped, and made from whatever a run has left."""
+
+import base64
+import json
+import shlex
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.reporting.report import last_lines, write_report
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Collects text, tags and references, and fails on tags that do not match."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self._open: list[str] = []
+        self.source = path.read_text()
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [
+            value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")
+        ]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.text.append(data.strip())
+
+    def after(self, text: str) -> str:
+        return self.text[self.text.index(text) + 1]
+
+
+def test_the_page_is_self_contained(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run()
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    page = Page(path)
+    assert len(page.references) == 5
+    for reference in page.references:
+        head, data = reference.split(",", 1)
+        assert head == "data:image/svg+xml;base64"
+        picture = ElementTree.fromstring(base64.b64decode(data))
+        links = {
+            value for element in picture.iter() for name, value in element.items() if name.endswith("href")
+        }
+        assert all(link.startswith("#") for link in links)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in page.source and "@import" not in page.source
+    assert sorted(plot.name for plot in (run_dir / "plots").iterdir()) == [
+        "cost.png",
+        "loss.png",
+        "ranks.png",
+        "spectrum.png",
+        "throughput.png",
+    ]
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in (run_dir / "plots").iterdir())
+
+
+def test_the_headline_and_the_tables(make_run: Callable[..., Path]) -> None:
+    page = Page(write_report(make_run()))
+    assert page.after("test perplexity (token)") == "63.43"
+    assert page.after("test perplexity (word)") == "220.3"
+    assert page.after("unigram perplexity") == "402"
+    assert page.after("mean rank") == "12.5"
+    assert page.after("parameters") == "1.61 M"
+    assert page.after("1.61 M") == "62% of dense"
+    assert page.after("training time") == "1:12"
+    assert page.after("phase 1: W0 + UV") == "1 - 60"
+    assert page.after("phase 2: U*V*") == "61 - 120"
+    layer = page.text.index("decoder.layers.3.mlp.linear_fc2")
+    assert page.text[layer + 1 : layer + 7] == ["2", "16", "0.9700", "41", "96", "yes"]
+    assert page.after("hidden_size") == "192" and page.after("data_path") == "none"
+    assert page.after("deepspeed") == "0.19.8"
+    assert "not finished" not in page.source
+
+
+def test_a_dense_run(make_run: Callable[..., Path]) -> None:
+    page = Page(write_report(make_run(method="dense")))
+    assert "mean rank" not in page.text and "Ranks" not in page.text
+    assert page.after("parameters") == "2.61 M"
+    assert len(page.references) == 2
+
+
+def test_an_unfinished_run_with_torn_lines(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(steps=47)
+    for name in ("metrics.jsonl", "ranks.jsonl"):
+        with (run_dir / name).open("ab") as stream:
+            stream.write('{"kind": "train", "step": 48, "layer": "é'.encode()[:-1])
+    page = Page(write_report(run_dir))
+    assert "This run has not finished: its last recorded step is 47." in page.text
+    assert "47 of 120 steps; 48,128 tokens" in page.text
+    assert "test perplexity (token)" not in page.text
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_run_without_records(tmp_path: Path, content: str | None) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "ranks.jsonl", "summary.json"):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    page = Page(write_report(tmp_path))
+    assert page.references == [] and "0 steps" in page.text
+    assert "checkpoint  none yet" in last_lines(tmp_path)
+
+
+def test_everything_from_outside_is_escaped(make_run: Callable[..., Path]) -> None:
+    hostile = '<script>alert("x")</script><img src=http://example.org/x>'
+    run_dir = make_run("a<b>&c")
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"method": hostile, hostile: [hostile]}))
+    summary = json.loads((run_dir / "summary.json").read_text())
+    summary.update(method=hostile, versions={hostile: hostile}, data={hostile: {"tokens": 1}})
+    summary["world"]["device"] = hostile
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    ranks = (run_dir / "ranks.jsonl").read_text().replace("decoder", json.dumps(hostile)[1:-1])
+    (run_dir / "ranks.jsonl").write_text(ranks)
+    page = Page(write_report(run_dir))
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 5
+    assert all(reference.startswith("data:") for reference in page.references)
+    assert f"{hostile}: a<b>&c" in page.text, "it is shown, as text"
+
+
+def test_a_report_replaces_the_last_one_whole(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run()
+    write_report(run_dir)
+    first = set(run_dir.rglob("*"))
+    write_report(run_dir)
+    assert set(run_dir.rglob("*")) == first
+
+
+def test_what_cannot_be_read_is_one_clear_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        write_report(tmp_path / "absent")
+    run_dir = make_run()
+    for name, content in (
+        ("summary.json", '{"method": '),
+        ("summary.json", "[1]"),
+        ("config.yaml", "a: [\nb: {"),
+    ):
+        (run_dir / "summary.json").write_text("{}")
+        (run_dir / name).write_text(content)
+        with pytest.raises(UserError, match=name) as caught:
+            write_report(run_dir)
+        assert "\n" not in str(caught.value)
+
+
+def test_last_lines_name_what_is_there_and_what_to_run(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run("with space")
+    text = last_lines(run_dir)
+    assert f"checkpoint  {run_dir}/checkpoints/step_00000120" in text
+    assert f"report      {run_dir}/report.html" in text
+    go_on, real, curves = (shlex.split(line[15:]) for line in text.splitlines()[-3:])
+    assert go_on[:4] == ["deepspeed", "--num_gpus", "2", "launch/pretrain_gpt2.py"]
+    assert go_on[4:6] == ["--config", f"{run_dir}/config.yaml"]
+    assert go_on[-2:] == ["--train-iters", "240"]
+    assert "wikitext:wikitext-103-raw-v1" in real
+    assert curves == ["tensorboard", "--logdir", f"{run_dir}/tensorboard"]
+
+
+def test_an_unfinished_run_goes_on_as_it_was_planned(make_run: Callable[..., Path]) -> None:
+    assert "--train-iters" not in last_lines(make_run(steps=47))

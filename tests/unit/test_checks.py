@@ -1,0 +1,228 @@
+"""Settings that cannot work together are refused with the value, the rule and the remedy."""
+
+import pytest
+
+from inrank_megatron.checks import check, pad_vocabulary
+from inrank_megatron.config import from_flat
+from inrank_megatron.deepspeed_json import passthrough
+from inrank_megatron.errors import UserError
+from inrank_megatron.methods.schedule import switch_step
+from inrank_megatron.rank.buffer import default_buffer, default_capacity
+
+BASE = {"model_preset": "tiny", "train_iters": 100}
+
+
+def config(**settings):
+    return from_flat(BASE | settings)
+
+
+def test_topology_of_a_legal_run():
+    run = config(tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=24, method="inrank")
+    topology = check(run, world_size=8, vocab_size=50257)
+    assert (topology.data_parallel_size, topology.accumulation_steps) == (4, 3)
+    assert topology.padded_vocab_size == 50432  # as Megatron pads 50257 at size 2
+    assert (topology.min_dim, topology.buffer, topology.capacity) == (192, 25, 96)
+
+
+def test_open_settings_are_resolved():
+    topology = check(config(tensor_model_parallel_size="auto", micro_batch_size=3), world_size=4)
+    assert (topology.tensor_model_parallel_size, topology.data_parallel_size) == (2, 2)
+    assert (topology.global_batch_size, topology.accumulation_steps, topology.vocab_size) == (6, 1, 4096)
+
+
+@pytest.mark.parametrize(("size", "tp", "padded"), [(50257, 1, 50304), (50257, 8, 51200), (128, 1, 128)])
+def test_vocabulary_is_padded_as_megatron_does(size, tp, padded):
+    assert pad_vocabulary(size, multiple=128 * tp) == padded
+
+
+def test_paper_buffers_and_capacities():
+    assert [default_buffer(width) for width in (768, 1024, 1280, 192, 4, 1)] == [100, 100, 100, 25, 1, 1]
+    assert default_capacity(768, initial_rank=2, buffer=100) == 384
+    assert default_capacity(192, initial_rank=2, buffer=150) == 152
+    assert default_capacity(64, initial_rank=2, buffer=62) == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        ({"method": "dense"}, (0, 0)),
+        ({"method": "fixed-rank", "rank": 192}, (0, 192)),
+        ({"method": "inrank", "buffer": 190}, (190, 192)),
+        ({"method": "inrank", "max_rank": 40}, (25, 65)),
+        ({"method": "inrank", "max_rank": 167}, (25, 192)),
+        ({"method": "inrank", "ffn_hidden_size": 64}, (8, 32)),
+    ],
+)
+def test_columns(settings, columns):
+    topology = check(config(**settings), world_size=1)
+    assert (topology.buffer, topology.capacity) == columns
+
+
+BAD = [
+    (2, {"tensor_model_parallel_size": 3}, ["tensor_model_parallel_size = 3", "2 processes", "give 2"]),
+    (1, {"tensor_model_parallel_size": 2}, ["tensor_model_parallel_size = 2", "1 processes", "give 1"]),
+    (
+        6,
+        {"tensor_model_parallel_size": 3},
+        ["tensor_model_parallel_size = 3", "num_attention_heads = 4", "give 2"],
+    ),
+    (
+        3,
+        {"tensor_model_parallel_size": 3, "num_attention_heads": 3, "ffn_hidden_size": 100},
+        ["ffn_hidden_size"],
+    ),
+    (1, {"num_attention_heads": 5}, ["num_attention_heads = 5", "hidden_size = 192", "give 4 or 6"]),
+    (1, {"max_position_embeddings": 128}, ["seq_length = 256", "max_position_embeddings = 128", "raise"]),
+    (2, {"tensor_model_parallel_size": 2, "seq_length": 255}, ["seq_length = 255", "multiple", "give 254"]),
+    (
+        2,
+        {"micro_batch_size": 4, "global_batch_size": 12},
+        [
+            "global_batch_size = 12",
+            "4 x accumulation x data-parallel size 2",
+            "multiple of 8",
+            "give 8 or 16",
+        ],
+    ),
+    (2, {"micro_batch_size": 4, "global_batch_size": 2}, ["global_batch_size = 2", "give 8,"]),
+    (1, {"min_lr": 1e-2}, ["min_lr = 0.01", "lr = 0.0006"]),
+    (1, {"lr_warmup_iters": 100}, ["lr_warmup_iters = 100", "lr_decay_iters = 100"]),
+    (1, {"method": "inrank-efficient", "switch_iters": 100}, ["switch_iters = 100", "train_iters = 100"]),
+    (
+        1,
+        {"method": "inrank-efficient", "switch_iters": 10, "switch_epochs": 1},
+        ["switch_iters = 10", "give one"],
+    ),
+    (1, {"resume": "auto"}, ["resume = 'auto'", "--save"]),
+    (1, {"method": "fixed-rank"}, ["rank: method fixed-rank", "--rank, from 1 to 192"]),
+    (1, {"method": "fixed-rank", "rank": 193}, ["rank = 193", "192, the smaller dimension"]),
+    (1, {"method": "inrank", "buffer": 191}, ["initial_rank 2 + buffer 191 = 193", "192", "lower"]),
+    (1, {"method": "inrank", "initial_rank": 192}, ["initial_rank 192 + buffer 25 = 217", "192"]),
+    (1, {"method": "inrank", "initial_rank": 9, "max_rank": 8}, ["max_rank = 8", "initial_rank = 9", "167"]),
+    (1, {"method": "inrank", "max_rank": 168}, ["max_rank = 168", "167", "less the buffer 25"]),
+    (1, {"data_path": "a", "dataset": "b"}, ["data_path, dataset", "only one"]),
+    (1, {"vocab_size": 256}, ["vocab_size = 256", "257", "--vocab-size"]),
+    (1, {"test_data_path": "a"}, ["test_data_path", "--train-data-path"]),
+]
+
+
+@pytest.mark.parametrize(("world", "settings", "words"), BAD, ids=[str(settings) for _, settings, _ in BAD])
+def test_impossible_runs_get_one_clear_line(world, settings, words):
+    with pytest.raises(UserError) as caught:
+        check(config(**settings), world_size=world)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_settings_of_other_methods_do_not_matter():
+    check(config(method="dense", buffer=500, rank=1000, switch_iters=500), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        ({}, 30),
+        ({"train_iters": 40}, 20),
+        ({"switch_iters": 7}, 7),
+        ({"switch_epochs": 2}, 60),
+        ({"switch_epochs": 0.01}, 1),
+        ({"train_iters": 2}, 1),
+        ({"method": "inrank"}, None),
+        ({"method": "dense", "switch_iters": 500}, None),
+    ],
+)
+def test_switch_step(settings, step):
+    run = config(**({"method": "inrank-efficient"} | settings))
+    assert switch_step(run, steps_per_epoch=30) == step
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"switch_epochs": 4},
+            ["switch_epochs = 4 (120 steps at 30 an epoch)", "100 steps", "raise train_iters"],
+        ),
+        ({"switch_iters": 100}, ["switch_iters = 100"]),
+        ({"train_iters": 1}, ["train_iters = 1"]),
+    ],
+)
+def test_a_switch_after_the_end_is_refused(settings, words):
+    with pytest.raises(UserError) as caught:
+        switch_step(config(**({"method": "inrank-efficient"} | settings)), steps_per_epoch=30)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def deepspeed(given, **settings):
+    run = config(micro_batch_size=2, global_batch_size=8, **settings)
+    return passthrough(given, run, check(run, world_size=2))
+
+
+def test_agreeing_deepspeed_json_passes_and_keeps_the_rest():
+    given = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 1,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": "auto", "loss_scale": 0},
+        "zero_optimization": {
+            "stage": 1,
+            "reduce_bucket_size": 1000,
+            "offload_optimizer": {"device": "none"},
+        },
+        "optimizer": {"type": "AdamW", "params": {"lr": 6e-4, "betas": [0.9, 0.95], "weight_decay": "auto"}},
+        "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 0, "total_num_steps": 100}},
+        "wall_clock_breakdown": True,
+        "steps_per_print": "auto",
+    }
+    assert deepspeed(given) == {
+        "fp16": {"loss_scale": 0},
+        "zero_optimization": {"reduce_bucket_size": 1000, "offload_optimizer": {"device": "none"}},
+        "wall_clock_breakdown": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"train_batch_size": 16}, ["train_batch_size = 16", "global_batch_size = 8"]),
+        (
+            {"train_micro_batch_size_per_gpu": 4},
+            ["train_micro_batch_size_per_gpu = 4", "micro_batch_size = 2"],
+        ),
+        ({"gradient_accumulation_steps": 1}, ["gradient_accumulation_steps = 1", "accumulation = 2"]),
+        ({"gradient_clipping": 0.5}, ["gradient_clipping = 0.5", "clip_grad = 1.0"]),
+        ({"bf16": {"enabled": True}}, ["bf16.enabled = True", "bf16 = False"]),
+        ({"fp16": {"enabled": True}}, ["fp16.enabled = True", "fp16 = False"]),
+        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage = 3", "ZeRO stage = 1"]),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            ["offload_optimizer", "not available yet"],
+        ),
+        ({"tensor_parallel": {"autotp_size": 2}}, ["tensor_parallel", "not available yet"]),
+        ({"elasticity": {"enabled": True}}, ["elasticity.enabled = True", "not available yet"]),
+        (
+            {"data_types": {"grad_accum_dtype": "bf16"}},
+            ["data_types.grad_accum_dtype = 'bf16'", "gradient accumulation = 'fp32'"],
+        ),
+        ({"optimizer": {"type": "Lamb"}}, ["optimizer.type = 'Lamb'", "AdamW"]),
+        ({"optimizer": {"params": {"lr": 1e-3}}}, ["optimizer.params.lr = 0.001", "lr = 0.0006"]),
+        ({"optimizer": {"params": {"betas": [0.9, 0.999]}}}, ["[0.9, 0.999]", "[0.9, 0.95]", "adam_beta2"]),
+        ({"optimizer": {"params": {"eps": "1e-8"}}}, ["optimizer.params.eps = '1e-8'", "adam_eps = 1e-08"]),
+        ({"scheduler": {"type": "WarmupDecayLR"}}, ["'WarmupDecayLR' (linear)", "lr_decay_style = 'cosine'"]),
+        ({"scheduler": {"type": "OneCycle"}}, ["'OneCycle'", "WarmupCosineLR"]),
+        (
+            {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 5}}},
+            ["warmup_num_steps = 5", "lr_warmup_iters = 0"],
+        ),
+    ],
+    ids=str,
+)
+def test_contradicting_deepspeed_json_names_both_values(given, words):
+    with pytest.raises(UserError) as caught:
+        deepspeed(given)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message

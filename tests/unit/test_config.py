@@ -1,0 +1,158 @@
+"""The schema: presets, strict types, messages, and the round trip through YAML."""
+
+from pathlib import Path
+
+import pytest
+
+from inrank_megatron.config import (
+    PRESETS,
+    fields,
+    flatten,
+    from_flat,
+    load,
+    replace,
+    resolve,
+    sections,
+    to_yaml,
+)
+from inrank_megatron.errors import UserError
+
+BASE = {"model_preset": "tiny", "train_iters": 10}
+
+
+def test_names_are_unique_over_sections_and_described():
+    names = [name for model in sections().values() for name in model.model_fields]
+    assert len(names) == len(set(names))
+    assert all(info.description for info in fields().values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_fills_sizes_and_what_follows_from_them(preset):
+    model = from_flat({"model_preset": preset, "train_iters": 7}).model
+    assert model.model_dump() | PRESETS[preset] == model.model_dump()
+    assert model.ffn_hidden_size == 4 * model.hidden_size
+    assert model.max_position_embeddings == model.seq_length
+
+
+def test_explicit_sizes_win_over_the_preset_and_carry_through():
+    model = from_flat(BASE | {"hidden_size": 64, "seq_length": 32}).model
+    assert (model.num_layers, model.hidden_size, model.ffn_hidden_size) == (4, 64, 256)
+    assert model.max_position_embeddings == 32
+    assert from_flat(BASE | {"hidden_size": 64, "ffn_hidden_size": 100}).model.ffn_hidden_size == 100
+
+
+def test_decay_ends_with_the_run_unless_said_otherwise():
+    assert from_flat(BASE).decay_iters == 10
+    assert from_flat(BASE | {"lr_decay_iters": 5}).decay_iters == 5
+
+
+def test_numbers_written_as_yaml_reads_them():
+    config = from_flat(BASE | {"lr": "6e-4", "clip_grad": 1, "data_path": [0.3, "a.txt", 0.7, "b.txt"]})
+    assert (config.optimizer.lr, config.optimizer.clip_grad) == (6e-4, 1.0)
+    assert config.data.data_path == ["0.3", "a.txt", "0.7", "b.txt"]
+    assert from_flat(BASE | {"data_path": "a.txt"}).data.data_path == ["a.txt"]
+
+
+def test_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        from_flat(BASE).optimizer.lr = 1.0
+
+
+def test_yaml_round_trip_is_exact(tmp_path: Path):
+    odd = {
+        "lr": 1 / 3,
+        "adam_eps": 1e-8,
+        "data_path": ["0.5", "ä b.txt"],
+        "bf16": True,
+        "switch_epochs": 0.5,
+        "split": "1,0,0",
+        "tensor_model_parallel_size": "auto",
+        "tokenizer": "123",
+    }
+    config = from_flat(BASE | odd)
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load(tmp_path / "config.yaml") == config
+    assert from_flat(flatten(config)) == config
+
+
+def test_resolve_fills_what_needs_the_number_of_processes():
+    config = from_flat(BASE | {"tensor_model_parallel_size": "auto", "micro_batch_size": 3})
+    even, odd = resolve(config, world_size=4), resolve(config, world_size=3)
+    assert (even.parallel.tensor_model_parallel_size, even.training.global_batch_size) == (2, 6)
+    assert (odd.parallel.tensor_model_parallel_size, odd.training.global_batch_size) == (1, 9)
+    assert resolve(even, world_size=2) == even
+    assert replace(config, lr=1.0).optimizer.lr == 1.0
+
+
+BAD = [
+    ({"hiden_size": 3}, ["hiden_size", "no such setting", "did you mean hidden_size"]),
+    ({"hidden-size": 3}, ["hidden-size", "did you mean hidden_size"]),
+    ({"xyzzy": 3, "lrr": 1}, ["xyzzy: no such setting", "lrr", "did you mean lr?", "--help"]),
+    ({"model_preset": None}, ["num_layers, hidden_size", "missing", "model_preset (tiny, small"]),
+    ({"model_preset": "tny"}, ["model_preset = 'tny'", "'tiny', 'small'", "--model-preset"]),
+    ({"train_iters": None}, ["train_iters: is required", "--train-iters"]),
+    ({"train_iters": 2.5}, ["train_iters = 2.5: must be a valid integer", "--train-iters"]),
+    ({"train_iters": 0}, ["train_iters = 0", "greater than or equal to 1"]),
+    ({"num_layers": True}, ["num_layers = True", "integer"]),
+    ({"hidden_size": "wide"}, ["hidden_size = 'wide'", "integer"]),
+    ({"bf16": 1}, ["bf16 = 1: must be a valid boolean", "leave it out for False"]),
+    ({"lr": True}, ["lr = True: must be a valid number", "0.0006"]),
+    ({"lr": "fast"}, ["lr = 'fast'", "number"]),
+    ({"lr": -1}, ["lr = -1", "greater than or equal to 0"]),
+    ({"lr": "nan"}, ["lr = nan", "finite"]),
+    ({"threshold": 0}, ["threshold = 0", "greater than 0"]),
+    ({"threshold": 1.5}, ["threshold = 1.5", "less than or equal to 1", "0.9"]),
+    ({"adam_beta2": 1.0}, ["adam_beta2 = 1.0", "less than 1"]),
+    ({"initial_rank": 0}, ["initial_rank = 0", "greater than or equal to 1"]),
+    ({"rank_check_interval": 0}, ["rank_check_interval = 0", "greater than or equal to 1"]),
+    ({"eval_interval": 0}, ["eval_interval = 0", "greater than or equal to 1"]),
+    ({"method": "inrnk"}, ["method = 'inrnk'", "'inrank-efficient'"]),
+    ({"resume": "yes"}, ["resume = 'yes'", "'never' or 'auto'"]),
+    ({"tensor_model_parallel_size": "many"}, ["tensor_model_parallel_size = 'many'", "'auto'"]),
+    ({"tensor_model_parallel_size": 0}, ["tensor_model_parallel_size = 0", "'auto'"]),
+    ({"data_path": []}, ["data_path = []", "at least one path"]),
+    ({"data_path": {"a": 1}}, ["data_path = {'a': 1}", "list"]),
+    ({"lr": -1, "bf16": "no"}, ["lr = -1", "; bf16 = 'no'"]),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD, ids=[str(change) for change, _ in BAD])
+def test_bad_settings_get_one_clear_line(change, words):
+    with pytest.raises(UserError) as caught:
+        from_flat(BASE | change)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_faulty_source_does_not_blame_what_follows_from_it():
+    with pytest.raises(UserError) as caught:
+        from_flat({"model_preset": "tny", "train_iters": 2.5})
+    assert "num_layers" not in str(caught.value)
+    assert "lr_decay_iters" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["name: value"]),
+        (b"- 1\n", ["name: value"]),
+        (b"lr: [1\n", ["not valid YAML"]),
+        (b"\xff\xfe\x00", ["cannot be read"]),
+        (b"lrr: 1\n", ["lrr: no such setting", "did you mean lr"]),
+        (b"model_preset: tiny\ntrain_iters: -1\n", ["train_iters = -1"]),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, words):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.count(str(path)) == 1 and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read \(No such file"):
+        load(tmp_path / "none.yaml")

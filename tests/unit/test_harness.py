@@ -1,0 +1,40 @@
+"""The harness itself: it must fail where a rank fails."""
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.harness import RankError, run_ranks
+
+
+def _sum_of_ranks(rank: int, world_size: int, weight: float) -> torch.Tensor:
+    total = torch.tensor([weight * (rank + 1)])
+    dist.all_reduce(total)
+    return total
+
+
+def _fail_on_rank_1(rank: int, world_size: int) -> None:
+    if rank == 1:
+        raise ValueError("the one that failed")
+    dist.barrier()
+
+
+def _sleep(rank: int, world_size: int) -> None:
+    time.sleep(60)
+
+
+def test_results_come_back_in_rank_order():
+    assert [total.item() for total in run_ranks(_sum_of_ranks, 2, 0.5)] == [1.5, 1.5]
+
+
+def test_failing_rank_is_raised_here_and_the_next_call_works():
+    with pytest.raises(RankError, match=r"rank 1 of 2 raised(.|\n)*the one that failed"):
+        run_ranks(_fail_on_rank_1, 2)
+    assert run_ranks(_sum_of_ranks, 2, 1.0)[0].item() == 3.0
+
+
+def test_silent_ranks_end_at_the_time_limit():
+    with pytest.raises(RankError, match=r"ranks \[0, 1\] gave no answer in 1 s"):
+        run_ranks(_sleep, 2, timeout=1)

@@ -1,0 +1,107 @@
+"""The rules on who may import whom, read from the source."""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "inrank_megatron"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# Part of the package -> the parts that it may not import. All may use the modules at the top of the package.
+FORBIDDEN = {
+    "rank": {"layers", "methods", "model", "engine", "training"},
+    "linalg": {"layers", "methods", "model", "engine", "training"},
+    "layers": {"methods", "model", "engine", "training"},
+    "methods": {"model", "engine", "training"},
+    "model": {"training"},
+    "engine": {"training"},
+    "data": {"engine", "training"},
+    "checkpoint": {"engine", "training"},
+    "reporting": {"engine", "training"},
+}
+MAY_READ_GLOBAL_GROUPS = "inrank_megatron.parallel"
+MAY_CALL_DEEPSPEED = "inrank_megatron.engine"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    part = module.split(".")[1] if "." in module else ""
+    imported = {name.split(".")[1] for name in imports(module) if name.startswith("inrank_megatron.")}
+    assert not imported & FORBIDDEN.get(part, set()), f"{part} must not import these"
+    assert not any(name.split(".")[0] in ("launch", "tools", "tests") for name in imports(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_module_reads_the_global_groups_of_megatron(module):
+    reads = [name for name in imports(module) if "parallel_state" in name or name.endswith(".mpu")]
+    assert not reads or module == MAY_READ_GLOBAL_GROUPS, f"{reads}: take the process group as an argument"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_engine_imports_deepspeed(module):
+    uses = [name for name in imports(module) if name.split(".")[0] == "deepspeed"]
+    assert not uses or module.startswith(MAY_CALL_DEEPSPEED), f"{uses}: the engine alone knows DeepSpeed"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("inrank_megatron.rank.")])
+def test_rank_decisions_know_nothing_of_processes(module):
+    assert not any(name.startswith("torch.distributed") for name in imports(module))
+
+
+def test_no_import_cycle():
+    graph = {module: {known(name) for name in imports(module)} & MODULES.keys() for module in MODULES}
+    graphlib.TopologicalSorter({module: edges - {module} for module, edges in graph.items()}).prepare()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES.values() if path.name == "__init__.py"], ids=str)
+def test_packages_hold_at_most_a_docstring_and_the_version(path):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        version = isinstance(node, ast.Assign) and [t.id for t in node.targets] == ["__version__"]
+        assert docstring or version, f"line {node.lineno} belongs in a module"
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES.values(), *sorted((ROOT / "patches").glob("*.py"))], ids=lambda path: path.stem
+)
+def test_nothing_runs_at_import(path):
+    """At the top level: definitions, constants and imports; a bare call or a loop is neither."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        assert docstring or isinstance(node, _DEFINITIONS), f"line {node.lineno} runs at import"
+
+
+_DEFINITIONS = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.FunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+    ast.AnnAssign,
+    ast.If,  # TYPE_CHECKING and `__name__ == "__main__"`
+)
+
+
+def imports(module: str) -> set[str]:
+    """Full names of what ``module`` imports anywhere, functions included; ``a.b`` for ``from a import b``."""
+    return set(_imported(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import; write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def known(name: str) -> str:
+    """The module of this package that ``name`` is or stands in."""
+    return name if name in MODULES else name.rpartition(".")[0]

@@ -1,0 +1,238 @@
+"""The plan's arithmetic against known counts and against what torch counts."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from inrank_megatron.checks import check
+from inrank_megatron.config import from_flat, resolve
+from inrank_megatron.costs import (
+    break_even_rank,
+    device_peak_flops,
+    flops_per_token,
+    linear_shapes,
+    memory_per_device,
+    parameters,
+)
+from inrank_megatron.plan import changed_settings, make_plan, render
+
+GPT2_VOCABULARY = 50257
+
+
+def config(preset="tiny", **settings):
+    return from_flat({"model_preset": preset, "train_iters": 100} | settings)
+
+
+class Mlp(nn.Module):
+    """One linear: dense, or factors with or without a frozen W0."""
+
+    def __init__(self, out, inp, *, columns, frozen_base):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out, inp)) if columns is None or frozen_base else None
+        self.bias = nn.Parameter(torch.zeros(out))
+        if columns is not None:
+            self.u, self.v = nn.Parameter(torch.zeros(out, columns)), nn.Parameter(torch.zeros(columns, inp))
+            if frozen_base:
+                self.weight.requires_grad_(False)
+        self.factorised = columns is not None
+
+    def forward(self, x):
+        y = self.bias
+        if self.factorised:
+            y = y + F.linear(F.linear(x, self.v), self.u)
+        return y if self.weight is None else y + F.linear(x, self.weight)
+
+
+class Block(nn.Module):
+    def __init__(self, h, f, **kind):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(h), nn.LayerNorm(h)
+        self.qkv, self.proj = nn.Linear(h, 3 * h), nn.Linear(h, h)
+        self.fc1, self.fc2 = Mlp(f, h, **kind), Mlp(h, f, **kind)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        x = x + self.proj((q @ k.transpose(-1, -2)).softmax(-1) @ v)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Gpt(nn.Module):
+    """A plain GPT-2 with one attention head, as much as matrix products and parameters are concerned."""
+
+    def __init__(self, run, vocab_size, **kind):
+        super().__init__()
+        model = run.model
+        self.words = nn.Embedding(vocab_size, model.hidden_size)
+        self.positions = nn.Embedding(model.max_position_embeddings, model.hidden_size)
+        sizes = (model.hidden_size, model.ffn_hidden_size)
+        self.blocks = nn.Sequential(*(Block(*sizes, **kind) for _ in range(model.num_layers)))
+        self.norm = nn.LayerNorm(model.hidden_size)
+
+    def forward(self, ids):
+        x = self.words(ids) + self.positions(torch.arange(ids.shape[1]))
+        return self.norm(self.blocks(x)) @ self.words.weight.t()
+
+
+@pytest.mark.parametrize(
+    ("columns", "frozen_base"), [(None, False), (5, False), (5, True)], ids=["dense", "phase 2", "phase 1"]
+)
+def test_counts_agree_with_torch(columns, frozen_base):
+    run = config(num_layers=3, hidden_size=24, ffn_hidden_size=80, seq_length=16, max_position_embeddings=20)
+    model = Gpt(run, 48, columns=columns, frozen_base=frozen_base)
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    flops = flops_per_token(run, 48, ranks=columns, frozen_base=frozen_base)
+    assert flops * ids.numel() == counter.get_total_flops()
+    counted = parameters(run, 48, ranks=columns, frozen_base=frozen_base)
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    assert counted.total == sum(size for size, _ in sizes)
+    assert counted.trainable == sum(size for size, trained in sizes if trained)
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"), [("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080)]
+)
+def test_gpt2_has_its_published_size(preset, count):
+    assert parameters(config(preset), GPT2_VOCABULARY).total == count
+
+
+TABLE_2 = [("small", 254, 91.2), ("medium", 286, 223), ("large", 312, 445)]
+
+
+@pytest.mark.parametrize(("preset", "rank", "millions"), TABLE_2)
+def test_factorised_sizes_of_the_papers_table_2(preset, rank, millions):
+    count = parameters(config(preset), GPT2_VOCABULARY, ranks=rank).total / 1e6
+    assert count == pytest.approx(millions, rel=0.005)
+
+
+def test_ranks_may_differ_by_layer():
+    run = config()
+    shapes = linear_shapes(run)
+    ranks = {name: index + 1 for index, name in enumerate(shapes)}
+    same = {name: 4 for name in shapes}
+    extra = sum(ranks.values()) - 4 * len(shapes)
+    for count in (
+        lambda ranks: parameters(run, 100, ranks=ranks).total,
+        lambda ranks: flops_per_token(run, 100, ranks=ranks),
+    ):
+        assert count(same) == count(4)
+        assert count(ranks) - count(same) == (count(5) - count(4)) * extra / len(shapes)
+
+
+def test_break_even():
+    run = config("small")
+    rank = break_even_rank(run)
+    dense = flops_per_token(run, 128)
+    assert rank == 614  # 0.8 of the width
+    assert flops_per_token(run, 128, ranks=rank) <= dense < flops_per_token(run, 128, ranks=rank + 1)
+
+
+def memory(run, world_size, **kind):
+    run = resolve(run, world_size=world_size)
+    return memory_per_device(run, check(run, world_size=world_size), **kind)
+
+
+def test_memory_follows_the_topology():
+    one, two = memory(config(), 1), memory(config(), 2)
+    count = parameters(config(), 4096).total
+    assert (one.parameters, one.gradients, one.optimizer) == (4 * count, 4 * count, 12 * count)
+    assert (two.parameters, two.optimizer) == (one.parameters, one.optimizer // 2)
+    half = memory(config(bf16=True), 1)
+    assert (half.parameters, half.gradients, half.optimizer) == (2 * count, 4 * count, 12 * count)
+    sharded = memory(config(tensor_model_parallel_size=2), 2)
+    assert one.parameters / 2 < sharded.parameters < one.parameters * 0.52
+    assert sharded.activations * 2 == one.activations
+    whole_tokens = memory(config(tensor_model_parallel_size=2, sequence_parallel=False), 2)
+    assert sharded.activations < whole_tokens.activations < one.activations
+
+
+def test_frozen_weights_have_no_gradients_and_no_moments():
+    run = config(method="inrank")
+    phase_1, factors = memory(run, 1, ranks=96, frozen_base=True), parameters(run, 4096, ranks=96).total
+    assert (phase_1.gradients, phase_1.optimizer) == (4 * factors, 12 * factors)
+    assert phase_1.parameters == 4 * parameters(run, 4096, ranks=96, frozen_base=True).total
+    assert phase_1.initial_factors == 4 * 96 * (192 + 768) * 8
+    assert (
+        memory(config(method="inrank", rank_criterion="eq7"), 1, ranks=96, frozen_base=True).initial_factors
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA H100 NVL", "bf16", 835e12),
+        ("NVIDIA H200", "fp32", 67e12),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
+        ("NVIDIA L40S", "bf16", 362e12),
+        ("NVIDIA L4", "bf16", 121e12),
+        ("NVIDIA A10G", "bf16", None),
+        ("Tesla V100-SXM2-16GB", "fp16", 125e12),
+        ("Tesla V100-PCIE-32GB", "fp32", 14e12),
+        ("Tesla V100-SXM2-16GB", "bf16", None),
+        ("Tesla T4", "fp16", 65e12),
+        ("cpu", "fp32", None),
+    ],
+)
+def test_peak_rates(name, dtype, peak):
+    assert device_peak_flops(name, dtype) == peak
+
+
+def plan_of(run, world_size=2):
+    run = resolve(run, world_size=world_size)
+    topology = check(run, world_size=world_size, vocab_size=4000)
+    return make_plan(run, topology, vocab_size=4000, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        ({}, [None]),
+        ({"method": "fixed-rank", "rank": 9}, [None, 9]),
+        ({"method": "inrank"}, [None, 27, 96]),
+        ({"method": "inrank-efficient"}, [None, 27, 96, 2, 71, 153]),
+    ],
+)
+def test_phases_of_each_method(settings, columns):
+    assert [phase.columns for phase in plan_of(config(**settings)).phases] == columns
+
+
+def test_settings_that_differ_from_their_defaults():
+    run = config(num_layers=2, lr=1e-3, buffer=3, data_path=["a"])
+    changed = {setting.name: setting for setting in changed_settings(run)}
+    assert set(changed) == {"model_preset", "num_layers", "lr", "train_iters", "buffer", "data_path"}
+    assert (changed["num_layers"].value, changed["num_layers"].default) == (2, 4)
+    assert changed["buffer"].idle and not changed["lr"].idle
+    sizes = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "seq_length": 4, "train_iters": 1}
+    assert {setting.name for setting in changed_settings(from_flat(sizes))} == set(sizes)
+
+
+def test_the_page_says_what_will_run():
+    batch = {"micro_batch_size": 4, "global_batch_size": 16, "tensor_model_parallel_size": 2}
+    run = config(method="inrank-efficient", data_path=["[bold]a.txt", "b.txt"], **batch)
+    page = render(plan_of(run, world_size=4))
+    for words in (
+        "4 processes = tensor-parallel 2 x data-parallel 2",
+        "16 sequences = micro 4 x accumulation 2 x data-parallel 2",
+        "16 x 256 = 4,096 a step, x 100 steps = 409,600",
+        "4,000, padded to 4,096",
+        "phase 1",
+        "phase 2",
+        f"{parameters(run, 4000).total:,}",
+        f"{flops_per_token(run, 4096) / 1e6:,.1f}",
+        "up to rank 153",
+        "[bold]a.txt b.txt",
+        "inrank-efficient",
+    ):
+        assert words in page
+    assert "not read" not in page
+    assert max(map(len, page.splitlines())) <= 110
+
+
+def test_the_page_marks_settings_that_the_method_ignores():
+    assert "not read by method dense" in render(plan_of(config(buffer=3)))

@@ -1,0 +1,166 @@
+"""What the repository as a whole keeps: its layout, its commands, its versions, its words."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP_LEVEL = {
+    ".ci",
+    ".gitignore",
+    "LICENSE",
+    "README.md",
+    "configs",
+    "docs",
+    "inrank_megatron",
+    "launch",
+    "patches",
+    "pyproject.toml",
+    "tests",
+    "tools",
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# Import name -> distribution, where they differ.
+DISTRIBUTIONS = {"megatron": "megatron-core", "yaml": "pyyaml"}
+PACKAGES = set(PROJECT["tool"]["setuptools"]["package-dir"])
+OWN = {path.name for path in ROOT.iterdir() if path.is_dir()} | PACKAGES
+
+
+def tracked() -> list[Path]:
+    """Files of the project: what git tracks or would, else (a source archive) what lies in its folders."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listing.returncode == 0:
+        return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
+    return [path for name in TOP_LEVEL for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.is_file()]
+
+
+FILES = tracked()
+PYTHON = [path for path in FILES if path.suffix == ".py"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_top_level_entries():
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_path_of_a_machine(path):
+    text = path.read_bytes()
+    for folder in {ROOT, Path.home()} - {Path("/")}:
+        assert f"{folder}/".encode() not in text
+
+
+@pytest.mark.parametrize("path", [path for path in PYTHON if "tests" not in path.parts], ids=name_of)
+def test_no_unsafe_or_silent_code(path):
+    patterns = (
+        r"weights_only\s*=\s*False",
+        r"\bpickle\.loads?\(",
+        r"trust_remote_code\s*=\s*True",
+        r"except[^\n]*:\s*\n?\s*pass\b",
+        r"except\s*:",
+    )
+    text = path.read_text(encoding="utf-8")
+    assert not [pattern for pattern in patterns if re.search(pattern, text)]
+
+
+def test_ci_runs_the_readme_test_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "bash launch/quickstart.sh" in readme and "bash tests/run.sh" in readme
+    assert (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()[-1] == "exec bash tests/run.sh"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.suffix == ".sh" or path == ROOT / ".ci/run"], ids=name_of
+)
+def test_shell_scripts_parse_and_stop_at_errors(path):
+    assert "set -euo pipefail" in path.read_text(encoding="utf-8")
+    result = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_every_import_is_a_declared_dependency(path):
+    declared = {Requirement(line).name.lower() for line in _requirements()}
+    siblings = {other.stem for other in path.parent.glob("*.py")}
+    third_party = _imported_names(path) - sys.stdlib_module_names - OWN - siblings
+    missing = {name for name in third_party if DISTRIBUTIONS.get(name, name).lower() not in declared}
+    assert not missing, "declare these in pyproject.toml"
+
+
+def test_pins_lie_in_the_declared_ranges():
+    ranges = {Requirement(line).name.lower(): Requirement(line).specifier for line in _requirements()}
+    pins = dict(
+        line.lower().split("==")
+        for line in (ROOT / "launch/constraints.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
+    assert pins.keys() == ranges.keys()
+    assert {name: pin for name, pin in pins.items() if pin not in ranges[name]} == {}
+
+
+def test_versions_in_the_documents_are_those_of_pyproject():
+    text = (ROOT / "docs/platforms.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| `([<>=~][^`]*)` \|", text, flags=re.MULTILINE)
+    documented = {name: SpecifierSet(versions) for name, versions in rows}
+    declared = {r.name: r.specifier for r in map(Requirement, PROJECT["project"]["dependencies"])}
+    assert documented.pop("python") == SpecifierSet(PROJECT["project"]["requires-python"])
+    assert documented == {name: declared[name] for name in documented}
+    assert {"torch", "megatron-core", "deepspeed"} <= documented.keys()
+
+
+def test_third_party_notices_name_every_dependency():
+    text = (ROOT / "docs/third_party.md").read_text(encoding="utf-8").lower()
+    names = {Requirement(line).name.lower() for line in PROJECT["project"]["dependencies"]}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_every_package_folder_is_in_the_wheel():
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    folders = {path.parent.relative_to(ROOT).parts for path in PYTHON}
+    assert {".".join(parts) for parts in folders if parts[0] == "inrank_megatron"} <= listed
+
+
+def test_mapped_packages_are_importable_from_anywhere(tmp_path):
+    """Launch scripts use them although their folders have other names than the packages."""
+    names = list(PROJECT["tool"]["setuptools"]["package-dir"])
+    code = f"import importlib\nfor name in {names!r}: print(importlib.import_module(name).__path__)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=_without_python_path(), check=True)
+
+
+def test_installed_version_is_the_one_of_the_source():
+    from inrank_megatron import __version__
+
+    assert importlib.metadata.version("inrank-megatron") == __version__
+
+
+def _requirements() -> list[str]:
+    return PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["test"]
+
+
+def _imported_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def _without_python_path() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

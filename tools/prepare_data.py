@@ -1,0 +1,91 @@
+"""Make the token files of a corpus ahead of training, with the data flags that training has.
+
+Example: ``python tools/prepare_data.py --data-path corpus.jsonl --tokenizer gpt2``. Without a source it
+prepares the embedded corpus. Training with the same flags finds the files.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress as Display
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.schema import DataConfig
+
+
+def main(argv: list[str]) -> int:
+    """Prepare and print; the exit status is 0, or 1 after one line about what the user can mend."""
+    # Megatron-Core mentions optional packages when it is imported
+    warnings.filterwarnings("ignore", message="(Transformer Engine and Apex are|Apex is) not installed")
+    from inrank_megatron.data.prepare import prepare
+
+    console = Console()
+    try:
+        data = settings(argv)
+        with shown(console) as progress:
+            prepared = prepare(data, progress=progress)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    table = Table("split", "tokens", "documents", "words")
+    for split, counts in prepared.meta["splits"].items():
+        numbers = (counts[name] for name in ("tokens", "documents", "words"))
+        table.add_row(split, *("unknown" if number is None else f"{number:,}" for number in numbers))
+    console.print(table)
+    console.print(f"vocabulary: {prepared.tokenizer.vocab_size:,} tokens", highlight=False)
+    console.print(f"token files: {prepared.folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def settings(argv: list[str]) -> DataConfig:
+    """The data section from flags; raises UserError for a value of the wrong kind."""
+    parser = argparse.ArgumentParser(prog="prepare_data.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name, field in DataConfig.model_fields.items():
+        several = {"nargs": "+"} if name.endswith("_path") and name != "data_cache_path" else {}
+        kind = {"type": int} if name == "vocab_size" else {}
+        shown_default = "" if field.default is None else f" [{field.default}]"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{field.description}{shown_default}",
+            **several,
+            **kind,
+        )
+    try:
+        return DataConfig(**vars(parser.parse_args(argv)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{first['loc'][0]} = {first['input']!r}: {first['msg']}; --help lists the flags"
+        ) from error
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Callable[[str, int | None], None]]:
+    """A callback for `prepare`: one live line on a terminal, else a line for each new stage."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Display(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+        task = display.add_task("starting", total=None)
+        stages: set[str] = set()
+
+        def progress(stage: str, tokens: int | None) -> None:
+            done = "" if tokens is None else f": {tokens:,} tokens"
+            display.update(task, description=f"{stage}{done}")
+            if not console.is_terminal and stage not in stages:
+                stages.add(stage)
+                print(stage, flush=True)
+
+        yield progress
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
