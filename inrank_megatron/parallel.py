@@ -90,7 +90,8 @@ def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes
     """Join the job and build its groups. ``timeout_minutes``: how long a collective waits for a lost rank."""
     if not dist.is_initialized():
         rank, world_size = launcher_ranks()
-        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        # Without a launcher this process is the whole job; DeepSpeed reads LOCAL_RANK, torch the rest.
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, value)
         dist.init_process_group(backend, rank=rank, world_size=world_size,
                                 timeout=timedelta(minutes=timeout_minutes))

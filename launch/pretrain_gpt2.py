@@ -8,6 +8,7 @@ Without other arguments it runs ``configs/quickstart.yaml``; ``--help`` lists ev
 
 import sys
 
+from inrank_megatron.checks import check
 from inrank_megatron.cli import parse
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
@@ -17,7 +18,8 @@ def main() -> int:
     rank, world_size = launcher_ranks()
     try:
         launch = parse(sys.argv[1:], world_size=world_size)
-        # Imported after the arguments were read: Megatron-Core and DeepSpeed take seconds.
+        check(launch.config, world_size=world_size)
+        # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
         from inrank_megatron.platform import prepare_process
 
         prepare_process()

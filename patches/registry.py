@@ -8,11 +8,12 @@ from inrank_megatron_patches import (
     cuda_manual_seed,
     cuda_synchronize,
     deepspeed_build_shm_op,
+    deepspeed_see_memory_usage,
     megatron_get_rng_state,
     megatron_set_rng_state,
 )
 
-PATCHES: tuple[ModuleType, ...] = (
+CPU_PATCHES: tuple[ModuleType, ...] = (
     cuda_current_device,
     cuda_get_rng_state,
     cuda_manual_seed,
@@ -21,6 +22,9 @@ PATCHES: tuple[ModuleType, ...] = (
     megatron_set_rng_state,
     deepspeed_build_shm_op,
 )
+# These act with CUDA too: they only keep a library quiet.
+QUIET_PATCHES: tuple[ModuleType, ...] = (deepspeed_see_memory_usage,)
+PATCHES = CPU_PATCHES + QUIET_PATCHES
 
 
 def apply_all() -> None:

@@ -1,18 +1,18 @@
 """Checkpoints as folders: tensors in safetensors, the rest in JSON, complete or not there at all.
 
 A checkpoint is written beside its final name, every byte flushed to the disk, and published by one rename. Its
-manifest, written last, holds the size and SHA-256 of every file and is checked before anything is loaded. Tensors are
-whole (no shard of any rank), so a checkpoint does not depend on how many processes wrote it.
+manifest, written last, holds the size and SHA-256 of every other file and is checked before anything is loaded.
+Tensors are whole (no shard of any rank), so a checkpoint does not depend on how many processes wrote it.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,60 +20,67 @@ from inrank_megatron.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+INDEX = "index.json"
 STATE = "state.json"
 FILE_BYTES = 2**30
+PREFIX, PARTIAL, REPLACED = "step_", ".partial", ".replaced"
 
 
 def step_folder(root: Path, step: int) -> Path:
     """Where the checkpoint after ``step`` optimizer steps lies."""
-    return root / f"step_{step:08d}"
+    return root / f"{PREFIX}{step:08d}"
 
 
 class CheckpointWriter:
     """Collects whole tensors into files of about ``FILE_BYTES`` and publishes the folder at the end.
 
-    Memory: at most ``FILE_BYTES`` plus one tensor.
+    Memory: at most ``FILE_BYTES`` plus one tensor. A write that fails is reported by :meth:`publish` alone: the
+    ranks that gather tensors for this one must all come to the end before they can learn of it.
     """
 
     def __init__(self, root: Path, step: int):
         self.final = step_folder(root, step)
-        self.partial = root / f".{self.final.name}.partial"
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.partial = root / f".{self.final.name}{PARTIAL}"
         self._pending: dict[str, Tensor] = {}
         self._bytes = 0
         self._index: dict[str, str] = {}
+        self._fault: Exception | None = None
+        self._attempt(self._begin)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Add one whole tensor; names are unique."""
         if name in self._index or name in self._pending:
             raise ValueError(f"tensor {name} is in the checkpoint twice")
-        self._pending[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        self._bytes += tensor.numel() * tensor.element_size()
+        if self._fault is None:
+            self._pending[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            self._bytes += tensor.numel() * tensor.element_size()
         if self._bytes >= FILE_BYTES:
-            self._flush()
+            self._attempt(self._flush)
 
     def publish(self, state: dict) -> Path:
-        """Write ``state`` and the manifest, and give the folder its name. An older folder of the step goes after."""
-        self._flush()
-        (self.partial / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-                 for path in sorted(self.partial.iterdir())}
-        manifest = {"format_version": FORMAT_VERSION, "files": files, "tensors": self._index}
-        (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        for path in self.partial.iterdir():
-            _fsync(path)
-        _fsync(self.partial)
-        replaced = None
-        if self.final.exists():
-            replaced = self.final.with_name(f".{self.final.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            self.final.rename(replaced)
-        self.partial.rename(self.final)
-        _fsync(self.final.parent)
-        if replaced:
-            shutil.rmtree(replaced)
+        """Write ``state`` and the manifest, and give the folder its name, in place of an older one of the step.
+
+        Raises:
+            UserError: something could not be written; earlier checkpoints stay as they are.
+        """
+        self._attempt(self._flush)
+        self._attempt(lambda: self._complete(state))
+        if self._fault is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            raise UserError(f"{self.final}: the checkpoint cannot be written ({self._fault}); earlier ones are whole: "
+                            "make room for it, then continue with --resume auto")
         return self.final
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._fault is None:
+            try:
+                action()
+            except (OSError, SafetensorError) as fault:
+                self._fault, self._pending, self._bytes = fault, {}, 0
+
+    def _begin(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
 
     def _flush(self) -> None:
         if self._pending:
@@ -82,9 +89,27 @@ class CheckpointWriter:
             self._index.update(dict.fromkeys(self._pending, file))
             self._pending, self._bytes = {}, 0
 
+    def _complete(self, state: dict) -> None:
+        _write_json(self.partial / STATE, state)
+        _write_json(self.partial / INDEX, self._index)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                 for path in sorted(self.partial.iterdir())}
+        _write_json(self.partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
+        for path in (*self.partial.iterdir(), self.partial):
+            _fsync(path)
+        replaced = self.final.with_name(f".{self.final.name}{REPLACED}")
+        if self.final.exists():
+            self.final.rename(replaced)
+        self.partial.rename(self.final)
+        _fsync(self.final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
 
 class Checkpoint:
     """A published checkpoint, verified against its manifest when it is opened.
+
+    Args:
+        verify: False where it has just been verified, because that reads every byte.
 
     Raises:
         UserError: a file is missing, truncated or altered, or the format is of another version.
@@ -92,20 +117,12 @@ class Checkpoint:
 
     def __init__(self, folder: Path, *, verify: bool = True):
         self.folder = folder
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            files, self._index = manifest["files"], manifest["tensors"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
-                            "resume from another one") from None
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{folder}: checkpoint format {manifest.get('format_version')}, this version reads "
-                            f"{FORMAT_VERSION}; use the version of the program that wrote it")
-        for name, expected in files.items() if verify else ():
-            path = folder / Path(name).name
+        for name, expected in _manifest(folder).items() if verify else ():
+            path = folder / name
             if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                 raise UserError(f"{path}: missing, truncated or altered (its SHA-256 is not the manifest's); "
                                 "resume from another checkpoint")
+        self._index: dict[str, str] = json.loads((folder / INDEX).read_text())
         self.state: dict = json.loads((folder / STATE).read_text())
 
     @property
@@ -125,8 +142,8 @@ class Checkpoint:
 
 def published(root: Path) -> list[Path]:
     """Folders of published checkpoints, newest first."""
-    found = [p for p in root.glob("step_*") if p.is_dir() and p.name[len("step_"):].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[len("step_"):]), reverse=True)
+    found = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
 
 
 def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
@@ -139,6 +156,40 @@ def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
         except UserError as fault:
             faults.append(str(fault))
     return None, faults
+
+
+def tidy(root: Path) -> None:
+    """Remove what a killed writer left behind; only the one process that may write calls it."""
+    for path in root.glob(f".{PREFIX}*{REPLACED}"):
+        final = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
+        if final.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(final)  # killed between the two renames: the older checkpoint of the step is still good
+    for path in root.glob(f".{PREFIX}*{PARTIAL}"):
+        shutil.rmtree(path)
+
+
+def _manifest(folder: Path) -> dict[str, dict]:
+    """File name -> size and hash. Every file that is read from the folder must be among them."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, files = manifest["format_version"], manifest["files"]
+        whole = {INDEX, STATE} <= files.keys() and all(
+            Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
+                        "resume from another one")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{folder}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
+                        "use the version of the program that wrote it")
+    return files
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True))
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""Parameter groups, AdamW and the DeepSpeed configuration of a run. The only caller of ``deepspeed.initialize``."""
+"""Parameter groups, AdamW and the DeepSpeed configuration of a run. The only caller of
+``deepspeed.initialize``.
+"""
 
 import deepspeed
 import torch
@@ -13,8 +15,8 @@ from inrank_megatron.parallel import DeepSpeedMPU, Parallel
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Trained parameters in up to three named groups, each with its own step count in Adam.
 
-    ``factors``: U and V of factorised linears, with decay; apart from the rest, because the switch restarts their
-    bias correction alone. ``decay``: other matrices. ``no_decay``: biases and norms.
+    ``factors``: U and V of factorised linears, with decay; apart from the rest, because the switch restarts
+    their bias correction alone. ``decay``: other matrices. ``no_decay``: biases and norms.
     """
     factors = {id(p) for m in model.modules() if isinstance(m, FactorisedLinear) for p in (m.U, m.V)}
     groups: dict[str, list] = {"factors": [], "decay": [], "no_decay": []}
@@ -22,12 +24,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         if parameter.requires_grad:
             name = "factors" if id(parameter) in factors else "decay" if parameter.dim() > 1 else "no_decay"
             groups[name].append(parameter)
-    return [{"name": name, "params": params, "weight_decay": 0.0 if name == "no_decay" else weight_decay}
-            for name, params in groups.items() if params]
+    return [
+        {"name": name, "params": params, "weight_decay": 0.0 if name == "no_decay" else weight_decay}
+        for name, params in groups.items()
+        if params
+    ]
 
 
 def deepspeed_config(config: Config, *, accumulation: int, extra: dict | None = None) -> dict:
-    """The DeepSpeed JSON of the run. ``extra``: what of a user's file is passed through (``deepspeed_json.py``)."""
+    """The DeepSpeed JSON of the run. ``extra``: what of a user's file is passed through
+    (``deepspeed_json.py``).
+    """
     own = {
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -44,21 +51,32 @@ def deepspeed_config(config: Config, *, accumulation: int, extra: dict | None = 
     return merged
 
 
-def start_deepspeed(model: nn.Module, config: Config, parallel: Parallel, *, accumulation: int,
-                    extra: dict | None = None):
+def start_deepspeed(
+    model: nn.Module, config: Config, parallel: Parallel, *, accumulation: int, extra: dict | None = None
+):
     """``model`` under a DeepSpeed engine with AdamW whose state exists from the start."""
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optimizer.weight_decay), lr=config.optimizer.lr,
-        betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2), eps=config.optimizer.adam_eps, fused=True)
+        parameter_groups(model, config.optimizer.weight_decay),
+        lr=config.optimizer.lr,
+        betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
+        eps=config.optimizer.adam_eps,
+        fused=True,
+    )
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, mpu=DeepSpeedMPU(parallel), dist_init_required=False,
-        config=deepspeed_config(config, accumulation=accumulation, extra=extra))
+        model=model,
+        optimizer=optimizer,
+        mpu=DeepSpeedMPU(parallel),
+        dist_init_required=False,
+        config=deepspeed_config(config, accumulation=accumulation, extra=extra),
+    )
     zero_state.create_adam_state(engine.optimizer)
     return engine
 
 
 def stop_deepspeed(engine) -> None:
-    """Release an engine's hooks and references. ``destroy`` alone leaves the engine's own module hooks behind."""
+    """Release an engine's hooks and references. ``destroy`` alone leaves the engine's own module hooks
+    behind.
+    """
     for hook in ("module_forward_pre_hook", "module_forward_post_hook"):
         if (handle := getattr(engine, hook, None)) is not None:
             handle.remove()

@@ -1,13 +1,14 @@
-"""The training engine: a model under DeepSpeed ZeRO stage 1 whose factors grow and whose structure changes once.
+"""The training engine: a model under DeepSpeed ZeRO stage 1 whose factors grow and whose structure changes
+once.
 
-It carries out the changes that methods ask for (``methods/changes.py``) on parameters, FP32 masters and optimizer
-moments, and knows no method by name.
+It carries out the changes that methods ask for (``methods/changes.py``) on parameters, FP32 masters and
+optimizer moments, and knows no method by name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 import gc
 import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -52,16 +53,25 @@ class Engine:
         initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of every column's initial value, where W0 exists.
     """
 
-    def __init__(self, factory: ModelFactory, factors: Mapping[str, FactorSpec], *, config: Config,
-                 parallel: Parallel, device: torch.device, accumulation: int,
-                 deepspeed_json: dict | None = None):
+    def __init__(
+        self,
+        factory: ModelFactory,
+        factors: Mapping[str, FactorSpec],
+        *,
+        config: Config,
+        parallel: Parallel,
+        device: torch.device,
+        accumulation: int,
+        deepspeed_json: dict | None = None,
+    ):
         self.config, self.parallel, self.device = config, parallel, device
         self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
         self.factory = factory
         self.deepspeed = None
         self._build(factors)
 
-    # ---- training -------------------------------------------------------------------------------------------
+    # ---- training
+    # -------------------------------------------------------------------------------------------
 
     def train_step(self, micro_batches: Iterable[MicroBatch], *, step: int, lr: float) -> StepResult:
         """Optimizer step number ``step`` (from 1) over this rank's micro-batches.
@@ -85,8 +95,10 @@ class Engine:
         dist.all_reduce(total, group=self.parallel.dp_group)
         mean = total.item() / (self.accumulation * self.parallel.dp_size)
         if not math.isfinite(mean):
-            raise UserError(f"the loss is {mean}; training stops before the update. Lower --lr or --clip-grad and "
-                            "continue from the last checkpoint with --resume auto")
+            raise UserError(
+                f"the loss is {mean}; training stops before the update. Lower --lr or --clip-grad and "
+                "continue from the last checkpoint with --resume auto"
+            )
         return mean
 
     @staticmethod
@@ -101,20 +113,35 @@ class Engine:
         """Mean loss a token of one micro-batch."""
         return cls.token_losses(model, batch).mean()
 
-    # ---- what methods see and ask for -----------------------------------------------------------------------
+    # ---- what methods see and ask for
+    # -----------------------------------------------------------------------
 
     def views(self, *, spectrum: str | None = None, step: int = 0) -> list[LayerView]:
         """The factorised linears with their ranks and, if asked for, spectra; the same on every rank."""
         values = {}
         if spectrum is not None and self.layers:
-            values = factor_surgery.spectra(self.layers, self.initial, self.parallel, kind=spectrum, step=step)
-        return [LayerView(name=name, min_dim=min(x.output_size, x.input_size), rank=self.ranks[name],
-                          active=x.active, capacity=x.capacity,
-                          singular_values=tuple(values[name].tolist()) if name in values else ())
-                for name, x in self.layers.items()]
+            values = factor_surgery.spectra(
+                self.layers, self.initial, self.parallel, kind=spectrum, step=step
+            )
+        return [
+            LayerView(
+                name=name,
+                min_dim=min(x.output_size, x.input_size),
+                rank=self.ranks[name],
+                active=x.active,
+                capacity=x.capacity,
+                singular_values=tuple(values[name].tolist()) if name in values else (),
+            )
+            for name, x in self.layers.items()
+        ]
 
-    def apply(self, changes: Iterable[Change], *, step: int,
-              first_batch: Callable[[], Iterable[MicroBatch]] | None = None) -> None:
+    def apply(
+        self,
+        changes: Iterable[Change],
+        *,
+        step: int,
+        first_batch: Callable[[], Iterable[MicroBatch]] | None = None,
+    ) -> None:
         """Carry out ``changes`` in order. ``first_batch`` gives this rank's micro-batches of step 0."""
         for change in changes:
             match change:
@@ -132,8 +159,9 @@ class Engine:
             self.parallel.seed_random(seed=self.config.training.seed, step=0)
             losses = (self.loss(self.model, batch) for batch in first_batch())
             gradients = factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel)
-            pairs = factor_surgery.gradient_start(self.layers, gradients, self.parallel,
-                                                  column_norm=change.column_norm)
+            pairs = factor_surgery.gradient_start(
+                self.layers, gradients, self.parallel, column_norm=change.column_norm
+            )
         else:
             pairs = factor_surgery.spectral_start(self.layers, self.factory.initial_weight, self.parallel)
         for name, left, right in pairs:
@@ -145,8 +173,9 @@ class Engine:
         if change.active == start:
             return
         generator = named_generator(self.config.training.seed, f"{change.layer}/columns from {start}")
-        left, right = factor_surgery.random_columns(layer, change.active - start, norm=change.column_norm,
-                                                    generator=generator)
+        left, right = factor_surgery.random_columns(
+            layer, change.active - start, norm=change.column_norm, generator=generator
+        )
         layer.activate(change.active)
         self._place(change.layer, left, right, start=start, absorb=change.absorb)
 
@@ -164,7 +193,9 @@ class Engine:
         pairs = list(factor_surgery.truncated_weights(self.layers, change.ranks, self.parallel, step=step))
         kept = {name: zero_state.read_state(p) for name, p in self.parameters() if not self._is_factor(name)}
         steps = zero_state.group_steps(self.deepspeed.optimizer)
-        factors = {name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in change.ranks.items()}
+        factors = {
+            name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in change.ranks.items()
+        }
         self._build(factors)
         for name, left, right in pairs:
             self._place(name, left, right, start=0, absorb=False)
@@ -173,7 +204,8 @@ class Engine:
                 zero_state.write_state(parameter, kept[name])
         zero_state.set_group_steps(self.deepspeed.optimizer, steps | {"factors": 0})
 
-    # ---- state ----------------------------------------------------------------------------------------------
+    # ---- state
+    # ----------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Trained parameters by name, in the model's order."""
@@ -181,8 +213,12 @@ class Engine:
 
     def factor_specs(self) -> dict[str, FactorSpec]:
         """The present structure, enough to build the same model again."""
-        return {name: FactorSpec(columns=x.capacity, active=x.active, rank=self.ranks[name], base=x.weight is not None)
-                for name, x in self.layers.items()}
+        return {
+            name: FactorSpec(
+                columns=x.capacity, active=x.active, rank=self.ranks[name], base=x.weight is not None
+            )
+            for name, x in self.layers.items()
+        }
 
     def read_state(self, name: str) -> ParameterState:
         """Master and moments of a trained parameter, this rank's shard. Collective."""
@@ -200,12 +236,18 @@ class Engine:
         self.model = self.factory.build(factors).to(self.device)
         self.layers = {name: m for name, m in self.model.named_modules() if isinstance(m, FactorisedLinear)}
         self.ranks = {name: spec.rank for name, spec in factors.items()}
-        self.initial = {name: (torch.zeros_like(x.U, dtype=torch.float32).detach(),
-                               torch.zeros_like(x.V, dtype=torch.float32).detach())
-                        for name, x in self.layers.items() if x.weight is not None}
+        self.initial = {
+            name: (
+                torch.zeros_like(x.U, dtype=torch.float32).detach(),
+                torch.zeros_like(x.V, dtype=torch.float32).detach(),
+            )
+            for name, x in self.layers.items()
+            if x.weight is not None
+        }
         self._sum_replicated_gradients()
         self.deepspeed = deepspeed_setup.start_deepspeed(
-            self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json)
+            self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json
+        )
 
     def _sum_replicated_gradients(self) -> None:
         """Under sequence parallelism a replicated parameter sees only this rank's tokens: sum over the group.

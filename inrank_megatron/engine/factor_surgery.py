@@ -18,10 +18,13 @@ from inrank_megatron.parallel import Parallel
 Layers = Mapping[str, FactorisedLinear]
 
 
-def weight_gradients(model: nn.Module, layers: Layers, losses: Iterable[Tensor], parallel: Parallel) -> dict[str, Tensor]:
+def weight_gradients(
+    model: nn.Module, layers: Layers, losses: Iterable[Tensor], parallel: Parallel
+) -> dict[str, Tensor]:
     """Gradient of the mean loss with respect to each layer's W0, this rank's shard, averaged over the job.
 
-    ``losses`` yields the scalar losses of this rank's micro-batches, computed lazily on ``model`` one after the other.
+    ``losses`` yields the scalar losses of this rank's micro-batches, computed lazily on ``model`` one after
+    the other.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = {name: layer.weight for name, layer in layers.items()}
@@ -46,9 +49,13 @@ def weight_gradients(model: nn.Module, layers: Layers, losses: Iterable[Tensor],
     return totals
 
 
-def gradient_start(layers: Layers, gradients: Mapping[str, Tensor], parallel: Parallel, *,
-                   column_norm: float) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """``(name, U0 [O, k], V0 [k, I])``: leading singular pairs of each gradient, columns of norm ``column_norm``."""
+def gradient_start(
+    layers: Layers, gradients: Mapping[str, Tensor], parallel: Parallel, *, column_norm: float
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """``(name, U0 [O, k], V0 [k, I])``: leading singular pairs of each gradient, columns of norm
+    ``column_norm``.
+    """
+
     def compute(name):
         layer = layers[name]
         whole = linalg.gather_matrix(gradients[name], layer.weight.partition_dim, parallel.tp_group)
@@ -58,23 +65,28 @@ def gradient_start(layers: Layers, gradients: Mapping[str, Tensor], parallel: Pa
             return column_norm * left, column_norm * right
         return None
 
-    return shared_factor_pairs(_shapes(layers, {n: x.active for n, x in layers.items()}), compute, parallel,
-                               device=_device(layers))
+    return shared_factor_pairs(
+        _shapes(layers, {n: x.active for n, x in layers.items()}), compute, parallel, device=_device(layers)
+    )
 
 
-def spectral_start(layers: Layers, initial_weight: Callable[[str], Tensor], parallel: Parallel
-                   ) -> Iterator[tuple[str, Tensor, Tensor]]:
+def spectral_start(
+    layers: Layers, initial_weight: Callable[[str], Tensor], parallel: Parallel
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     """``(name, U0 [O, k], V0 [k, I])``: truncated SVD of each whole initial weight [O, I]."""
+
     def compute(name):
         return linalg.truncate(initial_weight(name), layers[name].active) if parallel.tp_rank == 0 else None
 
-    return shared_factor_pairs(_shapes(layers, {n: x.active for n, x in layers.items()}), compute, parallel,
-                               device=_device(layers))
+    return shared_factor_pairs(
+        _shapes(layers, {n: x.active for n, x in layers.items()}), compute, parallel, device=_device(layers)
+    )
 
 
 @torch.no_grad()
 def place_columns(layer: FactorisedLinear, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
-    """Write whole columns ``left`` [O, c], ``right`` [c, I] into columns ``start`` ... of the layer and its masters.
+    """Write whole columns ``left`` [O, c], ``right`` [c, I] into columns ``start`` ... of the layer and its
+    masters.
 
     With ``absorb`` their product, as rounded to the parameters' dtype, is subtracted from W0.
     """
@@ -82,8 +94,10 @@ def place_columns(layer: FactorisedLinear, left: Tensor, right: Tensor, *, start
     left, right = left.to(layer.U), right.to(layer.V)
     stop = start + left.shape[1]
     own_left, own_right = left.chunk(n, dim=0)[rank], right.chunk(n, dim=1)[rank]
-    for parameter, index, value in ((layer.U, (slice(None), slice(start, stop)), own_left),
-                                    (layer.V, (slice(start, stop), slice(None)), own_right)):
+    for parameter, index, value in (
+        (layer.U, (slice(None), slice(start, stop)), own_left),
+        (layer.V, (slice(start, stop), slice(None)), own_right),
+    ):
         whole = read_master(parameter).clone()
         whole[index] = value.to(whole)
         write_master(parameter, whole)
@@ -92,8 +106,12 @@ def place_columns(layer: FactorisedLinear, left: Tensor, right: Tensor, *, start
         layer.weight.copy_(layer.weight.float() - a.float() @ b.float())
 
 
-def random_columns(layer: FactorisedLinear, count: int, *, norm: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(left [O, count], right [count, I])``: random directions, every column of U and row of V of the given norm."""
+def random_columns(
+    layer: FactorisedLinear, count: int, *, norm: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """``(left [O, count], right [count, I])``: random directions, every column of U and row of V of the given
+    norm.
+    """
     left = torch.randn(layer.output_size, count, generator=generator)
     right = torch.randn(count, layer.input_size, generator=generator)
     left *= norm / left.norm(dim=0, keepdim=True)
@@ -101,12 +119,18 @@ def random_columns(layer: FactorisedLinear, count: int, *, norm: float, generato
     return left.to(layer.U.device), right.to(layer.V.device)
 
 
-def spectra(layers: Layers, initial: Mapping[str, tuple[Tensor, Tensor]], parallel: Parallel, *,
-            kind: str, step: int) -> dict[str, Tensor]:
-    """Singular values of ``U V`` (``product``) or ``U V - U0 V0`` (``update``) of every layer, from FP32 masters."""
+def spectra(
+    layers: Layers, initial: Mapping[str, tuple[Tensor, Tensor]], parallel: Parallel, *, kind: str, step: int
+) -> dict[str, Tensor]:
+    """Singular values of ``U V`` (``product``) or ``U V - U0 V0`` (``update``) of every layer, from FP32
+    masters.
+    """
     own = set(own_layers(list(layers), parallel))
     masters = {}
-    for name, layer in layers.items():  # collective over the data-parallel group, so every rank goes through all
+    for (
+        name,
+        layer,
+    ) in layers.items():  # collective over the data-parallel group, so every rank goes through all
         pair = read_master(layer.U), read_master(layer.V)
         if name in own:
             masters[name] = pair
@@ -125,8 +149,9 @@ def spectra(layers: Layers, initial: Mapping[str, tuple[Tensor, Tensor]], parall
     return shared_spectra(list(layers), compute, parallel, length=length, device=_device(layers))
 
 
-def truncated_weights(layers: Layers, ranks: Mapping[str, int], parallel: Parallel, *,
-                      step: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+def truncated_weights(
+    layers: Layers, ranks: Mapping[str, int], parallel: Parallel, *, step: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     """``(name, U* [O, r], V* [r, I])``: every layer's ``W0 + U V`` truncated to its rank."""
     own = set(own_layers(list(layers), parallel))
     masters = {}
@@ -137,12 +162,14 @@ def truncated_weights(layers: Layers, ranks: Mapping[str, int], parallel: Parall
 
     def compute(name):
         layer, (u, v) = layers[name], masters[name]
-        u, v = u[:, :layer.active].double(), v[:layer.active].double()
+        u, v = u[:, : layer.active].double(), v[: layer.active].double()
         if layer.row_parallel:
             u = linalg.gather_matrix(u, 0, parallel.tp_group)
         else:
             v = linalg.gather_matrix(v, 1, parallel.tp_group)
-        whole = linalg.gather_matrix(layer.weight.double() + u @ v, layer.weight.partition_dim, parallel.tp_group)
+        whole = linalg.gather_matrix(
+            layer.weight.double() + u @ v, layer.weight.partition_dim, parallel.tp_group
+        )
         linalg.check_finite(whole, what=f"the weight of {name} at step {step}")
         return linalg.truncate(whole, ranks[name]) if parallel.tp_rank == 0 else None
 

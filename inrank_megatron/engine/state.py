@@ -1,7 +1,9 @@
-"""An engine's state as whole named tensors and a JSON record, and back, at any tensor- and data-parallel size.
+"""An engine's state as whole named tensors and a JSON record, and back, at any tensor- and data-parallel
+size.
 
 Tensor names: the parameter's own for its FP32 master, with ``.exp_avg`` and ``.exp_avg_sq`` for the moments;
-``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and ``<layer>.V0`` for initial factor values.
+``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and ``<layer>.V0`` for initial factor
+values.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -47,8 +49,12 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def load_engine(engine: Engine, record: Mapping, names: frozenset[str],
-                read: Callable[[list[str]], Iterator[tuple[str, Tensor]]]) -> None:
+def load_engine(
+    engine: Engine,
+    record: Mapping,
+    names: frozenset[str],
+    read: Callable[[list[str]], Iterator[tuple[str, Tensor]]],
+) -> None:
     """Fill an engine that was built with the recorded structure.
 
     Args:
@@ -57,17 +63,24 @@ def load_engine(engine: Engine, record: Mapping, names: frozenset[str],
     """
     parameters = dict(engine.parameters())
     frozen = {f"{name}.weight": x.weight for name, x in engine.layers.items() if x.weight is not None}
-    initial = {f"{name}.{leaf}": (pair[i], getattr(engine.layers[name], leaf[0]))
-               for name, pair in engine.initial.items() for i, leaf in enumerate(("U0", "V0"))}
+    initial = {
+        f"{name}.{leaf}": (pair[i], getattr(engine.layers[name], leaf[0]))
+        for name, pair in engine.initial.items()
+        for i, leaf in enumerate(("U0", "V0"))
+    }
     expected = {f"{name}{suffix}" for name in parameters for suffix in ("", *(f".{key}" for key in MOMENTS))}
     expected |= frozen.keys() | initial.keys()
     if expected != names:
-        raise UserError(f"the checkpoint lacks {sorted(expected - names)[:4]} and has {sorted(names - expected)[:4]} "
-                        "beyond the model; it belongs to another model: resume with that model's configuration")
+        raise UserError(
+            f"the checkpoint lacks {sorted(expected - names)[:4]} and has {sorted(names - expected)[:4]} "
+            "beyond the model; it belongs to another model: resume with that model's configuration"
+        )
     for name, parameter in parameters.items():
         group = dict(read([name, *(f"{name}.{key}" for key in MOMENTS)]))
         shards = {key: _shard(tensor, parameter, engine, name=key) for key, tensor in group.items()}
-        zero_state.write_state(parameter, ParameterState(shards[name], *(shards[f"{name}.{key}"] for key in MOMENTS)))
+        zero_state.write_state(
+            parameter, ParameterState(shards[name], *(shards[f"{name}.{key}"] for key in MOMENTS))
+        )
     for name, tensor in read(list(frozen)):
         frozen[name].copy_(_shard(tensor, frozen[name], engine, name=name))
     for name, tensor in read(list(initial)):
@@ -77,10 +90,12 @@ def load_engine(engine: Engine, record: Mapping, names: frozenset[str],
 
 
 def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
-    """``tensor``, cut as ``like`` is, from all tensor-parallel ranks; without the rows that pad a vocabulary."""
+    """``tensor``, cut as ``like`` is, from all tensor-parallel ranks; without the rows that pad a
+    vocabulary.
+    """
     if getattr(like, "tensor_model_parallel", False):
         tensor = gather_matrix(tensor, like.partition_dim, engine.parallel.tp_group)
-    return tensor[:getattr(like, "true_rows", tensor.shape[0])]
+    return tensor[: getattr(like, "true_rows", tensor.shape[0])]
 
 
 def _shard(tensor: Tensor, like: Tensor, engine: Engine, *, name: str) -> Tensor:
@@ -88,8 +103,10 @@ def _shard(tensor: Tensor, like: Tensor, engine: Engine, *, name: str) -> Tensor
     padding = shape[0] - getattr(like, "true_rows", shape[0])
     expected = [shape[0] - padding, *shape[1:]]
     if list(tensor.shape) != expected:
-        raise UserError(f"{name}: shape {list(tensor.shape)} in the checkpoint, {expected} in the model; "
-                        "resume with the configuration that wrote it")
+        raise UserError(
+            f"{name}: shape {list(tensor.shape)} in the checkpoint, {expected} in the model; "
+            "resume with the configuration that wrote it"
+        )
     if padding:
         tensor = torch.cat([tensor, tensor.new_zeros(padding, *shape[1:])])
     return shard(tensor, like, engine.parallel).to(like.device)

@@ -11,7 +11,7 @@ from inrank_megatron.parallel import Parallel
 
 def own_layers(names: list[str], parallel: Parallel) -> list[str]:
     """The layers that this rank's replica computes: every data-parallel replica takes its turn."""
-    return names[parallel.dp_rank::parallel.dp_size]
+    return names[parallel.dp_rank :: parallel.dp_size]
 
 
 def shared_factor_pairs(
@@ -25,8 +25,8 @@ def shared_factor_pairs(
 
     Args:
         shapes: (O, c, I) of each layer.
-        compute: called on all tensor-parallel ranks of the replica that owns the layer; may use collectives of that
-            group. Only the result of its first rank counts and is broadcast.
+        compute: called on all tensor-parallel ranks of the replica that owns the layer; may use collectives
+            of that group. Only the result of its first rank counts and is broadcast.
     """
     names = list(shapes)
     results = {name: compute(name) for name in own_layers(names, parallel)}
@@ -42,12 +42,18 @@ def shared_factor_pairs(
         yield name, left, right
 
 
-def shared_spectra(names: list[str], compute: Callable[[str], Tensor], parallel: Parallel, *,
-                   length: int, device: torch.device) -> dict[str, Tensor]:
+def shared_spectra(
+    names: list[str],
+    compute: Callable[[str], Tensor],
+    parallel: Parallel,
+    *,
+    length: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """Singular values of every layer, [at most ``length``] FP64, bit-identical on every rank.
 
-    ``compute`` is called as in :func:`shared_factor_pairs`. One all-reduce carries all spectra: each row has one
-    contributor, so the sum is exact.
+    ``compute`` is called as in :func:`shared_factor_pairs`. One all-reduce carries all spectra: each row has
+    one contributor, so the sum is exact.
     """
     table = torch.zeros(len(names), length, dtype=torch.float64, device=device)
     sizes = torch.zeros(len(names), dtype=torch.int64, device=device)
@@ -55,8 +61,8 @@ def shared_spectra(names: list[str], compute: Callable[[str], Tensor], parallel:
     for name in own_layers(names, parallel):
         values = compute(name)[:length]
         if parallel.tp_rank == 0:
-            table[rows[name], :len(values)] = values
+            table[rows[name], : len(values)] = values
             sizes[rows[name]] = len(values)
     dist.all_reduce(table)
     dist.all_reduce(sizes)
-    return {name: table[row, :sizes[row]].cpu() for name, row in rows.items()}
+    return {name: table[row, : sizes[row]].cpu() for name, row in rows.items()}

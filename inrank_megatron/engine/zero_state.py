@@ -1,7 +1,8 @@
 """Access to what DeepSpeed's ZeRO stage 1 keeps for a parameter: FP32 master, Adam moments, step counts.
 
-Two optimizer wrappers occur: ``DeepSpeedZeroOptimizer`` (FP32) and ``BF16_Optimizer`` (BF16 with FP32 gradient
-accumulation). Both hold one flat FP32 tensor for each parameter group, cut over the data-parallel ranks.
+Two optimizer wrappers occur: ``DeepSpeedZeroOptimizer`` (FP32) and ``BF16_Optimizer`` (BF16 with FP32
+gradient accumulation). Both hold one flat FP32 tensor for each parameter group, cut over the data-parallel
+ranks.
 """
 
 from dataclasses import dataclass
@@ -28,11 +29,15 @@ class ParameterState:
 
 
 def flat_partitions(zero_optimizer) -> list[Tensor]:
-    """The flat FP32 masters, one for each parameter group in order, as keys of the inner optimizer's state."""
+    """The flat FP32 masters, one for each parameter group in order, as keys of the inner optimizer's
+    state.
+    """
     for attribute in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(zero_optimizer, attribute):
             return list(getattr(zero_optimizer, attribute))
-    raise TypeError(f"{type(zero_optimizer).__name__} is not a ZeRO stage 1 optimizer that this project knows")
+    raise TypeError(
+        f"{type(zero_optimizer).__name__} is not a ZeRO stage 1 optimizer that this project knows"
+    )
 
 
 def create_adam_state(zero_optimizer) -> None:
@@ -42,16 +47,20 @@ def create_adam_state(zero_optimizer) -> None:
     """
     inner = zero_optimizer.optimizer
     for flat in flat_partitions(zero_optimizer):
-        inner.state[flat] = {"step": torch.zeros((), device=flat.device),
-                             **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        inner.state[flat] = {
+            "step": torch.zeros((), device=flat.device),
+            **{key: torch.zeros_like(flat) for key in MOMENTS},
+        }
     zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def group_steps(zero_optimizer) -> dict[str, int]:
     """Adam's step count of each parameter group by the group's name; bias correction depends on it."""
     inner = zero_optimizer.optimizer
-    return {group["name"]: int(inner.state[flat]["step"].item())
-            for group, flat in zip(inner.param_groups, flat_partitions(zero_optimizer), strict=True)}
+    return {
+        group["name"]: int(inner.state[flat]["step"].item())
+        for group, flat in zip(inner.param_groups, flat_partitions(zero_optimizer), strict=True)
+    }
 
 
 def set_group_steps(zero_optimizer, steps: dict[str, int]) -> None:
@@ -63,7 +72,9 @@ def set_group_steps(zero_optimizer, steps: dict[str, int]) -> None:
 
 
 def read_master(parameter: Tensor) -> Tensor:
-    """FP32 master of ``parameter``, its own shape. Collective over the data-parallel group unless it is FP32."""
+    """FP32 master of ``parameter``, its own shape. Collective over the data-parallel group unless it is
+    FP32.
+    """
     if parameter.dtype == torch.float32:
         return parameter.detach()  # after every step the parameter is a copy of its master
     return safe_get_full_fp32_param(parameter)
@@ -77,8 +88,9 @@ def write_master(parameter: Tensor, value: Tensor) -> None:
 
 def read_state(parameter: Tensor) -> ParameterState:
     """Master and moments of ``parameter``. Collective over the data-parallel group."""
-    return ParameterState(read_master(parameter).clone(),
-                          *(safe_get_full_optimizer_state(parameter, key) for key in MOMENTS))
+    return ParameterState(
+        read_master(parameter).clone(), *(safe_get_full_optimizer_state(parameter, key) for key in MOMENTS)
+    )
 
 
 def write_state(parameter: Tensor, state: ParameterState) -> None:

@@ -81,8 +81,17 @@ class FactorisedLinear(nn.Module):
 
     row_parallel: bool
 
-    def __init__(self, input_size: int, output_size: int, *, config, bias: bool, factors: FactorSpec,
-                 tp_group: ProcessGroup, skip_bias_add: bool = True):
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config,
+        bias: bool,
+        factors: FactorSpec,
+        tp_group: ProcessGroup,
+        skip_bias_add: bool = True,
+    ):
         super().__init__()
         self.input_size, self.output_size = input_size, output_size
         self.tp_group = tp_group
@@ -124,17 +133,22 @@ class FactorisedLinear(nn.Module):
     def activate(self, columns: int) -> None:
         """Use ``columns`` columns from now on. Parameter shapes, and so optimizer state, stay as they are."""
         if not self.active <= columns <= self.capacity:
-            raise ValueError(f"columns {columns} must lie between {self.active} in use and {self.capacity} allocated")
+            raise ValueError(
+                f"columns {columns} must lie between {self.active} in use and {self.capacity} allocated"
+            )
         self.active = columns
 
     def _gather(self, factor: Tensor, *, partial_gradient: bool) -> Tensor:
         # [features/n, k] -> [features, k]. Where each rank holds a part of the gradient's sum it is
         # reduce-scattered; where every rank holds the whole gradient each takes its slice.
         return gather_from_sequence_parallel_region(
-            factor.contiguous(), tensor_parallel_output_grad=partial_gradient, group=self.tp_group)
+            factor.contiguous(), tensor_parallel_output_grad=partial_gradient, group=self.tp_group
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``x`` [S, B, features] -> ``(y, bias)`` if ``skip_bias_add``, as Megatron's linears, else ``(y + bias, None)``."""
+        """``x`` [S, B, features] -> ``(y, bias)`` if ``skip_bias_add``, as Megatron's linears, else ``(y +
+        bias, None)``.
+        """
         y = self._product(x)
         if self.skip_bias_add or self.bias is None:
             return y, self.bias
@@ -145,12 +159,19 @@ class FactorisedLinear(nn.Module):
         state = self.state_dict(prefix="", keep_vars=True)
         axes = {name: p.partition_dim for name, p in state.items() if hasattr(p, "partition_dim")}
         return make_sharded_tensors_for_checkpoint(
-            state, prefix, axes, sharded_offsets, tp_group=self.tp_group,
-            dp_cp_group=(metadata or {}).get("dp_cp_group"))
+            state,
+            prefix,
+            axes,
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=(metadata or {}).get("dp_cp_group"),
+        )
 
     def extra_repr(self) -> str:
-        return (f"I={self.input_size}, O={self.output_size}, active={self.active}, capacity={self.capacity}, "
-                f"base={self.weight is not None}")
+        return (
+            f"I={self.input_size}, O={self.output_size}, active={self.active}, capacity={self.capacity}, "
+            f"base={self.weight is not None}"
+        )
 
 
 class ColumnParallelFactorised(FactorisedLinear):
@@ -158,13 +179,35 @@ class ColumnParallelFactorised(FactorisedLinear):
 
     row_parallel = False
 
-    def __init__(self, input_size: int, output_size: int, *, config, bias: bool, factors: FactorSpec,
-                 tp_group: ProcessGroup, skip_bias_add: bool = True, init_method=None, gather_output: bool = False,
-                 is_expert: bool = False, tp_comm_buffer_name: str | None = None, stride: int = 1):
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config,
+        bias: bool,
+        factors: FactorSpec,
+        tp_group: ProcessGroup,
+        skip_bias_add: bool = True,
+        init_method=None,
+        gather_output: bool = False,
+        is_expert: bool = False,
+        tp_comm_buffer_name: str | None = None,
+        stride: int = 1,
+    ):
         if gather_output or is_expert or stride != 1:
-            raise ValueError("a factorised column layer supports gather_output=False, is_expert=False, stride=1")
-        super().__init__(input_size, output_size, config=config, bias=bias, factors=factors, tp_group=tp_group,
-                         skip_bias_add=skip_bias_add)
+            raise ValueError(
+                "a factorised column layer supports gather_output=False, is_expert=False, stride=1"
+            )
+        super().__init__(
+            input_size,
+            output_size,
+            config=config,
+            bias=bias,
+            factors=factors,
+            tp_group=tp_group,
+            skip_bias_add=skip_bias_add,
+        )
 
     def _product(self, x: Tensor) -> Tensor:
         k, group = self.active, self.tp_group
@@ -190,13 +233,32 @@ class RowParallelFactorised(FactorisedLinear):
 
     row_parallel = True
 
-    def __init__(self, input_size: int, output_size: int, *, config, bias: bool, factors: FactorSpec,
-                 tp_group: ProcessGroup, skip_bias_add: bool = True, init_method=None,
-                 input_is_parallel: bool = True, is_expert: bool = False, tp_comm_buffer_name: str | None = None):
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config,
+        bias: bool,
+        factors: FactorSpec,
+        tp_group: ProcessGroup,
+        skip_bias_add: bool = True,
+        init_method=None,
+        input_is_parallel: bool = True,
+        is_expert: bool = False,
+        tp_comm_buffer_name: str | None = None,
+    ):
         if not input_is_parallel or is_expert:
             raise ValueError("a factorised row layer supports input_is_parallel=True, is_expert=False")
-        super().__init__(input_size, output_size, config=config, bias=bias, factors=factors, tp_group=tp_group,
-                         skip_bias_add=skip_bias_add)
+        super().__init__(
+            input_size,
+            output_size,
+            config=config,
+            bias=bias,
+            factors=factors,
+            tp_group=tp_group,
+            skip_bias_add=skip_bias_add,
+        )
 
     def _product(self, x: Tensor) -> Tensor:
         k, joint = self.active, self.weight is not None

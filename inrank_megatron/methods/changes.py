@@ -15,7 +15,8 @@ class LayerView:
 
     Args:
         min_dim: min(O, I) of the whole matrix.
-        rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated, K.
+        rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
+        K.
         singular_values: the spectrum that was asked for, descending; empty if none was.
     """
 
@@ -31,10 +32,10 @@ class LayerView:
 class InitialiseFactors:
     """Before the first step: fill every layer's active columns.
 
-    ``gradient``: the leading singular pairs of the loss gradient of the first global batch, averaged over the job,
-    every column of U and row of V of norm ``column_norm``. ``spectral``: the truncated SVD of the standard initial
-    weight; ``column_norm`` is not used. With ``absorb`` the product is subtracted from W0, so that the start is
-    exactly the standard initialisation. Moments: none exist yet.
+    ``gradient``: the leading singular pairs of the loss gradient of the first global batch, averaged over the
+    job, every column of U and row of V of norm ``column_norm``. ``spectral``: the truncated SVD of the
+    standard initial weight; ``column_norm`` is not used. With ``absorb`` the product is subtracted from W0,
+    so that the start is exactly the standard initialisation. Moments: none exist yet.
     """
 
     source: Literal["gradient", "spectral"]
@@ -46,9 +47,9 @@ class InitialiseFactors:
 class SetRank:
     """A rank check's outcome for one layer; ``rank`` may equal the rank before.
 
-    Values: the columns from ``active`` before to ``active`` now become random directions of norm ``column_norm``,
-    with their product absorbed into W0 if ``absorb``. Moments: untouched; those of new columns are zero, as a column
-    out of use has zero gradient.
+    Values: the columns from ``active`` before to ``active`` now become random directions of norm
+    ``column_norm``, with their product absorbed into W0 if ``absorb``. Moments: untouched; those of new
+    columns are zero, as a column out of use has zero gradient.
     """
 
     layer: str
@@ -64,8 +65,8 @@ class SetRank:
 class Refactor:
     """The switch: every layer's ``W0 + U V`` becomes ``U* V*`` at the layer's rank; W0 and buffers go.
 
-    Values: plain truncation, singular values shared evenly. Moments: those of U* and V* start at zero with a step
-    count of their own; every other parameter keeps its moments.
+    Values: plain truncation, singular values shared evenly. Moments: those of U* and V* start at zero with a
+    step count of their own; every other parameter keeps its moments.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)

@@ -10,17 +10,20 @@ from inrank_megatron.rank.criteria import eq7_ratio, grow, update_ratio
 
 @dataclass(frozen=True)
 class InRank:
-    """Train ``W0 + U V``; every ``check_interval`` steps raise each layer's rank until its explained ratio holds.
+    """Train ``W0 + U V``; every ``check_interval`` steps raise each layer's rank until its explained ratio
+    holds.
 
     Args:
         initial_rank: r at the start (paper: 2).
         buffer: b, trained columns beyond r; None: 100, scaled down below width 768.
         threshold: alpha, the explained ratio to hold (paper: 0.9).
-        criterion: ``update`` (ratio of the cumulative update ``U V - U0 V0``) or ``eq7`` (equation 7 on ``U V``).
+        criterion: ``update`` (ratio of the cumulative update ``U V - U0 V0``) or ``eq7`` (equation 7 on ``U
+        V``).
         window: reading of equation 7, ``sliding`` or ``fixed``.
         max_rank: the largest rank; None: so many that r + b is half of min(O, I).
         initial_column_norm, new_column_norm: norm of each starting column, and of those added later.
-        switch_step: completed steps after which the factors are refactored (InRank-Efficient); None: never (InRank).
+        switch_step: completed steps after which the factors are refactored (InRank-Efficient); None: never
+        (InRank).
     """
 
     initial_rank: int
@@ -45,8 +48,11 @@ class InRank:
         specs = {}
         for name, d in min_dims.items():
             b = self.buffer_of(d)
-            columns = (default_capacity(d, initial_rank=self.initial_rank, buffer=b) if self.max_rank is None
-                       else min(d, self.max_rank + b))
+            columns = (
+                default_capacity(d, initial_rank=self.initial_rank, buffer=b)
+                if self.max_rank is None
+                else min(d, self.max_rank + b)
+            )
             specs[name] = FactorSpec(columns=columns, active=self.initial_rank + b, rank=self.initial_rank)
         return specs
 
@@ -73,7 +79,8 @@ class InRank:
 
     def _check(self, layer) -> SetRank:
         b, r, s = self.buffer_of(layer.min_dim), layer.rank, layer.singular_values
-        # The authors' code searches [r, r + b); equation 7 is 1 at r + b, where no trained column is left out.
+        # The authors' code searches [r, r + b); equation 7 is 1 at r + b, where no trained column is left
+        # out.
         reach = max(1, b - 1) if self.criterion == "update" else b
 
         def ratio(candidate: int) -> float:
@@ -82,6 +89,12 @@ class InRank:
             return eq7_ratio(s, candidate, start=r, buffer=b, window=self.window)
 
         growth = grow(ratio, r, threshold=self.threshold, limit=max(r, min(r + reach, layer.capacity - b)))
-        return SetRank(layer=layer.name, rank=growth.rank, active=max(layer.active, growth.rank + b),
-                       explained_ratio=growth.explained_ratio, capped=growth.capped,
-                       column_norm=self.new_column_norm, absorb=True)
+        return SetRank(
+            layer=layer.name,
+            rank=growth.rank,
+            active=max(layer.active, growth.rank + b),
+            explained_ratio=growth.explained_ratio,
+            capped=growth.capped,
+            column_norm=self.new_column_norm,
+            absorb=True,
+        )

@@ -14,8 +14,15 @@ def make_method(config: Config, *, switch_step: int | None) -> Method:
     if config.training.method == "fixed-rank":
         return FixedRank(config.inrank.rank)
     inrank = config.inrank
-    return InRank(initial_rank=inrank.initial_rank, buffer=inrank.buffer, threshold=inrank.threshold,
-                  check_interval=inrank.rank_check_interval, criterion=inrank.rank_criterion,
-                  window=inrank.eq7_window, max_rank=inrank.max_rank,
-                  initial_column_norm=inrank.initial_column_norm, new_column_norm=inrank.new_column_norm,
-                  switch_step=switch_step)
+    return InRank(
+        initial_rank=inrank.initial_rank,
+        buffer=inrank.buffer,
+        threshold=inrank.threshold,
+        check_interval=inrank.rank_check_interval,
+        criterion=inrank.rank_criterion,
+        window=inrank.eq7_window,
+        max_rank=inrank.max_rank,
+        initial_column_norm=inrank.initial_column_norm,
+        new_column_norm=inrank.new_column_norm,
+        switch_step=switch_step,
+    )

@@ -1,6 +1,7 @@
 """GPT-2 as a Megatron-Core ``GPTModel`` built from layer specs.
 
-Learned positions, pre-LayerNorm, GELU, biases, tied embeddings. Any linear may be replaced by a factorised one.
+Learned positions, pre-LayerNorm, GELU, biases, tied embeddings. Any linear may be replaced by a factorised
+one.
 """
 
 from collections.abc import Mapping
@@ -64,9 +65,9 @@ class GPTFactory:
     def build(self, factors: Mapping[str, FactorSpec]) -> GPTModel:
         """The model with its initial weights, on the CPU, in FP32 or BF16 by ``config.training.bf16``.
 
-        ``factors`` says which linears are factorised and how (names from :func:`factorisable_linears`); the rest is
-        dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel size nor on
-        ``factors``.
+        ``factors`` says which linears are factorised and how (names from :func:`factorisable_linears`); the
+        rest is dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel
+        size nor on ``factors``.
         """
         config = self.config
         specs = [_layer_spec(f"decoder.layers.{i}", factors) for i in range(config.model.num_layers)]
@@ -88,8 +89,11 @@ class GPTFactory:
         return draw_weight(f"{name}.weight", (shape.output_size, shape.input_size), **self._distribution())
 
     def _distribution(self) -> dict:
-        return {"seed": self.config.training.seed, "std": self.config.model.init_method_std,
-                "num_layers": self.config.model.num_layers}
+        return {
+            "seed": self.config.training.seed,
+            "std": self.config.model.init_method_std,
+            "num_layers": self.config.model.num_layers,
+        }
 
 
 def factorised_linears(model: torch.nn.Module) -> dict[str, FactorisedLinear]:
@@ -101,7 +105,8 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
     model = config.model
 
     def leave(weight):
-        # initialise_parameters draws all weights; Megatron still runs its initialisers, which mark the shards.
+        # initialise_parameters draws all weights; Megatron still runs its initialisers, which mark the
+        # shards.
         return weight
 
     return TransformerConfig(

@@ -1,7 +1,8 @@
 """Initial weights that depend on the seed and a parameter's name alone.
 
-Every rank draws the whole matrix from a generator seeded by (seed, name) and takes its shard, so the start does
-not depend on the tensor-parallel size, on the padding of the vocabulary, or on which linears are factorised.
+Every rank draws the whole matrix from a generator seeded by (seed, name) and takes its shard, so the start
+does not depend on the tensor-parallel size, on the padding of the vocabulary, or on which linears are
+factorised.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 
 
 def shard(full: Tensor, parameter: Tensor, parallel: Parallel) -> Tensor:
-    """This rank's part of the whole tensor ``full``, cut as ``parameter`` is; all of it if it is replicated."""
+    """This rank's part of the whole tensor ``full``, cut as ``parameter`` is; all of it if it is
+    replicated.
+    """
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     return full.chunk(parallel.tp_size, dim=parameter.partition_dim)[parallel.tp_rank]
@@ -37,19 +40,20 @@ def whole_shape(parameter: Tensor, parallel: Parallel) -> tuple[int, ...]:
 
 
 def draw_weight(name: str, shape: tuple[int, ...], *, seed: int, std: float, num_layers: int) -> Tensor:
-    """The whole initial matrix of the parameter ``name``, FP32: N(0, std), or N(0, std / sqrt(2 layers)) where the
-    linear writes to the residual stream."""
+    """The whole initial matrix of the parameter ``name``, FP32: N(0, std), or N(0, std / sqrt(2 layers))
+    where the linear writes to the residual stream."""
     scale = std / (2 * num_layers) ** 0.5 if name.endswith(RESIDUAL_OUTPUTS) else std
     return torch.empty(shape).normal_(0.0, scale, generator=named_generator(seed, name))
 
 
 @torch.no_grad()
-def initialise_parameters(model: nn.Module, parallel: Parallel, *, seed: int, std: float, num_layers: int,
-                          vocab_size: int) -> None:
+def initialise_parameters(
+    model: nn.Module, parallel: Parallel, *, seed: int, std: float, num_layers: int, vocab_size: int
+) -> None:
     """GPT-2's start: matrices from :func:`draw_weight`, biases 0, norms 1.
 
-    Rows of the word embedding from ``vocab_size`` on are padding: zero, and not drawn; the parameter's ``true_rows``
-    says how many are real. Factors stay zero: the
+    Rows of the word embedding from ``vocab_size`` on are padding: zero, and not drawn; the parameter's
+    ``true_rows`` says how many are real. Factors stay zero: the
     method fills them.
     """
     for name, parameter in model.named_parameters():

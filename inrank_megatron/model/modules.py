@@ -27,16 +27,32 @@ class SDPACoreAttention(nn.Module):
     [S, B, heads/n x d] out, heads cut over the tensor-parallel group.
     """
 
-    def __init__(self, config, layer_number: int, attn_mask_type, attention_type: str,
-                 attention_dropout: float | None = None, softmax_scale: float | None = None,
-                 cp_comm_type: str | None = None, pg_collection: ProcessGroupCollection | None = None):
+    def __init__(
+        self,
+        config,
+        layer_number: int,
+        attn_mask_type,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ):
         super().__init__()
         self.sequence_parallel = config.sequence_parallel
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, attn_mask_type=None,
-                attention_bias=None, packed_seq_params=None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask=None,
+        attn_mask_type=None,
+        attention_bias=None,
+        packed_seq_params=None,
+    ) -> Tensor:
         """Causal always; ``attention_mask`` is not looked at, as the model passes None."""
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))  # [B, heads/n, S, d]
         if self.training and self.dropout > 0 and not self.sequence_parallel:
@@ -48,13 +64,20 @@ class SDPACoreAttention(nn.Module):
         return out.permute(2, 0, 1, 3).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0,
-                                              is_causal=True, scale=self.softmax_scale,
-                                              enable_gqa=q.shape[1] != k.shape[1])
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=True,
+            scale=self.softmax_scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
 
 
 class MaskPaddedVocabulary:
-    """Forward hook of the output layer: logits of padding tokens become -inf, so that softmax never sees them.
+    """Forward hook of the output layer: logits of padding tokens become -inf, so that softmax never sees
+    them.
 
     The vocabulary is padded so that it divides over the tensor-parallel ranks; the padding is no token.
     """
@@ -65,7 +88,5 @@ class MaskPaddedVocabulary:
     def __call__(self, module, args, output):
         logits = output[0]
         if self.first_padding < logits.shape[-1]:
-            logits[..., max(0, self.first_padding):] = float("-inf")
+            logits[..., max(0, self.first_padding) :] = float("-inf")
         return output
-
-

@@ -43,7 +43,7 @@ def test_random_streams_of_tensor_parallel_ranks():
 
 
 def test_recomputation_repeats_the_dropout_mask():
-    """Both Megatron's stream and the CPU's generator, which the patches make one, go back to where they were."""
+    """Megatron's streams and the CPU's generator, which the patches make one, go back together."""
     assert all(run_ranks(_masks_agree, 2))
 
 

@@ -3,7 +3,9 @@
 Prints one JSON object: patch name -> {"needed_before", "failure", "needed_after"}.
 """
 
+import contextlib
 import importlib
+import io
 import json
 
 import torch
@@ -32,6 +34,13 @@ def _state_lost() -> str | None:
     return None if torch.equal(torch.get_rng_state(), wanted) else "the state is lost"
 
 
+def _memory_report() -> str | None:
+    module = importlib.import_module("deepspeed.runtime.bf16_optimizer")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        module.see_memory_usage("report", force=True)
+    return printed.getvalue() or None
+
+
 _UPSTREAM = {
     "cuda_current_device": lambda: torch.cuda.current_device() and None,
     "cuda_get_rng_state": lambda: torch.cuda.get_rng_state() is None or None,
@@ -40,6 +49,7 @@ _UPSTREAM = {
     "megatron_get_rng_state": lambda: random._get_cuda_rng_state() is None or None,
     "megatron_set_rng_state": _state_lost,
     "deepspeed_build_shm_op": lambda: importlib.import_module("deepspeed.comm.torch").build_shm_op() and None,
+    "deepspeed_see_memory_usage": _memory_report,
 }
 
 

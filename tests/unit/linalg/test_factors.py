@@ -1,0 +1,201 @@
+"""Algebra of factors: against dense FP64 arithmetic, and shares over real ranks against the whole."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.linalg import factors
+from tests.harness import run_ranks
+
+ROWS, COLUMNS = 30, 22
+
+
+def random_factors(k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    numbers = torch.Generator().manual_seed(seed)
+    return (torch.randn(ROWS, k, generator=numbers, dtype=torch.float64),
+            torch.randn(k, COLUMNS, generator=numbers, dtype=torch.float64))
+
+
+def rank_deficient() -> tuple[Tensor, Tensor]:
+    left, right = random_factors(8)
+    left[:, 5] = 2 * left[:, 1] - left[:, 3]
+    return left, right
+
+
+def zero_columns() -> tuple[Tensor, Tensor]:
+    left, right = random_factors(8)
+    left[:, 4:6], right[4:6], right[7] = 0, 0, 0
+    return left, right
+
+
+def repeated_values() -> tuple[Tensor, Tensor]:
+    left, right = random_factors(8)
+    return torch.linalg.qr(left).Q, 3 * torch.linalg.qr(right.t()).Q.t()
+
+
+PAIRS = {
+    "random": random_factors(8),
+    "one column": random_factors(1),
+    "more columns than the matrix has": random_factors(40),
+    "rank deficient": rank_deficient(),
+    "zero columns": zero_columns(),
+    "repeated values": repeated_values(),
+    "all zero": tuple(torch.zeros_like(t) for t in random_factors(8)),
+    "badly scaled": tuple(t * torch.logspace(0, -12, 8, dtype=torch.float64).sqrt().view(shape)
+                          for t, shape in zip(random_factors(8), ((1, -1), (-1, 1)), strict=True)),
+    "BF16": tuple(t.bfloat16() for t in random_factors(8)),
+}
+
+# Rows of U and columns of V on each rank; 22 = COLUMNS and 30 = ROWS in all.
+SHARES = {
+    "whole": ([30], [22]),
+    "even": ([15, 15], [11, 11]),
+    "uneven": ([29, 1], [3, 19]),
+    "one empty": ([0, 30], [22, 0]),
+    "four, shorter than k": ([2, 0, 25, 3], [6, 7, 1, 8]),
+}
+
+
+def own_shares(rank: int, left: Tensor, right: Tensor, shares: tuple[list[int], list[int]]) -> tuple[Tensor, Tensor]:
+    return left.split(shares[0])[rank], right.split(shares[1], dim=1)[rank]
+
+
+def spectrum(rank: int, world_size: int, left: Tensor, right: Tensor, shares) -> Tensor:
+    return factors.product_singular_values(*own_shares(rank, left, right, shares), dist.group.WORLD)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_spectrum_of_a_product_that_is_never_formed(pair, shares):
+    """To rounding of the largest value, on all ranks alike, however the features are spread."""
+    left, right = PAIRS[pair]
+    results = run_ranks(spectrum, len(SHARES[shares][0]), left, right, SHARES[shares])
+    expected = torch.linalg.svdvals(left.double() @ right.double())
+    for result in results:
+        assert result.dtype == torch.float64
+        assert torch.equal(result, results[0])
+        known = min(len(result), len(expected))
+        torch.testing.assert_close(result[:known], expected[:known], rtol=0, atol=1e-13 * float(expected[0]))
+        assert (result[known:] <= 1e-13 * expected[0]).all()
+
+
+def relative_change(size: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """FP32 factors U, V that differ from U0, V0 by about ``size`` of their norm."""
+    u0, v0 = (t.float() for t in random_factors(8))
+    du, dv = random_factors(8, seed=1)
+    return (u0.double() + size * du).float(), (v0.double() + size * dv).float(), u0, v0
+
+
+def dense_delta(U: Tensor, V: Tensor, U0: Tensor, V0: Tensor) -> Tensor:
+    """``U V - U0 V0`` with extended precision, so that the cancellation costs nothing that matters."""
+    u, v, u0, v0 = (t.double().numpy().astype(np.longdouble) for t in (U, V, U0, V0))
+    return torch.from_numpy((u @ v - u0 @ v0).astype(np.float64))
+
+
+def delta_spectrum(rank: int, world_size: int, four: tuple, shares) -> Tensor:
+    own = (*own_shares(rank, *four[:2], shares), *own_shares(rank, *four[2:], shares))
+    left, right = factors.update_factors(*own, dist.group.WORLD)
+    return factors.product_singular_values(left, right, dist.group.WORLD)
+
+
+def naive_spectrum(rank: int, world_size: int, U: Tensor, V: Tensor, U0: Tensor, V0: Tensor) -> Tensor:
+    """The obvious ``[U, U0] [V; -V0]``."""
+    left, right = torch.cat([U, U0], dim=1).double(), torch.cat([V, -V0]).double()
+    return factors.product_singular_values(left, right, dist.group.WORLD)
+
+
+@pytest.mark.parametrize("shares", ["whole", "uneven", "four, shorter than k"])
+@pytest.mark.parametrize("size", [1e-1, 1e-4, 1e-6])
+def test_spectrum_of_a_small_change(size, shares):
+    """Precise relative to the change itself, which may be a millionth of the product."""
+    four = relative_change(size)
+    expected = torch.linalg.svdvals(dense_delta(*four))
+    for result in run_ranks(delta_spectrum, len(SHARES[shares][0]), four, SHARES[shares]):
+        torch.testing.assert_close(result[:16], expected[:16], rtol=0, atol=2e-12 * float(expected[0]))
+
+
+def test_concatenating_the_factors_would_lose_a_small_change():
+    """Otherwise ``update_factors`` could be the obvious one line."""
+    four = relative_change(1e-6)
+    expected = torch.linalg.svdvals(dense_delta(*four))[:16]
+    good = run_ranks(delta_spectrum, 1, four, SHARES["whole"])[0][:16]
+    naive = run_ranks(naive_spectrum, 1, *four)[0][:16]
+    assert (naive - expected).abs().max() > 30 * (good - expected).abs().max()
+
+
+@pytest.mark.parametrize("still", [("U",), ("V",), ("U", "V")], ids="+".join)
+def test_change_of_one_factor_or_of_none(still):
+    u, v, u0, v0 = relative_change(1e-2)
+    four = (u0 if "U" in still else u), (v0 if "V" in still else v), u0, v0
+    expected = torch.linalg.svdvals(dense_delta(*four))
+    result = run_ranks(delta_spectrum, 2, four, SHARES["uneven"])[0]
+    torch.testing.assert_close(result[:16], expected[:16], rtol=0, atol=1e-12)
+
+
+def test_change_from_zero_factors_is_the_product():
+    u, v, _, _ = relative_change(1.0)
+    four = (u, v, torch.zeros_like(u), torch.zeros_like(v))
+    result = run_ranks(delta_spectrum, 2, four, SHARES["even"])[0]
+    expected = torch.linalg.svdvals(u.double() @ v.double())
+    torch.testing.assert_close(result[:8], expected[:8], rtol=1e-12, atol=0)
+    assert result[8:].max() < 1e-12 * result[0]
+
+
+@pytest.mark.parametrize("rank", [1, 5, COLUMNS])
+def test_truncation_is_the_best_one_and_balanced(rank):
+    """Eckart-Young: no matrix of that rank is nearer. The two factors carry equal, diagonal Gram matrices."""
+    matrix = random_factors(40)[0] @ random_factors(40)[1]
+    u, v = factors.truncate(matrix, rank)
+    s = torch.linalg.svdvals(matrix)
+    assert u.shape == (ROWS, rank)
+    assert v.shape == (rank, COLUMNS)
+    torch.testing.assert_close((matrix - u @ v).norm(), s[rank:].square().sum().sqrt(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(u.t() @ u, torch.diag(s[:rank]), rtol=0, atol=1e-11)
+    torch.testing.assert_close(v @ v.t(), torch.diag(s[:rank]), rtol=0, atol=1e-11)
+
+
+def test_truncation_of_bf16_is_computed_in_fp64():
+    matrix = random_factors(3)[0] @ random_factors(3)[1]
+    u, _ = factors.truncate(matrix.bfloat16(), 3)
+    assert u.dtype == torch.float64
+    assert torch.equal(u, factors.truncate(matrix.bfloat16().double(), 3)[0])
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (7, 7)], ids=str)
+def test_leading_directions_descend(shape):
+    """A step along ``U V`` lowers the linear loss ``<G, W>``, by the leading singular values and no less.
+
+    On a square matrix the literal formula of the paper has the right shape and the wrong direction: it is the
+    transpose, which for a gradient that is not symmetric hardly descends.
+    """
+    gradient = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    u, v = factors.leading_directions(gradient, 3)
+    s = torch.linalg.svdvals(gradient)
+    torch.testing.assert_close((gradient * (u @ v)).sum(), -s[:3].sum())
+    if shape[0] == shape[1]:
+        assert (gradient * (u @ v).t()).sum() > -0.5 * s[:3].sum()
+    torch.testing.assert_close(u.t() @ u, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(v @ v.t(), torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_named(poison):
+    matrix = torch.zeros(3, 3)
+    factors.check_finite(matrix, what="a sound matrix")
+    matrix[1, 2] = poison
+    with pytest.raises(UserError, match="^factor U of layer 3 at step 7 holds NaN or Inf.*lower --lr"):
+        factors.check_finite(matrix, what="factor U of layer 3 at step 7")
+
+
+def gathered(rank: int, world_size: int, matrix: Tensor, dim: int) -> Tensor:
+    return factors.gather_matrix(matrix.chunk(world_size, dim)[rank], dim, dist.group.WORLD)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gathered_shards_are_the_matrix(world_size, dim):
+    matrix = torch.arange(96.0).view(8, 12)
+    assert all(torch.equal(result, matrix) for result in run_ranks(gathered, world_size, matrix, dim))
