@@ -83,13 +83,21 @@ class Engine:
             group["lr"] = lr
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for index, batch in enumerate(micro_batches):
+            self._begin_micro_batch(index)
             loss = self.loss(self.deepspeed, batch)
             self.deepspeed.backward(loss)
             total += loss.detach()
             if index + 1 == self.accumulation:
                 mean = self._mean_loss(total)
             self.deepspeed.step()
+        for layer in self.layers.values():
+            layer.whole_factor.end()
         return StepResult(loss=mean, grad_norm=float(self.deepspeed.get_global_grad_norm()))
+
+    def _begin_micro_batch(self, index: int) -> None:
+        self._last_micro_batch = index + 1 == self.accumulation
+        for layer in self.layers.values():
+            layer.whole_factor.begin(first=index == 0, last=self._last_micro_batch)
 
     def _mean_loss(self, total: Tensor) -> float:
         dist.all_reduce(total, group=self.parallel.dp_group)
@@ -250,17 +258,29 @@ class Engine:
         )
 
     def _sum_replicated_gradients(self) -> None:
-        """Under sequence parallelism a replicated parameter sees only this rank's tokens: sum over the group.
+        """Under sequence parallelism a replicated parameter sees only this rank's tokens: sum over the group,
+        once a step.
 
-        Neither Megatron (outside its own optimizer) nor DeepSpeed does it.
+        Neither Megatron (outside its own optimizer) nor DeepSpeed does it. DeepSpeed takes gradients as the last
+        micro-batch leaves them, so that one carries the sum and those before it carry zero.
         """
         group = self.parallel.tp_group
+        self._last_micro_batch = True
 
-        def total(gradient: Tensor) -> Tensor:
-            gradient = gradient.contiguous().clone()
-            dist.all_reduce(gradient, group=group)
-            return gradient
+        def register(parameter: nn.Parameter) -> None:
+            local = torch.zeros_like(parameter, dtype=torch.float32)
+
+            def total(gradient: Tensor) -> Tensor:
+                local.add_(gradient)
+                if not self._last_micro_batch:
+                    return torch.zeros_like(gradient)
+                dist.all_reduce(local, group=group)
+                result = local.to(gradient.dtype, copy=True)
+                local.zero_()
+                return result
+
+            parameter.register_hook(total)
 
         for _, parameter in self.parameters():
             if getattr(parameter, "sequence_parallel", False):
-                parameter.register_hook(total)
+                register(parameter)

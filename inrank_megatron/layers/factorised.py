@@ -9,47 +9,71 @@ Stored on each rank (``weight`` is W0 and is absent in the second phase)::
     row-parallel      weight [O, I/n]   U [O/n, K]   V [K, I/n]   bias [O]
 
 Both factors are cut on their feature axis, never on K, so that a growing or odd rank moves no shard,
-and each rank stores and optimises 1/n of both. The factor that must be whole (V of a column layer, U of a
-row layer) is gathered in the forward pass: ``AG(V)`` below, k I elements. With sequence parallelism (SP)
-the tokens are cut outside the layers.
+and each rank stores and optimises 1/n of both. The factor that meets local tokens (V of a column layer, U of
+a row layer) is gathered: k I or k O elements a step, and its gradient is reduce-scattered back (RS_I, RS_O), or,
+where every rank has the whole gradient, each takes its slice. With sequence parallelism (SP) the tokens are cut
+outside the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
 
 Column layer, x [T/n, I] under SP, else x [T, I] on every rank; y [T, O/n]:
 
-===============  ======================================  =====================================
-                 forward                                 backward
-===============  ======================================  =====================================
-W0 + U V, SP     X = AG_T(x); y = X W0^T + (X V^T) U^T   dx = RS_T(dy W0 + dz V); dV = RS_I(dz^T X)
-W0 + U V         y = x W0^T + (x V^T) U^T                dx = AR(dy W0 + dz V);   dV = RS_I(dz^T x)
-U V, SP          z = AG_T(x V^T); y = z U^T              dz = RS_T(dy U); dV = RS_I(dz^T x)
-U V              z = x V^T; y = z U^T                    dz = AR(dy U); dV = slice_I(dz^T x)
-===============  ======================================  =====================================
+====================  ========================================  ==========================================
+                      forward                                   backward
+====================  ========================================  ==========================================
+U V, SP               z = AG_T(x V^T); y = z U^T                dz = RS_T(dy U); dx = dz V; dV = RS_I(dz^T x)
+U V                   z = x V^T; y = z U^T                      dz = AR(dy U); dx = dz V; dV = slice_I(dz^T x)
+W0 + U V, SP, apart   X = AG_T(x); z = AG_T(x V^T);             dz = RS_T(dy U); dx = RS_T(dy W0) + dz V;
+                      y = X W0^T + z U^T                        dV = RS_I(dz^T x)
+W0 + U V, SP, joint   X = AG_T(x); z = X V^T;                   dz = dy U; dx = RS_T(dy W0 + dz V);
+                      y = X W0^T + z U^T                        dV = RS_I(dz^T X)
+W0 + U V              z = x V^T; y = x W0^T + z U^T             dz = dy U; dx = AR(dy W0 + dz V);
+                                                                dV = RS_I(dz^T x)
+====================  ========================================  ==========================================
 
-Row layer, x [T, I/n]; y [T/n, O] under SP, else y [T, O] on every rank:
+Row layer, x [T, I/n]; y [T/n, O] under SP, else y [T, O] on every rank; always dV = dz^T x:
 
-===============  ======================================  =====================================
-W0 + U V, SP     y = RS_T(x W0^T + (x V^T) U^T)          dY = AG_T(dy); dU = RS_O(dY^T z)
-W0 + U V         y = AR(x W0^T + (x V^T) U^T)            dU = RS_O(dy^T z)
-U V, SP          z = RS_T(x V^T); y = z U^T              dz = AG_T(dy U); dU = RS_O(dy^T z)
-U V              z = AR(x V^T); y = z U^T                dU = slice_O(dy^T z)
-===============  ======================================  =====================================
+====================  ========================================  ==========================================
+U V, SP               z = RS_T(x V^T); y = z U^T                dz = AG_T(dy U); dx = dz V; dU = RS_O(dy^T z)
+U V                   z = AR(x V^T); y = z U^T                  dz = dy U; dx = dz V; dU = slice_O(dy^T z)
+W0 + U V, SP, apart   z = RS_T(x V^T);                          dz = AG_T(dy U); dx = AG_T(dy) W0 + dz V;
+                      y = RS_T(x W0^T) + z U^T                  dU = RS_O(dy^T z)
+W0 + U V, SP, joint   z = x V^T;                                dY = AG_T(dy); dz = dY U;
+                      y = RS_T(x W0^T + z U^T)                  dx = dY W0 + dz V; dU = RS_O(dY^T z)
+W0 + U V              z = x V^T; y = AR(x W0^T + z U^T)         dz = dy U; dx = dy W0 + dz V;
+                                                                dU = RS_O(dy^T z)
+====================  ========================================  ==========================================
 
-With W0 the factors' partial sums ride in W0's own collective, so the first phase sends no more
-activations than the dense layer. Without W0 only rank-sized activations z travel.
+Without W0 only rank-sized activations travel, and no product is computed twice. With W0 there is a choice.
+*Apart*, the factors stay in rank space: 2 (n-1)/n T k more elements a layer and pass through it, no product twice,
+and only x [T/n, I] is saved for the backward pass. *Joint*, the factors' partial sums ride in W0's own
+collective: no activation beyond the dense layer's, but the products with the gathered factor run over all T on
+every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for its 2 (n-1)/n T k elements: 3 h for each,
+whatever n, T and k. :func:`prefers_joint` is the rule made of that.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
+import torch.distributed as dist
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+
+from inrank_megatron.layers.products import ColumnProduct, RowProduct
+from inrank_megatron.layers.whole_factor import WholeFactor
+
+# Operations that a rank does in the time of one element on the wire. Gloo: measured between two processes of one
+# CPU machine (docs/benchmarks.md). NCCL: arithmetic for an NVLink node, 400 TFLOP/s of BF16 matrix products against
+# 200 GB/s of all-gather; not measured.
+OPERATIONS_PER_ELEMENT = {"gloo": 500, "nccl": 4000}
+
+
+def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
+    """Whether the factors of a first-phase layer should join W0's collective instead of staying in rank space.
+
+    Rank space costs one more element on the wire for every 3 ``hidden`` operations that it saves, so it pays where
+    the machine does fewer operations than that in the time of an element.
+    """
+    return 3 * hidden < OPERATIONS_PER_ELEMENT[dist.get_backend(group)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,9 @@ class FactorSpec:
 class FactorisedLinear(nn.Module):
     """Base of the column- and the row-parallel layer; at group size 1 both are the serial layer.
 
+    The arguments are those of Megatron's linears. ``skip_bias_add`` is accepted and not needed: the bias goes into
+    a product at no cost, so none is left to add.
+
     Attributes:
         weight: frozen ``W0`` without gradient, or None.
         U, V: the trained factors. Columns from ``active`` on are zero and take no part.
@@ -80,6 +107,7 @@ class FactorisedLinear(nn.Module):
     """
 
     row_parallel: bool
+    product: type[torch.autograd.Function]
 
     def __init__(
         self,
@@ -90,13 +118,16 @@ class FactorisedLinear(nn.Module):
         bias: bool,
         factors: FactorSpec,
         tp_group: ProcessGroup,
-        skip_bias_add: bool = True,
     ):
         super().__init__()
         self.input_size, self.output_size = input_size, output_size
         self.tp_group = tp_group
-        self.sequence_parallel = config.sequence_parallel
-        self.skip_bias_add = skip_bias_add
+        self.sequence_parallel = config.sequence_parallel and tp_group.size() > 1
+        # Without sequence parallelism every rank has all tokens anyway: joining costs nothing.
+        self.joint = factors.base and (
+            not self.sequence_parallel or prefers_joint(min(input_size, output_size), tp_group)
+        )
+        self.whole_factor = WholeFactor(tp_group)
         self.active = factors.active
         n = tp_group.size()
         for size in (input_size, output_size):
@@ -138,21 +169,13 @@ class FactorisedLinear(nn.Module):
             )
         self.active = columns
 
-    def _gather(self, factor: Tensor, *, partial_gradient: bool) -> Tensor:
-        # [features/n, k] -> [features, k]. Where each rank holds a part of the gradient's sum it is
-        # reduce-scattered; where every rank holds the whole gradient each takes its slice.
-        return gather_from_sequence_parallel_region(
-            factor.contiguous(), tensor_parallel_output_grad=partial_gradient, group=self.tp_group
-        )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``x`` [S, B, features] -> ``(y, bias)`` if ``skip_bias_add``, as Megatron's linears, else ``(y +
-        bias, None)``.
-        """
-        y = self._product(x)
-        if self.skip_bias_add or self.bias is None:
-            return y, self.bias
-        return y + self.bias, None
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """``x`` [S, B, features] -> ``(y, None)``; the bias is part of ``y``, added within the product."""
+        u, v = self.U, self.V
+        if self.active < self.capacity:
+            u, v = u[:, : self.active], v[: self.active]
+        y = self.product.apply(x.reshape(-1, x.shape[-1]), self.weight, u, v, self.bias, self)
+        return y.view(-1, *x.shape[1:-1], y.shape[-1]), None
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         """Shards for Megatron's ``dist_checkpointing``."""
@@ -178,6 +201,7 @@ class ColumnParallelFactorised(FactorisedLinear):
     """Output features are cut over the group. See the module's table for shapes and collectives."""
 
     row_parallel = False
+    product = ColumnProduct
 
     def __init__(
         self,
@@ -206,32 +230,14 @@ class ColumnParallelFactorised(FactorisedLinear):
             bias=bias,
             factors=factors,
             tp_group=tp_group,
-            skip_bias_add=skip_bias_add,
         )
-
-    def _product(self, x: Tensor) -> Tensor:
-        k, group = self.active, self.tp_group
-        joint = self.weight is not None
-        v = self._gather(self.V[:k].t(), partial_gradient=joint or self.sequence_parallel)  # [I, k]
-        u = self.U[:, :k]
-        if joint:
-            if self.sequence_parallel:
-                x = gather_from_sequence_parallel_region(x, group=group)
-            else:
-                x = copy_to_tensor_model_parallel_region(x, group=group)
-            return F.linear(x, self.weight) + F.linear(x @ v, u)
-        z = x @ v
-        if self.sequence_parallel:
-            z = gather_from_sequence_parallel_region(z, group=group)
-        else:
-            z = copy_to_tensor_model_parallel_region(z, group=group)
-        return F.linear(z, u)
 
 
 class RowParallelFactorised(FactorisedLinear):
     """Input features are cut over the group. See the module's table for shapes and collectives."""
 
     row_parallel = True
+    product = RowProduct
 
     def __init__(
         self,
@@ -257,18 +263,4 @@ class RowParallelFactorised(FactorisedLinear):
             bias=bias,
             factors=factors,
             tp_group=tp_group,
-            skip_bias_add=skip_bias_add,
         )
-
-    def _product(self, x: Tensor) -> Tensor:
-        k, joint = self.active, self.weight is not None
-        u = self._gather(self.U[:, :k], partial_gradient=joint or self.sequence_parallel)  # [O, k]
-        z = F.linear(x, self.V[:k])
-        if joint:
-            return self._reduce(F.linear(x, self.weight) + F.linear(z, u))
-        return F.linear(self._reduce(z), u)
-
-    def _reduce(self, partial: Tensor) -> Tensor:
-        if self.sequence_parallel:
-            return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group)

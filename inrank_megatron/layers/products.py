@@ -1,0 +1,109 @@
+"""The two autograd functions of the factorised linear. Shapes and collectives: ``layers/factorised.py``.
+
+Tokens are flattened: T of them, T' = T/n under sequence parallelism outside the layer, else T. ``weight`` (W0)
+or ``bias`` may be None. Collectives begin as early and are awaited as late as the products allow.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inrank_megatron.layers.collectives import begin_all_gather, begin_all_reduce, begin_reduce_scatter
+
+
+class ColumnProduct(torch.autograd.Function):
+    """x [T', I], weight [O/n, I], u [O/n, k], v [k, I/n], bias [O/n] -> y [T, O/n]."""
+
+    @staticmethod
+    def forward(ctx, x, weight, u, v, bias, layer) -> Tensor:
+        group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
+        whole = layer.whole_factor.gather(v.t())  # [I, k]
+        if joint:
+            x = begin_all_gather(x, group).wait() if sequence_parallel else x
+            z = x @ whole
+            y = F.linear(x, weight, bias).addmm_(z, u.t())
+        else:
+            z = x @ whole
+            gathering = begin_all_gather(z, group) if sequence_parallel else None
+            y = None
+            if weight is not None:
+                y = F.linear(begin_all_gather(x, group).wait(), weight, bias)
+            z = gathering.wait() if gathering else z
+            y = F.linear(z, u, bias) if y is None else y.addmm_(z, u.t())
+        ctx.layer, ctx.joint, ctx.has_bias = layer, joint, bias is not None
+        ctx.save_for_backward(x, z, weight, u, whole)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        x, z, weight, u, whole = ctx.saved_tensors
+        layer, group, sequence_parallel = ctx.layer, ctx.layer.tp_group, ctx.layer.sequence_parallel
+        begin_sum = begin_reduce_scatter if sequence_parallel else begin_all_reduce
+        dz = dy @ u  # [T, k], a part of the sum over ranks
+        if ctx.joint:
+            summing = begin_sum((dy @ weight).addmm_(dz, whole.t()), group)
+            gradient = x.t() @ dz
+            du = dy.t() @ z
+            dx = summing.wait()
+        else:
+            summing_z = begin_sum(dz, group)
+            summing_x = begin_sum(dy @ weight, group) if weight is not None else None
+            du = dy.t() @ z
+            dz = summing_z.wait()
+            gradient = x.t() @ dz
+            dx = dz @ whole.t() if summing_x is None else summing_x.wait().addmm_(dz, whole.t())
+        dv = layer.whole_factor.reduce(gradient, partial=ctx.joint or sequence_parallel)
+        dw = None
+        if ctx.needs_input_grad[1]:  # only for the start from gradients: W0 is frozen in training
+            every = x if ctx.joint or not sequence_parallel else begin_all_gather(x, group).wait()
+            dw = dy.t() @ every
+        db = dy.sum(0) if ctx.has_bias else None
+        return dx, dw, du, None if dv is None else dv.t(), db, None
+
+
+class RowProduct(torch.autograd.Function):
+    """x [T, I/n], weight [O, I/n], u [O/n, k], v [k, I/n], bias [O] -> y [T', O]."""
+
+    @staticmethod
+    def forward(ctx, x, weight, u, v, bias, layer) -> Tensor:
+        group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
+        begin_sum = begin_reduce_scatter if sequence_parallel else begin_all_reduce
+        whole = layer.whole_factor.gather(u)  # [O, k]
+        z = F.linear(x, v)  # [T, k], a part of the sum over ranks
+        if joint:
+            y = begin_sum(F.linear(x, weight).addmm_(z, whole.t()), group).wait()
+            y = y if bias is None else y.add_(bias)
+        else:
+            summing_z = begin_sum(z, group)
+            summing_y = begin_sum(F.linear(x, weight), group) if weight is not None else None
+            z = summing_z.wait()
+            y = F.linear(z, whole, bias)
+            y = y if summing_y is None else y.add_(summing_y.wait())
+        ctx.layer, ctx.joint, ctx.has_bias = layer, joint, bias is not None
+        ctx.save_for_backward(x, z, weight, v, whole)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        x, z, weight, v, whole = ctx.saved_tensors
+        layer, group, sequence_parallel = ctx.layer, ctx.layer.tp_group, ctx.layer.sequence_parallel
+        every = dy  # [T, O]
+        if ctx.joint:
+            every = begin_all_gather(dy, group).wait() if sequence_parallel else dy
+            dz = every @ whole
+            gradient = every.t() @ z
+        else:
+            dz = dy @ whole
+            gathering_z = begin_all_gather(dz, group) if sequence_parallel else None
+            gathering_y = begin_all_gather(dy, group) if sequence_parallel and weight is not None else None
+            gradient = dy.t() @ z
+            dz = gathering_z.wait() if gathering_z else dz
+            every = gathering_y.wait() if gathering_y else dy
+        du = layer.whole_factor.reduce(gradient, partial=ctx.joint or sequence_parallel)
+        dv = dz.t() @ x
+        dx = dz @ v
+        if weight is not None:
+            dx.addmm_(every, weight)
+        dw = every.t() @ x if ctx.needs_input_grad[1] else None
+        db = dy.sum(0) if ctx.has_bias else None
+        return dx, dw, du, dv, db, None

@@ -1,0 +1,62 @@
+"""The factor that a rank applies to its own tokens: stored in shards, gathered for use."""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from inrank_megatron.layers.collectives import begin_all_gather, begin_reduce_scatter, own_share
+
+
+class WholeFactor:
+    """Gathers a factor [m/n, k] to [m, k], and returns its gradient to the shards.
+
+    Outside of a step every forward pass gathers and every backward pass reduces. Between :meth:`begin` and
+    :meth:`end` the factor is gathered once and its gradient, summed in FP32 over the micro-batches, is reduced
+    once, with the last of them: 2 (n-1)/n m k elements a step, however many gradients accumulate.
+    """
+
+    def __init__(self, group: ProcessGroup):
+        self._group = group
+        self._step = self._last = False
+        self._whole: Tensor | None = None
+        self._gradient: Tensor | None = None
+
+    def begin(self, *, first: bool, last: bool) -> None:
+        """Announce a micro-batch of an optimizer step: the first, the last, both or neither."""
+        self._step, self._last = True, last
+        if first:
+            self._whole = self._gradient = None
+
+    def end(self) -> None:
+        """The step is over: the factor is about to change."""
+        self._step = False
+        self._whole = self._gradient = None
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """``shard`` [m/n, k] -> [m, k]."""
+        if self._group.size() == 1:
+            return shard
+        whole = begin_all_gather(shard, self._group).wait() if self._whole is None else self._whole
+        if self._step:
+            self._whole = whole
+        return whole
+
+    def reduce(self, gradient: Tensor, *, partial: bool) -> Tensor | None:
+        """Gradient [m, k] of the whole -> that of the shard [m/n, k]; None while the step accumulates it.
+
+        ``partial``: each rank holds a part of the sum, which is reduce-scattered. Otherwise every rank holds the
+        same gradient and takes its share.
+        """
+        if self._group.size() == 1:
+            return gradient
+        if self._step:
+            dtype = gradient.dtype
+            if self._gradient is not None:
+                gradient = self._gradient.add_(gradient)
+            if not self._last:
+                self._gradient = gradient.to(torch.promote_types(dtype, torch.float32))
+                return None
+            self._gradient, gradient = None, gradient.to(dtype)
+        if partial:
+            return begin_reduce_scatter(gradient, self._group).wait()
+        return own_share(gradient, self._group)
