@@ -66,8 +66,13 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
 def idle_settings(method: str) -> frozenset[str]:
     """Settings of the section `inrank` that a method does not read."""
     every = frozenset(sections()["inrank"].model_fields)
-    used = {"dense": frozenset(), "fixed-rank": {"rank"}, "inrank-efficient": every - {"rank"}}
-    return every - used.get(method, every - {"rank", "switch_iters", "switch_epochs"})
+    used = {
+        "dense": frozenset(),
+        "fixed-rank": {"rank", "factorised_linears"},
+        "inrank": every - {"rank", "switch_iters", "switch_epochs", "rank_multiple_of"},
+        "inrank-efficient": every - {"rank"},
+    }
+    return every - used[method]
 
 
 def replace(config: Config, **changes: Any) -> Config:

@@ -54,11 +54,15 @@ class Memory:
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
-    """(O, I) of the linears that methods factorise: both of every MLP, by module name."""
+    """(O, I) of the linears that methods factorise, by module name: both of every MLP (paper, section 6) and,
+    with `factorised_linears: mlp-attention`, the fused QKV and the output projection of every attention.
+    """
     h, f = config.model.hidden_size, config.model.ffn_hidden_size
-    shapes = {"linear_fc1": (f, h), "linear_fc2": (h, f)}
+    shapes = {"mlp.linear_fc1": (f, h), "mlp.linear_fc2": (h, f)}
+    if _factorises_attention(config):
+        shapes = {"self_attention.linear_qkv": (3 * h, h), "self_attention.linear_proj": (h, h), **shapes}
     layers = range(config.model.num_layers)
-    return {f"decoder.layers.{i}.mlp.{name}": shape for i in layers for name, shape in shapes.items()}
+    return {f"decoder.layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
 
 
 def break_even_rank(config: Config) -> int:
@@ -74,13 +78,14 @@ def parameters(
 
     Args:
         vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
-        ranks: columns of the factors, one number for all MLP linears or one for each name of `linear_shapes`;
+        ranks: columns of the factors, one number for all linears or one for each name of `linear_shapes`;
             None: dense linears.
         frozen_base: whether a frozen W0 stands beside the factors (the first phase).
     """
     h, model = config.model.hidden_size, config.model
     columns = _columns(config, ranks)
-    norms_and_attention = 4 * h + 4 * h * h + 4 * h
+    attention = 0 if _factorises_attention(config) else 4 * h * h
+    norms_and_attention = 4 * h + attention + 4 * h
     biases = model.ffn_hidden_size + h
     total = vocab_size * h + model.max_position_embeddings * h + 2 * h
     total += model.num_layers * (norms_and_attention + biases)
@@ -103,7 +108,8 @@ def flops_per_token(
     """
     h, model = config.model.hidden_size, config.model
     columns = _columns(config, ranks)
-    flops = 6 * h * vocab_size + model.num_layers * (6 * 4 * h * h + 12 * model.seq_length * h)
+    attention = 0 if _factorises_attention(config) else 6 * 4 * h * h
+    flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * h)
     for name, (out, inp) in linear_shapes(config).items():
         if columns is None:
             flops += 6 * out * inp
@@ -152,6 +158,10 @@ def device_peak_flops(device_name: str, dtype: str) -> float | None:
         if re.search(pattern, device_name, re.IGNORECASE):
             return peaks.get(dtype)
     return None
+
+
+def _factorises_attention(config: Config) -> bool:
+    return config.inrank.factorised_linears == "mlp-attention"
 
 
 def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:

@@ -114,12 +114,18 @@ class TrainingConfig(Section):
         "auto: go on from the newest complete checkpoint in --save", "never"
     )
     exit_duration_in_mins: Positive | None = _about("save and stop after this many minutes", None)
+    recompute_granularity: Literal["full"] | None = _about(
+        "full: recompute each layer's activations in the backward pass", None
+    )
     log_interval: Count = _about("steps between two lines of metrics", 1)
 
 
 class InRankConfig(Section):
     """Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank)."""
 
+    factorised_linears: Literal["mlp", "mlp-attention"] = _about(
+        "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
+    )
     initial_rank: Count = _about("rank r at the start", 2)
     buffer: Count | None = _about(
         "columns b trained beyond the rank; left out: 100 x width / 768, at most 100", None
@@ -138,6 +144,9 @@ class InRankConfig(Section):
     initial_column_norm: Positive = _about("norm of the first columns of U and rows of V", 0.5)
     new_column_norm: Positive = _about("norm of columns added later", 0.1)
     rank: Count | None = _about("the rank of method fixed-rank", None)
+    rank_multiple_of: Count = _about(
+        "columns after the switch are rounded up to a multiple of this (tile of the device)", 1
+    )
 
 
 class DataConfig(Section):

@@ -198,11 +198,12 @@ class Engine:
 
     def _refactor(self, change: Refactor, step: int) -> None:
         """Build the second-phase model and move everything that is not a factor over, moments included."""
-        pairs = list(factor_surgery.truncated_weights(self.layers, change.ranks, self.parallel, step=step))
+        pairs = list(factor_surgery.truncated_weights(self.layers, change.columns, self.parallel, step=step))
         kept = {name: zero_state.read_state(p) for name, p in self.parameters() if not self._is_factor(name)}
         steps = zero_state.group_steps(self.deepspeed.optimizer)
         factors = {
-            name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in change.ranks.items()
+            name: FactorSpec(columns=change.columns[name], active=change.columns[name], rank=rank, base=False)
+            for name, rank in change.ranks.items()
         }
         self._build(factors)
         for name, left, right in pairs:
@@ -261,8 +262,8 @@ class Engine:
         """Under sequence parallelism a replicated parameter sees only this rank's tokens: sum over the group,
         once a step.
 
-        Neither Megatron (outside its own optimizer) nor DeepSpeed does it. DeepSpeed takes gradients as the last
-        micro-batch leaves them, so that one carries the sum and those before it carry zero.
+        Neither Megatron (outside its own optimizer) nor DeepSpeed does it. DeepSpeed takes gradients as the
+        last micro-batch leaves them, so that one carries the sum and those before it carry zero.
         """
         group = self.parallel.tp_group
         self._last_micro_batch = True

@@ -150,9 +150,9 @@ def spectra(
 
 
 def truncated_weights(
-    layers: Layers, ranks: Mapping[str, int], parallel: Parallel, *, step: int
+    layers: Layers, columns: Mapping[str, int], parallel: Parallel, *, step: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """``(name, U* [O, r], V* [r, I])``: every layer's ``W0 + U V`` truncated to its rank."""
+    """``(name, U* [O, r], V* [r, I])``: every layer's ``W0 + U V`` truncated to so many columns."""
     own = set(own_layers(list(layers), parallel))
     masters = {}
     for name, layer in layers.items():
@@ -171,9 +171,9 @@ def truncated_weights(
             layer.weight.double() + u @ v, layer.weight.partition_dim, parallel.tp_group
         )
         linalg.check_finite(whole, what=f"the weight of {name} at step {step}")
-        return linalg.truncate(whole, ranks[name]) if parallel.tp_rank == 0 else None
+        return linalg.truncate(whole, columns[name]) if parallel.tp_rank == 0 else None
 
-    return shared_factor_pairs(_shapes(layers, ranks), compute, parallel, device=_device(layers))
+    return shared_factor_pairs(_shapes(layers, columns), compute, parallel, device=_device(layers))
 
 
 def _shapes(layers: Layers, columns: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:

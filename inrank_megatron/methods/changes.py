@@ -1,7 +1,7 @@
 """What methods see and what they ask for. Plain records: only the engine touches live parameters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from inrank_megatron.layers.factorised import FactorSpec
@@ -63,13 +63,16 @@ class SetRank:
 
 @dataclass(frozen=True)
 class Refactor:
-    """The switch: every layer's ``W0 + U V`` becomes ``U* V*`` at the layer's rank; W0 and buffers go.
+    """The switch: every layer's ``W0 + U V`` becomes ``U* V*`` of ``columns`` columns; W0 and buffers go.
+
+    ``ranks`` are the decided ranks, ``columns`` those or a little more, where the device's tile asks for it.
 
     Values: plain truncation, singular values shared evenly. Moments: those of U* and V* start at zero with a
     step count of their own; every other parameter keeps its moments.
     """
 
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, int]
+    columns: Mapping[str, int]
 
 
 Change = InitialiseFactors | SetRank | Refactor

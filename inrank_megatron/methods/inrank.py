@@ -24,6 +24,7 @@ class InRank:
         initial_column_norm, new_column_norm: norm of each starting column, and of those added later.
         switch_step: completed steps after which the factors are refactored (InRank-Efficient); None: never
         (InRank).
+        rank_multiple_of: columns after the switch are rounded up to a multiple of this.
     """
 
     initial_rank: int
@@ -36,6 +37,7 @@ class InRank:
     initial_column_norm: float
     new_column_norm: float
     switch_step: int | None
+    rank_multiple_of: int = 1
 
     @property
     def name(self) -> str:
@@ -74,7 +76,9 @@ class InRank:
         if step == self.switch_step:
             ranks = {layer.name: layer.rank for layer in layers}
             ranks.update({change.layer: change.rank for change in result})
-            result.append(Refactor(ranks=ranks))
+            m = self.rank_multiple_of
+            columns = {layer.name: min(-(-ranks[layer.name] // m) * m, layer.min_dim) for layer in layers}
+            result.append(Refactor(ranks=ranks, columns=columns))
         return result
 
     def _check(self, layer) -> SetRank:

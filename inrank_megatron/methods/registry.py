@@ -25,4 +25,5 @@ def make_method(config: Config, *, switch_step: int | None) -> Method:
         initial_column_norm=inrank.initial_column_norm,
         new_column_norm=inrank.new_column_norm,
         switch_step=switch_step,
+        rank_multiple_of=inrank.rank_multiple_of,
     )

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from inrank_megatron.config import Config
+from inrank_megatron.costs import linear_shapes
 from inrank_megatron.layers.factorised import (
     ColumnParallelFactorised,
     FactorisedLinear,
@@ -25,28 +26,6 @@ from inrank_megatron.layers.factorised import (
 from inrank_megatron.model.initialise import draw_weight, initialise_parameters
 from inrank_megatron.model.modules import LayerNorm, MaskPaddedVocabulary, SDPACoreAttention
 from inrank_megatron.parallel import Parallel
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """A linear that may be factorised: whole sizes O and I."""
-
-    output_size: int
-    input_size: int
-
-    @property
-    def min_dim(self) -> int:
-        return min(self.output_size, self.input_size)
-
-
-def factorisable_linears(config: Config) -> dict[str, LinearShape]:
-    """Names and shapes of the linears that methods may factorise: both of every MLP (paper, section 6)."""
-    h, f = config.model.hidden_size, config.model.ffn_hidden_size
-    shapes = {}
-    for i in range(config.model.num_layers):
-        shapes[f"decoder.layers.{i}.mlp.linear_fc1"] = LinearShape(f, h)
-        shapes[f"decoder.layers.{i}.mlp.linear_fc2"] = LinearShape(h, f)
-    return shapes
 
 
 @dataclass(frozen=True)
@@ -65,8 +44,7 @@ class GPTFactory:
     def build(self, factors: Mapping[str, FactorSpec]) -> GPTModel:
         """The model with its initial weights, on the CPU, in FP32 or BF16 by ``config.training.bf16``.
 
-        ``factors`` says which linears are factorised and how (names from :func:`factorisable_linears`); the
-        rest is dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel
+        ``factors`` says which linears are factorised and how (names from ``costs.linear_shapes``); the rest is dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel
         size nor on ``factors``.
         """
         config = self.config
@@ -85,8 +63,7 @@ class GPTFactory:
 
     def initial_weight(self, name: str) -> torch.Tensor:
         """The whole initial matrix [O, I] of the factorisable linear ``name``, FP32."""
-        shape = factorisable_linears(self.config)[name]
-        return draw_weight(f"{name}.weight", (shape.output_size, shape.input_size), **self._distribution())
+        return draw_weight(f"{name}.weight", linear_shapes(self.config)[name], **self._distribution())
 
     def _distribution(self) -> dict:
         return {
@@ -132,6 +109,9 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         init_method=leave,
         output_layer_init_method=leave,
         embedding_init_method=leave,
+        recompute_granularity=config.training.recompute_granularity,
+        recompute_method=config.training.recompute_granularity and "uniform",
+        recompute_num_layers=config.training.recompute_granularity and 1,
         cuda_graph_scope=[],
     )
 
@@ -142,8 +122,11 @@ def _layer_spec(prefix: str, factors: Mapping[str, FactorSpec]) -> ModuleSpec:
     sub.input_layernorm = LayerNorm
     sub.pre_mlp_layernorm = LayerNorm
     sub.self_attention.submodules.core_attention = SDPACoreAttention
-    mlp = sub.mlp.submodules
-    for name, module in (("linear_fc1", ColumnParallelFactorised), ("linear_fc2", RowParallelFactorised)):
-        if (factor := factors.get(f"{prefix}.mlp.{name}")) is not None:
-            setattr(mlp, name, ModuleSpec(module=module, params={"factors": factor}))
+    for parent, submodules, column, row in (
+        ("self_attention", sub.self_attention.submodules, "linear_qkv", "linear_proj"),
+        ("mlp", sub.mlp.submodules, "linear_fc1", "linear_fc2"),
+    ):
+        for name, module in ((column, ColumnParallelFactorised), (row, RowParallelFactorised)):
+            if (factor := factors.get(f"{prefix}.{parent}.{name}")) is not None:
+                setattr(submodules, name, ModuleSpec(module=module, params={"factors": factor}))
     return spec

@@ -23,7 +23,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
 from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import switch_step
-from inrank_megatron.model.gpt import GPTFactory, factorisable_linears
+from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.platform import backend, device, device_name
@@ -98,7 +98,7 @@ def _engine(config: Config, topology: Topology, parallel: Parallel, method, chec
     if checkpoint:
         factors = recorded_structure(checkpoint.state["engine"])
     else:
-        factors = method.structure({name: shape.min_dim for name, shape in factorisable_linears(config).items()})
+        factors = method.structure({name: min(shape) for name, shape in costs.linear_shapes(config).items()})
     engine = Engine(factory, factors, config=config, parallel=parallel, device=device(),
                     accumulation=topology.accumulation_steps, deepspeed_json=deepspeed_json)
     if checkpoint:

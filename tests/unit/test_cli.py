@@ -71,6 +71,8 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
         "resume": "auto",
         "rank_criterion": "eq7",
         "eq7_window": "fixed",
+        "factorised_linears": "mlp-attention",
+        "recompute_granularity": "full",
         "split": "1,1,1",
     }
     for name, info in fields().items():

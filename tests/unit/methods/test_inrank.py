@@ -62,7 +62,16 @@ def test_switch_between_two_checks():
     efficient = method(switch_step=15)
     assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 15]
     assert efficient.spectrum_at(15) is None
-    assert efficient.changes(15, [view((), rank=5, active=11)]) == [Refactor(ranks={"fc1": 5})]
+    assert efficient.changes(15, [view((), rank=5, active=11)]) == [
+        Refactor(ranks={"fc1": 5}, columns={"fc1": 5})
+    ]
+
+
+def test_columns_after_the_switch_fill_the_tile_of_the_device():
+    [refactor] = method(switch_step=15, rank_multiple_of=8).changes(15, [view((), rank=5, active=11)])
+    assert (refactor.ranks, refactor.columns) == ({"fc1": 5}, {"fc1": 8})
+    [refactor] = method(switch_step=15, rank_multiple_of=60).changes(15, [view((), rank=61, active=64)])
+    assert refactor.columns == {"fc1": 64}  # never more than the width
 
 
 def test_growth_keeps_the_buffer():

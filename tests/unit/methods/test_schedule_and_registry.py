@@ -48,10 +48,11 @@ def test_every_method_of_the_configuration_exists_and_knows_its_name():
 def test_settings_reach_the_method():
     method = make_method(config("inrank", initial_rank=3, buffer=5, threshold=0.7, rank_check_interval=4, max_rank=20,
                                 rank_criterion="eq7", eq7_window="fixed", initial_column_norm=0.2,
-                                new_column_norm=0.3), switch_step=None)
+                                new_column_norm=0.3, rank_multiple_of=8), switch_step=None)
     assert vars(method) == {
         "initial_rank": 3, "buffer": 5, "threshold": 0.7, "check_interval": 4, "criterion": "eq7", "window": "fixed",
-        "max_rank": 20, "initial_column_norm": 0.2, "new_column_norm": 0.3, "switch_step": None}
+        "max_rank": 20, "initial_column_norm": 0.2, "new_column_norm": 0.3, "switch_step": None,
+        "rank_multiple_of": 8}
 
 
 def test_dense_asks_for_nothing():
