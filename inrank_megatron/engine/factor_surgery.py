@@ -33,12 +33,16 @@ def weight_gradients(
     totals = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     for weight in weights.values():
         weight.requires_grad_(True)
+    # Recomputation runs a backward pass of its own, only below a hidden state that asks for a gradient.
+    hook = model.embedding.register_forward_hook(lambda module, inputs, hidden: hidden.requires_grad_())
     count = 0
     for loss in losses:
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        for total, gradient in zip(totals.values(), gradients, strict=True):
-            total += gradient
+        loss.backward()
+        for total, weight in zip(totals.values(), weights.values(), strict=True):
+            total += weight.grad
+            weight.grad = None
         count += 1
+    hook.remove()
     for weight in weights.values():
         weight.requires_grad_(False)
     for parameter in trained:
