@@ -4,10 +4,10 @@ Ranks are laid out as Megatron does: neighbouring ranks form a tensor-parallel g
 traffic stays inside a node; ranks with the same place in those groups form a data-parallel group.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-import os
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch.distributed import ProcessGroup
 
+from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
 
 T = TypeVar("T")
@@ -55,25 +56,38 @@ class Parallel:
     def from_first_rank(self, compute: Callable[[], T]) -> T:
         """Run ``compute`` on rank 0 only and give its result to every rank.
 
-        Decisions pass through here, so that no two ranks can disagree. An exception on rank 0 is
-        raised on every rank.
+        Decisions pass through here, so that no two ranks can disagree. A UserError on rank 0 is raised on
+        every rank; what else fails on rank 0 is raised there, and is a UserError that points to it on the
+        others.
         """
         box: list = [None, None]
+        failure = None
         if self.rank == 0:
             try:
                 box[0] = compute()
             except Exception as error:
-                box[1] = error
+                failure = error
+                box[1] = error if isinstance(error, UserError) else _pointer(error)
         dist.broadcast_object_list(box, src=0)
-        if box[1] is not None:
-            raise box[1]
+        if failure or box[1]:
+            raise failure or box[1]
         return box[0]
+
+    def from_every_rank(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank."""
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.from_every_rank(None)
 
     def seed_random(self, *, seed: int, step: int) -> None:
         """Seed torch and Megatron's random-state tracker for one optimizer step.
 
-        Dropout then depends on (seed, step, data-parallel rank, tensor-parallel rank) alone, so a resumed run draws
-        the same masks and no random state needs saving.
+        Dropout then depends on (seed, step, data-parallel rank, tensor-parallel rank) alone, so a resumed
+        run draws the same masks and no random state needs saving.
         """
         stream = (seed * 1_000_003 + step * 8_191 + self.dp_rank) % 2**31
         torch.manual_seed(stream)
@@ -89,19 +103,31 @@ class Parallel:
 def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes: float = 10) -> Parallel:
     """Join the job and build its groups. ``timeout_minutes``: how long a collective waits for a lost rank."""
     if not dist.is_initialized():
-        rank, world_size = launcher_ranks()
-        # Without a launcher this process is the whole job; DeepSpeed reads LOCAL_RANK, torch the rest.
-        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500"), ("LOCAL_RANK", "0")):
-            os.environ.setdefault(name, value)
-        dist.init_process_group(backend, rank=rank, world_size=world_size,
-                                timeout=timedelta(minutes=timeout_minutes))
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it, also without a launcher
+        _join(backend, timeout=timedelta(minutes=timeout_minutes))
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
         distributed_timeout_minutes=max(1, round(timeout_minutes)),
     )
-    return Parallel(tp_group=parallel_state.get_tensor_model_parallel_group(),
-                    dp_group=parallel_state.get_data_parallel_group())
+    return Parallel(
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def _join(backend: str, *, timeout: timedelta) -> None:
+    rank, world_size = launcher_ranks()
+    # One process needs no meeting point, whose port could be another job's.
+    store = dist.HashStore() if world_size == 1 else None
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    except (dist.DistError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{world_size} ranks cannot meet at {place} ({reason}); give the launcher a free --master_port"
+        ) from error
 
 
 def shutdown() -> None:
@@ -109,6 +135,11 @@ def shutdown() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _pointer(error: Exception) -> UserError:
+    """What the other ranks say of a failure of rank 0, which alone has the traceback."""
+    return UserError(f"rank 0 has failed ({type(error).__name__}); its own message says why")
 
 
 class DeepSpeedMPU:

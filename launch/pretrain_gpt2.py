@@ -6,16 +6,20 @@
 Without other arguments it runs ``configs/quickstart.yaml``; ``--help`` lists everything.
 """
 
+import os
 import sys
+import traceback
 
 from inrank_megatron.checks import check
 from inrank_megatron.cli import parse
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
+from inrank_megatron.training.neighbours import Neighbours
 
 
-def main() -> int:
+def main() -> None:
     rank, world_size = launcher_ranks()
+    neighbours = Neighbours(rank=rank)
     try:
         launch = parse(sys.argv[1:], world_size=world_size)
         check(launch.config, world_size=world_size)
@@ -25,12 +29,20 @@ def main() -> int:
         prepare_process()
         from inrank_megatron.training.run import run
 
-        run(launch)
+        run(launch, neighbours)
     except UserError as error:
-        print(f"rank {rank}: error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+        _end(f"rank {rank}: error: {error}\n")
+    except Exception:
+        _end(traceback.format_exc())
+
+
+def _end(message: str) -> None:
+    """Fail at once: process groups that have lost a rank may never close."""
+    sys.stdout.flush()
+    sys.stderr.write(message)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,9 @@
 """Checkpoints as folders: tensors in safetensors, the rest in JSON, complete or not there at all.
 
-A checkpoint is written beside its final name, every byte flushed to the disk, and published by one rename. Its
-manifest, written last, holds the size and SHA-256 of every other file and is checked before anything is loaded.
-Tensors are whole (no shard of any rank), so a checkpoint does not depend on how many processes wrote it.
+A checkpoint is written beside its final name, every byte flushed to the disk, and published by one rename.
+Its manifest, written last, holds the size and SHA-256 of every other file and is checked before anything is
+loaded. Tensors are whole (no shard of any rank), so a checkpoint does not depend on how many processes
+wrote it.
 """
 
 import hashlib
@@ -34,8 +35,8 @@ def step_folder(root: Path, step: int) -> Path:
 class CheckpointWriter:
     """Collects whole tensors into files of about ``FILE_BYTES`` and publishes the folder at the end.
 
-    Memory: at most ``FILE_BYTES`` plus one tensor. A write that fails is reported by :meth:`publish` alone: the
-    ranks that gather tensors for this one must all come to the end before they can learn of it.
+    Memory: at most ``FILE_BYTES`` plus one tensor. A write that fails is reported by :meth:`publish` alone:
+    the ranks that gather tensors for this one must all come to the end before they can learn of it.
     """
 
     def __init__(self, root: Path, step: int):
@@ -58,7 +59,7 @@ class CheckpointWriter:
             self._attempt(self._flush)
 
     def publish(self, state: dict) -> Path:
-        """Write ``state`` and the manifest, and give the folder its name, in place of an older one of the step.
+        """Write ``state`` and the manifest, and give the folder its name, in place of an older one.
 
         Raises:
             UserError: something could not be written; earlier checkpoints stay as they are.
@@ -67,8 +68,10 @@ class CheckpointWriter:
         self._attempt(lambda: self._complete(state))
         if self._fault is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
-            raise UserError(f"{self.final}: the checkpoint cannot be written ({self._fault}); earlier ones are whole: "
-                            "make room for it, then continue with --resume auto")
+            raise UserError(
+                f"{self.final}: the checkpoint cannot be written ({self._fault}); earlier ones are whole: "
+                "make room for it, then continue with --resume auto"
+            )
         return self.final
 
     def _attempt(self, action: Callable[[], None]) -> None:
@@ -92,8 +95,10 @@ class CheckpointWriter:
     def _complete(self, state: dict) -> None:
         _write_json(self.partial / STATE, state)
         _write_json(self.partial / INDEX, self._index)
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-                 for path in sorted(self.partial.iterdir())}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(self.partial.iterdir())
+        }
         _write_json(self.partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
         for path in (*self.partial.iterdir(), self.partial):
             _fsync(path)
@@ -118,10 +123,11 @@ class Checkpoint:
     def __init__(self, folder: Path, *, verify: bool = True):
         self.folder = folder
         for name, expected in _manifest(folder).items() if verify else ():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-                raise UserError(f"{path}: missing, truncated or altered (its SHA-256 is not the manifest's); "
-                                "resume from another checkpoint")
+            if not _is_as_written(folder / name, expected):
+                raise UserError(
+                    f"{folder / name}: missing, truncated or altered (its SHA-256 is not the manifest's); "
+                    "resume from another checkpoint"
+                )
         self._index: dict[str, str] = json.loads((folder / INDEX).read_text())
         self.state: dict = json.loads((folder / STATE).read_text())
 
@@ -165,7 +171,9 @@ def tidy(root: Path) -> None:
         if final.exists():
             shutil.rmtree(path)
         else:
-            path.rename(final)  # killed between the two renames: the older checkpoint of the step is still good
+            path.rename(
+                final
+            )  # killed between the two renames: the older checkpoint of the step is still good
     for path in root.glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path)
 
@@ -176,16 +184,28 @@ def _manifest(folder: Path) -> dict[str, dict]:
         manifest = json.loads((folder / MANIFEST).read_text())
         version, files = manifest["format_version"], manifest["files"]
         whole = {INDEX, STATE} <= files.keys() and all(
-            Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in files.items())
+            Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise UserError(f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
-                        "resume from another one")
+        raise UserError(
+            f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
+            "resume from another one"
+        )
     if version != FORMAT_VERSION:
-        raise UserError(f"{folder}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
-                        "use the version of the program that wrote it")
+        raise UserError(
+            f"{folder}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
+            "use the version of the program that wrote it"
+        )
     return files
+
+
+def _is_as_written(path: Path, expected: dict) -> bool:
+    try:
+        return path.stat().st_size == expected["bytes"] and _sha256(path) == expected["sha256"]
+    except OSError:
+        return False
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -14,7 +14,7 @@ from inrank_megatron.engine.engine import Engine
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``loss``: mean nats a token over ``tokens`` targets. ``word_perplexity``: None where words are not counted."""
+    """``loss``: mean nats a token over ``tokens`` targets. ``word_perplexity``: None without words."""
 
     loss: float
     tokens: int
@@ -26,29 +26,34 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, windows: EvalWindows, *, rows: int, limit: int | None = None,
-             stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
+def evaluate(
+    engine: Engine,
+    windows: EvalWindows,
+    *,
+    rows: int,
+    limit: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Mean token loss over ``windows``, summed in FP64.
 
-    Windows do not overlap and every token but the first is scored once; the data-parallel ranks take them in turn.
+    Windows do not overlap and each token but the first is scored once; data-parallel ranks take them in turn.
 
     Args:
         rows: windows of one forward pass.
-        limit: score only the first ``limit`` windows; word perplexity then is None.
-        stop: asked on every rank before each pass, with the same answer on all; True gives the evaluation up.
+        limit: score the first ``limit`` windows; word perplexity needs all of them.
+        stop: asked on every rank before each pass, with the same answer on all; True ends the evaluation.
 
     Returns:
         The result, on every rank; None if ``stop`` ended it.
     """
     parallel, device = engine.parallel, engine.device
-    count = len(windows) if limit is None else min(limit, len(windows))
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     engine.model.eval()
     try:
-        for start in range(0, count, rows * parallel.dp_size):
+        for start in range(0, limit, rows * parallel.dp_size):
             if stop():
                 return None
-            own = range(start + parallel.dp_rank * rows, min(start + (parallel.dp_rank + 1) * rows, count))
+            own = range(start + parallel.dp_rank * rows, min(start + (parallel.dp_rank + 1) * rows, limit))
             if own:
                 batch = [windows.window(i) for i in own]
                 tokens = torch.from_numpy(np.stack([t for t, _ in batch])).to(device)
@@ -60,7 +65,7 @@ def evaluate(engine: Engine, windows: EvalWindows, *, rows: int, limit: int | No
         engine.model.train()
     dist.all_reduce(sums, group=parallel.dp_group)
     loss, tokens = (sums[0] / sums[1]).item(), int(sums[1].item())
-    words = windows.file.num_words if count == len(windows) else None
+    words = windows.file.num_words if limit == len(windows) else None
     return Evaluation(loss, tokens, _exp(sums[0].item() / words) if words else None)
 
 

@@ -21,6 +21,8 @@ from inrank_megatron.training.run_folder import RunFolder
 from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.stopping import StopRequest
 
+PHASE_1_COLUMNS = "phase_1_columns"
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -36,7 +38,8 @@ class Trainer:
 
     Attributes:
         windows: what to evaluate on, by split (``valid``, ``test``); a split without text is absent.
-        identity: what every checkpoint records of the run (data, switch step), as JSON.
+        identity: what every checkpoint records of the run, as JSON: data, switch step, and after the switch the
+            columns of each layer before it.
         peak_flops: of one device, for the utilisation; None where it is not known.
     """
 
@@ -57,26 +60,24 @@ class Trainer:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
         training, parallel = self.config.training, self.engine.parallel
         self._began, self._earlier = time.monotonic(), self.progress.seconds
-        self._saved_step = self.progress.step if self.folder.checkpoint else None
+        self._saved_step = self.progress.step  # the newest checkpoint's; nothing of step 0 is worth one
+        # Megatron's modules ask for a random state even in an evaluation, which may come before any step.
+        parallel.seed_random(seed=training.seed, step=self.progress.step)
         if self.folder.checkpoint is None:
             self._start()
-        stopping = self._stopping()
-        while self.progress.step < training.train_iters and not stopping:
+        else:
+            self._between_steps()  # a stop may have cut them short
+        while self.progress.step < training.train_iters and not self._stopping():
             self._step()
-            step = self.progress.step
-            if _due(step, training.eval_interval) and step < training.train_iters:
-                self._evaluate("valid")
-            stopping = self._stopping()
-            if _due(step, training.save_interval) and not stopping:
-                self._save()
-        finished = not stopping and self._evaluate("valid") and self._evaluate("test")
+            self._between_steps()
+        finished = not self._stopping() and self._evaluate("valid") and self._evaluate("test")
         if not finished:
             reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
             self.journal.message(f"stopping after step {self.progress.step}: {reason}")
         self._save()
         return finished
 
-    # ---- one step -------------------------------------------------------------------------------------------
+    # ---- one step ----
 
     def _start(self) -> None:
         self.engine.apply(self.method.start(), step=0, first_batch=lambda: self._micro_batches(0))
@@ -101,17 +102,24 @@ class Trainer:
         changes = engine.parallel.from_first_rank(lambda: self.method.changes(step, views))
         self.journal.checks(step, views, [c for c in changes if isinstance(c, SetRank)])
         switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
+        if switching:
+            self.identity = self.identity | {PHASE_1_COLUMNS: {view.name: view.active for view in views}}
         engine.apply(changes, step=step)
         if switching:
             views = engine.views()
             mean = sum(view.rank for view in views) / len(views)
             seconds = time.monotonic() - began
             self.journal.structure(step, "switch", views)
-            self.journal.event("switch", step, f"step {step}: W0 + U V becomes U* V*, mean rank {mean:.1f} "
-                               f"({seconds:.1f} s); second phase", seconds=seconds, mean_rank=mean)
+            self.journal.event(
+                "switch",
+                step,
+                f"step {step}: W0 + U V becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s); second phase",
+                seconds=seconds,
+                mean_rank=mean,
+            )
 
     def _micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """This rank's share of the global batch of ``step`` (from 0), as input and target tokens on the device."""
+        """This rank's share of the global batch of ``step`` (from 0): inputs and targets on the device."""
         parallel, micro = self.engine.parallel, self.topology.micro_batch_size
         for index in range(self.topology.accumulation_steps):
             first = (index * parallel.dp_size + parallel.dp_rank) * micro
@@ -122,33 +130,58 @@ class Trainer:
         layers, topology = self.engine.layers, self.topology
         tokens = topology.global_batch_size * self.config.model.seq_length
         base = any(layer.weight is not None for layer in layers.values())
-        flops = costs.flops_per_token(self.config, topology.padded_vocab_size, frozen_base=base,
-                                      ranks={name: x.active for name, x in layers.items()} or None)
+        flops = costs.flops_per_token(
+            self.config,
+            topology.padded_vocab_size,
+            frozen_base=base,
+            ranks={name: x.active for name, x in layers.items()} or None,
+        )
         per_device = flops * tokens / seconds / topology.world_size
         return {
-            "step": self.progress.step, "loss": result.loss, "perplexity": math.exp(min(result.loss, 700.0)),
-            "lr": lr, "grad_norm": result.grad_norm, "tokens": tokens * self.progress.step,
-            "tokens_per_second": tokens / seconds, "tflops_per_second": per_device / 1e12,
+            "step": self.progress.step,
+            "loss": result.loss,
+            "perplexity": math.exp(min(result.loss, 700.0)),
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "tokens": tokens * self.progress.step,
+            "tokens_per_second": tokens / seconds,
+            "tflops_per_second": per_device / 1e12,
             "utilisation": per_device / self.peak_flops if self.peak_flops else None,
             "mean_rank": sum(self.engine.ranks.values()) / len(layers) if layers else None,
-            "phase": 1 if base else 2 if layers else 0, "elapsed_seconds": self.progress.seconds,
+            "phase": 1 if base else 2 if layers else 0,
+            "elapsed_seconds": self.progress.seconds,
         }
 
-    # ---- between steps --------------------------------------------------------------------------------------
+    # ---- between steps ----
+
+    def _between_steps(self) -> None:
+        training, step = self.config.training, self.progress.step
+        if _due(step, training.eval_interval) and step < training.train_iters:
+            self._evaluate("valid")
+        if _due(step, training.save_interval):
+            self._save()
 
     def _evaluate(self, split: str) -> bool:
-        """Evaluate and record; False if a stop ended it. A split without text is done at once."""
-        if split not in self.windows:
+        """Evaluate and record, unless an earlier session has; False if a stop ended it.
+
+        A split without text is done at once.
+        """
+        training, step = self.config.training, self.progress.step
+        windows, journal = self.windows.get(split), self.journal
+        if windows is None:
             return True
-        training, limit = self.config.training, None
-        if training.eval_iters is not None and self.progress.step < training.train_iters:
-            limit = training.eval_iters * self.topology.global_batch_size
-        result = evaluate(self.engine, self.windows[split], rows=self.topology.micro_batch_size, limit=limit,
-                          stop=self._stopping)
+        limit = len(windows)
+        if training.eval_iters is not None and step < training.train_iters:
+            limit = min(limit, training.eval_iters * self.topology.global_batch_size)
+        tokens = min(limit * windows.seq_length, windows.num_targets)
+        if self.engine.parallel.from_first_rank(lambda: journal.has_evaluation(step, split, tokens=tokens)):
+            return True
+        rows = self.topology.micro_batch_size
+        result = evaluate(self.engine, windows, rows=rows, limit=limit, stop=self._stopping)
         if result is None:
             return False
         self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
-        self.journal.evaluation(self.progress.step, split, result, elapsed_seconds=self.progress.seconds)
+        journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
         return True
 
     def _stopping(self) -> bool:
@@ -160,18 +193,28 @@ class Trainer:
         step = self.progress.step
         if self._saved_step == step:
             return
-        began = time.monotonic()
-        writer = CheckpointWriter(self.folder.checkpoints, step) if self.engine.parallel.rank == 0 else None
+        began, first = time.monotonic(), self.engine.parallel.rank == 0
+        writer = CheckpointWriter(self.folder.checkpoints, step) if first else None
         for name, tensor in whole_tensors(self.engine):
             if writer:
                 writer.add(name, tensor)
-        record = engine_record(self.engine)
-        if writer:
-            state = {"step": step, "seconds": self.progress.seconds, "identity": self.identity, "engine": record}
-            path = writer.publish(state).relative_to(self.folder.path)
-            seconds = time.monotonic() - began
-            self.journal.event("checkpoint", step, f"step {step}: saved {path} ({seconds:.1f} s)",
-                               path=str(path), seconds=seconds)
+        state = {
+            "step": step,
+            "seconds": self.progress.seconds,
+            "identity": self.identity,
+            "engine": engine_record(self.engine),
+        }
+        path = self.engine.parallel.from_first_rank(lambda: writer.publish(state)).relative_to(
+            self.folder.path
+        )
+        seconds = time.monotonic() - began
+        self.journal.event(
+            "checkpoint",
+            step,
+            f"step {step}: saved {path} ({seconds:.1f} s)",
+            path=str(path),
+            seconds=seconds,
+        )
         self._saved_step = step
 
 

@@ -1,19 +1,14 @@
 """One run from its settings to its report: check, join the job, prepare data, build, train, tell."""
 
-import json
-import platform as python_platform
-from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
+import errno
 
-import torch
-
-from inrank_megatron import costs, parallel as processes
+from inrank_megatron import costs
+from inrank_megatron import parallel as processes
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checks import Topology, check
 from inrank_megatron.cli import Launch
 from inrank_megatron.config import Config, resolve
-from inrank_megatron.data.batches import EvalWindows, TrainBatches, unigram_perplexity
+from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.deepspeed_json import passthrough
@@ -27,18 +22,19 @@ from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.platform import backend, device, device_name
-from inrank_megatron.reporting.files import write_atomically
 from inrank_megatron.reporting.report import last_lines, write_report
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
-from inrank_megatron.training.run_folder import RunFolder, choose_run_folder, claim
+from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_message
+from inrank_megatron.training.run_folder import FolderLock, RunFolder, choose_run_folder, claim
 from inrank_megatron.training.stopping import StopRequest
+from inrank_megatron.training.summary import is_finished, write_summary
 
-SUMMARY = "summary.json"
-PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "datasets")
+# What the machine refuses, rather than the program.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
-def run(launch: Launch) -> None:
+def run(launch: Launch, neighbours: Neighbours) -> None:
     """Train as ``launch`` asks, or print the plan. UserError for everything that the user can mend."""
     rank, world_size = launcher_ranks()
     config = resolve(launch.config, world_size=world_size)
@@ -49,137 +45,161 @@ def run(launch: Launch) -> None:
         if rank == 0:
             print(render(make_plan(config, topology, vocab_size=topology.vocab_size, device=device_name())))
         return
-    parallel = processes.initialise(backend=backend(),
-                                    tensor_model_parallel_size=topology.tensor_model_parallel_size,
-                                    timeout_minutes=config.parallel.distributed_timeout_minutes)
-    folder = parallel.from_first_rank(lambda: choose_run_folder(config, name=launch.config_path.stem))
-    if _is_finished(folder, config):
-        parallel.from_first_rank(lambda: print(f"the run has all its {config.training.train_iters} steps already\n"
-                                               f"{last_lines(folder.path)}"))
-        processes.shutdown()
-        return
-    data = prepare(config.data)
-    topology = check(config, world_size=world_size, vocab_size=data.tokenizer.vocab_size)
-    trainer = _build(config, topology, parallel, data, folder=folder, deepspeed_json=extra)
-    finished = _train(trainer, data)
-    if rank == 0:
-        write_report(folder.path)
-        print(last_lines(folder.path), flush=True)
+    try:
+        _run(launch, config, topology, extra, neighbours)
+    except RuntimeError:
+        # What a collective raises when the rank at its other end has ended tells the user nothing.
+        if (lost := neighbours.lost_rank(patience=GRACE_SECONDS)) is None:
+            raise
+        raise UserError(lost_message(lost)) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise UserError(
+            f"{error.filename or config.training.save}: {error.strerror}; mend that, then continue with "
+            "--resume auto"
+        ) from error
+
+
+def _run(
+    launch: Launch, config: Config, topology: Topology, deepspeed_json: dict, neighbours: Neighbours
+) -> None:
+    stop = StopRequest(neighbours, limit_minutes=config.training.exit_duration_in_mins)
+    parallel = processes.initialise(
+        backend=backend(),
+        tensor_model_parallel_size=topology.tensor_model_parallel_size,
+        timeout_minutes=config.parallel.distributed_timeout_minutes,
+    )
+    neighbours.join(parallel)
+    lock = FolderLock()
+    folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
+    if parallel.from_first_rank(lambda: is_finished(folder, config)):
+        told = f"the run has all its {config.training.train_iters} steps already\n"
+    else:
+        data, told = prepare(config.data), ""
+        topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
+        trainer = _build(
+            config, topology, parallel, data, folder=folder, deepspeed_json=deepspeed_json, stop=stop
+        )
+        parallel.from_first_rank(lambda: claim(folder, config, lock))
+        stop.listen()
+        _train(trainer, data)
+    neighbours.leave(parallel)
+    if parallel.rank == 0:
+        if not stop.is_urgent:
+            write_report(folder.path)
+        print(f"{told}{last_lines(folder.path)}", flush=True)
     processes.shutdown()
 
 
-def _build(config: Config, topology: Topology, parallel: Parallel, data: PreparedData, *, folder: RunFolder,
-           deepspeed_json: dict) -> Trainer:
-    batches = TrainBatches(data.train, seq_length=config.model.seq_length,
-                           global_batch_size=topology.global_batch_size, seed=config.training.seed)
-    windows = {split: EvalWindows(file, seq_length=config.model.seq_length)
-               for split, file in (("valid", data.valid), ("test", data.test)) if file is not None}
+def _build(
+    config: Config,
+    topology: Topology,
+    parallel: Parallel,
+    data: PreparedData,
+    *,
+    folder: RunFolder,
+    deepspeed_json: dict,
+    stop: StopRequest,
+) -> Trainer:
+    batches = TrainBatches(
+        data.train,
+        seq_length=config.model.seq_length,
+        global_batch_size=topology.global_batch_size,
+        seed=config.training.seed,
+    )
+    windows = {
+        split: EvalWindows(file, seq_length=config.model.seq_length)
+        for split, file in (("valid", data.valid), ("test", data.test))
+        if file is not None
+    }
     checkpoint = Checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
     identity = {"data": data.folder.name, "switch_step": switch_step(config, batches.steps_per_epoch)}
     if checkpoint:
         identity = _same_data(checkpoint, identity)
     method = make_method(config, switch_step=identity["switch_step"])
     engine = _engine(config, topology, parallel, method, checkpoint, deepspeed_json)
-    parallel.from_first_rank(lambda: claim(folder, config))
     progress = resume_progress(checkpoint) if checkpoint else Progress()
     return Trainer(
-        config=config, topology=topology, engine=engine, method=method, batches=batches, windows=windows,
-        folder=folder, identity=identity, progress=progress,
-        journal=Journal(folder, active=parallel.rank == 0, total_steps=config.training.train_iters,
-                        start_step=progress.step),
-        stop=StopRequest(limit_minutes=config.training.exit_duration_in_mins),
-        peak_flops=costs.device_peak_flops(device_name(), "bf16" if config.training.bf16 else "fp32"))
+        config=config,
+        topology=topology,
+        engine=engine,
+        method=method,
+        batches=batches,
+        windows=windows,
+        folder=folder,
+        identity=identity,
+        progress=progress,
+        stop=stop,
+        journal=Journal(
+            folder,
+            active=parallel.rank == 0,
+            total_steps=config.training.train_iters,
+            start_step=progress.step,
+        ),
+        peak_flops=costs.device_peak_flops(device_name(), "bf16" if config.training.bf16 else "fp32"),
+    )
 
 
-def _engine(config: Config, topology: Topology, parallel: Parallel, method, checkpoint: Checkpoint | None,
-            deepspeed_json: dict) -> Engine:
-    factory = GPTFactory(config, parallel, vocab_size=topology.vocab_size,
-                         padded_vocab_size=topology.padded_vocab_size)
+def _engine(
+    config: Config,
+    topology: Topology,
+    parallel: Parallel,
+    method,
+    checkpoint: Checkpoint | None,
+    deepspeed_json: dict,
+) -> Engine:
+    factory = GPTFactory(
+        config, parallel, vocab_size=topology.vocab_size, padded_vocab_size=topology.padded_vocab_size
+    )
     if checkpoint:
         factors = recorded_structure(checkpoint.state["engine"])
     else:
         factors = method.structure({name: min(shape) for name, shape in costs.linear_shapes(config).items()})
-    engine = Engine(factory, factors, config=config, parallel=parallel, device=device(),
-                    accumulation=topology.accumulation_steps, deepspeed_json=deepspeed_json)
+    engine = Engine(
+        factory,
+        factors,
+        config=config,
+        parallel=parallel,
+        device=device(),
+        accumulation=topology.accumulation_steps,
+        deepspeed_json=deepspeed_json,
+    )
     if checkpoint:
         load_engine(engine, checkpoint.state["engine"], checkpoint.names, checkpoint.tensors)
     return engine
 
 
-def _train(trainer: Trainer, data: PreparedData) -> bool:
+def _train(trainer: Trainer, data: PreparedData) -> None:
     first = trainer.engine.parallel.rank == 0
     if first:
-        _write_summary(trainer, data, finished=False)
+        write_summary(trainer, data, finished=False)
     with trainer.journal as journal:
         for note in trainer.folder.notes:
             journal.message(note)
         journal.message(_headline(trainer))
         finished = trainer.train()
     if first:
-        _write_summary(trainer, data, finished=finished)
-    return finished
+        write_summary(trainer, data, finished=finished)
 
 
 def _headline(trainer: Trainer) -> str:
     t, training = trainer.topology, trainer.config.training
     start = f"resumed at step {trainer.progress.step}" if trainer.folder.checkpoint else "new run"
-    return (f"{start} in {trainer.folder.path}: {training.method}, {t.world_size} x {device_name()} = "
-            f"{t.tensor_model_parallel_size} tensor-parallel x {t.data_parallel_size} data-parallel; batch "
-            f"{t.global_batch_size} = {t.micro_batch_size} x {t.accumulation_steps} accumulated x "
-            f"{t.data_parallel_size} sequences; {trainer.batches.steps_per_epoch} steps an epoch")
-
-
-def _cost_summary(trainer: Trainer) -> dict:
-    """Parameters and FLOPs a token: dense, and of either phase once it has been reached."""
-    config, engine, topology = trainer.config, trainer.engine, trainer.topology
-    path = trainer.folder.path / SUMMARY
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    columns = {name: layer.active for name, layer in engine.layers.items()} or None
-    base = bool(engine.initial)
-    names = {"dense": None, "phase_1": None, "phase_2": None}
-    result = {"parameters": names | known.get("parameters", {}), "flops_per_token": names | known.get("flops_per_token", {})}
-    phases = [("dense", None, False)]
-    if columns:
-        phases.append(("phase_1" if base else "phase_2", columns, base))
-    for name, ranks, frozen_base in phases:
-        result["parameters"][name] = costs.parameters(config, topology.vocab_size, ranks=ranks,
-                                                      frozen_base=frozen_base).total
-        result["flops_per_token"][name] = costs.flops_per_token(config, topology.padded_vocab_size, ranks=ranks,
-                                                                frozen_base=frozen_base)
-    return result
+    return (
+        f"{start} in {trainer.folder.path}: {training.method}, {t.world_size} x {device_name()} = "
+        f"{t.tensor_model_parallel_size} tensor-parallel x {t.data_parallel_size} data-parallel; batch "
+        f"{t.global_batch_size} = {t.micro_batch_size} x {t.accumulation_steps} accumulated x "
+        f"{t.data_parallel_size} sequences; {trainer.batches.steps_per_epoch} steps an epoch"
+    )
 
 
 def _same_data(checkpoint: Checkpoint, identity: dict) -> dict:
     """The recorded identity; it stands over a newly derived one, so that the switch keeps its step."""
     recorded = checkpoint.state["identity"]
     if recorded["data"] != identity["data"]:
-        raise UserError(f"{checkpoint.folder}: was trained on data {recorded['data'][:12]}, the settings now give "
-                        f"{identity['data'][:12]}; restore the text and tokenizer, or start anew with another --save")
+        raise UserError(
+            f"{checkpoint.folder}: was trained on data {recorded['data'][:12]}, the settings now give "
+            f"{identity['data'][:12]}; restore the text and tokenizer, or start anew with another --save"
+        )
     return recorded
-
-
-def _is_finished(folder: RunFolder, config: Config) -> bool:
-    summary = folder.path / SUMMARY
-    if folder.checkpoint is None or not summary.is_file():
-        return False
-    record = json.loads(summary.read_text())
-    return record["finished"] and record["steps"] >= config.training.train_iters
-
-
-def _write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> None:
-    """``summary.json``: what the report needs beside the records."""
-    config, topology, engine = trainer.config, trainer.topology, trainer.engine
-    valid = trainer.windows.get("valid")
-    summary = {
-        "method": config.training.method,
-        "world": {"size": topology.world_size, "device": device_name(),
-                  "tensor_model_parallel_size": topology.tensor_model_parallel_size,
-                  "data_parallel_size": topology.data_parallel_size},
-        "data": data.meta["splits"],
-        "unigram_perplexity": {} if valid is None else {
-            "valid": unigram_perplexity(data.train, valid.file, vocab_size=topology.vocab_size)},
-        "finished": finished, "steps": trainer.progress.step, "train_seconds": trainer.progress.seconds,
-        "versions": {"python": python_platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        **_cost_summary(trainer),
-    }
-    write_atomically(trainer.folder.path / SUMMARY, json.dumps(summary, indent=1).encode())

@@ -3,26 +3,42 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inrank_megatron.checkpoint.folder import newest_complete, published
+from filelock import FileLock, Timeout
+
+from inrank_megatron.checkpoint.folder import newest_complete, tidy
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import write_atomically
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 # What may change when a run is resumed: where it runs, how long, how it is watched, and how it is optimized.
-FREE = frozenset({
-    "train_iters", "save", "save_interval", "resume", "exit_duration_in_mins", "log_interval", "eval_interval",
-    "eval_iters", "distributed_timeout_minutes", "data_cache_path", "tensor_model_parallel_size",
-    "sequence_parallel", "micro_batch_size", "switch_iters", "switch_epochs",
-    *sections()["optimizer"].model_fields,
-})
+FREE = frozenset(
+    {
+        "train_iters",
+        "save",
+        "save_interval",
+        "resume",
+        "exit_duration_in_mins",
+        "log_interval",
+        "eval_interval",
+        "eval_iters",
+        "distributed_timeout_minutes",
+        "data_cache_path",
+        "tensor_model_parallel_size",
+        "sequence_parallel",
+        "micro_batch_size",
+        *sections()["optimizer"].model_fields,
+    }
+)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``checkpoint``: the one to resume from, or None. ``notes``: what the user should be told."""
+    """``is_new``: no run is there yet. ``checkpoint``: where to go on. ``notes``: what to tell the user."""
 
     path: Path
+    is_new: bool = True
     checkpoint: Path | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -31,28 +47,62 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
-def choose_run_folder(config: Config, *, name: str) -> RunFolder:
-    """Choose the run folder and look into it; nothing is written. Called on one rank.
+class FolderLock:
+    """Keeps a second job out of a run folder until this process ends; taken on the one rank that writes."""
+
+    def __init__(self):
+        self._lock: FileLock | None = None
+
+    def take(self, path: Path) -> None:
+        """Lock the existing folder; nothing happens if this object has locked it before."""
+        lock = self._lock or FileLock(path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{path}: another job is running in it; wait for its end or choose another --save"
+            ) from None
+        self._lock = lock
+
+
+def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFolder:
+    """Choose the run folder and look into it; it is locked if it exists. Called on one rank.
 
     Args:
-        name: of the configuration; without ``save`` the folder is ``runs/<name>-<method>``, with a number if taken.
+        name: of the configuration; without ``save`` the folder is ``runs/<name>-<method>``, with a number
+        if taken.
 
     Raises:
-        UserError: the folder holds another run, or this run without ``--resume auto``, or something that is no run,
-            or only broken checkpoints.
+        UserError: the folder holds another run, or this run without ``--resume auto``, or something that is
+        no run,
+            or only broken checkpoints; or another job is running in it.
     """
     if config.training.save is None:
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
-    return _existing(Path(config.training.save), config)
-
-
-def claim(run: RunFolder, config: Config) -> None:
-    """Make the folder and store the resolved configuration in it. Called on one rank, once nothing can be refused."""
+    path = Path(config.training.save)
     try:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.path / CONFIG, to_yaml(config).encode())
+        return _existing(path, config, lock)
     except OSError as error:
-        raise UserError(f"{run.path}: cannot be written ({error.strerror}); choose another folder with --save") from None
+        raise _unusable(path, error) from None
+
+
+def claim(run: RunFolder, config: Config, lock: FolderLock) -> None:
+    """Make the folder and store the configuration in it. Called on one rank, once nothing can be refused."""
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock.take(run.path)
+        if run.is_new and (run.path / CONFIG).exists():
+            raise UserError(f"{run.path}: another job has just begun a run in it; choose another --save")
+        write_atomically(run.path / CONFIG, to_yaml(config).encode())
+        run.checkpoints.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unusable(run.path, error) from None
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be used as run folder ({error.strerror}); mend that or choose another --save"
+    )
 
 
 def _unused(path: Path) -> Path:
@@ -63,26 +113,44 @@ def _unused(path: Path) -> Path:
     return candidate
 
 
-def _existing(path: Path, config: Config) -> RunFolder:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
+    # Hidden files alone are what a job leaves that was killed while it claimed the folder.
+    if not path.exists() or (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
         return RunFolder(path)
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path}: holds something that is no run; choose a new or an empty folder with --save")
+        raise UserError(
+            f"{path}: holds something that is no run; choose a new or an empty folder with --save"
+        )
     stored, wanted = flatten(load(path / CONFIG)), flatten(config)
     different = [name for name in wanted if stored[name] != wanted[name]]
-    fixed = [f"{name} {stored[name]!r} there, {wanted[name]!r} here" for name in different if name not in FREE]
+    fixed = [
+        f"{name} {stored[name]!r} there, {wanted[name]!r} here" for name in different if name not in FREE
+    ]
     if fixed:
         raise UserError(f"{path}: holds another run ({'; '.join(fixed)}); choose another folder with --save")
     if config.training.resume != "auto":
-        raise UserError(f"{path}: holds this run already; continue it with --resume auto or choose another --save")
-    checkpoint, faults = newest_complete(path / "checkpoints")
-    if checkpoint is None and published(path / "checkpoints"):
-        raise UserError(f"{path}: none of its checkpoints is complete ({'; '.join(faults)}); "
-                        "start anew with another --save")
+        raise UserError(
+            f"{path}: holds this run already; continue it with --resume auto or choose another --save"
+        )
+    lock.take(path)
+    changed = [
+        f"{name} {stored[name]!r} -> {wanted[name]!r}" for name in different if name not in ("resume", "save")
+    ]
+    return _resumable(path, changed)
+
+
+def _resumable(path: Path, changed: list[str]) -> RunFolder:
+    root = path / "checkpoints"
+    tidy(root)
+    checkpoint, faults = newest_complete(root)
+    if checkpoint is None and faults:
+        raise UserError(
+            f"{path}: none of its checkpoints is complete ({'; '.join(faults)}); "
+            "start anew with another --save"
+        )
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
     if checkpoint is None:
         notes.append(f"{path} holds no checkpoint yet: the run starts from the beginning")
-    shown = [f"{name} {stored[name]!r} -> {wanted[name]!r}" for name in different if name not in ("resume", "save")]
-    if checkpoint is not None and shown:
-        notes.append(f"changed since the run began: {', '.join(shown)}")
-    return RunFolder(path, checkpoint, notes)
+    elif changed:
+        notes.append(f"changed since the run began: {', '.join(changed)}")
+    return RunFolder(path, is_new=False, checkpoint=checkpoint, notes=notes)

@@ -18,5 +18,7 @@ def learning_rate(step: int, config: Config) -> float:
     if optimizer.lr_decay_style == "constant":
         return optimizer.lr
     progress = min(1.0, (step - warmup) / max(1, config.decay_iters - warmup))
-    share = 1.0 - progress if optimizer.lr_decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    share = (
+        1.0 - progress if optimizer.lr_decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    )
     return optimizer.min_lr + share * (optimizer.lr - optimizer.min_lr)

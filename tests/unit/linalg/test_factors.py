@@ -15,8 +15,10 @@ ROWS, COLUMNS = 30, 22
 
 def random_factors(k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     numbers = torch.Generator().manual_seed(seed)
-    return (torch.randn(ROWS, k, generator=numbers, dtype=torch.float64),
-            torch.randn(k, COLUMNS, generator=numbers, dtype=torch.float64))
+    return (
+        torch.randn(ROWS, k, generator=numbers, dtype=torch.float64),
+        torch.randn(k, COLUMNS, generator=numbers, dtype=torch.float64),
+    )
 
 
 def rank_deficient() -> tuple[Tensor, Tensor]:
@@ -44,8 +46,10 @@ PAIRS = {
     "zero columns": zero_columns(),
     "repeated values": repeated_values(),
     "all zero": tuple(torch.zeros_like(t) for t in random_factors(8)),
-    "badly scaled": tuple(t * torch.logspace(0, -12, 8, dtype=torch.float64).sqrt().view(shape)
-                          for t, shape in zip(random_factors(8), ((1, -1), (-1, 1)), strict=True)),
+    "badly scaled": tuple(
+        t * torch.logspace(0, -12, 8, dtype=torch.float64).sqrt().view(shape)
+        for t, shape in zip(random_factors(8), ((1, -1), (-1, 1)), strict=True)
+    ),
     "BF16": tuple(t.bfloat16() for t in random_factors(8)),
 }
 
@@ -59,7 +63,9 @@ SHARES = {
 }
 
 
-def own_shares(rank: int, left: Tensor, right: Tensor, shares: tuple[list[int], list[int]]) -> tuple[Tensor, Tensor]:
+def own_shares(
+    rank: int, left: Tensor, right: Tensor, shares: tuple[list[int], list[int]]
+) -> tuple[Tensor, Tensor]:
     return left.split(shares[0])[rank], right.split(shares[1], dim=1)[rank]
 
 
@@ -186,7 +192,7 @@ def test_values_that_are_not_finite_are_named(poison):
     matrix = torch.zeros(3, 3)
     factors.check_finite(matrix, what="a sound matrix")
     matrix[1, 2] = poison
-    with pytest.raises(UserError, match="^factor U of layer 3 at step 7 holds NaN or Inf.*lower --lr"):
+    with pytest.raises(UserError, match=r"^factor U of layer 3 at step 7 holds NaN or Inf.*lower --lr"):
         factors.check_finite(matrix, what="factor U of layer 3 at step 7")
 
 

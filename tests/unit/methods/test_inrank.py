@@ -6,8 +6,16 @@ from inrank_megatron.methods.changes import InitialiseFactors, LayerView, Refact
 from inrank_megatron.methods.inrank import InRank
 
 DEFAULTS = {
-    "initial_rank": 2, "buffer": 6, "threshold": 0.9, "check_interval": 10, "criterion": "update", "window": "sliding",
-    "max_rank": None, "initial_column_norm": 0.5, "new_column_norm": 0.1, "switch_step": None,
+    "initial_rank": 2,
+    "buffer": 6,
+    "threshold": 0.9,
+    "check_interval": 10,
+    "criterion": "update",
+    "window": "sliding",
+    "max_rank": None,
+    "initial_column_norm": 0.5,
+    "new_column_norm": 0.1,
+    "switch_step": None,
 }
 FLAT = (1.0,) * 64
 """A spectrum that no small rank explains."""
@@ -20,7 +28,9 @@ def method(**changes) -> InRank:
 
 
 def view(spectrum=FLAT, *, name="fc1", rank=2, active=8, capacity=32) -> LayerView:
-    return LayerView(name=name, min_dim=64, rank=rank, active=active, capacity=capacity, singular_values=spectrum)
+    return LayerView(
+        name=name, min_dim=64, rank=rank, active=active, capacity=capacity, singular_values=spectrum
+    )
 
 
 def only_check(layer: LayerView, **settings) -> SetRank:
@@ -123,7 +133,9 @@ def test_full_layer_stays_as_it_is():
 
 
 def test_check_at_the_switch_decides_the_ranks_of_the_switch():
-    changes = method(switch_step=20).changes(20, [view(STEEP, name="a"), view(STEEP, name="b", rank=7, active=13)])
+    changes = method(switch_step=20).changes(
+        20, [view(STEEP, name="a"), view(STEEP, name="b", rank=7, active=13)]
+    )
     assert [type(change) for change in changes] == [SetRank, SetRank, Refactor]
     assert changes[-1].ranks == {"a": 3, "b": 7}
 

@@ -16,21 +16,29 @@ def config(method="inrank-efficient", **changes):
     return from_flat({"model_preset": "tiny", "train_iters": 100, "method": method, **changes})
 
 
-@pytest.mark.parametrize(("settings", "steps_per_epoch", "expected"), [
-    ({}, 30, 30),
-    ({}, 80, 50),
-    ({"train_iters": 3}, 80, 1),
-    ({"switch_iters": 7}, 30, 7),
-    ({"switch_epochs": 0.5}, 30, 15),
-    ({"switch_epochs": 0.001}, 30, 1),
-], ids=["one epoch", "half the run at most", "three steps", "steps", "epochs", "at least one step"])
+@pytest.mark.parametrize(
+    ("settings", "steps_per_epoch", "expected"),
+    [
+        ({}, 30, 30),
+        ({}, 80, 50),
+        ({"train_iters": 3}, 80, 1),
+        ({"switch_iters": 7}, 30, 7),
+        ({"switch_epochs": 0.5}, 30, 15),
+        ({"switch_epochs": 0.001}, 30, 1),
+    ],
+    ids=["one epoch", "half the run at most", "three steps", "steps", "epochs", "at least one step"],
+)
 def test_switch_step(settings, steps_per_epoch, expected):
     assert switch_step(config(**settings), steps_per_epoch) == expected
 
 
-@pytest.mark.parametrize("settings", [{"switch_iters": 100}, {"switch_epochs": 4.0}, {"train_iters": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"switch_iters": 100}, {"switch_epochs": 4.0}, {"train_iters": 1}], ids=str
+)
 def test_switch_after_the_last_but_one_step_is_refused(settings):
-    with pytest.raises(UserError, match=r"the switch must come before the last of \d+ steps; raise train_iters"):
+    with pytest.raises(
+        UserError, match=r"the switch must come before the last of \d+ steps; raise train_iters"
+    ):
         switch_step(config(**settings), 30)
 
 
@@ -46,13 +54,35 @@ def test_every_method_of_the_configuration_exists_and_knows_its_name():
 
 
 def test_settings_reach_the_method():
-    method = make_method(config("inrank", initial_rank=3, buffer=5, threshold=0.7, rank_check_interval=4, max_rank=20,
-                                rank_criterion="eq7", eq7_window="fixed", initial_column_norm=0.2,
-                                new_column_norm=0.3, rank_multiple_of=8), switch_step=None)
+    method = make_method(
+        config(
+            "inrank",
+            initial_rank=3,
+            buffer=5,
+            threshold=0.7,
+            rank_check_interval=4,
+            max_rank=20,
+            rank_criterion="eq7",
+            eq7_window="fixed",
+            initial_column_norm=0.2,
+            new_column_norm=0.3,
+            rank_multiple_of=8,
+        ),
+        switch_step=None,
+    )
     assert vars(method) == {
-        "initial_rank": 3, "buffer": 5, "threshold": 0.7, "check_interval": 4, "criterion": "eq7", "window": "fixed",
-        "max_rank": 20, "initial_column_norm": 0.2, "new_column_norm": 0.3, "switch_step": None,
-        "rank_multiple_of": 8}
+        "initial_rank": 3,
+        "buffer": 5,
+        "threshold": 0.7,
+        "check_interval": 4,
+        "criterion": "eq7",
+        "window": "fixed",
+        "max_rank": 20,
+        "initial_column_norm": 0.2,
+        "new_column_norm": 0.3,
+        "switch_step": None,
+        "rank_multiple_of": 8,
+    }
 
 
 def test_dense_asks_for_nothing():
@@ -65,6 +95,8 @@ def test_dense_asks_for_nothing():
 def test_fixed_rank_is_cut_to_the_width():
     specs = FixedRank(48).structure({"wide": 64, "narrow": 32})
     assert {name: (s.columns, s.active, s.rank, s.base) for name, s in specs.items()} == {
-        "wide": (48, 48, 48, False), "narrow": (32, 32, 32, False)}
+        "wide": (48, 48, 48, False),
+        "narrow": (32, 32, 32, False),
+    }
     assert FixedRank(48).start() == [InitialiseFactors(source="spectral")]
     assert not any(FixedRank(48).acts_at(step) for step in range(100))

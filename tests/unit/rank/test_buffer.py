@@ -5,7 +5,9 @@ import pytest
 from inrank_megatron.rank.buffer import default_buffer, default_capacity
 
 
-@pytest.mark.parametrize(("width", "buffer"), [(768, 100), (1024, 100), (1280, 100), (192, 25), (64, 8), (4, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("width", "buffer"), [(768, 100), (1024, 100), (1280, 100), (192, 25), (64, 8), (4, 1), (1, 1)]
+)
 def test_buffer_is_the_papers_or_its_proportion(width, buffer):
     assert default_buffer(width) == buffer
 

@@ -16,7 +16,7 @@ def variance(values: list[float]) -> float:
 
 
 def released_ratio(spectrum: list[float], r: int, length: int) -> float:
-    """The authors' criterion, as slowly as it can be written: the whole vector, its first r entries zeroed."""
+    """The authors' criterion, as slowly as can be: the whole vector, its first r entries zeroed."""
     whole = [spectrum[i] if i < len(spectrum) else 0.0 for i in range(length)]
     tail = [0.0 if i < r else value for i, value in enumerate(whole)]
     return 1.0 - variance(tail) / variance(whole)
@@ -71,10 +71,12 @@ def test_eq7_by_hand():
 @pytest.mark.parametrize("window", ["sliding", "fixed"])
 def test_eq7_agrees_with_its_window(spectrum, window):
     start, buffer = 4, 6
-    trained = spectrum[:start + buffer]
+    trained = spectrum[: start + buffer]
     for r in range(start, start + buffer + 1):
         expected = window_ratio(trained, r, start, buffer, window)
-        assert eq7_ratio(trained, r, start=start, buffer=buffer, window=window) == pytest.approx(expected, abs=1e-12)
+        assert eq7_ratio(trained, r, start=start, buffer=buffer, window=window) == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 def test_eq7_with_exactly_r_columns_is_always_1(spectrum):
@@ -136,7 +138,7 @@ def iterate_released_criterion(rank: int, world_size: int) -> list[int]:
     buffer, ranks = 100, [0, 2]
     while ranks[-1] != ranks[-2]:
         r = ranks[-1]
-        s = product_singular_values(left[:, :r + buffer], right[:r + buffer], dist.group.WORLD).tolist()
+        s = product_singular_values(left[:, : r + buffer], right[: r + buffer], dist.group.WORLD).tolist()
         limit = min(r + buffer - 1, 384 - buffer)
         ranks.append(grow(lambda c, s=s: update_ratio(s, c, length=768), r, threshold=0.8, limit=limit).rank)
     return ranks

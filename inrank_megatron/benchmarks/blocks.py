@@ -1,0 +1,105 @@
+"""The blocks that are measured: a transformer layer of a preset, dense or factorised, as the model has it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from inrank_megatron.config import Config, from_flat
+from inrank_megatron.layers.factorised import FactorisedLinear, FactorSpec
+from inrank_megatron.costs import linear_shapes
+from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.parallel import Parallel, initialise, shutdown
+from inrank_megatron.platform import backend, device
+
+RANKS = {"tiny": 64, "small": 254, "medium": 286, "large": 312}
+"""Ranks of the InRank paper (table 1, threshold 0.9); tiny has small's share of the width."""
+VOCABULARY = 512
+"""Only layers are measured with it: the least that divides over any tensor-parallel group here."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of building the MLP linears: dense (``columns`` None), ``W0 + U V`` (``base``) or ``U V``."""
+
+    name: str
+    columns: int | None
+    base: bool = False
+
+    def factors(self, config: Config) -> dict[str, FactorSpec]:
+        if self.columns is None:
+            return {}
+        spec = FactorSpec(columns=self.columns, active=self.columns, rank=self.columns, base=self.base)
+        return dict.fromkeys(linear_shapes(config), spec)
+
+
+DENSE = Variant("dense", None)
+
+
+def phase_1(columns: int) -> Variant:
+    """Frozen ``W0`` beside ``columns`` columns."""
+    return Variant(f"phase-1 k={columns}", columns, base=True)
+
+
+def phase_2(rank: int) -> Variant:
+    """Factors of rank ``rank`` alone."""
+    return Variant(f"phase-2 r={rank}", rank)
+
+
+def preset_config(preset: str, **settings) -> Config:
+    """The settings of a preset, BF16 on a GPU and FP32 on a CPU, without dropout."""
+    flat = {"model_preset": preset, "train_iters": 1, "bf16": device().type == "cuda"}
+    return from_flat(flat | settings)
+
+
+def build_layer(config: Config, variant: Variant, parallel: Parallel) -> nn.Module:
+    """A transformer layer on this process's device; its MLP is ``.mlp``."""
+    factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
+    layer = factory.build(variant.factors(config)).decoder.layers[0]
+    fill_factors(layer)
+    # Tensors without data cannot move; on a CPU nothing has to.
+    return layer if device().type == "cpu" else layer.to(device())
+
+
+@torch.no_grad()
+def fill_factors(module: nn.Module) -> None:
+    """Random factors: on zeros, with which the model is built, a GPU runs faster than in training."""
+    for linear in module.modules():
+        if isinstance(linear, FactorisedLinear):
+            linear.U.normal_(0, 0.05)
+            linear.V.normal_(0, 0.05)
+
+
+@contextmanager
+def single_process() -> Iterator[Parallel]:
+    """A world of this process alone."""
+    with _world(backend(), size=1) as parallel:
+        yield parallel
+
+
+@contextmanager
+def rank_0_of(size: int) -> Iterator[Parallel]:
+    """Rank 0 of a tensor-parallel group whose other ranks do not exist.
+
+    torch's ``fake`` backend accepts every collective and sends nothing. What a rank computes and sends does
+    not depend on the values, so it can be counted on one process; the values are wrong.
+    """
+    # Importing it registers the backend.
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401
+
+    with _world("fake", size=size) as parallel:
+        yield parallel
+
+
+@contextmanager
+def _world(name: str, *, size: int) -> Iterator[Parallel]:
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    dist.init_process_group(name, store=dist.HashStore(), rank=0, world_size=size)
+    try:
+        yield initialise(backend=name, tensor_model_parallel_size=size)
+    finally:
+        shutdown()

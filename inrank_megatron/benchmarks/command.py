@@ -1,0 +1,96 @@
+"""The command line of the benchmarks: one subcommand for each thing that is measured."""
+
+import argparse
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from importlib import import_module
+
+from inrank_megatron.config import PRESETS
+from inrank_megatron.errors import UserError
+
+NOTES = {
+    "wire": "elements that tensor-parallel ranks send for one MLP, and operations per rank",
+    "rank-decisions": "a rank decision from the factors, against the dense spectrum and against training",
+    "switch": "truncation W0 + U V -> U* V* of each linear, and of whole models",
+    "layer": "an MLP and a transformer layer, forward and backward, against dense",
+    "step": "a whole training step against dense",
+    "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
+}
+TIMED = ("rank-decisions", "switch", "layer", "step")
+COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print. Raises UserError for what a user can mend."""
+    options = _parse(argv)
+    if options.what == "wire":
+        # Nothing is computed, and counts are the same everywhere.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Imported here: Megatron-Core and DeepSpeed take seconds, --help and mistakes should not.
+    from inrank_megatron.platform import prepare_process
+
+    prepare_process()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    module = import_module(f"inrank_megatron.benchmarks.{options.what.replace('-', '_')}")
+    rows = list(_measurements(options, module.measure))
+    from inrank_megatron.benchmarks.rows import print_table, to_json
+
+    if options.json:
+        print(to_json(rows))
+    else:
+        print_table(f"{options.what}: {NOTES[options.what]}", f"{COLUMNS}\n\n{module.__doc__}", rows)
+
+
+def _measurements(options: argparse.Namespace, measure: Callable) -> Iterable:
+    from inrank_megatron.benchmarks.blocks import RANKS
+
+    preset, timed = options.preset, {"repeats": options.repeats} if options.what in TIMED else {}
+    if options.what == "switch":
+        return measure((preset,) if preset else ("small", "medium", "large"), **timed)
+    sizes = (options.tensor_model_parallel_size,) if options.what == "wire" else ()
+    return measure(preset, options.rank or RANKS[preset], *sizes, **timed)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name, note in NOTES.items():
+        command = commands.add_parser(name, help=note, description=note, allow_abbrev=False)
+        command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
+        command.add_argument("--preset", choices=PRESETS, help="widths [large; step: tiny; switch: all]")
+        if name != "switch":
+            command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
+        if name in TIMED:
+            command.add_argument("--repeats", type=_positive, default=5, help="rounds of the medians [5]")
+        threads = 1 if name == "rank-decisions" else None
+        command.add_argument(
+            "--threads", type=_positive, default=threads, help=f"CPU threads [{threads or 'all'}]"
+        )
+        if name == "wire":
+            command.add_argument(
+                "--tensor-model-parallel-size",
+                type=_positive,
+                nargs="+",
+                default=(2, 4, 8),
+                help="sizes of the group [2 4 8]",
+            )
+    options = parser.parse_args(argv)
+    if options.what != "switch":
+        options.preset = options.preset or ("tiny" if options.what == "step" else "large")
+        width = PRESETS[options.preset]["hidden_size"]
+        if options.rank and options.rank > width:
+            linears = f"the MLP linears of {options.preset}"
+            raise UserError(f"--rank {options.rank}: {linears} have rank {width} at most; lower it")
+    return options
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
+    return value

@@ -1,0 +1,152 @@
+"""Time of a rank decision from the factors, against the reference way, and of all checks against training.
+
+The reference way forms the product (for the update: ``U V - U0 V0``) and takes ``svdvals`` of the dense
+matrix in FP32. Both spectra go through the same method; the decisions must agree. ``limit`` of a time is a
+target: the reference's time over 75 with the columns that a run starts with, over 12 with those of the
+paper's rank. Operations of decompositions are by formula.
+
+Checks of whole models are not run: one layer is measured at its widths and counted as often as the model has
+it. The step they are compared with is extrapolated from one transformer layer in phase 1 on this machine,
+without embeddings and head, to the paper's batch of 512 sequences.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from inrank_megatron.benchmarks.blocks import RANKS, build_layer, phase_1, preset_config, single_process
+from inrank_megatron.benchmarks.flops import count_flops
+from inrank_megatron.benchmarks.layer import SEQUENCES, forward_backward, layer_output
+from inrank_megatron.benchmarks.rows import Row
+from inrank_megatron.benchmarks.timing import interleaved
+from inrank_megatron.config import from_flat
+from inrank_megatron.linalg.spectra import Product, Update, singular_values
+from inrank_megatron.methods.changes import LayerView
+from inrank_megatron.methods.registry import make_method
+from inrank_megatron.parallel import Parallel
+from inrank_megatron.platform import device
+from inrank_megatron.rank.buffer import default_buffer
+
+SPECTRA = {"product": "eq7", "Delta": "update"}
+"""What is decomposed -> the rank criterion that asks for it."""
+BATCH = 512
+"""Sequences of one step in the InRank paper."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Factors of one linear and their initial values: U, U0 [O, k], V, V0 [k, I], FP32."""
+
+    U: Tensor
+    V: Tensor
+    U0: Tensor
+    V0: Tensor
+
+    def spectrum(self, kind: str, group: ProcessGroup) -> Tensor:
+        """As the engine takes it, descending. The one place that names the algorithm under test."""
+        if kind == "product":
+            product = Product("layer", self.U, self.V)
+        else:
+            product = Update("layer", self.U, self.V, self.U0, self.V0)
+        return singular_values([product], group, step=0)[0]
+
+    def reference_spectrum(self, kind: str) -> Tensor:
+        """By the dense matrix."""
+        product = self.U @ self.V
+        return torch.linalg.svdvals(product if kind == "product" else product - self.U0 @ self.V0)
+
+
+def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
+    """Rows of single decisions at the preset's widths, then of all checks of whole models."""
+    with single_process() as parallel:
+        model = preset_config(preset).model
+        width, height = model.hidden_size, model.ffn_hidden_size
+        buffer = default_buffer(width)
+        for columns, speed_up in ((2 + buffer, 75), (min(rank + buffer, width), 12)):
+            factors = make_factors(width, height, columns)
+            for kind in SPECTRA:
+                yield from _decision_rows(factors, kind, speed_up, parallel, repeats)
+        presets = ("small", "medium", "large") if preset != "tiny" else ("tiny",)
+        for name in presets:
+            yield from _check_rows(name, parallel, repeats)
+
+
+def make_factors(output_size: int, input_size: int, columns: int) -> Factors:
+    """Random factors whose columns, and those of whose update, decay, so that there is a rank to decide."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / shape[0] ** 0.5
+
+    decay = 1 / (1 + torch.arange(columns) / 8)
+    U0, V0 = normal(output_size, columns) * decay, normal(columns, input_size)
+    U = U0 + 0.1 * normal(output_size, columns) * decay
+    V = V0 + 0.1 * normal(columns, input_size) * decay[:, None]
+    return Factors(*(t.to(device()) for t in (U, V, U0, V0)))
+
+
+def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:
+    """The rank that InRank decides, with its defaults, for a layer that trains ``columns`` columns."""
+    flat = {"model_preset": "small", "train_iters": 1, "method": "inrank", "rank_criterion": SPECTRA[kind]}
+    method = make_method(from_flat(flat), switch_step=None)
+    view = LayerView(
+        name="layer",
+        min_dim=min_dim,
+        rank=columns - method.buffer_of(min_dim),
+        active=columns,
+        capacity=min(min_dim, columns + method.buffer_of(min_dim)),
+        singular_values=tuple(spectrum.tolist()),
+    )
+    return method.changes(method.check_interval, [view])[0].rank
+
+
+def _decision_rows(
+    factors: Factors, kind: str, speed_up: float, parallel: Parallel, repeats: int
+) -> Iterator[Row]:
+    output_size, columns = factors.U.shape
+    min_dim = min(output_size, factors.V.shape[1])
+    case = f"k={columns} {output_size}x{factors.V.shape[1]}"
+
+    def run(spectrum: Callable[[], Tensor]) -> int:
+        return decide(spectrum(), kind, columns, min_dim)
+
+    own = partial(run, partial(factors.spectrum, kind, parallel.tp_group))
+    reference = partial(run, partial(factors.reference_spectrum, kind))
+    ranks = own(), reference()
+    if ranks[0] != ranks[1]:
+        raise AssertionError(f"{case}, {kind}: rank {ranks[0]} from the factors, {ranks[1]} by the reference")
+    flops = count_flops(own), count_flops(reference)
+    times = interleaved({"own": own, "reference": reference}, repeats=repeats)
+    yield Row(case, f"rank decided, {kind}", ranks[0], ranks[1], None, ranks[0] / ranks[1])
+    yield Row(case, f"FLOP a decision, {kind}", flops[0], None, None, flops[0] / flops[1])
+    yield Row(
+        case,
+        f"seconds a decision, {kind}",
+        times.median("own"),
+        times.median("reference") / speed_up,
+        None,
+        times.ratio("own", "reference"),
+    )
+
+
+def _check_rows(preset: str, parallel: Parallel, repeats: int) -> Iterator[Row]:
+    config = preset_config(preset)
+    model, interval = config.model, config.inrank.rank_check_interval
+    columns = min(RANKS[preset] + default_buffer(model.hidden_size), model.hidden_size)
+    factors = make_factors(model.ffn_hidden_size, model.hidden_size, columns)
+    layer = build_layer(config, phase_1(columns), parallel)
+    runs = {kind: partial(factors.spectrum, kind, parallel.tp_group) for kind in SPECTRA}
+    runs["layer"] = forward_backward(layer_output, layer, preset)
+    times = interleaved(runs, repeats=repeats)
+    linears = 2 * model.num_layers
+    case = f"all checks {preset}, {linears} linears, k={columns}"
+    training = interval * model.num_layers * times.median("layer") * BATCH / SEQUENCES[device().type]
+    yield Row(case, f"seconds of {interval} steps of {BATCH} sequences (extrapolated)", training)
+    for kind in SPECTRA:
+        seconds = linears * times.median(kind)
+        yield Row(case, f"seconds of one check, {kind} (one linear measured, added up)", seconds)
+        yield Row(case, f"percent of training time, {kind}", 100 * seconds / training, 1.0)

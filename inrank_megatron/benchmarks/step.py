@@ -1,0 +1,64 @@
+"""Time of a whole training step (forward, backward, AdamW under DeepSpeed) against dense in the same rounds.
+
+``limit`` of a time is the dense time times the ratio of operations (matrix products of the step).
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from inrank_megatron.benchmarks.blocks import DENSE, Variant, fill_factors, preset_config, single_process
+from inrank_megatron.benchmarks.flops import count_flops
+from inrank_megatron.benchmarks.layer import layer_variants
+from inrank_megatron.benchmarks.rows import Row
+from inrank_megatron.benchmarks.timing import interleaved
+from inrank_megatron.config import Config
+from inrank_megatron.costs import flops_per_token
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.parallel import Parallel
+from inrank_megatron.platform import device
+
+VOCABULARIES = {"tiny": 4096}
+GPT2_VOCABULARY = 50304
+"""GPT-2's 50,257 tokens, padded to a multiple of 128."""
+
+
+class _RandomFactors(GPTFactory):
+    """Models whose factors are not zero when DeepSpeed copies them into its masters."""
+
+    def build(self, factors):
+        model = super().build(factors)
+        fill_factors(model)
+        return model
+
+
+def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
+    """Rows for every variant; all their engines are in memory at once, so that they take turns."""
+    vocabulary = VOCABULARIES.get(preset, GPT2_VOCABULARY)
+    config = preset_config(preset)
+    variants = layer_variants(preset, rank)
+    tokens = config.model.seq_length * config.training.micro_batch_size
+    with single_process() as parallel:
+        runs = {v.name: _step(config, v, parallel, vocabulary) for v in variants}
+        flops = {name: count_flops(run) for name, run in runs.items()}
+        times = interleaved(runs, repeats=repeats)
+    for variant in variants:
+        name, case = variant.name, f"step {preset} {variant.name}"
+        share = flops[name] / flops[DENSE.name]
+        formula = flops_per_token(config, vocabulary, ranks=variant.columns, frozen_base=variant.base)
+        yield Row(case, "FLOP a step", flops[name], formula * tokens, share)
+        limit = times.median(DENSE.name) * share
+        ratio = times.ratio(name, DENSE.name)
+        yield Row(case, "seconds a step", times.median(name), limit, ratio)
+        yield Row(case, "tokens a second", tokens / times.median(name), tokens / limit, 1 / ratio)
+
+
+def _step(config: Config, variant: Variant, parallel: Parallel, vocabulary: int) -> Callable[[], None]:
+    factory = _RandomFactors(config, parallel, vocab_size=vocabulary, padded_vocab_size=vocabulary)
+    factors = variant.factors(config)
+    engine = Engine(factory, factors, config=config, parallel=parallel, device=device(), accumulation=1)
+    shape = (config.training.micro_batch_size, config.model.seq_length + 1)
+    ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0)).to(device())
+    batch = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    return lambda: engine.train_step([batch], step=1, lr=1e-6)

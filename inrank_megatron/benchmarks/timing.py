@@ -1,0 +1,50 @@
+"""Times of alternatives, taken in turns so that a change of the machine's load falls on all of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each alternative, one a round; the i-th entries of all belong to the same round."""
+
+    seconds: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Median over the rounds, seconds."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """Median over the rounds of ``name`` over ``other``: steadier under load than a ratio of medians."""
+        pairs = zip(self.seconds[name], self.seconds[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def interleaved(alternatives: Mapping[str, Callable[[], object]], *, repeats: int) -> Times:
+    """Run every alternative once to warm up, then in ``repeats`` rounds, each starting one further on."""
+    for run in alternatives.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    names = list(alternatives)
+    for repeat in range(repeats):
+        shift = repeat % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(_seconds(alternatives[name]))
+    return Times(seconds)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    _wait_for_device()
+    start = time.perf_counter()
+    run()
+    _wait_for_device()
+    return time.perf_counter() - start
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

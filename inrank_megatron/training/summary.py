@@ -1,0 +1,84 @@
+"""``summary.json``: what the report and a later session need to know of a run beside its records."""
+
+import json
+import platform as python_platform
+from importlib.metadata import version
+
+from inrank_megatron import costs
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.config import Config
+from inrank_megatron.data.batches import unigram_perplexity
+from inrank_megatron.data.cache import read_json
+from inrank_megatron.data.prepare import PreparedData
+from inrank_megatron.platform import device_name
+from inrank_megatron.reporting.files import write_atomically
+from inrank_megatron.training.loop import PHASE_1_COLUMNS, Trainer
+from inrank_megatron.training.run_folder import RunFolder
+
+SUMMARY = "summary.json"
+PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "datasets")
+
+
+def is_finished(folder: RunFolder, config: Config) -> bool:
+    """Whether the run came to its end, and its newest whole checkpoint has all the steps asked for."""
+    if folder.checkpoint is None:
+        return False
+    steps = Checkpoint(folder.checkpoint, verify=False).state["step"]
+    return (
+        steps >= config.training.train_iters
+        and (read_json(folder.path / SUMMARY) or {}).get("finished") is True
+    )
+
+
+def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> None:
+    """Write the summary of the run as it stands."""
+    config, topology = trainer.config, trainer.topology
+    valid = trainer.windows.get("valid")
+    summary = {
+        "method": config.training.method,
+        "world": {
+            "size": topology.world_size,
+            "device": device_name(),
+            "tensor_model_parallel_size": topology.tensor_model_parallel_size,
+            "data_parallel_size": topology.data_parallel_size,
+        },
+        "data": data.meta["splits"],
+        "unigram_perplexity": {}
+        if valid is None
+        else {"valid": unigram_perplexity(data.train, valid.file, vocab_size=topology.vocab_size)},
+        "finished": finished,
+        "steps": trainer.progress.step,
+        "train_seconds": trainer.progress.seconds,
+        "versions": {
+            "python": python_platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        **_costs(trainer),
+    }
+    write_atomically(trainer.folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
+
+
+def _costs(trainer: Trainer) -> dict:
+    """Parameters and FLOPs a token: dense, and of either phase once it has been reached."""
+    config, topology, engine = trainer.config, trainer.topology, trainer.engine
+    columns = {name: layer.active for name, layer in engine.layers.items()} or None
+    first = columns if engine.initial else trainer.identity.get(PHASE_1_COLUMNS)
+    phases = {
+        "dense": (None, False),
+        "phase_1": (first, True),
+        "phase_2": (None if engine.initial else columns, False),
+    }
+    result: dict = {"parameters": {}, "flops_per_token": {}}
+    for name, (ranks, base) in phases.items():
+        reached = name == "dense" or ranks is not None
+        result["parameters"][name] = (
+            costs.parameters(config, topology.vocab_size, ranks=ranks, frozen_base=base).total
+            if reached
+            else None
+        )
+        result["flops_per_token"][name] = (
+            costs.flops_per_token(config, topology.padded_vocab_size, ranks=ranks, frozen_base=base)
+            if reached
+            else None
+        )
+    return result

@@ -1,0 +1,287 @@
+"""Short trainings of a tiny GPT by one method on one layout of ranks, and what they leave behind.
+
+Top-level functions that ranks run; the assertions are in the test modules beside this one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.config import Config, from_flat
+from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
+from inrank_megatron.methods.changes import Method, Refactor
+from inrank_megatron.methods.registry import make_method
+from inrank_megatron.costs import linear_shapes
+from inrank_megatron.model.gpt import GPTFactory
+from tests.groups import join
+
+VOCABULARY, PADDED = 500, 512
+GLOBAL_BATCH, MICRO_BATCH = 4, 2
+CHECK = 5
+SIZES = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "seq_length": 32,
+    "train_iters": 50,
+    "micro_batch_size": MICRO_BATCH,
+    "global_batch_size": GLOBAL_BATCH,
+    "lr": 1e-3,
+    "clip_grad": 0.5,
+}
+GROWING = {"rank_check_interval": CHECK, "buffer": 8}
+METHODS = {
+    "dense": {"method": "dense"},
+    "fixed-rank": {"method": "fixed-rank", "rank": 15},
+    "inrank": {"method": "inrank", **GROWING},
+    "inrank-efficient": {"method": "inrank-efficient", **GROWING},
+    "inrank-efficient-eq7": {
+        "method": "inrank-efficient",
+        "rank_criterion": "eq7",
+        "threshold": 0.6,
+        **GROWING,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the ranks share the work; data-parallel over what tensor parallelism leaves."""
+
+    world_size: int = 1
+    tensor_parallel: int = 1
+    sequence_parallel: bool = True
+
+
+LAYOUTS = {
+    "TP1 DP1": Layout(),
+    "TP2 SP": Layout(2, 2),
+    "TP2 without SP": Layout(2, 2, sequence_parallel=False),
+    "DP2": Layout(2, 1),
+    "TP2 SP DP2": Layout(4, 2),
+}
+
+
+def counting_rows(seed: int) -> Tensor:
+    """A global batch [4, 33] of sequences that count in threes, so that there is something to learn."""
+    first = torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 1), generator=torch.Generator().manual_seed(seed))
+    return (first + 3 * torch.arange(33)) % VOCABULARY
+
+
+@dataclass
+class Session:
+    """A training in progress on this rank."""
+
+    engine: Engine
+    method: Method
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    ranks: list[dict[str, int]] = field(default_factory=list)
+
+    def batch(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches of a step (from 0)."""
+        rows, parallel = counting_rows(step), self.engine.parallel
+        for index in range(self.engine.accumulation):
+            first = (index * parallel.dp_size + parallel.dp_rank) * MICRO_BATCH
+            own = rows[first : first + MICRO_BATCH]
+            yield own[:, :-1], own[:, 1:]
+
+    @torch.no_grad()
+    def fixed_loss(self) -> float:
+        """Loss on a batch that no step trains on, the same on every rank."""
+        rows = counting_rows(999)
+        return Engine.loss(self.engine.model, (rows[:, :-1], rows[:, 1:])).item()
+
+    def start(self) -> "Session":
+        self.engine.apply(self.method.start(), step=0, first_batch=lambda: self.batch(0))
+        return self
+
+    def train(self, steps: int) -> "Session":
+        for _ in range(steps):
+            self.train_step()
+            self.apply(self.decide())
+        return self
+
+    def train_step(self) -> None:
+        """A step without the method's changes."""
+        self.step += 1
+        result = self.engine.train_step(self.batch(self.step - 1), step=self.step, lr=1e-3)
+        self.losses.append(result.loss)
+        self.grad_norms.append(result.grad_norm)
+
+    def decide(self) -> list:
+        """The method's changes after the present step."""
+        if not self.method.acts_at(self.step):
+            return []
+        views = self.engine.views(spectrum=self.method.spectrum_at(self.step), step=self.step)
+        return self.engine.parallel.from_first_rank(lambda: self.method.changes(self.step, views))
+
+    def spectra(self) -> dict[str, dict[str, tuple[float, ...]]]:
+        """Singular values by kind and layer."""
+        views = {kind: self.engine.views(spectrum=kind, step=self.step) for kind in ("update", "product")}
+        return {kind: {view.name: view.singular_values for view in views[kind]} for kind in views}
+
+    def apply(self, changes: list) -> None:
+        self.engine.apply(changes, step=self.step)
+        if changes:
+            self.ranks.append(dict(self.engine.ranks))
+
+
+def configuration(name: str, layout: Layout, **changes) -> Config:
+    return from_flat(
+        {
+            **SIZES,
+            **METHODS[name],
+            "tensor_model_parallel_size": layout.tensor_parallel,
+            "sequence_parallel": layout.sequence_parallel,
+            **changes,
+        }
+    )
+
+
+def build(
+    name: str, layout: Layout, *, switch: int = 4 * CHECK, record: dict | None = None, **changes
+) -> Session:
+    """A session whose factors are still empty; with ``record`` one of the recorded structure."""
+    while _open:
+        stop_deepspeed(_open.pop().deepspeed)
+    config = configuration(name, layout, **changes)
+    parallel = join(layout.tensor_parallel)
+    efficient = config.training.method == "inrank-efficient"
+    method = make_method(config, switch_step=switch if efficient else None)
+    if record is None:
+        structure = method.structure({key: min(shape) for key, shape in linear_shapes(config).items()})
+    else:
+        structure = recorded_structure(record)
+    factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
+    accumulation = GLOBAL_BATCH // (MICRO_BATCH * parallel.dp_size)
+    engine = Engine(
+        factory,
+        structure,
+        config=config,
+        parallel=parallel,
+        device=torch.device("cpu"),
+        accumulation=accumulation,
+    )
+    _open.append(engine)
+    return Session(engine, method)
+
+
+_open: list[Engine] = []
+"""The engine of this rank's session before: its hooks outlive it unless it is stopped."""
+
+
+def run(rank: int, world_size: int, name: str, layout: Layout, bf16: bool, steps: int) -> dict:
+    """A whole training: losses, gradient norms, ranks after every check."""
+    session = build(name, layout, bf16=bf16).start().train(steps)
+    return {"losses": session.losses, "grad_norms": session.grad_norms, "ranks": session.ranks}
+
+
+# ---- one change, seen from both sides ------------------------------------------------------------------
+
+
+def states(session: Session) -> dict[str, dict[str, Tensor]]:
+    """This rank's shard of every trained parameter: master and moments."""
+    return {
+        name: {key: value.clone() for key, value in vars(session.engine.read_state(name)).items()}
+        for name, _ in session.engine.parameters()
+    }
+
+
+def around_growth(rank: int, world_size: int, layout: Layout, bf16: bool) -> dict:
+    """State before and after the first rank check."""
+    session = build("inrank", layout, bf16=bf16).start().train(CHECK - 1)
+    session.train_step()
+    changes = session.decide()
+    active = {name: layer.active for name, layer in session.engine.layers.items()}
+    before, loss = states(session), session.fixed_loss()
+    session.apply(changes)
+    return {
+        "before": before,
+        "after": states(session),
+        "loss": (loss, session.fixed_loss()),
+        "active": active,
+        "grown": {name: layer.active for name, layer in session.engine.layers.items()},
+    }
+
+
+def around_switch(rank: int, world_size: int, layout: Layout, bf16: bool) -> dict:
+    """State and effective weights before and after a switch at the first rank check."""
+    session = build("inrank-efficient", layout, switch=CHECK, bf16=bf16).start().train(CHECK - 1)
+    session.train_step()
+    changes = session.decide()
+    growth = [change for change in changes if not isinstance(change, Refactor)]
+    session.engine.apply(growth, step=session.step)
+    before, tensors = states(session), snapshot(session)
+    session.engine.apply(changes[len(growth) :], step=session.step)
+    return {
+        "before": before,
+        "after": states(session),
+        "tensors": (tensors, snapshot(session)),
+        "ranks": dict(session.engine.ranks),
+        "steps": engine_record(session.engine)["adam_steps"],
+    }
+
+
+def spectra(rank: int, world_size: int, layout: Layout) -> dict:
+    """Both spectra at the start, before and after the first growth, with the state that they are of."""
+    session = build("inrank", layout).start()
+    seen = {"start": session.spectra()}
+    session.train(CHECK - 1)
+    session.train_step()
+    changes = session.decide()
+    for moment in ("before growth", "after growth"):
+        seen[moment] = session.spectra() | {"tensors": snapshot(session)}
+        session.apply(changes if moment == "before growth" else [])
+    return seen
+
+
+def first_losses(rank: int, world_size: int, layout: Layout) -> dict[str, float]:
+    """Loss of every method before its first step."""
+    return {name: build(name, layout).start().fixed_loss() for name in METHODS}
+
+
+# ---- state ---------------------------------------------------------------------------------------------
+
+
+def snapshot(session: Session) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in whole_tensors(session.engine)}
+
+
+def leave_and_go_on(rank: int, world_size: int, name: str, layout: Layout, steps: int, more: int) -> dict:
+    """State after ``steps``, the loss on a fixed batch, and the losses of ``more`` steps from there."""
+    session = build(name, layout, switch=CHECK + 2).start().train(steps)
+    record, tensors, fixed = engine_record(session.engine), snapshot(session), session.fixed_loss()
+    session.train(more)
+    return {
+        "record": record,
+        "tensors": tensors if rank == 0 else None,
+        "fixed": fixed,
+        "losses": session.losses[steps:],
+    }
+
+
+def resume(rank: int, world_size: int, name: str, layout: Layout, step: int, more: int, left: dict) -> dict:
+    """The same losses from the state that ``leave_and_go_on`` left, and that state as read back at once.
+
+    The fixed batch comes before the first step, as in a resumed run that has only its last evaluation to do.
+    """
+    session = build(name, layout, switch=CHECK + 2, record=left["record"])
+    session.step = step
+
+    def read(names):
+        return ((key, left["tensors"][key]) for key in names)
+
+    load_engine(session.engine, left["record"], frozenset(left["tensors"]), read)
+    tensors, record, fixed = snapshot(session), engine_record(session.engine), session.fixed_loss()
+    return {
+        "record": record,
+        "tensors": tensors if rank == 0 else None,
+        "fixed": fixed,
+        "losses": session.train(more).losses,
+    }

@@ -1,0 +1,102 @@
+"""Growth and switch on live training: which values and moments change, and which must not."""
+
+import pytest
+import torch
+
+from tests.contract.sessions import CHECK, LAYOUTS, around_growth, around_switch, spectra
+from tests.harness import run_ranks
+
+
+def is_factor(name: str) -> bool:
+    return name.endswith((".U", ".V"))
+
+
+def assert_same(before: dict, after: dict, name: str) -> None:
+    for key in ("master", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(before[name][key], after[name][key]), f"{key} of {name}"
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])
+@pytest.mark.parametrize("layout", ["TP1 DP1", "DP2", "TP2 SP DP2"])
+def test_growth(layout, bf16):
+    """New columns are absorbed into W0, start with zero moments, and leave everything else to the bit."""
+    for result in run_ranks(around_growth, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16):
+        before, after = result["before"], result["after"]
+        assert before.keys() == after.keys()
+        assert any(result["grown"][name] > k for name, k in result["active"].items())
+        for name in before:
+            if not is_factor(name):
+                assert_same(before, after, name)
+                continue
+            layer, letter = name.rsplit(".", 1)
+            old, new = result["active"][layer], result["grown"][layer]
+            values = [
+                (s[name][key] if letter == "U" else s[name][key].t())
+                for s in (before, after)
+                for key in ("master", "exp_avg", "exp_avg_sq")
+            ]
+            assert torch.equal(values[0][:, :old], values[3][:, :old])
+            assert not values[0][:, old:].any()
+            assert values[3][:, old:new].any(dim=0).all()
+            assert not values[3][:, new:].any()
+            for moment_before, moment_after in ((values[1], values[4]), (values[2], values[5])):
+                assert torch.equal(moment_before, moment_after)
+                assert moment_after[:, :old].any()
+                assert not moment_after[:, old:].any()
+        loss_before, loss_after = result["loss"]
+        # BF16 rounds W0, so absorbing a product moves each weight by up to half a unit in the last place.
+        assert loss_after == pytest.approx(loss_before, rel=1e-3 if bf16 else 1e-6)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])
+@pytest.mark.parametrize("layout", ["TP1 DP1", "DP2", "TP2 SP DP2"])
+def test_switch(layout, bf16):
+    """What is no factor keeps value and moments to the bit; factors are truncations with a fresh Adam."""
+    for result in run_ranks(around_switch, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16):
+        before, after = result["before"], result["after"]
+        assert before.keys() == after.keys()
+        assert result["steps"] == {"factors": 0, "decay": CHECK, "no_decay": CHECK}
+        for name in before:
+            if is_factor(name):
+                assert not after[name]["exp_avg"].any()
+                assert not after[name]["exp_avg_sq"].any()
+            else:
+                assert before[name]["exp_avg_sq"].any()
+                assert_same(before, after, name)
+        old, new = result["tensors"]
+        for layer, rank in result["ranks"].items():
+            whole = old[f"{layer}.weight"].double() + old[f"{layer}.U"].double() @ old[f"{layer}.V"].double()
+            u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
+            assert (u.shape[1], v.shape[0]) == (rank, rank)
+            a, s, b = torch.linalg.svd(whole, full_matrices=False)
+            best = a[:, :rank] * s[:rank] @ b[:rank]
+            # BF16: the masters hold the factors as the layer computes with them, rounded.
+            assert (u @ v - best).norm() < (1e-2 if bf16 else 1e-6) * best.norm()
+            torch.testing.assert_close(
+                u.square().sum(0), v.square().sum(1), rtol=1e-2 if bf16 else 1e-5, atol=0
+            )
+            assert f"{layer}.weight" not in new
+
+
+@pytest.mark.parametrize("layout", ["TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2"])
+def test_spectra_that_methods_decide_on(layout):
+    """Those of dense matrices formed from the whole state. What was never trained is no update: neither the
+    first columns at the start nor columns that have just been added show in that spectrum."""
+    results = run_ranks(spectra, LAYOUTS[layout].world_size, LAYOUTS[layout])
+    seen = results[0]
+    assert all(result["start"] == seen["start"] for result in results)
+    assert all(max(values) == 0.0 for values in seen["start"]["update"].values())
+    assert all(min(values) > 0.0 for values in seen["start"]["product"].values())
+    for moment in ("before growth", "after growth"):
+        tensors = {name: tensor.double() for name, tensor in seen[moment]["tensors"].items()}
+        for layer, values in seen[moment]["update"].items():
+            product, initial = (
+                tensors[f"{layer}.U{index}"] @ tensors[f"{layer}.V{index}"] for index in ("", "0")
+            )
+            for kind, dense in (("update", product - initial), ("product", product)):
+                expected = torch.linalg.svdvals(dense).tolist()
+                values = seen[moment][kind][layer]
+                assert values == pytest.approx(expected[: len(values)], abs=1e-8 * expected[0])
+    for layer, before in seen["before growth"]["update"].items():
+        after = seen["after growth"]["update"][layer][: len(before)]
+        assert after == pytest.approx(before, abs=1e-8 * before[0])

@@ -1,0 +1,68 @@
+"""A training's state as whole tensors: it goes on from there on any layout of ranks."""
+
+import pytest
+import torch
+
+from inrank_megatron.errors import UserError
+from tests.contract.sessions import CHECK, LAYOUTS, leave_and_go_on, resume
+from tests.harness import run_ranks
+
+MORE = 3
+PHASES = {"phase 1": CHECK + 1, "phase 2": CHECK + 3}
+"""Steps: past the first growth, and past the switch two steps later."""
+
+
+def round_trip(method: str, here: str, there: str, step: int) -> tuple[dict, list[dict]]:
+    source, target = LAYOUTS[here], LAYOUTS[there]
+    left = run_ranks(leave_and_go_on, source.world_size, method, source, step, MORE)[0]
+    return left, run_ranks(resume, target.world_size, method, target, step, MORE, left)
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [("TP2 SP", "DP2"), ("DP2", "TP2 SP DP2"), ("TP2 SP DP2", "TP1 DP1"), ("TP1 DP1", "TP2 without SP")],
+)
+@pytest.mark.parametrize("phase", PHASES)
+def test_training_goes_on_elsewhere(phase, here, there):
+    """The tensors come back to the bit, the losses to rounding."""
+    left, resumed = round_trip("inrank-efficient", here, there, PHASES[phase])
+    assert left["tensors"].keys() == resumed[0]["tensors"].keys()
+    for name, tensor in left["tensors"].items():
+        assert torch.equal(resumed[0]["tensors"][name], tensor), name
+    for result in resumed:
+        assert result["record"] == left["record"]
+        assert result["fixed"] == pytest.approx(left["fixed"], rel=1e-6)
+        assert result["losses"] == pytest.approx(left["losses"], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dense", "fixed-rank", "inrank"])
+def test_training_goes_on_exactly_on_the_same_layout(method):
+    left, resumed = round_trip(method, "TP2 SP", "TP2 SP", CHECK + 1)
+    assert all((result["fixed"], result["losses"]) == (left["fixed"], left["losses"]) for result in resumed)
+
+
+def test_state_of_another_model_is_refused():
+    """A tensor too few or of another shape ends the resume with a message, before anything is half loaded."""
+    left = run_ranks(leave_and_go_on, 1, "dense", LAYOUTS["TP1 DP1"], 1, 1)[0]
+    missing = {
+        **left,
+        "tensors": {k: v for k, v in left["tensors"].items() if k != "decoder.final_layernorm.weight"},
+    }
+    wrong = {
+        **left,
+        "tensors": left["tensors"] | {"embedding.position_embeddings.weight": torch.zeros(31, 64)},
+    }
+    assert run_ranks(refusal, 1, missing)[0].startswith(
+        "the checkpoint lacks ['decoder.final_layernorm.weight'] and has []"
+    )
+    assert run_ranks(refusal, 1, wrong)[0].startswith(
+        "embedding.position_embeddings.weight: shape [31, 64] in the checkpoint, [32, 64] in the model"
+    )
+
+
+def refusal(rank: int, world_size: int, left: dict) -> str:
+    try:
+        resume(rank, world_size, "dense", LAYOUTS["TP1 DP1"], 1, 1, left)
+    except UserError as error:
+        return str(error)
+    return "accepted"

@@ -1,0 +1,137 @@
+"""Launches of the main program that a test may interrupt, and what they leave in their run folder."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.harness import PRETRAIN, ROOT, start_script
+
+# Both phases of InRank-Efficient in a model that takes milliseconds a step.
+TINY = [
+    *("--inrank", "--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"),
+    *("--seq-length", "64", "--vocab-size", "512", "--micro-batch-size", "2", "--global-batch-size", "4"),
+    *("--rank-check-interval", "4", "--lr-warmup-iters", "2"),
+]
+MARK = (
+    "INRANK_MEGATRON_TEST_LAUNCH"  # in the environment of all processes of a launch, whoever their parent is
+)
+PATIENCE = 240  # seconds for anything, on a machine that does other work too
+
+
+class Launch:
+    """A running launch; use it as a context manager, so that nothing of it outlives the test.
+
+    Args:
+        launcher: ``deepspeed``, ``torchrun``, or ``python`` for one process without a launcher.
+    """
+
+    def __init__(self, args: list[str], *, launcher: str = "python", num_procs: int = 2):
+        self._mark = uuid.uuid4().hex
+        env = {MARK: self._mark}
+        if launcher == "python":
+            command, pipe = [sys.executable, str(PRETRAIN), *args], subprocess.PIPE
+            self.process = subprocess.Popen(
+                command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env={**os.environ, **env}
+            )
+        else:
+            self.process = start_script(args, num_procs=num_procs, launcher=launcher, env=env)
+        self.stdout = self.stderr = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Launch":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for process in self.processes():
+            process.kill()
+        self._reader.join(timeout=30)
+
+    def _read(self) -> None:
+        self.stdout, self.stderr = self.process.communicate()
+
+    def processes(self) -> list[psutil.Process]:
+        """Launchers and ranks that run, also those whose parent has died."""
+        return [process for process in psutil.process_iter() if self._is_own(process)]
+
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks that run, in order."""
+        found = [p for p in self.processes() if str(PRETRAIN) in p.cmdline()[1:3]]
+        return sorted(found, key=lambda process: int(process.environ().get("RANK", 0)))
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait; the launch must not end before."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}\n{self.wait_for_output()}"
+            assert time.monotonic() < deadline, f"no {what} in {PATIENCE} s"
+            time.sleep(0.02)
+
+    def wait(self) -> int:
+        """Wait for the launch and everything in it to end; the exit status of the command."""
+        status = self.process.wait(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while self.processes():
+            assert time.monotonic() < deadline, f"orphans: {self.processes()}"
+            time.sleep(0.05)
+        self._reader.join(timeout=30)
+        return status
+
+    def wait_for_output(self) -> str:
+        self._reader.join(timeout=30)
+        return self.stdout + self.stderr
+
+    def _is_own(self, process: psutil.Process) -> bool:
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and process.environ().get(MARK) == self._mark
+        except psutil.Error:
+            return False
+
+
+def launch(args: list[str], **options) -> Launch:
+    """A launch that has ended by itself, successfully or not."""
+    with Launch(args, **options) as started:
+        started.wait()
+        return started
+
+
+def data_flags(folder: Path) -> list[str]:
+    """A corpus of some 40,000 tokens, a fifth of them to evaluate on, and its cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "corpus.txt").write_bytes(Path(argparse.__file__).read_bytes())
+    split = ["--data-path", str(folder / "corpus.txt"), "--split", "80,10,10"]
+    return [*split, "--data-cache-path", str(folder / "cache")]
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    """The records of one kind in ``metrics.jsonl``, or all of ``ranks.jsonl`` for the kind ``ranks``."""
+    path = folder / ("ranks.jsonl" if kind == "ranks" else "metrics.jsonl")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    return found if kind == "ranks" else [record for record in found if record["kind"] == kind]
+
+
+def last_step(folder: Path) -> int:
+    """The last step on record, 0 before the first."""
+    return max((record["step"] for record in records(folder, "train")), default=0)
+
+
+def course(folder: Path) -> dict[str, list]:
+    """What of a run must not depend on its interruptions."""
+    train = ("step", "loss", "grad_norm", "lr", "tokens", "phase", "mean_rank")
+    return {
+        "train": [tuple(record[name] for name in train) for record in records(folder, "train")],
+        "eval": [(r["step"], r["split"], r["loss"], r["tokens"]) for r in records(folder, "eval")],
+        "ranks": records(folder, "ranks"),
+        "parameters": json.loads((folder / "summary.json").read_text())["parameters"],
+    }

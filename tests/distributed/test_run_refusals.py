@@ -1,0 +1,85 @@
+"""Bad input ends a launch with one line on every rank, before training and before anything is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+from inrank_megatron.data.tokenizer import train_tokenizer
+from tests.distributed.launches import TINY, Launch, data_flags, launch
+
+RUN = [*TINY, "--train-iters", "4", "--switch-iters", "2"]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def wrong_tokens(folder: Path) -> list[str]:
+    """Tokens of a larger vocabulary than the tokenizer's."""
+    train_tokenizer(["some text to learn from"], vocab_size=260).save(folder / "tokenizer")
+    builder = IndexedDatasetBuilder(str(folder / "tokens.bin"), dtype=np.int32)
+    builder.add_item(torch.arange(5000, dtype=torch.int32))
+    builder.end_document()
+    builder.finalize(str(folder / "tokens.idx"))
+    return ["--data-path", str(folder / "tokens"), "--tokenizer", str(folder / "tokenizer")]
+
+
+def faults(folder: Path) -> dict[str, list[str]]:
+    """What the line must say, and the flags that provoke it; each on one rank."""
+    occupied = folder / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("do not lose me")
+    good = data_flags(folder / "data")
+    json_file = write(folder / "ds.json", json.dumps({"gradient_clipping": 0.25}))
+    return {
+        "no such flag, did you mean --hidden-size": ["--hiden-size", "64"],
+        "no such setting, did you mean train_iters": [
+            "--config",
+            write(folder / "c.yaml", "train_iter: 3\n"),
+        ],
+        "must divide the 1 processes": ["--tensor-model-parallel-size", "2"],
+        "global_batch_size = 5": ["--global-batch-size", "5"],
+        "initial_rank 2 + buffer 63 = 65": ["--buffer", "63"],
+        "does not exist": ["--data-path", str(folder / "absent.txt")],
+        "is empty": ["--data-path", write(folder / "empty.txt", "")],
+        "a sequence needs seq_length + 1": [
+            "--data-path",
+            write(folder / "short.txt", "Only a few words. " * 5),
+        ],
+        "token id 4999": wrong_tokens(folder),
+        "holds something that is no run": [*good, "--save", str(occupied)],
+        "cannot be used as run folder": [*good, "--save", str(occupied / "thesis.txt" / "run")],
+        "gradient_clipping = 0.25: contradicts": [*good, "--deepspeed_config", json_file],
+    }
+
+
+@pytest.mark.timeout(600)
+def test_one_line_for_each_fault(tmp_path):
+    cases = faults(tmp_path)
+    run = [*RUN, "--tensor-model-parallel-size", "1"]
+    saves = {message: tmp_path / f"run-{number}" for number, message in enumerate(cases)}
+    started = {}
+    for message, flags in cases.items():
+        cache = ["--data-cache-path", str(tmp_path / "cache")]
+        started[message] = Launch([*run, *cache, "--save", str(saves[message]), *flags])
+    for message, one in started.items():
+        with one:
+            assert one.wait() != 0, message
+        assert message in one.stderr and one.stderr.count("\n") == 1, one.stderr
+        assert one.stdout == "", one.stdout
+        assert not saves[message].exists(), message
+    assert (tmp_path / "occupied" / "thesis.txt").read_text() == "do not lose me"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_every_rank_says_it(tmp_path, launcher):
+    refused = launch([*RUN, "--num-attention-heads", "5"], launcher=launcher)
+    assert refused.process.returncode != 0
+    for rank in (0, 1):
+        assert f"rank {rank}: error: num_attention_heads = 5: must divide hidden_size = 64" in refused.stderr
+    assert not list(tmp_path.iterdir())

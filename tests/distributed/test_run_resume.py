@@ -1,0 +1,170 @@
+"""Checkpoints of one run, resumed on other topologies, in BF16, after its end, and where that is refused."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.distributed.launches import TINY, course, data_flags, launch, records
+
+STEPS = 16
+RUN = [
+    *TINY,
+    "--switch-iters",
+    "8",
+    "--eval-interval",
+    "6",
+    "--save-interval",
+    "4",
+    "--train-iters",
+    str(STEPS),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return data_flags(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """A finished run on two ranks with tensor parallelism 2."""
+    folder = tmp_path_factory.mktemp("whole") / "run with spaces"
+    args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(folder)]
+    finished = launch(args, launcher="torchrun")
+    assert finished.process.returncode == 0, finished.stderr
+    assert finished.stderr == "", "third parties speak"
+    return folder
+
+
+def cut(run: Path, target: Path, *, step: int) -> Path:
+    """A copy of the run as it was after ``step``, records of later steps included, as after a kill."""
+    shutil.copytree(run, target)
+    for checkpoint in (target / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+    return target
+
+
+def close(first: dict, second: dict) -> None:
+    """The same course within the rounding of another order of sums."""
+    for kind in ("train", "eval"):
+        assert len(first[kind]) == len(second[kind])
+        for one, other in zip(first[kind], second[kind], strict=True):
+            assert one == pytest.approx(other, rel=1e-5) if kind == "train" else one[:2] == other[:2]
+            assert one[-2] == pytest.approx(other[-2], rel=1e-5)
+    schedules = [
+        [(r["step"], r["layer"], r["rank"], r["event"]) for r in c["ranks"]] for c in (first, second)
+    ]
+    assert schedules[0] == schedules[1]
+
+
+@pytest.mark.parametrize(("step", "launcher"), [(4, "torchrun"), (12, "python")])
+def test_another_topology(whole, data, tmp_path, step, launcher):
+    run = cut(whole, tmp_path / "run", step=step)
+    args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
+    resumed = launch(args, launcher=launcher)
+    assert resumed.process.returncode == 0, resumed.stderr
+    assert f"resumed at step {step}" in resumed.stdout
+    assert "tensor_model_parallel_size 2 -> 1" in resumed.stdout
+    close(course(run), course(whole))
+
+
+def test_bf16_with_dropout_bit_for_bit(data, tmp_path):
+    args = [*TINY, *data, "--bf16", "--hidden-dropout", "0.1", "--switch-iters", "6", "--save-interval", "4"]
+    args += ["--train-iters", "8"]
+    assert launch([*args, "--save", str(tmp_path / "a")], launcher="torchrun").process.returncode == 0
+    run = cut(tmp_path / "a", tmp_path / "b", step=4)
+    newest = run / "checkpoints" / "step_00000004"
+    broken = shutil.copytree(newest, newest.with_name("step_00000005"))
+    (broken / "state.json").write_text("{}")
+    (run / "checkpoints" / ".step_00000007.partial").mkdir()
+    resumed = launch([*args, "--save", str(run), "--resume", "auto"], launcher="torchrun")
+    assert resumed.process.returncode == 0, resumed.stderr
+    assert "skipped a broken checkpoint" in resumed.stdout and "step_00000005" in resumed.stdout
+    assert course(run) == course(tmp_path / "a")
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_stop_in_the_last_evaluation(whole, data, tmp_path):
+    run = cut(whole, tmp_path / "run", step=STEPS)
+    (run / "summary.json").unlink()
+    metrics = run / "metrics.jsonl"
+    kept = metrics.read_text().splitlines(keepends=True)[:-1]
+    metrics.write_text("".join(kept))
+    args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
+    resumed = launch(args)
+    assert resumed.process.returncode == 0, resumed.stderr
+    assert metrics.read_text().startswith("".join(kept))
+    close(course(run), course(whole))
+
+
+def test_after_the_end(whole, data, tmp_path):
+    run = cut(whole, tmp_path / "run with spaces", step=STEPS)
+    args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
+    with FileLock(run / ".lock"):
+        second = launch(args)
+    assert second.process.returncode == 1
+    assert "another job is running in it" in second.stderr and second.stderr.count("\n") == 1
+    finished = launch(args)
+    assert finished.process.returncode == 0, finished.stderr
+    assert f"has all its {STEPS} steps" in finished.stdout
+    assert course(run) == course(whole)
+    go_on = next(line for line in finished.stdout.splitlines() if line.startswith("  go on"))
+    command, *words = shlex.split(go_on.removeprefix("  go on"))
+    assert (command, words[:3]) == ("deepspeed", ["--num_gpus", "2", "launch/pretrain_gpt2.py"])
+    longer = launch(words[3:], launcher="deepspeed")
+    assert longer.process.returncode == 0, longer.stderr
+    assert [r["step"] for r in records(run, "train")] == list(range(1, 2 * STEPS + 1))
+    check_records(run, steps=2 * STEPS)
+
+
+def check_records(run: Path, *, steps: int) -> None:
+    seconds = [record["elapsed_seconds"] for record in records(run, "train")]
+    assert seconds == sorted(seconds)
+    assert records(run, "train")[-1]["tokens"] == steps * 4 * 64
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["finished"] is True and summary["steps"] == steps
+    assert summary["train_seconds"] >= seconds[-1]
+    parameters = summary["parameters"]
+    assert parameters["phase_1"] > parameters["dense"] > parameters["phase_2"]
+
+
+REFUSALS = {
+    "holds another run": ["--seed", "7"],
+    "holds this run already; continue it with --resume auto": [],
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_a_taken_folder_is_refused_on_every_rank(whole, data, message):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(whole), *REFUSALS[message]]
+    refused = launch(args, launcher="torchrun")
+    assert refused.process.returncode != 0
+    for rank in (0, 1):
+        lines = [line for line in refused.stderr.splitlines() if line.startswith(f"rank {rank}: ")]
+        assert len(lines) == 1 and message in lines[0]
+    assert 'pretrain_gpt2.py", line' not in refused.stderr, "a traceback"
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_only_broken_checkpoints_and_changed_data(whole, data, tmp_path):
+    run = cut(whole, tmp_path / "run", step=4)
+    corpus = Path(data[1])
+    text = corpus.read_text()
+    args = [*RUN, *data, "--save", str(run), "--tensor-model-parallel-size", "1", "--resume", "auto"]
+    try:
+        corpus.write_text(text.replace("the ", "a ", 1))
+        changed = launch(args)
+    finally:
+        corpus.write_text(text)
+    assert changed.process.returncode == 1
+    assert "was trained on data" in changed.stderr and changed.stderr.count("\n") == 1
+    (run / "checkpoints" / "step_00000004" / "index.json").unlink()
+    broken = launch(args)
+    assert broken.process.returncode == 1
+    assert "none of its checkpoints is complete" in broken.stderr and broken.stderr.count("\n") == 1

@@ -1,0 +1,176 @@
+"""Checkpoints are whole or refused: what is damaged is never loaded and never loses what is whole."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from inrank_megatron.checkpoint import folder
+from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter, newest_complete, published, tidy
+from inrank_megatron.errors import UserError
+
+TENSORS = {
+    "w": torch.arange(12, dtype=torch.float32).view(3, 4),
+    "b": torch.randn(5, generator=torch.Generator().manual_seed(0)).bfloat16(),
+    "scalar": torch.tensor(2.5),
+}
+
+
+def write(root, step, **state):
+    writer = CheckpointWriter(root, step)
+    for name, tensor in TENSORS.items():
+        writer.add(name, tensor)
+    return writer.publish({"step": step, **state})
+
+
+def assert_whole(path, **state):
+    checkpoint = Checkpoint(path)
+    read = dict(checkpoint.tensors(checkpoint.names))
+    assert read.keys() == TENSORS.keys()
+    assert all(
+        torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype
+        for name, tensor in TENSORS.items()
+    )
+    assert checkpoint.state.items() >= state.items()
+
+
+@pytest.mark.parametrize("file_bytes", [1, 50, 2**30])
+def test_what_is_written_is_read(tmp_path, monkeypatch, file_bytes):
+    monkeypatch.setattr(folder, "FILE_BYTES", file_bytes)
+    path = write(tmp_path, 7, note="x")
+    assert path == tmp_path / "step_00000007"
+    assert_whole(path, step=7, note="x")
+    assert len(list(path.glob("*.safetensors"))) == {1: 3, 50: 2}.get(file_bytes, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_step_that_is_written_again_replaces_the_older(tmp_path):
+    write(tmp_path, 7, note="old")
+    assert_whole(write(tmp_path, 7, note="new"), note="new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000007"]
+
+
+def test_a_view_is_written_as_what_it_shows(tmp_path):
+    writer = CheckpointWriter(tmp_path, 1)
+    writer.add("t", TENSORS["w"].t())
+    writer.add("same", TENSORS["w"])
+    read = dict(Checkpoint(writer.publish({})).tensors(["t", "same"]))
+    assert torch.equal(read["t"], TENSORS["w"].t()) and torch.equal(read["same"], TENSORS["w"])
+
+
+def test_a_name_twice_is_refused(tmp_path):
+    writer = CheckpointWriter(tmp_path, 2)
+    writer.add("t", TENSORS["w"])
+    with pytest.raises(ValueError, match="twice"):
+        writer.add("t", TENSORS["w"])
+
+
+def truncate(path):
+    tensors = next(path.glob("*.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    tensors = next(path.glob("*.safetensors"))
+    content = bytearray(tensors.read_bytes())
+    content[-3] ^= 4
+    tensors.write_bytes(bytes(content))
+
+
+def empty_the_state(path):
+    (path / "state.json").write_bytes(b"")
+
+
+def rename_a_tensor(path):
+    (path / "index.json").write_text((path / "index.json").read_text().replace('"w"', '"v"'))
+
+
+def edit_manifest(change):
+    def edit(path):
+        manifest = json.loads((path / "manifest.json").read_text())
+        change(manifest)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+    return edit
+
+
+DAMAGE = {
+    "truncated": truncate,
+    "bit flipped": flip_a_bit,
+    "empty": empty_the_state,
+    "index altered": rename_a_tensor,
+    "missing": lambda path: (path / "index.json").unlink(),
+    "folder instead of a file": lambda path: ((path / "state.json").unlink(), (path / "state.json").mkdir()),
+    "no manifest": lambda path: (path / "manifest.json").unlink(),
+    "manifest is no JSON": lambda path: (path / "manifest.json").write_bytes(b"\x00\xff{"),
+    "manifest is a list": lambda path: (path / "manifest.json").write_text("[]"),
+    "manifest without files": edit_manifest(lambda manifest: manifest.update(files={})),
+    "manifest with a list of files": edit_manifest(lambda manifest: manifest.update(files=["state.json"])),
+    "manifest without hashes": edit_manifest(lambda manifest: manifest["files"].update({"state.json": {}})),
+    "manifest that leads out": edit_manifest(
+        lambda manifest: manifest["files"].update({"../x": manifest["files"]["state.json"]})
+    ),
+    "another version": edit_manifest(lambda manifest: manifest.update(format_version=99)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_is_skipped_with_a_message(tmp_path, damage):
+    older, newer = write(tmp_path, 3), write(tmp_path, 12)
+    (tmp_path / "x").write_bytes((newer / "state.json").read_bytes())
+    DAMAGE[damage](newer)
+    with pytest.raises(UserError, match="step_00000012"):
+        Checkpoint(newer)
+    found, faults = newest_complete(tmp_path)
+    assert found == older
+    assert len(faults) == 1 and "step_00000012" in faults[0] and "\n" not in faults[0]
+    assert_whole(older, step=3)
+
+
+def test_none_is_whole(tmp_path):
+    for step in (1, 2):
+        truncate(write(tmp_path, step))
+    found, faults = newest_complete(tmp_path)
+    assert found is None and len(faults) == 2
+
+
+def test_only_published_checkpoints_count(tmp_path):
+    for name in ("step_x", ".step_00000009.partial", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step_00000005").write_text("a file")
+    write(tmp_path, 9), write(tmp_path, 100_000_000)
+    assert [path.name for path in published(tmp_path)] == ["step_100000000", "step_00000009"]
+    assert published(tmp_path / "absent") == []
+
+
+def test_leftovers_of_a_killed_writer(tmp_path):
+    killed = CheckpointWriter(tmp_path, 4)
+    killed.add("w", TENSORS["w"])
+    whole, replaced = write(tmp_path, 6), write(tmp_path, 8, note="older")
+    replaced.rename(tmp_path / ".step_00000008.replaced")
+    shutil.copytree(whole, tmp_path / ".step_00000006.replaced")
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000006", "step_00000008"]
+    assert_whole(replaced, note="older")
+
+
+def test_a_write_that_fails_is_told_at_the_end_and_leaves_the_others(tmp_path, monkeypatch):
+    older = write(tmp_path, 3)
+    monkeypatch.setattr(folder, "FILE_BYTES", 1)
+    writer = CheckpointWriter(tmp_path, 4)
+    shutil.rmtree(writer.partial)
+    for name, tensor in TENSORS.items():
+        writer.add(name, tensor)
+    with pytest.raises(UserError, match=r"step_00000004: the checkpoint cannot be written .*No such file"):
+        writer.publish({})
+    assert [path.name for path in tmp_path.iterdir()] == [older.name]
+    assert_whole(older)
+
+
+def test_a_root_that_cannot_be_made_is_told_at_the_end(tmp_path):
+    (tmp_path / "file").write_text("")
+    writer = CheckpointWriter(tmp_path / "file" / "checkpoints", 4)
+    writer.add("w", TENSORS["w"])
+    with pytest.raises(UserError, match="cannot be written"):
+        writer.publish({})

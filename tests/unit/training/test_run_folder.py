@@ -1,0 +1,134 @@
+"""Which run folder a run may use, and what it takes up there."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.config import from_flat, load, replace
+from inrank_megatron.errors import UserError
+from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
+
+
+def config_of(save, **changes):
+    flat = {"model_preset": "tiny", "train_iters": 10, "save": None if save is None else str(save)}
+    return from_flat(flat | changes)
+
+
+def choose(config, lock=None):
+    return choose_run_folder(config, lock or FolderLock(), name="quickstart")
+
+
+def begin(path, *, steps=(), **changes):
+    """A run of which only ``steps`` were saved."""
+    config, lock = config_of(path, **changes), FolderLock()
+    claim(choose(config, lock), config, lock)
+    del lock  # which frees it, as the end of a process does
+    for step in steps:
+        writer = CheckpointWriter(path / "checkpoints", step)
+        writer.add("w", torch.ones(3))
+        writer.publish({"step": step})
+    return config
+
+
+def resumed(config, **changes):
+    return replace(config, resume="auto", **changes)
+
+
+def test_a_new_folder_is_only_made_when_it_is_claimed(tmp_path):
+    config, lock = config_of(tmp_path / "a" / "b"), FolderLock()
+    run = choose(config, lock)
+    assert run.is_new and run.checkpoint is None and not run.path.exists()
+    claim(run, config, lock)
+    assert load(run.path / "config.yaml") == config
+    assert run.checkpoints.is_dir()
+
+
+def test_without_a_name_every_run_has_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_of(None, method="inrank")
+    for name in ("quickstart-inrank", "quickstart-inrank-2", "quickstart-inrank-3"):
+        lock = FolderLock()
+        run = choose(config, lock)
+        assert run.path == Path("runs") / name
+        claim(run, config, lock)
+
+
+def test_the_newest_whole_checkpoint_is_taken_up(tmp_path):
+    config = begin(tmp_path / "run", steps=(2, 4, 6))
+    (tmp_path / "run" / "checkpoints" / "step_00000006" / "state.json").unlink()
+    run = choose(resumed(config, lr=1e-5, train_iters=20))
+    assert run.checkpoint.name == "step_00000004" and not run.is_new
+    broken, changed = run.notes
+    assert "skipped a broken checkpoint" in broken and "step_00000006" in broken
+    assert "train_iters 10 -> 20" in changed and "lr 0.0006 -> 1e-05" in changed
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_says_so(tmp_path):
+    run = choose(resumed(begin(tmp_path / "run")))
+    assert run.checkpoint is None and not run.is_new
+    assert "the run starts from the beginning" in run.notes[0]
+
+
+def test_a_folder_that_was_claimed_half_counts_as_empty(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.yaml.x1").touch()
+    assert choose(config_of(tmp_path)).is_new
+
+
+def test_what_is_refused(tmp_path):
+    config = begin(tmp_path / "run", steps=(2,))
+    with pytest.raises(UserError, match="holds this run already; continue it with --resume auto"):
+        choose(config)
+    with pytest.raises(UserError, match=r"another run \(seed 1234 there, 5 here\)"):
+        choose(resumed(config, seed=5))
+    with pytest.raises(UserError, match=r"another run .*switch_iters None there, 7 here"):
+        choose(resumed(config, method="inrank-efficient", switch_iters=7))
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(UserError, match="something that is no run"):
+        choose(resumed(config))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"no run|cannot be used as run folder"):
+            begin(path)
+
+
+def test_only_broken_checkpoints_are_refused(tmp_path):
+    config = begin(tmp_path / "run", steps=(2, 4))
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        (checkpoint / "manifest.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"none of its checkpoints is complete .*start anew with another --save"
+    ):
+        choose(resumed(config))
+
+
+def hold(path, claimed, end):
+    config = config_of(path)
+    lock = FolderLock()
+    claim(choose(config, lock), config, lock)
+    claimed.set()
+    end.wait()
+
+
+def test_one_job_at_a_time(tmp_path):
+    path = tmp_path / "run"
+    config = config_of(path)
+    late = FolderLock()
+    new = choose(config, late)
+    context = multiprocessing.get_context("spawn")
+    claimed, end = context.Event(), context.Event()
+    job = context.Process(target=hold, args=(path, claimed, end), daemon=True)
+    job.start()
+    assert claimed.wait(60)
+    with pytest.raises(UserError, match="another job is running in it"):
+        choose(resumed(config))
+    with pytest.raises(UserError, match="another job is running in it"):
+        claim(new, config, late)
+    job.kill()  # its lock must not outlive it
+    job.join()
+    assert not choose(resumed(config)).is_new
+    with pytest.raises(UserError, match="another job has just begun a run in it"):
+        claim(new, config, late)

@@ -1,0 +1,33 @@
+"""The learning rate is a function of the step."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from inrank_megatron.config import from_flat
+from inrank_megatron.training.schedule import learning_rate
+
+
+def rates(**changes):
+    flat = {"model_preset": "tiny", "train_iters": 20, "lr": 1.0, "min_lr": 0.1, "lr_warmup_iters": 4}
+    config = from_flat(flat | changes)
+    return [learning_rate(step, config) for step in range(1, 26)]
+
+
+@pytest.mark.parametrize("style", ["linear", "cosine", "constant"])
+def test_warm_up_and_end(style):
+    values = rates(lr_decay_style=style)
+    assert values[:4] == [0.25, 0.5, 0.75, 1.0]
+    end = 1.0 if style == "constant" else 0.1
+    assert values[19:] == pytest.approx([end] * 6)
+    assert all(first >= second for first, second in pairwise(values[3:]))
+
+
+def test_shapes():
+    half = 12 - 1  # the middle between step 4 and step 20
+    assert rates(lr_decay_style="linear")[half] == pytest.approx(0.55)
+    assert rates(lr_decay_style="cosine")[half] == pytest.approx(0.55)
+    assert rates(lr_decay_style="cosine")[7] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi / 4)))
+    assert rates(lr_decay_style="linear", lr_decay_iters=12)[11:] == pytest.approx([0.1] * 14)
+    assert rates(lr_warmup_iters=0)[0] < 1.0

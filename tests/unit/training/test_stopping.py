@@ -1,0 +1,142 @@
+"""A rank notices signals, time limits, lost launchers and lost ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from inrank_megatron.training import neighbours
+from inrank_megatron.training.neighbours import Neighbours
+from inrank_megatron.training.stopping import SIGNALS, StopRequest
+
+
+@pytest.fixture
+def alone():
+    watch = Neighbours(rank=0)
+    yield watch
+    watch._left.set()
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_for_a_stop(alone, number):
+    stop = StopRequest(alone)
+    stop.listen()
+    assert stop.reason() is None and not stop.is_urgent
+    os.kill(os.getpid(), number)
+    assert stop.reason() == number.name and stop.is_urgent
+
+
+def test_a_second_interrupt_ends_the_process_at_once(alone):
+    StopRequest(alone).listen()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_nohup_ignores_stays_ignored(alone):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest(alone)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.reason() is None
+
+
+def test_the_time_limit(alone):
+    stop = StopRequest(alone, limit_minutes=0.1 / 60)
+    assert stop.reason() is None
+    time.sleep(0.15)
+    assert "exit_duration_in_mins" in stop.reason() and not stop.is_urgent
+
+
+CHILD = """
+    import sys, time
+    from inrank_megatron.training.neighbours import Neighbours
+    watch = Neighbours(rank=3)
+    print(len(watch._launchers), flush=True)
+    if "saves" in sys.argv:
+        watch.hand_over()
+        while not watch.launcher_is_gone:
+            time.sleep(0.05)
+        print("saved", flush=True)
+        watch._left.set()
+    else:
+        time.sleep(60)
+"""
+PARENT = "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()"
+
+
+def start(tmp_path, launcher_name, *words):
+    """A process that watches, under a parent with the command line of a launcher."""
+    launcher, child = tmp_path / launcher_name, tmp_path / "child.py"
+    launcher.write_text(PARENT)
+    child.write_text(textwrap.dedent(CHILD))
+    command = [sys.executable, str(launcher), str(child), *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def test_a_lost_launcher_ends_the_process_before_training(tmp_path):
+    parent = start(tmp_path, "torchrun")
+    assert parent.stdout.readline() == "1\n"
+    parent.kill()
+    assert "rank 3: error: the launcher has ended" in parent.communicate(timeout=60)[1]
+
+
+def test_a_lost_launcher_lets_the_training_save(tmp_path):
+    parent = start(tmp_path, "torchrun", "saves")
+    assert parent.stdout.readline() == "1\n"
+    parent.kill()
+    assert parent.communicate(timeout=60)[0] == "saved\n"
+
+
+def test_a_shell_that_ends_is_no_lost_launcher(tmp_path):
+    parent = start(tmp_path, "job_with_torchrun_in_its_name.py")
+    assert parent.stdout.readline() == "0\n"
+    child = psutil.Process(parent.pid).children()[0]
+    parent.kill()
+    time.sleep(3 * neighbours.POLL_SECONDS)
+    assert child.is_running()
+    child.kill()
+    parent.communicate()
+
+
+class Pair:
+    """Two ranks, of which the other is ``process``."""
+
+    rank = 0
+
+    def __init__(self, process):
+        self._process = psutil.Process(process.pid)
+
+    def from_every_rank(self, own):
+        return [own, (self._process.pid, self._process.create_time()), (own[0], own[1] - 1.0)]
+
+
+def test_a_lost_rank(alone, monkeypatch):
+    ended = []
+    monkeypatch.setattr(alone, "_end", ended.append)
+    monkeypatch.setattr(neighbours, "GRACE_SECONDS", 0.1)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    alone.join(Pair(other))
+    assert alone.lost_rank() is None
+    other.kill()
+    assert alone.lost_rank(patience=10) == 1
+    deadline = time.monotonic() + 30
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "rank 1 has ended" in ended[0]
+    other.wait()
