@@ -1,4 +1,6 @@
-"""What the launcher (`deepspeed`, `torchrun`) tells a process through its environment. Imports nothing heavy."""
+"""What the launcher (`deepspeed`, `torchrun`) tells a process through its environment. Imports nothing
+heavy.
+"""
 
 import os
 

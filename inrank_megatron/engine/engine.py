@@ -68,8 +68,8 @@ class Engine:
         self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
         self.factory = factory
         self.deepspeed = None
-        # Under sequence parallelism Megatron draws from its streams even without dropout, also in an evaluation
-        # that comes before the first step.
+        # Under sequence parallelism Megatron draws from its streams even without dropout, also in an
+        # evaluation that comes before the first step.
         parallel.seed_random(seed=config.training.seed, step=0)
         self._build(factors)
 

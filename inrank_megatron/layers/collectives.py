@@ -31,7 +31,9 @@ def begin_all_gather(x: Tensor, group: ProcessGroup) -> Pending:
 
 
 def begin_reduce_scatter(x: Tensor, group: ProcessGroup) -> Pending:
-    """Sum of [m, ...] over the group -> this rank's [m/n, ...]; (n-1)/n of the operand's elements on the wire."""
+    """Sum of [m, ...] over the group -> this rank's [m/n, ...]; (n-1)/n of the operand's elements on the
+    wire.
+    """
     if group.size() == 1:
         return Pending(x, None)
     x = x.contiguous()

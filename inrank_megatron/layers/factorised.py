@@ -10,44 +10,55 @@ Stored on each rank (``weight`` is W0 and is absent in the second phase)::
 
 Both factors are cut on their feature axis, never on K, so that a growing or odd rank moves no shard,
 and each rank stores and optimises 1/n of both. The factor that meets local tokens (V of a column layer, U of
-a row layer) is gathered: k I or k O elements a step, and its gradient is reduce-scattered back (RS_I, RS_O), or,
-where every rank has the whole gradient, each takes its slice. With sequence parallelism (SP) the tokens are cut
-outside the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
+a row layer) is gathered: k I or k O elements a step, and its gradient is reduce-scattered back (RS_I, RS_O),
+or, where every rank has the whole gradient, each takes its slice. With sequence parallelism (SP) the tokens
+are cut outside the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the index names
+the axis.
 
 Column layer, x [T/n, I] under SP, else x [T, I] on every rank; y [T, O/n]:
 
-====================  ========================================  ==========================================
-                      forward                                   backward
-====================  ========================================  ==========================================
-U V, SP               z = AG_T(x V^T); y = z U^T                dz = RS_T(dy U); dx = dz V; dV = RS_I(dz^T x)
-U V                   z = x V^T; y = z U^T                      dz = AR(dy U); dx = dz V; dV = slice_I(dz^T x)
-W0 + U V, SP, apart   X = AG_T(x); z = AG_T(x V^T);             dz = RS_T(dy U); dx = RS_T(dy W0) + dz V;
-                      y = X W0^T + z U^T                        dV = RS_I(dz^T x)
-W0 + U V, SP, joint   X = AG_T(x); z = X V^T;                   dz = dy U; dx = RS_T(dy W0 + dz V);
-                      y = X W0^T + z U^T                        dV = RS_I(dz^T X)
-W0 + U V              z = x V^T; y = x W0^T + z U^T             dz = dy U; dx = AR(dy W0 + dz V);
-                                                                dV = RS_I(dz^T x)
-====================  ========================================  ==========================================
+U V, SP
+    forward   z = AG_T(x V^T); y = z U^T
+    backward  dz = RS_T(dy U); dx = dz V; dV = RS_I(dz^T x)
+U V
+    forward   z = x V^T; y = z U^T
+    backward  dz = AR(dy U); dx = dz V; dV = slice_I(dz^T x)
+W0 + U V, SP, apart
+    forward   X = AG_T(x); z = AG_T(x V^T); y = X W0^T + z U^T
+    backward  dz = RS_T(dy U); dx = RS_T(dy W0) + dz V; dV = RS_I(dz^T x)
+W0 + U V, SP, joint
+    forward   X = AG_T(x); z = X V^T; y = X W0^T + z U^T
+    backward  dz = dy U; dx = RS_T(dy W0 + dz V); dV = RS_I(dz^T X)
+W0 + U V
+    forward   z = x V^T; y = x W0^T + z U^T
+    backward  dz = dy U; dx = AR(dy W0 + dz V); dV = RS_I(dz^T x)
 
-Row layer, x [T, I/n]; y [T/n, O] under SP, else y [T, O] on every rank; always dV = dz^T x:
+and always dU = dy^T z. Row layer, x [T, I/n]; y [T/n, O] under SP, else y [T, O] on every rank:
 
-====================  ========================================  ==========================================
-U V, SP               z = RS_T(x V^T); y = z U^T                dz = AG_T(dy U); dx = dz V; dU = RS_O(dy^T z)
-U V                   z = AR(x V^T); y = z U^T                  dz = dy U; dx = dz V; dU = slice_O(dy^T z)
-W0 + U V, SP, apart   z = RS_T(x V^T);                          dz = AG_T(dy U); dx = AG_T(dy) W0 + dz V;
-                      y = RS_T(x W0^T) + z U^T                  dU = RS_O(dy^T z)
-W0 + U V, SP, joint   z = x V^T;                                dY = AG_T(dy); dz = dY U;
-                      y = RS_T(x W0^T + z U^T)                  dx = dY W0 + dz V; dU = RS_O(dY^T z)
-W0 + U V              z = x V^T; y = AR(x W0^T + z U^T)         dz = dy U; dx = dy W0 + dz V;
-                                                                dU = RS_O(dy^T z)
-====================  ========================================  ==========================================
+U V, SP
+    forward   z = RS_T(x V^T); y = z U^T
+    backward  dz = AG_T(dy U); dx = dz V; dU = RS_O(dy^T z)
+U V
+    forward   z = AR(x V^T); y = z U^T
+    backward  dz = dy U; dx = dz V; dU = slice_O(dy^T z)
+W0 + U V, SP, apart
+    forward   z = RS_T(x V^T); y = RS_T(x W0^T) + z U^T
+    backward  dz = AG_T(dy U); dx = AG_T(dy) W0 + dz V; dU = RS_O(dy^T z)
+W0 + U V, SP, joint
+    forward   z = x V^T; y = RS_T(x W0^T + z U^T)
+    backward  dY = AG_T(dy); dz = dY U; dx = dY W0 + dz V; dU = RS_O(dY^T z)
+W0 + U V
+    forward   z = x V^T; y = AR(x W0^T + z U^T)
+    backward  dz = dy U; dx = dy W0 + dz V; dU = RS_O(dy^T z)
+
+and always dV = dz^T x.
 
 Without W0 only rank-sized activations travel, and no product is computed twice. With W0 there is a choice.
-*Apart*, the factors stay in rank space: 2 (n-1)/n T k more elements a layer and pass through it, no product twice,
-and only x [T/n, I] is saved for the backward pass. *Joint*, the factors' partial sums ride in W0's own
-collective: no activation beyond the dense layer's, but the products with the gathered factor run over all T on
-every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for its 2 (n-1)/n T k elements: 3 h for each,
-whatever n, T and k. :func:`prefers_joint` is the rule made of that.
+*Apart*, the factors stay in rank space: 2 (n-1)/n T k more elements a layer and pass through it, no product
+twice, and only x [T/n, I] is saved for the backward pass. *Joint*, the factors' partial sums ride in W0's own
+collective: no activation beyond the dense layer's, but the products with the gathered factor run over all T
+on every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for its 2 (n-1)/n T k elements: 3
+h for each, whatever n, T and k. :func:`prefers_joint` is the rule made of that.
 """
 
 from dataclasses import dataclass
@@ -61,19 +72,20 @@ from torch.distributed import ProcessGroup
 from inrank_megatron.layers.products import ColumnProduct, RowProduct
 from inrank_megatron.layers.whole_factor import WholeFactor
 
-# Operations that a rank does in the time of one element on the wire. Gloo: measured between two processes of one
-# CPU machine (docs/benchmarks.md). NCCL: arithmetic for an NVLink node, 400 TFLOP/s of BF16 matrix products against
-# 200 GB/s of all-gather; not measured.
+# Operations that a rank does in the time of one element on the wire. Orders of magnitude, not measurements: a
+# CPU core of 100 GFLOP/s against 0.2 G elements/s of Gloo on one machine; 400 TFLOP/s of BF16 products
+# against 200 GB/s of all-gather in an NVLink node.
 OPERATIONS_PER_ELEMENT = {"gloo": 500, "nccl": 4000}
 
 
 def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
-    """Whether the factors of a first-phase layer should join W0's collective instead of staying in rank space.
+    """Whether the factors of a first-phase layer should join W0's collective instead of staying in rank
+    space.
 
-    Rank space costs one more element on the wire for every 3 ``hidden`` operations that it saves, so it pays where
-    the machine does fewer operations than that in the time of an element.
+    Rank space costs one more element on the wire for every 3 ``hidden`` operations that it saves, so it pays
+    where the machine does fewer operations than that in the time of an element.
     """
-    return 3 * hidden < OPERATIONS_PER_ELEMENT[dist.get_backend(group)]
+    return 3 * hidden < OPERATIONS_PER_ELEMENT.get(dist.get_backend(group), OPERATIONS_PER_ELEMENT["nccl"])
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,8 @@ class FactorSpec:
 class FactorisedLinear(nn.Module):
     """Base of the column- and the row-parallel layer; at group size 1 both are the serial layer.
 
-    The arguments are those of Megatron's linears. ``skip_bias_add`` is accepted and not needed: the bias goes into
-    a product at no cost, so none is left to add.
+    The arguments are those of Megatron's linears. ``skip_bias_add`` is accepted and not needed: the bias goes
+    into a product at no cost, so none is left to add.
 
     Attributes:
         weight: frozen ``W0`` without gradient, or None.

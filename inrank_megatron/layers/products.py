@@ -1,7 +1,7 @@
 """The two autograd functions of the factorised linear. Shapes and collectives: ``layers/factorised.py``.
 
-Tokens are flattened: T of them, T' = T/n under sequence parallelism outside the layer, else T. ``weight`` (W0)
-or ``bias`` may be None. Collectives begin as early and are awaited as late as the products allow.
+Tokens are flattened: T of them, T' = T/n under sequence parallelism outside the layer, else T. ``weight``
+(W0) or ``bias`` may be None. Collectives begin as early and are awaited as late as the products allow.
 """
 
 import torch

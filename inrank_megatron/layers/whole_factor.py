@@ -11,8 +11,8 @@ class WholeFactor:
     """Gathers a factor [m/n, k] to [m, k], and returns its gradient to the shards.
 
     Outside of a step every forward pass gathers and every backward pass reduces. Between :meth:`begin` and
-    :meth:`end` the factor is gathered once and its gradient, summed in FP32 over the micro-batches, is reduced
-    once, with the last of them: 2 (n-1)/n m k elements a step, however many gradients accumulate.
+    :meth:`end` the factor is gathered once and its gradient, summed in FP32 over the micro-batches, is
+    reduced once, with the last of them: 2 (n-1)/n m k elements a step, however many gradients accumulate.
     """
 
     def __init__(self, group: ProcessGroup):
@@ -44,8 +44,8 @@ class WholeFactor:
     def reduce(self, gradient: Tensor, *, partial: bool) -> Tensor | None:
         """Gradient [m, k] of the whole -> that of the shard [m/n, k]; None while the step accumulates it.
 
-        ``partial``: each rank holds a part of the sum, which is reduce-scattered. Otherwise every rank holds the
-        same gradient and takes its share.
+        ``partial``: each rank holds a part of the sum, which is reduce-scattered. Otherwise every rank holds
+        the same gradient and takes its share.
         """
         if self._group.size() == 1:
             return gradient

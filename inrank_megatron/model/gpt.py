@@ -44,8 +44,9 @@ class GPTFactory:
     def build(self, factors: Mapping[str, FactorSpec]) -> GPTModel:
         """The model with its initial weights, on the CPU, in FP32 or BF16 by ``config.training.bf16``.
 
-        ``factors`` says which linears are factorised and how (names from ``costs.linear_shapes``); the rest is dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel
-        size nor on ``factors``.
+        ``factors`` says which linears are factorised and how (names from ``costs.linear_shapes``); the rest
+        is dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel size
+        nor on ``factors``.
         """
         config = self.config
         specs = [_layer_spec(f"decoder.layers.{i}", factors) for i in range(config.model.num_layers)]

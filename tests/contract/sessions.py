@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.config import Config, from_flat
+from inrank_megatron.costs import linear_shapes
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
 from inrank_megatron.methods.changes import Method, Refactor
 from inrank_megatron.methods.registry import make_method
-from inrank_megatron.costs import linear_shapes
 from inrank_megatron.model.gpt import GPTFactory
 from tests.groups import join
 
