@@ -76,17 +76,18 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
 
 
 def make_factors(output_size: int, input_size: int, columns: int) -> Factors:
-    """Random factors whose columns, and those of whose update, decay, so that there is a rank to decide."""
+    """Factors; their spectrum and that of their update fall inside the buffer, so there is a rank to find."""
     generator = torch.Generator().manual_seed(0)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) / shape[0] ** 0.5
+    def orthonormal(size: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(size, columns, generator=generator)).Q
 
-    decay = 1 / (1 + torch.arange(columns) / 8)
-    U0, V0 = normal(output_size, columns) * decay, normal(columns, input_size)
-    U = U0 + 0.1 * normal(output_size, columns) * decay
-    V = V0 + 0.1 * normal(columns, input_size) * decay[:, None]
-    return Factors(*(t.to(device()) for t in (U, V, U0, V0)))
+    buffer = default_buffer(min(output_size, input_size))
+    fall = torch.sigmoid((columns - 0.6 * buffer - torch.arange(columns)) / (0.08 * buffer))
+    U0, V0 = orthonormal(output_size) * fall, orthonormal(input_size).t()
+    U = U0 + 0.1 * orthonormal(output_size) * fall
+    V = V0 + 0.001 * orthonormal(input_size).t()
+    return Factors(*(t.to(device()).contiguous() for t in (U, V, U0, V0)))
 
 
 def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:

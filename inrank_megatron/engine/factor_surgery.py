@@ -13,6 +13,7 @@ from inrank_megatron.engine.work_sharing import own_layers, shared_factor_pairs,
 from inrank_megatron.engine.zero_state import read_master, write_master
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.linalg import factors as linalg
+from inrank_megatron.linalg.spectra import Product, Update, singular_values
 from inrank_megatron.parallel import Parallel
 
 Layers = Mapping[str, FactorisedLinear]
@@ -131,26 +132,22 @@ def spectra(
     """
     own = set(own_layers(list(layers), parallel))
     masters = {}
-    for (
-        name,
-        layer,
-    ) in layers.items():  # collective over the data-parallel group, so every rank goes through all
+    for name, layer in layers.items():  # collective over the data-parallel group: every rank goes through all
         pair = read_master(layer.U), read_master(layer.V)
         if name in own:
             masters[name] = pair
 
-    def compute(name):
+    products: list[Product | Update] = []
+    for name, (u, v) in masters.items():
         k = layers[name].active
-        u, v = masters[name][0][:, :k], masters[name][1][:k]
-        for factor, letter in ((u, "U"), (v, "V")):
-            linalg.check_finite(factor, what=f"factor {letter} of {name} at step {step}")
         if kind == "update":
             u0, v0 = initial[name]
-            u, v = linalg.update_factors(u, v, u0[:, :k], v0[:k], parallel.tp_group)
-        return linalg.product_singular_values(u.double(), v.double(), parallel.tp_group)
-
+            products.append(Update(name, u[:, :k], v[:k], u0[:, :k], v0[:k]))
+        else:
+            products.append(Product(name, u[:, :k], v[:k]))
+    values = dict(zip(masters, singular_values(products, parallel.tp_group, step=step), strict=True))
     length = max(min(2 * x.active, x.output_size, x.input_size) for x in layers.values())
-    return shared_spectra(list(layers), compute, parallel, length=length, device=_device(layers))
+    return shared_spectra(list(layers), values.__getitem__, parallel, length=length, device=_device(layers))
 
 
 def truncated_weights(

@@ -38,7 +38,7 @@ class Trainer:
 
     Attributes:
         windows: what to evaluate on, by split (``valid``, ``test``); a split without text is absent.
-        identity: what every checkpoint records of the run, as JSON: data, switch step, and after the switch
+        identity: what every checkpoint records of the run, as JSON: data, switch step and, after the switch,
             the columns of each layer before it.
         peak_flops: of one device, for the utilisation; None where it is not known.
     """

@@ -64,6 +64,10 @@ def test_rank_decisions_agree_with_the_reference(rows):
     decided = [row for row in rows["rank-decisions"] if row["quantity"].startswith("rank decided")]
     assert len(decided) == 4
     assert all(row["measured"] == row["limit"] for row in decided)
+    grown = [row["measured"] > int(row["case"].split()[0].removeprefix("k=")) - 25 for row in decided]
+    assert all(grown), (
+        "with a buffer of 25 these layers start at rank k - 25; the decision is to be a real one"
+    )
 
 
 def test_operations_are_the_formulas(rows):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.linalg import oracle, spectra
+from inrank_megatron.linalg.gram import packed_gram, packed_size, unpack_gram
 from inrank_megatron.linalg.spectra import Product, Update
 from inrank_megatron.rank.criteria import grow, update_ratio
 from tests.harness import run_ranks
@@ -49,6 +50,7 @@ SCALE = torch.logspace(0, -12, K, dtype=torch.float64)
 PAIRS = {
     "random": RANDOM,
     "one column": (RANDOM[0][:, :1], RANDOM[1][:1]),
+    "several block rows": (normal(300, 130), normal(130, 200, seed=1)),
     "more columns than features": (normal(O, 70), normal(70, I, seed=1)),
     **{
         f"condition 1e{c}": (of_condition(O, K, 10.0**c), of_condition(I, K, 10.0**c, 3).t())
@@ -73,6 +75,14 @@ PAIRS = {
     "FP32": (RANDOM[0].float(), RANDOM[1].float()),
     "BF16": (RANDOM[0].bfloat16(), RANDOM[1].bfloat16()),
 }
+
+
+@pytest.mark.parametrize("k", [1, 99, 100, 250])
+def test_packed_gram_matrices(k):
+    columns = normal(7, k)
+    square = unpack_gram(packed_gram(columns), k)
+    torch.testing.assert_close(square.tril(), (columns.t() @ columns).tril())
+    assert len(packed_gram(columns)) == packed_size(k) <= (k * k if k < 100 else 0.76 * k * k)
 
 
 def values(rank: int, world_size: int, products: list[Product | Update]) -> list[Tensor]:
