@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from inrank_megatron.config import Config
 from inrank_megatron.engine import deepspeed_setup, factor_surgery, zero_state
@@ -242,6 +243,8 @@ class Engine:
 
     def _build(self, factors: Mapping[str, FactorSpec]) -> None:
         if self.deepspeed is not None:
+            for hook in self._hooks:  # each refers to this engine and would keep the old model alive
+                hook.remove()
             deepspeed_setup.stop_deepspeed(self.deepspeed)
             self.deepspeed = self.model = self.layers = None
             gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
@@ -256,6 +259,7 @@ class Engine:
             for name, x in self.layers.items()
             if x.weight is not None
         }
+        self._hooks: list[RemovableHandle] = []
         self._sum_replicated_gradients()
         self.deepspeed = deepspeed_setup.start_deepspeed(
             self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json
@@ -271,7 +275,7 @@ class Engine:
         group = self.parallel.tp_group
         self._last_micro_batch = True
 
-        def register(parameter: nn.Parameter) -> None:
+        def register(parameter: nn.Parameter) -> RemovableHandle:
             local = torch.zeros_like(parameter, dtype=torch.float32)
 
             def total(gradient: Tensor) -> Tensor:
@@ -283,8 +287,8 @@ class Engine:
                 local.zero_()
                 return result
 
-            parameter.register_hook(total)
+            return parameter.register_hook(total)
 
         for _, parameter in self.parameters():
             if getattr(parameter, "sequence_parallel", False):
-                register(parameter)
+                self._hooks.append(register(parameter))
