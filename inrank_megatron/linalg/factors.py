@@ -36,33 +36,6 @@ def triangular_factor(rows: Tensor, group: ProcessGroup) -> Tensor:
     return torch.linalg.qr(torch.cat(parts), mode="r").R
 
 
-def product_singular_values(left: Tensor, right: Tensor, group: ProcessGroup) -> Tensor:
-    """Singular values of ``left @ right`` from shards ``left`` [O/n, k] and ``right`` [k, I/n].
-
-    ``left = Q1 R1`` and ``right^T = Q2 R2`` give the core ``R1 R2^T`` with the product's singular values.
-    Returns [k] in descending order, FP64.
-    """
-    r1, r2 = triangular_factor(left, group), triangular_factor(right.t(), group)
-    return torch.linalg.svdvals(r1 @ r2.t())
-
-
-def update_factors(
-    U: Tensor, V: Tensor, U0: Tensor, V0: Tensor, group: ProcessGroup
-) -> tuple[Tensor, Tensor]:
-    """Factors of ``Delta = U V - U0 V0`` with 2k columns that do not cancel.
-
-    ``Delta = [dU, c U0] [V; dV / c]`` with ``dU = U - U0``, ``dV = V - V0`` and ``c = |dU| / |U0|`` over the
-    whole matrices. The obvious ``[U, U0] [V; -V0]`` subtracts nearly equal products and loses the small
-    update.
-    """
-    U, V, U0, V0 = (t.double() for t in (U, V, U0, V0))
-    dU, dV = U - U0, V - V0
-    norms = torch.stack([dU.square().sum(), U0.square().sum()])
-    dist.all_reduce(norms, group=group)
-    c = (norms[0] / norms[1]).sqrt().item() if norms.min() > 0 else 1.0
-    return torch.cat([dU, c * U0], dim=1), torch.cat([V, dV / c], dim=0)
-
-
 def truncate(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best rank-``rank`` factors ``U* [O, r]``, ``V* [r, I]`` of ``matrix`` [O, I], singular values
     shared evenly.

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from inrank_megatron.linalg.factors import product_singular_values
+from inrank_megatron.linalg.spectra import Product, singular_values
 from inrank_megatron.rank.criteria import eq7_ratio, grow, update_ratio
 from tests.harness import run_ranks
 
@@ -138,7 +138,8 @@ def iterate_released_criterion(rank: int, world_size: int) -> list[int]:
     buffer, ranks = 100, [0, 2]
     while ranks[-1] != ranks[-2]:
         r = ranks[-1]
-        s = product_singular_values(left[:, : r + buffer], right[: r + buffer], dist.group.WORLD).tolist()
+        product = Product("product", left[:, : r + buffer], right[: r + buffer])
+        s = singular_values([product], dist.group.WORLD, step=0)[0].tolist()
         limit = min(r + buffer - 1, 384 - buffer)
         ranks.append(grow(lambda c, s=s: update_ratio(s, c, length=768), r, threshold=0.8, limit=limit).rank)
     return ranks
