@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from inrank_megatron.config import Config
 from inrank_megatron.engine import deepspeed_setup, factor_surgery, zero_state
+from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.factorised import FactorisedLinear, FactorSpec
@@ -99,9 +99,9 @@ class Engine:
         return StepResult(loss=mean, grad_norm=float(self.deepspeed.get_global_grad_norm()))
 
     def _begin_micro_batch(self, index: int) -> None:
-        self._last_micro_batch = index + 1 == self.accumulation
+        self._replicated.last = index + 1 == self.accumulation
         for layer in self.layers.values():
-            layer.whole_factor.begin(first=index == 0, last=self._last_micro_batch)
+            layer.whole_factor.begin(first=index == 0, last=self._replicated.last)
 
     def _mean_loss(self, total: Tensor) -> float:
         dist.all_reduce(total, group=self.parallel.dp_group)
@@ -243,8 +243,6 @@ class Engine:
 
     def _build(self, factors: Mapping[str, FactorSpec]) -> None:
         if self.deepspeed is not None:
-            for hook in self._hooks:  # each refers to this engine and would keep the old model alive
-                hook.remove()
             deepspeed_setup.stop_deepspeed(self.deepspeed)
             self.deepspeed = self.model = self.layers = None
             gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
@@ -259,36 +257,7 @@ class Engine:
             for name, x in self.layers.items()
             if x.weight is not None
         }
-        self._hooks: list[RemovableHandle] = []
-        self._sum_replicated_gradients()
+        self._replicated = ReplicatedGradients(self.model, self.parallel.tp_group)
         self.deepspeed = deepspeed_setup.start_deepspeed(
             self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json
         )
-
-    def _sum_replicated_gradients(self) -> None:
-        """Under sequence parallelism a replicated parameter sees only this rank's tokens: sum over the group,
-        once a step.
-
-        Neither Megatron (outside its own optimizer) nor DeepSpeed does it. DeepSpeed takes gradients as the
-        last micro-batch leaves them, so that one carries the sum and those before it carry zero.
-        """
-        group = self.parallel.tp_group
-        self._last_micro_batch = True
-
-        def register(parameter: nn.Parameter) -> RemovableHandle:
-            local = torch.zeros_like(parameter, dtype=torch.float32)
-
-            def total(gradient: Tensor) -> Tensor:
-                local.add_(gradient)
-                if not self._last_micro_batch:
-                    return torch.zeros_like(gradient)
-                dist.all_reduce(local, group=group)
-                result = local.to(gradient.dtype, copy=True)
-                local.zero_()
-                return result
-
-            return parameter.register_hook(total)
-
-        for _, parameter in self.parameters():
-            if getattr(parameter, "sequence_parallel", False):
-                self._hooks.append(register(parameter))

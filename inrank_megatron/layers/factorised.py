@@ -73,9 +73,9 @@ from inrank_megatron.layers.products import ColumnProduct, RowProduct
 from inrank_megatron.layers.whole_factor import WholeFactor
 
 # Operations that a rank does in the time of one element on the wire. Orders of magnitude, not measurements: a
-# CPU core of 100 GFLOP/s against 0.2 G elements/s of Gloo on one machine; 400 TFLOP/s of BF16 products
+# CPU core of 100 GFLOP/s against 0.1 G elements/s of Gloo on one machine; 400 TFLOP/s of BF16 products
 # against 200 GB/s of all-gather in an NVLink node.
-OPERATIONS_PER_ELEMENT = {"gloo": 500, "nccl": 4000}
+OPERATIONS_PER_ELEMENT = {"gloo": 1000, "nccl": 4000}
 
 
 def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
