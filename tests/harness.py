@@ -230,8 +230,8 @@ def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
     finally:
         if parallel_state.is_initialized():
             parallel_state.destroy_model_parallel()
-        # Megatron forgets most of its groups without ending them, and each of the 17 holds threads: after some
-        # dozens of calls they would slow the machine to a halt.
+        # Megatron forgets most of its groups without ending them, and each of the 17 holds threads: after
+        # some dozens of calls they would slow the machine to a halt.
         for group in [g for g in groups if g not in known]:
             dist.destroy_process_group(group)
 
