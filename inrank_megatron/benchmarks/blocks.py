@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from inrank_megatron.config import Config, from_flat
 from inrank_megatron.costs import linear_shapes
@@ -63,6 +63,12 @@ def build_layer(config: Config, variant: Variant, parallel: Parallel) -> nn.Modu
     fill_factors(layer)
     # Tensors without data cannot move; on a CPU nothing has to.
     return layer if device().type == "cpu" else layer.to(device())
+
+
+def mlp_output(mlp: nn.Module, x: Tensor) -> Tensor:
+    """What the layer's residual stream receives of the MLP: a dense MLP leaves its bias to be added."""
+    y, bias = mlp(x)
+    return y if bias is None else y + bias
 
 
 @torch.no_grad()

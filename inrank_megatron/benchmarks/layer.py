@@ -15,6 +15,7 @@ from inrank_megatron.benchmarks.blocks import (
     DENSE,
     Variant,
     build_layer,
+    mlp_output,
     phase_1,
     phase_2,
     preset_config,
@@ -79,8 +80,7 @@ def forward_backward(
 
 
 def _mlp_output(layer: nn.Module, x: Tensor) -> Tensor:
-    y, bias = layer.mlp(x)
-    return y if bias is None else y + bias
+    return mlp_output(layer.mlp, x)
 
 
 def layer_output(layer: nn.Module, x: Tensor) -> Tensor:

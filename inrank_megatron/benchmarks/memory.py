@@ -13,7 +13,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from inrank_megatron.benchmarks.blocks import DENSE, Variant, build_layer, preset_config, single_process
+from inrank_megatron.benchmarks.blocks import (
+    DENSE,
+    Variant,
+    build_layer,
+    mlp_output,
+    preset_config,
+    single_process,
+)
 from inrank_megatron.benchmarks.layer import SEQUENCES, layer_variants
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.platform import device
@@ -76,8 +83,8 @@ def _bytes_of(mlp: nn.Module, preset: str) -> dict[str, float]:
     shape = (config.model.seq_length, SEQUENCES[device().type], config.model.hidden_size)
     x = torch.randn(shape, device=like.device, dtype=like.dtype, requires_grad=True)
     activations = kept_for_backward(mlp, x)
-    y, bias = mlp(x)
-    (y + bias).backward(torch.ones_like(y))
+    y = mlp_output(mlp, x)
+    y.backward(torch.ones_like(y))
     trained = [p for p in mlp.parameters() if p.requires_grad]
     return {
         "parameter bytes": _total(mlp.parameters()),

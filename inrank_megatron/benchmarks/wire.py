@@ -23,6 +23,7 @@ from inrank_megatron.benchmarks.blocks import (
     DENSE,
     Variant,
     build_layer,
+    mlp_output,
     phase_1,
     phase_2,
     preset_config,
@@ -85,10 +86,8 @@ def _forward(mlp: nn.Module, x: torch.Tensor, recompute: bool) -> torch.Tensor:
     if recompute:
         # As Megatron does it: the whole forward pass again, not only what backward asks for.
         with set_checkpoint_early_stop(False):
-            y, bias = checkpoint(mlp, x, use_reentrant=False, preserve_rng_state=False)
-    else:
-        y, bias = mlp(x)
-    return y if bias is None else y + bias
+            return checkpoint(mlp_output, mlp, x, use_reentrant=False, preserve_rng_state=False)
+    return mlp_output(mlp, x)
 
 
 def _count(preset: str, variant: Variant, n: int, tokens: int) -> Figures:

@@ -11,6 +11,11 @@ def test_matrix_products_forward_and_backward():
     assert count_flops(lambda: F.linear(x, weight).sum().backward()) == 3 * 2 * 7 * 3 * 5
 
 
+def test_a_product_that_adds_in_place():
+    total, a, b = torch.zeros(4, 6), torch.ones(4, 5), torch.ones(5, 6)
+    assert count_flops(lambda: total.addmm_(a, b)) == 2 * 4 * 5 * 6
+
+
 def test_decompositions_of_a_batch():
     tall, square = torch.randn(4, 30, 6), torch.eye(6).expand(2, 6, 6)
     assert count_flops(lambda: torch.linalg.qr(tall, mode="r")) == 4 * (2 * 30 * 36 - 2 * 216 // 3)
