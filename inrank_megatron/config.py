@@ -66,10 +66,11 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
 def idle_settings(method: str) -> frozenset[str]:
     """Settings of the section `inrank` that a method does not read."""
     every = frozenset(sections()["inrank"].model_fields)
+    of_switch = {"switch_iters", "switch_epochs", "rank_multiple_of", "truncation", "activation_batches"}
     used = {
         "dense": frozenset(),
         "fixed-rank": {"rank", "factorised_linears"},
-        "inrank": every - {"rank", "switch_iters", "switch_epochs", "rank_multiple_of"},
+        "inrank": every - {"rank"} - of_switch,
         "inrank-efficient": every - {"rank"},
     }
     return every - used[method]

@@ -73,6 +73,21 @@ class Parallel:
             raise failure or box[1]
         return box[0]
 
+    def in_unison(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` on every rank; a UserError on any of them is raised on all. Collective.
+
+        ``compute`` may use collectives of groups on all of whose ranks it fails or succeeds alike.
+        """
+        result, failure = None, None
+        try:
+            result = compute()
+        except UserError as error:
+            failure = str(error)
+        for message in self.from_every_rank(failure):
+            if message is not None:
+                raise UserError(message)
+        return result
+
     def from_every_rank(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on every rank."""
         values: list = [None] * self.world_size

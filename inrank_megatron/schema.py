@@ -147,6 +147,11 @@ class InRankConfig(Section):
     rank_multiple_of: Count = _about(
         "columns after the switch are rounded up to a multiple of this (tile of the device)", 1
     )
+    truncation: Literal["activation-aware", "plain"] = _about(
+        "what the switch keeps: most of each layer's outputs on its own inputs, or of its matrix",
+        "activation-aware",
+    )
+    activation_batches: Count = _about("last global batches whose activations the truncation weighs with", 4)
 
 
 class DataConfig(Section):

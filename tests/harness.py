@@ -7,6 +7,7 @@ whole session and serve one function after another; a failure ends them, and the
 import faulthandler
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -175,10 +176,12 @@ def start_script(
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port of this machine that nobody listens on, below those that outgoing connections are given."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as listener:
+            if listener.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def _launch_command(launcher: str, num_procs: int) -> list[str]:

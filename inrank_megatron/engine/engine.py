@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from inrank_megatron.config import Config
 from inrank_megatron.engine import deepspeed_setup, factor_surgery, zero_state
+from inrank_megatron.engine.activations import activation_moments
 from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
@@ -152,24 +153,27 @@ class Engine:
         changes: Iterable[Change],
         *,
         step: int,
-        first_batch: Callable[[], Iterable[MicroBatch]] | None = None,
+        batches: Callable[[int], Iterable[MicroBatch]],
     ) -> None:
-        """Carry out ``changes`` in order. ``first_batch`` gives this rank's micro-batches of step 0."""
+        """Carry out ``changes`` in order.
+
+        ``batches(i)`` gives this rank's micro-batches of global batch i, the one that step i + 1 trains on.
+        """
         for change in changes:
             match change:
                 case InitialiseFactors():
-                    self._initialise(change, first_batch)
+                    self._initialise(change, batches)
                 case SetRank():
                     self._set_rank(change)
                 case Refactor():
-                    self._refactor(change, step)
+                    self._refactor(change, step, batches)
                 case _:
                     raise TypeError(f"unknown change {change!r}")
 
-    def _initialise(self, change: InitialiseFactors, first_batch) -> None:
+    def _initialise(self, change: InitialiseFactors, batches) -> None:
         if change.source == "gradient":
             self.parallel.seed_random(seed=self.config.training.seed, step=0)
-            losses = (self.loss(self.model, batch) for batch in first_batch())
+            losses = (self.loss(self.model, batch) for batch in batches(0))
             gradients = factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel)
             pairs = factor_surgery.gradient_start(
                 self.layers, gradients, self.parallel, column_norm=change.column_norm
@@ -200,9 +204,16 @@ class Engine:
             u0[:, columns] = layer.U.detach()[:, columns]
             v0[columns] = layer.V.detach()[columns]
 
-    def _refactor(self, change: Refactor, step: int) -> None:
+    def _refactor(self, change: Refactor, step: int, batches) -> None:
         """Build the second-phase model and move everything that is not a factor over, moments included."""
-        pairs = list(factor_surgery.truncated_weights(self.layers, change.columns, self.parallel, step=step))
+        moments = {}
+        if change.activation_batches:
+            recent = range(max(0, step - change.activation_batches), step)
+            losses = (self.loss(self.model, batch) for index in recent for batch in batches(index))
+            moments = activation_moments(self.model, self.layers, losses, self.parallel)
+        shards = factor_surgery.truncated_weights(
+            self.layers, change.columns, moments, self.parallel, step=step
+        )
         kept = {name: zero_state.read_state(p) for name, p in self.parameters() if not self._is_factor(name)}
         steps = zero_state.group_steps(self.deepspeed.optimizer)
         factors = {
@@ -210,8 +221,9 @@ class Engine:
             for name, rank in change.ranks.items()
         }
         self._build(factors)
-        for name, left, right in pairs:
-            self._place(name, left, right, start=0, absorb=False)
+        for name, (left, right) in shards.items():
+            zero_state.write_master(self.layers[name].U, left)
+            zero_state.write_master(self.layers[name].V, right)
         for name, parameter in self.parameters():
             if name in kept:
                 zero_state.write_state(parameter, kept[name])

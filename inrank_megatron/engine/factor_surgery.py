@@ -4,16 +4,23 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrank_megatron.engine.work_sharing import own_layers, shared_factor_pairs, shared_spectra
+from inrank_megatron.engine.work_sharing import (
+    own_layers,
+    shared_factor_pairs,
+    shared_over_replicas,
+    shared_spectra,
+)
 from inrank_megatron.engine.zero_state import read_master, write_master
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.linalg import factors as linalg
 from inrank_megatron.linalg.spectra import Product, Update, singular_values
+from inrank_megatron.linalg.truncation import ShardedMatrix, truncate
 from inrank_megatron.parallel import Parallel
 
 Layers = Mapping[str, FactorisedLinear]
@@ -130,13 +137,7 @@ def spectra(
     """Singular values of ``U V`` (``product``) or ``U V - U0 V0`` (``update``) of every layer, from FP32
     masters.
     """
-    own = set(own_layers(list(layers), parallel))
-    masters = {}
-    for name, layer in layers.items():  # collective over the data-parallel group: every rank goes through all
-        pair = read_master(layer.U), read_master(layer.V)
-        if name in own:
-            masters[name] = pair
-
+    masters = _own_masters(layers, parallel)
     products: list[Product | Update] = []
     for name, (u, v) in masters.items():
         k = layers[name].active
@@ -145,36 +146,59 @@ def spectra(
             products.append(Update(name, u[:, :k], v[:k], u0[:, :k], v0[:k]))
         else:
             products.append(Product(name, u[:, :k], v[:k]))
-    values = dict(zip(masters, singular_values(products, parallel.tp_group, step=step), strict=True))
+    results = parallel.in_unison(lambda: singular_values(products, parallel.tp_group, step=step))
+    values = dict(zip(masters, results, strict=True))
     length = max(min(2 * x.active, x.output_size, x.input_size) for x in layers.values())
     return shared_spectra(list(layers), values.__getitem__, parallel, length=length, device=_device(layers))
 
 
 def truncated_weights(
-    layers: Layers, columns: Mapping[str, int], parallel: Parallel, *, step: int
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """``(name, U* [O, r], V* [r, I])``: every layer's ``W0 + U V`` truncated to so many columns."""
-    own = set(own_layers(list(layers), parallel))
-    masters = {}
-    for name, layer in layers.items():
-        pair = read_master(layer.U), read_master(layer.V)
-        if name in own:
-            masters[name] = pair
+    layers: Layers,
+    columns: Mapping[str, int],
+    moments: Mapping[str, Tensor],
+    parallel: Parallel,
+    *,
+    step: int,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """This rank's ``(U* [O/n, r], V* [r, I/n])`` in FP32: ``W0 + U V`` truncated to so many columns.
 
-    def compute(name):
+    ``moments``: second moments of activations, at least of the layers that this replica owns, see
+    ``engine/activations.py``; empty: plain truncation.
+    """
+    masters = _own_masters(layers, parallel)
+
+    def shard(name: str) -> Tensor:
         layer, (u, v) = layers[name], masters[name]
         u, v = u[:, : layer.active].double(), v[: layer.active].double()
         if layer.row_parallel:
             u = linalg.gather_matrix(u, 0, parallel.tp_group)
         else:
             v = linalg.gather_matrix(v, 1, parallel.tp_group)
-        whole = linalg.gather_matrix(
-            layer.weight.double() + u @ v, layer.weight.partition_dim, parallel.tp_group
-        )
-        linalg.check_finite(whole, what=f"the weight of {name} at step {step}")
-        return linalg.truncate(whole, columns[name]) if parallel.tp_rank == 0 else None
+        return torch.addmm(layer.weight.double(), u, v)
 
-    return shared_factor_pairs(_shapes(layers, columns), compute, parallel, device=_device(layers))
+    matrices = (
+        ShardedMatrix(name, partial(shard, name), layers[name].weight.partition_dim, moments.get(name))
+        for name in masters
+    )
+    ranks = (columns[name] for name in masters)
+
+    def own() -> dict[str, tuple[Tensor, Tensor]]:
+        results = truncate(matrices, ranks, parallel.tp_group, step=step)
+        return {name: (t.left.float(), t.right.float()) for name, t in zip(masters, results, strict=True)}
+
+    shapes = {name: (len(x.U), columns[name], x.V.shape[1]) for name, x in layers.items()}
+    return shared_over_replicas(shapes, parallel.in_unison(own), parallel, device=_device(layers))
+
+
+def _own_masters(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, Tensor]]:
+    """FP32 masters of U and V, this rank's shards, of the layers that its replica computes."""
+    own = set(own_layers(list(layers), parallel))
+    masters = {}
+    for name, layer in layers.items():  # collective over the data-parallel group: every rank goes through all
+        pair = read_master(layer.U), read_master(layer.V)
+        if name in own:
+            masters[name] = pair
+    return masters
 
 
 def _shapes(layers: Layers, columns: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:

@@ -29,7 +29,7 @@ def shared_factor_pairs(
             of that group. Only the result of its first rank counts and is broadcast.
     """
     names = list(shapes)
-    results = {name: compute(name) for name in own_layers(names, parallel)}
+    results = parallel.in_unison(lambda: {name: compute(name) for name in own_layers(names, parallel)})
     for index, name in enumerate(names):
         o, c, i = shapes[name]
         owner = (index % parallel.dp_size) * parallel.tp_size
@@ -40,6 +40,26 @@ def shared_factor_pairs(
         dist.broadcast(left, src=owner)
         dist.broadcast(right, src=owner)
         yield name, left, right
+
+
+def shared_over_replicas(
+    shapes: Mapping[str, tuple[int, int, int]],
+    own: Mapping[str, tuple[Tensor, Tensor]],
+    parallel: Parallel,
+    *,
+    device: torch.device,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Every layer's ``(left [o, c], right [c, i])``, this rank's shards in FP32, the same on all replicas.
+
+    ``own``: those of the layers that its replica computed. ``shapes``: (o, c, i) of every layer.
+    """
+    shards = {}
+    for index, (name, (o, c, i)) in enumerate(shapes.items()):
+        left, right = own.get(name) or (torch.empty(o, c, device=device), torch.empty(c, i, device=device))
+        shards[name] = left.contiguous(), right.contiguous()
+        for tensor in shards[name]:
+            dist.broadcast(tensor, group=parallel.dp_group, group_src=index % parallel.dp_size)
+    return shards
 
 
 def shared_spectra(

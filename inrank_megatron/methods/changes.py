@@ -67,12 +67,15 @@ class Refactor:
 
     ``ranks`` are the decided ranks, ``columns`` those or a little more, where the device's tile asks for it.
 
-    Values: plain truncation, singular values shared evenly. Moments: those of U* and V* start at zero with a
-    step count of their own; every other parameter keeps its moments.
+    Values: the best approximation of so many columns, singular values shared evenly; with
+    ``activation_batches`` 0 that of the matrix (plain), else that of its outputs on the inputs of so many
+    global batches, the last ones trained on (activation-aware). Moments: those of U* and V* start at zero
+    with a step count of their own; every other parameter keeps its moments.
     """
 
     ranks: Mapping[str, int]
     columns: Mapping[str, int]
+    activation_batches: int = 0
 
 
 Change = InitialiseFactors | SetRank | Refactor

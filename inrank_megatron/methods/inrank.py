@@ -25,6 +25,7 @@ class InRank:
         switch_step: completed steps after which the factors are refactored (InRank-Efficient); None: never
         (InRank).
         rank_multiple_of: columns after the switch are rounded up to a multiple of this.
+        activation_batches: global batches whose activations weigh the truncation; 0: plain truncation.
     """
 
     initial_rank: int
@@ -38,6 +39,7 @@ class InRank:
     new_column_norm: float
     switch_step: int | None
     rank_multiple_of: int = 1
+    activation_batches: int = 0
 
     @property
     def name(self) -> str:
@@ -78,7 +80,7 @@ class InRank:
             ranks.update({change.layer: change.rank for change in result})
             m = self.rank_multiple_of
             columns = {layer.name: min(-(-ranks[layer.name] // m) * m, layer.min_dim) for layer in layers}
-            result.append(Refactor(ranks=ranks, columns=columns))
+            result.append(Refactor(ranks, columns, activation_batches=self.activation_batches))
         return result
 
     def _check(self, layer) -> SetRank:

@@ -26,4 +26,5 @@ def make_method(config: Config, *, switch_step: int | None) -> Method:
         new_column_norm=inrank.new_column_norm,
         switch_step=switch_step,
         rank_multiple_of=inrank.rank_multiple_of,
+        activation_batches=inrank.activation_batches if inrank.truncation == "activation-aware" else 0,
     )

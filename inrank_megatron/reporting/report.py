@@ -92,15 +92,15 @@ def last_lines(run_dir: str | Path) -> str:
     processes = f" --num_gpus {world['size']}" if world.get("device") == "cpu" else ""
     launch = f"deepspeed{processes} launch/pretrain_gpt2.py"
     quoted = shlex.quote(str(folder))
-    total = run.settings.get("train_iters", run.last_step)
     resume = f"{launch} --config {quoted}/config.yaml --save {quoted} --resume auto"
-    if run.last_step >= total:
-        resume += f" --train-iters {2 * total}"
+    if not _notice(run):
+        resume += f" --train-iters {2 * run.last_step}"
+    report = folder / "report.html"
     return "\n".join(
         [
             f"checkpoint  {checkpoint}",
             f"plots       {folder / 'plots'}",
-            f"report      {folder / 'report.html'}",
+            f"report      {report if report.exists() else 'none yet'}",
             "",
             "what to run next:",
             f"  go on        {resume}",

@@ -80,7 +80,7 @@ class Trainer:
     # ---- one step ----
 
     def _start(self) -> None:
-        self.engine.apply(self.method.start(), step=0, first_batch=lambda: self._micro_batches(0))
+        self.engine.apply(self.method.start(), step=0, batches=self._micro_batches)
         if views := self.engine.views():
             self.journal.structure(0, "init", views)
 
@@ -104,7 +104,7 @@ class Trainer:
         switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
         if switching:
             self.identity = self.identity | {PHASE_1_COLUMNS: {view.name: view.active for view in views}}
-        engine.apply(changes, step=step)
+        engine.apply(changes, step=step, batches=self._micro_batches)
         if switching:
             views = engine.views()
             mean = sum(view.rank for view in views) / len(views)

@@ -3,7 +3,7 @@
 Top-level functions that ranks run; the assertions are in the test modules beside this one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from inrank_megatron.costs import linear_shapes
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
+from inrank_megatron.errors import UserError
 from inrank_megatron.methods.changes import Method, Refactor
 from inrank_megatron.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
@@ -98,7 +99,7 @@ class Session:
         return Engine.loss(self.engine.model, (rows[:, :-1], rows[:, 1:])).item()
 
     def start(self) -> "Session":
-        self.engine.apply(self.method.start(), step=0, first_batch=lambda: self.batch(0))
+        self.engine.apply(self.method.start(), step=0, batches=self.batch)
         return self
 
     def train(self, steps: int) -> "Session":
@@ -127,7 +128,7 @@ class Session:
         return {kind: {view.name: view.singular_values for view in views[kind]} for kind in views}
 
     def apply(self, changes: list) -> None:
-        self.engine.apply(changes, step=self.step)
+        self.engine.apply(changes, step=self.step, batches=self.batch)
         if changes:
             self.ranks.append(dict(self.engine.ranks))
 
@@ -210,19 +211,39 @@ def around_growth(rank: int, world_size: int, layout: Layout, bf16: bool) -> dic
     }
 
 
-def around_switch(rank: int, world_size: int, layout: Layout, bf16: bool) -> dict:
+@torch.no_grad()
+def input_moments(session: Session, batches: Iterable[int]) -> dict[str, Tensor]:
+    """``E[x x^T]`` of every layer's input over whole global batches, FP64; on one rank alone."""
+    inputs = {name: [] for name in session.engine.layers}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0].double()))
+        for name, layer in session.engine.layers.items()
+    ]
+    for batch in batches:
+        for micro_batch in session.batch(batch):
+            Engine.loss(session.engine.model, micro_batch)
+    for hook in hooks:
+        hook.remove()
+    rows = {name: torch.cat(seen, dim=1).flatten(0, 1) for name, seen in inputs.items()}
+    return {name: x.t() @ x / len(x) for name, x in rows.items()}
+
+
+def around_switch(rank: int, world_size: int, layout: Layout, bf16: bool, truncation: str) -> dict:
     """State and effective weights before and after a switch at the first rank check."""
-    session = build("inrank-efficient", layout, switch=CHECK, bf16=bf16).start().train(CHECK - 1)
+    changes = {"truncation": truncation, "activation_batches": 2}
+    session = build("inrank-efficient", layout, switch=CHECK, bf16=bf16, **changes).start().train(CHECK - 1)
     session.train_step()
     changes = session.decide()
     growth = [change for change in changes if not isinstance(change, Refactor)]
-    session.engine.apply(growth, step=session.step)
+    session.engine.apply(growth, step=session.step, batches=session.batch)
     before, tensors = states(session), snapshot(session)
-    session.engine.apply(changes[len(growth) :], step=session.step)
+    moments = input_moments(session, range(CHECK - 2, CHECK)) if world_size == 1 else None
+    session.engine.apply(changes[len(growth) :], step=session.step, batches=session.batch)
     return {
         "before": before,
         "after": states(session),
         "tensors": (tensors, snapshot(session)),
+        "moments": moments,
         "ranks": dict(session.engine.ranks),
         "steps": engine_record(session.engine)["adam_steps"],
     }
@@ -239,6 +260,18 @@ def spectra(rank: int, world_size: int, layout: Layout) -> dict:
         seen[moment] = session.spectra() | {"tensors": snapshot(session)}
         session.apply(changes if moment == "before growth" else [])
     return seen
+
+
+def check_after(rank: int, world_size: int, layout: Layout, poisoned: str) -> str:
+    """What a rank check says when one layer's factor U holds a NaN."""
+    session = build("inrank", layout).start().train(1)
+    with torch.no_grad():
+        session.engine.layers[poisoned].U[0, 0] = torch.nan
+    try:
+        session.spectra()
+    except UserError as error:
+        return str(error)
+    return "no error"
 
 
 def first_losses(rank: int, world_size: int, layout: Layout) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.contract.sessions import CHECK, LAYOUTS, around_growth, around_switch, spectra
+from inrank_megatron.linalg import oracle
+from tests.contract.sessions import CHECK, LAYOUTS, around_growth, around_switch, check_after, spectra
 from tests.harness import run_ranks
 
 
@@ -52,7 +53,7 @@ def test_growth(layout, bf16):
 @pytest.mark.parametrize("layout", ["TP1 DP1", "DP2", "TP2 SP DP2"])
 def test_switch(layout, bf16):
     """What is no factor keeps value and moments to the bit; factors are truncations with a fresh Adam."""
-    for result in run_ranks(around_switch, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16):
+    for result in run_ranks(around_switch, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16, "plain"):
         before, after = result["before"], result["after"]
         assert before.keys() == after.keys()
         assert result["steps"] == {"factors": 0, "decay": CHECK, "no_decay": CHECK}
@@ -70,12 +71,38 @@ def test_switch(layout, bf16):
             assert (u.shape[1], v.shape[0]) == (rank, rank)
             a, s, b = torch.linalg.svd(whole, full_matrices=False)
             best = a[:, :rank] * s[:rank] @ b[:rank]
-            # BF16: the masters hold the factors as the layer computes with them, rounded.
             assert (u @ v - best).norm() < (1e-2 if bf16 else 1e-6) * best.norm()
             torch.testing.assert_close(
                 u.square().sum(0), v.square().sum(1), rtol=1e-2 if bf16 else 1e-5, atol=0
             )
             assert f"{layer}.weight" not in new
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])
+def test_activation_aware_switch(bf16):
+    """Every layout finds the factors whose outputs are nearest, on the inputs that one rank alone sees."""
+    results = {
+        layout: run_ranks(around_switch, where.world_size, where, bf16, "activation-aware")[0]
+        for layout, where in LAYOUTS.items()
+    }
+    moments = results["TP1 DP1"]["moments"]
+    for result in results.values():
+        old, new = result["tensors"]
+        for layer, rank in result["ranks"].items():
+            whole = old[f"{layer}.weight"].double() + old[f"{layer}.U"].double() @ old[f"{layer}.V"].double()
+            u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
+            assert (u.shape[1], v.shape[0]) == (rank, rank)
+            best, plain = (
+                oracle.output_error(whole, torch.mm(*factors), moments[layer])
+                for factors in (
+                    oracle.truncate_for_activations(whole, moments[layer], rank),
+                    oracle.truncate(whole, rank),
+                )
+            )
+            assert oracle.output_error(whole, u @ v, moments[layer]) < best + 1e-3 * (plain - best)
+            torch.testing.assert_close(
+                u.square().sum(0), v.square().sum(1), rtol=1e-2 if bf16 else 1e-5, atol=0
+            )
 
 
 @pytest.mark.parametrize("layout", ["TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2"])
@@ -100,3 +127,10 @@ def test_spectra_that_methods_decide_on(layout):
     for layer, before in seen["before growth"]["update"].items():
         after = seen["after growth"]["update"][layer][: len(before)]
         assert after == pytest.approx(before, abs=1e-8 * before[0])
+
+
+@pytest.mark.parametrize("layer", ["decoder.layers.0.mlp.linear_fc1", "decoder.layers.1.mlp.linear_fc2"])
+def test_a_factor_that_is_not_finite_ends_every_replica(layer):
+    """Only the replica that decides the layer sees it; all ranks say so."""
+    messages = run_ranks(check_after, 4, LAYOUTS["TP2 SP DP2"], layer)
+    assert all(message.startswith(f"factor U of {layer} at step 1 holds NaN") for message in messages)

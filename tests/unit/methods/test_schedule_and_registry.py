@@ -4,7 +4,7 @@ import pytest
 
 from inrank_megatron.config import from_flat
 from inrank_megatron.errors import UserError
-from inrank_megatron.methods.changes import InitialiseFactors
+from inrank_megatron.methods.changes import InitialiseFactors, Refactor
 from inrank_megatron.methods.dense import Dense
 from inrank_megatron.methods.fixed_rank import FixedRank
 from inrank_megatron.methods.registry import make_method
@@ -67,6 +67,7 @@ def test_settings_reach_the_method():
             initial_column_norm=0.2,
             new_column_norm=0.3,
             rank_multiple_of=8,
+            activation_batches=3,
         ),
         switch_step=None,
     )
@@ -82,7 +83,14 @@ def test_settings_reach_the_method():
         "new_column_norm": 0.3,
         "switch_step": None,
         "rank_multiple_of": 8,
+        "activation_batches": 3,
     }
+
+
+def test_plain_truncation_asks_for_no_activations():
+    method = make_method(config("inrank-efficient", truncation="plain"), switch_step=7)
+    [refactor] = [change for change in method.changes(7, []) if isinstance(change, Refactor)]
+    assert refactor.activation_batches == 0
 
 
 def test_dense_asks_for_nothing():

@@ -165,6 +165,8 @@ def test_what_cannot_be_read_is_one_clear_line(make_run: Callable[..., Path], tm
 
 def test_last_lines_name_what_is_there_and_what_to_run(make_run: Callable[..., Path]) -> None:
     run_dir = make_run("with space")
+    assert "report      none yet" in last_lines(run_dir)
+    write_report(run_dir)
     text = last_lines(run_dir)
     assert f"checkpoint  {run_dir}/checkpoints/step_00000120" in text
     assert f"report      {run_dir}/report.html" in text
