@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from inrank_megatron.config import Config, resolve
 from inrank_megatron.errors import UserError
 from inrank_megatron.rank.buffer import default_buffer, default_capacity
+from inrank_megatron.schema import DataConfig
 
 SMALLEST_VOCABULARY = 257
 
@@ -55,7 +56,7 @@ def check(config: Config, *, world_size: int, vocab_size: int | None = None) -> 
     _check_shape(config)
     _check_tensor_parallel(config, world_size)
     _check_schedule(config)
-    _check_sources(config)
+    check_sources(config.data)
     dp = world_size // tp
     accumulation = _accumulation_steps(config, dp)
     min_dim = min(config.model.hidden_size, config.model.ffn_hidden_size)
@@ -172,8 +173,8 @@ def _vocabulary(config: Config) -> int:
     return size
 
 
-def _check_sources(config: Config) -> None:
-    data = config.data
+def check_sources(data: DataConfig) -> None:
+    """Refuses settings that name more than one training text, or held-out texts alone."""
     named = [name for name in ("data_path", "train_data_path", "dataset") if getattr(data, name) is not None]
     _require(len(named) < 2, f"{', '.join(named)}: each names the training text; give only one of them")
     held_out = [name for name in ("valid_data_path", "test_data_path") if getattr(data, name) is not None]

@@ -26,6 +26,7 @@ from inrank_megatron.config import (
     sections,
 )
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import launcher_ranks
 
 SOURCES = ("data_path", "train_data_path", "dataset")
 DATA = (*SOURCES, "valid_data_path", "test_data_path")
@@ -47,14 +48,12 @@ class Launch:
         config_path: the YAML file that it started from.
         dry_run: print the plan and stop.
         deepspeed_config: content of the DeepSpeed JSON that was given, or None.
-        local_rank: what DeepSpeed's launcher passes; 0 without it.
     """
 
     config: Config
     config_path: Path
     dry_run: bool
     deepspeed_config: dict[str, Any] | None
-    local_rank: int
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,6 +62,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; --help lists all flags", file=sys.stderr)
         raise SystemExit(2)
+
+    def print_help(self, file=None) -> None:
+        """Once in a job."""
+        if launcher_ranks()[0] == 0:
+            super().print_help(file)
 
 
 def parse(argv: Sequence[str], *, world_size: int) -> Launch:
@@ -83,7 +87,7 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     config = resolve(from_flat(_merge(read_file(path), flags)), world_size=world_size)
     _refuse_idle(flags, config)
     given = _read_json(known.deepspeed_config) if known.deepspeed_config else None
-    return Launch(config, path, known.dry_run, given, known.local_rank)
+    return Launch(config, path, known.dry_run, given)
 
 
 def find_config(name: str) -> Path:

@@ -40,6 +40,16 @@ UNAVAILABLE = (
     "zero_optimization.zero_quantized_weights",
 )
 OWNED = ("optimizer", "scheduler")
+# What AdamW and the schedule of the run always are.
+FIXED = {
+    "optimizer.params.adam_w_mode": True,
+    "optimizer.params.amsgrad": False,
+    "optimizer.params.bias_correction": True,
+    "optimizer.params.torch_adam": True,
+    "scheduler.params.warmup_min_lr": 0.0,
+    "scheduler.params.warmup_min_ratio": 0.0,
+    "scheduler.params.warmup_type": "linear",
+}
 
 
 def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) -> dict[str, Any]:
@@ -58,7 +68,9 @@ def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) ->
         value = _lookup(given, key)
         if not _is_off(value):
             raise UserError(f"DeepSpeed JSON {key} = {value!r}: not available yet; remove it from the file")
-    for key, (ours, source) in (_decided(config, topology) | _schedule(given, config)).items():
+    decided = _decided(config, topology) | _schedule(given, config)
+    _check_sections(given, decided)
+    for key, (ours, source) in decided.items():
         value = _lookup(given, key)
         if value not in (None, "auto") and not _equal(value, ours):
             raise UserError(
@@ -88,7 +100,30 @@ def _decided(config: Config, topology: Topology) -> dict[str, tuple[Any, str]]:
         "optimizer.params.betas": ([optimizer.adam_beta1, optimizer.adam_beta2], "adam_beta1, adam_beta2"),
         "optimizer.params.eps": (optimizer.adam_eps, "adam_eps"),
         "optimizer.params.weight_decay": (optimizer.weight_decay, "weight_decay"),
+        **{key: (value, "AdamW") for key, value in FIXED.items() if key.startswith("optimizer")},
     }
+
+
+def _check_sections(given: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
+    """Sections are objects, and those that the run owns hold nothing that nobody would read."""
+    for section in sorted({str(path) for key in (*decided, *UNAVAILABLE, *OWNED) for path in _above(key)}):
+        value = _lookup(given, section)
+        if value not in (None, "auto") and not isinstance(value, Mapping):
+            raise UserError(f"DeepSpeed JSON {section} = {value!r}: must be an object; write {{...}}")
+    for owned in OWNED:
+        known = [key.rpartition(".")[2] for key in decided if key.startswith(f"{owned}.params.")]
+        for name in _lookup(given, f"{owned}.params") or {}:
+            if name not in known:
+                raise UserError(
+                    f"DeepSpeed JSON {owned}.params.{name}: the run has no such setting"
+                    f"{nearest(name, known)}; remove it from the file"
+                )
+
+
+def _above(key: str) -> list[str]:
+    """``a.b.c`` -> ``a``, ``a.b``; an owned section is one itself."""
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + (key in OWNED))]
 
 
 def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, str]]:
@@ -113,6 +148,8 @@ def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, 
         "scheduler.params.warmup_num_steps": (optimizer.lr_warmup_iters, "lr_warmup_iters"),
         "scheduler.params.total_num_steps": (config.decay_iters, "lr_decay_iters"),
         "scheduler.params.warmup_max_lr": (optimizer.lr, "lr"),
+        "scheduler.params.cos_min_ratio": (optimizer.min_lr / optimizer.lr, "min_lr / lr"),
+        **{key: (value, "warm-up") for key, value in FIXED.items() if key.startswith("scheduler")},
     }
 
 

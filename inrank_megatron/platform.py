@@ -6,6 +6,8 @@ import warnings
 
 import torch
 
+from inrank_megatron.errors import UserError
+
 # Remarks that a user of this project can do nothing about, as regular expressions for their start.
 _NOISE = (
     # Megatron-Core at import: it falls back to torch implementations, which are the ones meant here.
@@ -35,7 +37,7 @@ def prepare_process() -> None:
     # the variable on a CPU too.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
-        torch.cuda.set_device(_integer("LOCAL_RANK", default=0))
+        _take_device(_integer("LOCAL_RANK", default=0))
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         for logger in _NOISE_WITHOUT_CUDA:
@@ -62,6 +64,16 @@ def device_name() -> str:
 def backend() -> str:
     """The backend of ``torch.distributed`` for this device: ``nccl`` or ``gloo``."""
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _take_device(local_rank: int) -> None:
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"local rank {local_rank}: this machine has {count} GPUs, and each process needs its own; "
+            f"start at most {count} processes here (--nproc-per-node, --num_gpus)"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def _share_cores() -> None:

@@ -104,7 +104,7 @@ class TrainingConfig(Section):
         "sequences of one step; left out: micro-batch-size x data-parallel", None
     )
     train_iters: Count = _about("optimizer steps")
-    seed: Steps = _about("seed of weights, data order and dropout", 1234)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = _about("seed of weights, data order and dropout", 1234)
     bf16: bool = _about("compute in bfloat16, with FP32 masters", False)
     eval_interval: Count | None = _about("steps between validations; left out: at the end only", None)
     eval_iters: Count | None = _about("global batches of one validation; left out: the whole split", None)

@@ -9,7 +9,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 # Every GPU at hand, or two processes on the CPU, which DeepSpeed would count as one device.
 processes=()
-if [ "$(python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; then
+if [ "$(python -c 'import torch; print(torch.cuda.is_available())')" = False ]; then
     processes=(--num_gpus 2)
     export DS_ACCELERATOR=cpu
 fi

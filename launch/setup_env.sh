@@ -35,7 +35,7 @@ make_environment() {
 }
 
 has_nvidia_gpu() {
-    command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+    command -v nvidia-smi >/dev/null && [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]
 }
 
 reachable() { # URL: answers within 5 seconds
@@ -43,22 +43,29 @@ reachable() { # URL: answers within 5 seconds
 }
 
 install_torch() {
-    local install=(.venv/bin/python -m pip install -qq)
-    if [ "$(.venv/bin/python -c 'import torch; print(torch.__version__.split("+")[0])' 2>/dev/null)" = "$torch_version" ]; then
+    local install=(.venv/bin/python -m pip install -qq) found
+    found=$(.venv/bin/python -c 'import torch; print(torch.__version__.split("+")[0], torch.version.cuda is not None)' \
+        2>/dev/null) || found=none
+    # A build with CUDA serves every machine; a CPU build, made perhaps on a login node, leaves GPUs idle.
+    if [ "$found" = "$torch_version True" ] || [ "$gpu $found" = "no $torch_version False" ]; then
         return
     fi
-    if ! has_nvidia_gpu; then
-        # Without a GPU the CPU build saves gigabytes. First where pip is configured to look (quick, and the
-        # right place behind a mirror), then at PyTorch's own index.
+    if [ "$gpu" = no ]; then
+        # The CPU build saves gigabytes. First where pip is configured to look (quick, and the right place behind
+        # a mirror), then at PyTorch's own index.
         if "${install[@]}" --no-deps "torch==$torch_version+cpu" 2>/dev/null; then return; fi
         if reachable "$cpu_index/torch/" &&
             "${install[@]}" --no-deps --index-url "$cpu_index" "torch==$torch_version+cpu"; then return; fi
+    elif [ "$found" != none ]; then
+        .venv/bin/python -m pip uninstall -qq -y torch
     fi
     "${install[@]}" "torch==$torch_version"
 }
 
 # One stamp per extra, written last: an interrupted installation leaves none and is taken up again.
-stamp=$({ echo "$root"; cat pyproject.toml launch/constraints.txt launch/setup_env.sh; } | sha256sum | cut -d' ' -f1)
+gpu=no
+if has_nvidia_gpu; then gpu=yes; fi
+stamp=$({ echo "$root $gpu"; cat pyproject.toml launch/constraints.txt launch/setup_env.sh; } | sha256sum | cut -d' ' -f1)
 installed() { # EXTRA
     [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$stamp" ]
 }

@@ -5,6 +5,7 @@ whole session and serve one function after another; a failure ends them, and the
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import random
@@ -237,6 +238,9 @@ def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
         # some dozens of calls they would slow the machine to a halt.
         for group in [g for g in groups if g not in known]:
             dist.destroy_process_group(group)
+        # An engine is full of cycles, and as long as it lives it holds its ended groups, whose threads poll.
+        if len(os.listdir("/proc/self/task")) > _MOST_THREADS:
+            gc.collect()
 
 
 def _answer(pipe: Connection, function: Callable, *args: Any) -> None:
@@ -246,4 +250,5 @@ def _answer(pipe: Connection, function: Callable, *args: Any) -> None:
         pipe.send((False, traceback.format_exc()))
 
 
+_MOST_THREADS = 100
 _POOLS: dict[int, RankPool] = {}

@@ -7,16 +7,13 @@ prepares the embedded corpus. Training with the same flags finds the files.
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress as Display
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.reporting.stages import shown
 from inrank_megatron.schema import DataConfig
 
 
@@ -67,24 +64,6 @@ def settings(argv: list[str]) -> DataConfig:
         raise UserError(
             f"{first['loc'][0]} = {first['input']!r}: {first['msg']}; --help lists the flags"
         ) from error
-
-
-@contextmanager
-def shown(console: Console) -> Iterator[Callable[[str, int | None], None]]:
-    """A callback for `prepare`: one live line on a terminal, else a line for each new stage."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Display(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
-        task = display.add_task("starting", total=None)
-        stages: set[str] = set()
-
-        def progress(stage: str, tokens: int | None) -> None:
-            done = "" if tokens is None else f": {tokens:,} tokens"
-            display.update(task, description=f"{stage}{done}")
-            if not console.is_terminal and stage not in stages:
-                stages.add(stage)
-                print(stage, flush=True)
-
-        yield progress
 
 
 if __name__ == "__main__":

@@ -171,9 +171,8 @@ def tidy(root: Path) -> None:
         if final.exists():
             shutil.rmtree(path)
         else:
-            path.rename(
-                final
-            )  # killed between the two renames: the older checkpoint of the step is still good
+            # Killed between the two renames: the older checkpoint of the step is still good.
+            path.rename(final)
     for path in root.glob(f".{PREFIX}*{PARTIAL}"):
         shutil.rmtree(path)
 

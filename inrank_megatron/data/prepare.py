@@ -10,6 +10,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.data.batches import unigram_perplexity
 from inrank_megatron.data.cache import (
     FileHashes,
     Progress,
@@ -26,7 +27,7 @@ from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_toke
 from inrank_megatron.errors import UserError
 from inrank_megatron.schema import DataConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIXES = (".bin", ".idx", ".words.npy")
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class PreparedData:
         train: token files and their weights in the blend, which sum to 1.
         valid, test: all their text as one token file; None where a share is 0 or holds nothing.
         folder: where the token files, the tokenizer and ``meta.json`` lie.
-        meta: the content of ``meta.json``; ``meta["splits"]`` has the counts of each split.
+        meta: the content of ``meta.json``; ``meta["splits"]`` has the counts of each split,
+            ``meta["unigram_perplexity"]`` that of the training tokens' frequencies on the held-out splits.
     """
 
     tokenizer: Tokenizer
@@ -132,6 +134,11 @@ def _build(
     meta = {
         "format_version": FORMAT_VERSION,
         "splits": {split: file.counts() for split, file in whole.items() if file is not None},
+        "unigram_perplexity": {
+            split: unigram_perplexity(train, file, vocab_size=tokenizer.vocab_size)
+            for split, file in (("valid", valid), ("test", test))
+            if file is not None
+        },
         "shares": list(selection.shares),
         "files": records,
         "tokenizer": {

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from inrank_megatron.checks import check_sources
 from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.corpus import Source, open_source
 from inrank_megatron.data.embedded import EmbeddedText
@@ -58,19 +59,12 @@ def select(data: DataConfig) -> Selection:
 
     Raises UserError for a contradiction, a path or dataset that is not there, a faulty weight or ``split``.
     """
-    named = [name for name in ("data_path", "train_data_path", "dataset") if getattr(data, name) is not None]
-    held_out = [name for name in ("valid_data_path", "test_data_path") if getattr(data, name) is not None]
-    if len(named) > 1:
-        raise UserError(f"{' and '.join(named)} are given; a run has one training text: keep one of them")
-    if held_out and named != ["train_data_path"]:
-        raise UserError(
-            f"{' and '.join(held_out)} given without train_data_path; name the training text with it"
-        )
+    check_sources(data)
     shares = parse_split(data.split)
     if data.dataset is not None:
         splits = load_splits(data.dataset, text_column=data.text_column)
         parts = [Part(split, splits[split], None) for split in SPLITS if split in splits]
-    elif not named:
+    elif data.data_path is None and data.train_data_path is None:
         parts = [Part(split, EmbeddedText(split), None) for split in SPLITS]
     else:
         paths = {"train": data.data_path or data.train_data_path}

@@ -75,8 +75,7 @@ class Engine:
         parallel.seed_random(seed=config.training.seed, step=0)
         self._build(factors)
 
-    # ---- training
-    # -------------------------------------------------------------------------------------------
+    # ---- training ----
 
     def train_step(self, micro_batches: Iterable[MicroBatch], *, step: int, lr: float) -> StepResult:
         """Optimizer step number ``step`` (from 1) over this rank's micro-batches.
@@ -126,8 +125,7 @@ class Engine:
         """Mean loss a token of one micro-batch."""
         return cls.token_losses(model, batch).mean()
 
-    # ---- what methods see and ask for
-    # -----------------------------------------------------------------------
+    # ---- what methods see and ask for ----
 
     def views(self, *, spectrum: str | None = None, step: int = 0) -> list[LayerView]:
         """The factorised linears with their ranks and, if asked for, spectra; the same on every rank."""
@@ -175,12 +173,16 @@ class Engine:
             self.parallel.seed_random(seed=self.config.training.seed, step=0)
             losses = (self.loss(self.model, batch) for batch in batches(0))
             gradients = factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel)
-            pairs = factor_surgery.gradient_start(
-                self.layers, gradients, self.parallel, column_norm=change.column_norm
+            shards = factor_surgery.gradient_start(
+                self.layers,
+                gradients,
+                self.parallel,
+                column_norm=change.column_norm,
+                seed=self.config.training.seed,
             )
         else:
-            pairs = factor_surgery.spectral_start(self.layers, self.factory.initial_weight, self.parallel)
-        for name, left, right in pairs:
+            shards = factor_surgery.spectral_start(self.layers, self.factory.initial_weight, self.parallel)
+        for name, (left, right) in shards.items():
             self._place(name, left, right, start=0, absorb=change.absorb)
 
     def _set_rank(self, change: SetRank) -> None:
@@ -229,8 +231,7 @@ class Engine:
                 zero_state.write_state(parameter, kept[name])
         zero_state.set_group_steps(self.deepspeed.optimizer, steps | {"factors": 0})
 
-    # ---- state
-    # ----------------------------------------------------------------------------------------------
+    # ---- state ----
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Trained parameters by name, in the model's order."""

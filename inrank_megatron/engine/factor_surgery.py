@@ -3,16 +3,16 @@
 ``layers`` are the factorised linears by name; letters as in ``layers/factorised.py``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from inrank_megatron.engine.work_sharing import (
     own_layers,
-    shared_factor_pairs,
     shared_over_replicas,
     shared_spectra,
 )
@@ -21,9 +21,12 @@ from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.linalg import factors as linalg
 from inrank_megatron.linalg.spectra import Product, Update, singular_values
 from inrank_megatron.linalg.truncation import ShardedMatrix, truncate
+from inrank_megatron.model.initialise import named_generator
 from inrank_megatron.parallel import Parallel
 
 Layers = Mapping[str, FactorisedLinear]
+Shards = dict[str, tuple[Tensor, Tensor]]
+"""By layer, this rank's ``(left [O/n, c], right [c, I/n])``, FP32, the same on all data-parallel replicas."""
 
 
 def weight_gradients(
@@ -62,73 +65,86 @@ def weight_gradients(
 
 
 def gradient_start(
-    layers: Layers, gradients: Mapping[str, Tensor], parallel: Parallel, *, column_norm: float
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """``(name, U0 [O, k], V0 [k, I])``: leading singular pairs of each gradient, columns of norm
-    ``column_norm``.
+    layers: Layers, gradients: Mapping[str, Tensor], parallel: Parallel, *, column_norm: float, seed: int
+) -> Shards:
+    """``U0``, ``V0``: leading singular pairs of each gradient, columns of norm ``column_norm``.
+
+    For a gradient ``sum s u v^T`` they are ``-u`` and ``v^T``: a step along ``-u v^T`` descends (InRank
+    algorithm 2, line 3, for the untransposed gradient). Where a gradient has fewer, random ones follow.
     """
-
-    def compute(name):
+    columns = {name: layer.active for name, layer in layers.items()}
+    pairs = _truncated(layers, gradients.__getitem__, columns, parallel, what="the loss gradient", step=0)
+    for name, (left, right) in pairs.items():
         layer = layers[name]
-        whole = linalg.gather_matrix(gradients[name], layer.weight.partition_dim, parallel.tp_group)
-        linalg.check_finite(whole, what=f"the loss gradient of {name} on the first global batch")
-        if parallel.tp_rank == 0:
-            left, right = linalg.leading_directions(whole, layer.active)
-            return column_norm * left, column_norm * right
-        return None
-
-    return shared_factor_pairs(
-        _shapes(layers, {n: x.active for n, x in layers.items()}), compute, parallel, device=_device(layers)
-    )
+        random = random_columns(layer, layer.active, norm=1.0, generator=named_generator(seed, name))
+        left, right = (
+            _unit_columns(part, other, parallel.tp_group)
+            for part, other in ((left, random[0]), (right.t(), random[1].t()))
+        )
+        pairs[name] = -column_norm * left, column_norm * right.t()
+    return pairs
 
 
-def spectral_start(
-    layers: Layers, initial_weight: Callable[[str], Tensor], parallel: Parallel
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """``(name, U0 [O, k], V0 [k, I])``: truncated SVD of each whole initial weight [O, I]."""
+def spectral_start(layers: Layers, initial_weight: Callable[[str], Tensor], parallel: Parallel) -> Shards:
+    """Truncated SVD of each initial weight; ``initial_weight(name)`` is the whole matrix [O, I]."""
 
-    def compute(name):
-        return linalg.truncate(initial_weight(name), layers[name].active) if parallel.tp_rank == 0 else None
+    def shard(name: str) -> Tensor:
+        dim = 1 if layers[name].row_parallel else 0
+        whole = initial_weight(name).to(_device(layers))
+        return whole.chunk(parallel.tp_size, dim)[parallel.tp_rank]
 
-    return shared_factor_pairs(
-        _shapes(layers, {n: x.active for n, x in layers.items()}), compute, parallel, device=_device(layers)
-    )
+    columns = {name: layer.active for name, layer in layers.items()}
+    return _truncated(layers, shard, columns, parallel, what="the initial weight", step=0)
+
+
+def _unit_columns(shard: Tensor, replacement: Tensor, group: ProcessGroup) -> Tensor:
+    """Columns cut over ``group``, each scaled to norm 1; those that are zero become ``replacement``'s."""
+    squares = shard.square().sum(dim=0)
+    dist.all_reduce(squares, group=group)
+    return torch.where(squares > 0, shard / squares.sqrt(), replacement)
 
 
 @torch.no_grad()
 def place_columns(layer: FactorisedLinear, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
-    """Write whole columns ``left`` [O, c], ``right`` [c, I] into columns ``start`` ... of the layer and its
-    masters.
+    """Write shards ``left`` [O/n, c], ``right`` [c, I/n] into columns ``start`` ..., masters included.
 
     With ``absorb`` their product, as rounded to the parameters' dtype, is subtracted from W0.
     """
-    rank, n = layer.tp_group.rank(), layer.tp_group.size()
     left, right = left.to(layer.U), right.to(layer.V)
     stop = start + left.shape[1]
-    own_left, own_right = left.chunk(n, dim=0)[rank], right.chunk(n, dim=1)[rank]
     for parameter, index, value in (
-        (layer.U, (slice(None), slice(start, stop)), own_left),
-        (layer.V, (slice(start, stop), slice(None)), own_right),
+        (layer.U, (slice(None), slice(start, stop)), left),
+        (layer.V, (slice(start, stop), slice(None)), right),
     ):
         whole = read_master(parameter).clone()
         whole[index] = value.to(whole)
         write_master(parameter, whole)
     if absorb:
-        a, b = (left, own_right) if layer.row_parallel else (own_left, right)
-        layer.weight.copy_(layer.weight.float() - a.float() @ b.float())
+        product = _own_product(layer, left.float(), right.float())
+        layer.weight.copy_(layer.weight.float() - product)
 
 
 def random_columns(
     layer: FactorisedLinear, count: int, *, norm: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``(left [O, count], right [count, I])``: random directions, every column of U and row of V of the given
-    norm.
+    """Shards ``(left [O/n, count], right [count, I/n])`` of random directions.
+
+    Every whole column of U and row of V has the given norm.
     """
+    rank, n = layer.tp_group.rank(), layer.tp_group.size()
     left = torch.randn(layer.output_size, count, generator=generator)
     right = torch.randn(count, layer.input_size, generator=generator)
     left *= norm / left.norm(dim=0, keepdim=True)
     right *= norm / right.norm(dim=1, keepdim=True)
-    return left.to(layer.U.device), right.to(layer.V.device)
+    device = layer.U.device
+    return left.chunk(n, dim=0)[rank].to(device), right.chunk(n, dim=1)[rank].to(device)
+
+
+def _own_product(layer: FactorisedLinear, left: Tensor, right: Tensor) -> Tensor:
+    """This rank's share of a product, cut as W0 is, from shards ``left`` [O/n, k] and ``right`` [k, I/n]."""
+    if layer.row_parallel:
+        return linalg.gather_matrix(left, 0, layer.tp_group) @ right
+    return left @ linalg.gather_matrix(right, 1, layer.tp_group)
 
 
 def spectra(
@@ -159,8 +175,8 @@ def truncated_weights(
     parallel: Parallel,
     *,
     step: int,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """This rank's ``(U* [O/n, r], V* [r, I/n])`` in FP32: ``W0 + U V`` truncated to so many columns.
+) -> Shards:
+    """``U*``, ``V*``: every layer's ``W0 + U V`` truncated to so many columns.
 
     ``moments``: second moments of activations, at least of the layers that this replica owns, see
     ``engine/activations.py``; empty: plain truncation.
@@ -169,25 +185,43 @@ def truncated_weights(
 
     def shard(name: str) -> Tensor:
         layer, (u, v) = layers[name], masters[name]
-        u, v = u[:, : layer.active].double(), v[: layer.active].double()
-        if layer.row_parallel:
-            u = linalg.gather_matrix(u, 0, parallel.tp_group)
-        else:
-            v = linalg.gather_matrix(v, 1, parallel.tp_group)
-        return torch.addmm(layer.weight.double(), u, v)
+        product = _own_product(layer, u[:, : layer.active].double(), v[: layer.active].double())
+        return product.add_(layer.weight)
 
+    return _truncated(layers, shard, columns, parallel, what="the weight", step=step, moments=moments)
+
+
+def _truncated(
+    layers: Layers,
+    shard: Callable[[str], Tensor],
+    columns: Mapping[str, int],
+    parallel: Parallel,
+    *,
+    what: str,
+    step: int,
+    moments: Mapping[str, Tensor] | None = None,
+) -> Shards:
+    """Every layer's matrix truncated to so many columns, computed by the replica that owns the layer.
+
+    ``shard(name)``: this rank's share of it, cut as W0 is; called on all ranks of that replica.
+    """
+    own = own_layers(list(layers), parallel)
     matrices = (
-        ShardedMatrix(name, partial(shard, name), layers[name].weight.partition_dim, moments.get(name))
-        for name in masters
+        ShardedMatrix(
+            f"{what} of {name}",
+            partial(shard, name),
+            dim=1 if layers[name].row_parallel else 0,
+            moment=(moments or {}).get(name),
+        )
+        for name in own
     )
-    ranks = (columns[name] for name in masters)
 
-    def own() -> dict[str, tuple[Tensor, Tensor]]:
-        results = truncate(matrices, ranks, parallel.tp_group, step=step)
-        return {name: (t.left.float(), t.right.float()) for name, t in zip(masters, results, strict=True)}
+    def compute() -> Shards:
+        results = truncate(matrices, [columns[name] for name in own], parallel.tp_group, step=step)
+        return {name: (t.left.float(), t.right.float()) for name, t in zip(own, results, strict=True)}
 
     shapes = {name: (len(x.U), columns[name], x.V.shape[1]) for name, x in layers.items()}
-    return shared_over_replicas(shapes, parallel.in_unison(own), parallel, device=_device(layers))
+    return shared_over_replicas(shapes, parallel.in_unison(compute), parallel, device=_device(layers))
 
 
 def _own_masters(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, Tensor]]:
@@ -199,10 +233,6 @@ def _own_masters(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, 
         if name in own:
             masters[name] = pair
     return masters
-
-
-def _shapes(layers: Layers, columns: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
-    return {name: (x.output_size, columns[name], x.input_size) for name, x in layers.items()}
 
 
 def _device(layers: Layers) -> torch.device:

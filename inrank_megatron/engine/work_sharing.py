@@ -1,6 +1,6 @@
 """Factor computations divided over the data-parallel replicas, each layer computed once in the whole job."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -12,34 +12,6 @@ from inrank_megatron.parallel import Parallel
 def own_layers(names: list[str], parallel: Parallel) -> list[str]:
     """The layers that this rank's replica computes: every data-parallel replica takes its turn."""
     return names[parallel.dp_rank :: parallel.dp_size]
-
-
-def shared_factor_pairs(
-    shapes: Mapping[str, tuple[int, int, int]],
-    compute: Callable[[str], tuple[Tensor, Tensor] | None],
-    parallel: Parallel,
-    *,
-    device: torch.device,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield ``(name, left [O, c], right [c, I])`` in FP32 for every layer, identical on every rank.
-
-    Args:
-        shapes: (O, c, I) of each layer.
-        compute: called on all tensor-parallel ranks of the replica that owns the layer; may use collectives
-            of that group. Only the result of its first rank counts and is broadcast.
-    """
-    names = list(shapes)
-    results = parallel.in_unison(lambda: {name: compute(name) for name in own_layers(names, parallel)})
-    for index, name in enumerate(names):
-        o, c, i = shapes[name]
-        owner = (index % parallel.dp_size) * parallel.tp_size
-        if parallel.rank == owner:
-            left, right = (t.to(device=device, dtype=torch.float32).contiguous() for t in results.pop(name))
-        else:
-            left, right = torch.empty(o, c, device=device), torch.empty(c, i, device=device)
-        dist.broadcast(left, src=owner)
-        dist.broadcast(right, src=owner)
-        yield name, left, right
 
 
 def shared_over_replicas(
@@ -72,7 +44,8 @@ def shared_spectra(
 ) -> dict[str, Tensor]:
     """Singular values of every layer, [at most ``length``] FP64, bit-identical on every rank.
 
-    ``compute`` is called as in :func:`shared_factor_pairs`. One all-reduce carries all spectra: each row has
+    ``compute`` is called on all tensor-parallel ranks of the replica that owns the layer, and only the result
+    of its first rank counts. One all-reduce carries all spectra: each row has
     one contributor, so the sum is exact.
     """
     table = torch.zeros(len(names), length, dtype=torch.float64, device=device)

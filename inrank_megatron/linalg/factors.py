@@ -1,4 +1,4 @@
-"""Algebra of sharded factors: spectra without forming a product, and truncation.
+"""What the algebra of sharded factors stands on: spread QR, gathering, checks.
 
 Letters: O, I features, k columns, n ranks of the group; ``/n`` is this rank's share. Every function is
 collective over ``group``; with a group of one it is the serial algorithm. All arithmetic is FP64.
@@ -34,27 +34,6 @@ def triangular_factor(rows: Tensor, group: ProcessGroup) -> Tensor:
     parts = [torch.empty_like(square) for _ in range(group.size())]
     dist.all_gather(parts, square, group=group)
     return torch.linalg.qr(torch.cat(parts), mode="r").R
-
-
-def truncate(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-``rank`` factors ``U* [O, r]``, ``V* [r, I]`` of ``matrix`` [O, I], singular values
-    shared evenly.
-
-    ``U* = A sqrt(S)``, ``V* = sqrt(S) B^T`` from the SVD (InRank algorithm 3, whose line 6 drops S). FP64.
-    """
-    a, s, b = torch.linalg.svd(matrix.double(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return a[:, :rank] * root, root[:, None] * b[:rank]
-
-
-def leading_directions(gradient: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal ``(-u [O, c], v^T [c, I])`` of the ``columns`` leading singular pairs of a gradient [O, I].
-
-    For ``G = sum s u v^T`` a step along ``-u v^T`` descends (InRank algorithm 2, line 3, for the untransposed
-    gradient).
-    """
-    u, _, v = torch.linalg.svd(gradient.double(), full_matrices=False)
-    return -u[:, :columns], v[:columns]
 
 
 def gather_matrix(shard: Tensor, dim: int, group: ProcessGroup) -> Tensor:

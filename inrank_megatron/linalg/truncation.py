@@ -101,7 +101,7 @@ def output_energies(matrices: Iterable[ShardedMatrix], group: ProcessGroup, *, s
     for turn in _turns(matrices, group.size()):
         shares = [_oriented(matrix) for matrix in turn]
         for owner, message in enumerate(_leading(turn, shares, [0] * len(turn), group)):
-            results.append(_received(message, owner, turn[owner].name, group, step)[0].cpu())
+            results.append(_received(message, owner, turn[owner], group, step)[0].cpu())
     return results
 
 
@@ -118,7 +118,7 @@ def truncate(
         shares = [_oriented(matrix) for matrix in turn]
         messages = _leading(turn, shares, columns, group)
         for owner, (matrix, x, r, message) in enumerate(zip(turn, shares, columns, messages, strict=True)):
-            energies, basis = _received(message, owner, matrix.name, group, step)
+            energies, basis = _received(message, owner, matrix, group, step)
             if matrix.moment is None:
                 along_h, along_m, energies = _plain(x, r, energies, basis, owner, group)
             elif matrix.dim == 1:
@@ -187,11 +187,11 @@ def _symmetric(lower: Tensor) -> Tensor:
 
 
 def _received(
-    message: Tensor, owner: int, name: str, group: ProcessGroup, step: int
+    message: Tensor, owner: int, matrix: ShardedMatrix, group: ProcessGroup, step: int
 ) -> tuple[Tensor, Tensor]:
     dist.broadcast(message, group=group, group_src=owner)
-    what = f"the weight of {name}, or the moment of its activations, at step {step},"
-    check_finite(message[:, 0], what=what)
+    subject = matrix.name if matrix.moment is None else f"{matrix.name}, or the moment of its activations,"
+    check_finite(message[:, 0], what=f"{subject} at step {step}")
     return message[:, 0], message[:, 1:]
 
 

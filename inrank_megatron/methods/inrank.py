@@ -85,8 +85,7 @@ class InRank:
 
     def _check(self, layer) -> SetRank:
         b, r, s = self.buffer_of(layer.min_dim), layer.rank, layer.singular_values
-        # The authors' code searches [r, r + b); equation 7 is 1 at r + b, where no trained column is left
-        # out.
+        # The authors' code searches [r, r + b). Equation 7 is 1 at r + b: no trained column is left out.
         reach = max(1, b - 1) if self.criterion == "update" else b
 
         def ratio(candidate: int) -> float:

@@ -19,7 +19,6 @@ from inrank_megatron.config import Config
 from inrank_megatron.costs import linear_shapes
 from inrank_megatron.layers.factorised import (
     ColumnParallelFactorised,
-    FactorisedLinear,
     FactorSpec,
     RowParallelFactorised,
 )
@@ -72,11 +71,6 @@ class GPTFactory:
             "std": self.config.model.init_method_std,
             "num_layers": self.config.model.num_layers,
         }
-
-
-def factorised_linears(model: torch.nn.Module) -> dict[str, FactorisedLinear]:
-    """The factorised linears of a model by name, in the order of depth."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FactorisedLinear)}
 
 
 def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:

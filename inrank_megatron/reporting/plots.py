@@ -170,7 +170,7 @@ def _mark_switch(axes: Axes, run: Run) -> None:
 
 def _spectrum(axes: Axes, record: Record, *, colour: str) -> None:
     values = np.array(_column([{"value": value} for value in record["singular_values"]], "value"))
-    total = np.nansum(values)
+    total = record.get("singular_value_sum") or np.nansum(values)
     shares = values / total if total > 0 else np.zeros_like(values)
     edges, rank = np.arange(len(shares) + 1) + 0.5, record["rank"]
     axes.stairs(shares, edges, fill=True, color=colour, alpha=0.25)

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import os
 import shlex
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,15 +98,18 @@ def last_lines(run_dir: str | Path) -> str:
     if not _notice(run):
         resume += f" --train-iters {2 * run.last_step}"
     report = folder / "report.html"
+    active = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
+    activation = [] if active else [f"  first        source {shlex.quote(sys.prefix)}/bin/activate"]
     return "\n".join(
         [
             f"checkpoint  {checkpoint}",
             f"plots       {folder / 'plots'}",
-            f"report      {report if report.exists() else 'none yet'}",
+            f"report      {report if report.exists() else f'none yet: python tools/report.py {quoted}'}",
             "",
             "what to run next:",
+            *activation,
             f"  go on        {resume}",
-            f"  real text    {launch} --inrank --dataset wikitext:wikitext-103-raw-v1 --tokenizer gpt2",
+            f"  real text    {launch} --config configs/gpt2_small_inrank.yaml",
             f"  all curves   tensorboard --logdir {quoted}/tensorboard",
         ]
     )

@@ -153,4 +153,5 @@ def _rank_record(
         "capacity": view.capacity,
         "capped": capped,
         "singular_values": list(view.singular_values[:LEADING_VALUES]),
+        "singular_value_sum": sum(view.singular_values),
     }

@@ -1,6 +1,9 @@
 """One run from its settings to its report: check, join the job, prepare data, build, train, tell."""
 
 import errno
+from contextlib import nullcontext
+
+from rich.console import Console
 
 from inrank_megatron import costs
 from inrank_megatron import parallel as processes
@@ -9,7 +12,9 @@ from inrank_megatron.checks import Topology, check
 from inrank_megatron.cli import Launch
 from inrank_megatron.config import Config, resolve
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.prepare import PreparedData, prepare
+from inrank_megatron.data.sources import select
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.deepspeed_json import passthrough
 from inrank_megatron.engine.engine import Engine
@@ -23,6 +28,7 @@ from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.platform import backend, device, device_name
 from inrank_megatron.reporting.report import last_lines, write_report
+from inrank_megatron.reporting.stages import shown
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
 from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_message
@@ -42,6 +48,8 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     topology = check(config, world_size=world_size, vocab_size=tokenizer.vocab_size if tokenizer else None)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
     if launch.dry_run:
+        if config.data.dataset is None:  # which a look at would download
+            select(config.data)
         if rank == 0:
             print(render(make_plan(config, topology, vocab_size=topology.vocab_size, device=device_name())))
         return
@@ -76,7 +84,8 @@ def _run(
     if parallel.from_first_rank(lambda: is_finished(folder, config)):
         told = f"the run has all its {config.training.train_iters} steps already\n"
     else:
-        data, told = prepare(config.data), ""
+        with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
+            data, told = prepare(config.data, progress=progress), ""
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
         trainer = _build(
             config, topology, parallel, data, folder=folder, deepspeed_json=deepspeed_json, stop=stop

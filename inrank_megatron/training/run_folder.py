@@ -12,7 +12,8 @@ from inrank_megatron.reporting.files import write_atomically
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
-# What may change when a run is resumed: where it runs, how long, how it is watched, and how it is optimized.
+# What may change when a run is resumed: where it runs, how long, how it is watched, how it is optimized, and
+# where its data lie: whether they are the same data, every checkpoint's own record says.
 FREE = frozenset(
     {
         "train_iters",
@@ -28,6 +29,13 @@ FREE = frozenset(
         "tensor_model_parallel_size",
         "sequence_parallel",
         "micro_batch_size",
+        "recompute_granularity",
+        "data_path",
+        "train_data_path",
+        "valid_data_path",
+        "test_data_path",
+        "dataset",
+        "tokenizer",
         *sections()["optimizer"].model_fields,
     }
 )
@@ -70,12 +78,11 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
 
     Args:
         name: of the configuration; without ``save`` the folder is ``runs/<name>-<method>``, with a number
-        if taken.
+            if taken.
 
     Raises:
         UserError: the folder holds another run, or this run without ``--resume auto``, or something that is
-        no run,
-            or only broken checkpoints; or another job is running in it.
+            no run, or only broken checkpoints; or another job is running in it.
     """
     if config.training.save is None:
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import Config
-from inrank_megatron.data.batches import unigram_perplexity
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.prepare import PreparedData
 from inrank_megatron.platform import device_name
@@ -33,7 +32,6 @@ def is_finished(folder: RunFolder, config: Config) -> bool:
 def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> None:
     """Write the summary of the run as it stands."""
     config, topology = trainer.config, trainer.topology
-    valid = trainer.windows.get("valid")
     summary = {
         "method": config.training.method,
         "world": {
@@ -43,9 +41,7 @@ def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> No
             "data_parallel_size": topology.data_parallel_size,
         },
         "data": data.meta["splits"],
-        "unigram_perplexity": {}
-        if valid is None
-        else {"valid": unigram_perplexity(data.train, valid.file, vocab_size=topology.vocab_size)},
+        "unigram_perplexity": data.meta["unigram_perplexity"],
         "finished": finished,
         "steps": trainer.progress.step,
         "train_seconds": trainer.progress.seconds,

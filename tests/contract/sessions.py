@@ -64,6 +64,7 @@ LAYOUTS = {
     "TP2 without SP": Layout(2, 2, sequence_parallel=False),
     "DP2": Layout(2, 1),
     "TP2 SP DP2": Layout(4, 2),
+    "TP4 SP": Layout(4, 4),
 }
 
 
@@ -272,6 +273,28 @@ def check_after(rank: int, world_size: int, layout: Layout, poisoned: str) -> st
     except UserError as error:
         return str(error)
     return "no error"
+
+
+def starts(rank: int, world_size: int, layout: Layout) -> dict:
+    """What the first changes leave, and on one rank the gradients that InRank starts from."""
+    inrank = build("inrank", layout)
+    gradients = dense_gradients(inrank) if world_size == 1 else None
+    tensors = {"inrank": snapshot(inrank.start()), "gradients": gradients}
+    fixed = build("fixed-rank", layout).start()
+    initial = {name: fixed.engine.factory.initial_weight(name) for name in fixed.engine.layers}
+    return tensors | {"fixed-rank": snapshot(fixed), "initial": initial}
+
+
+def dense_gradients(session: Session) -> dict[str, Tensor]:
+    """Of the mean loss of batch 0 with respect to every W0 while the factors are empty; on one rank."""
+    weights = {name: layer.weight for name, layer in session.engine.layers.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    losses = [Engine.loss(session.engine.model, batch) for batch in session.batch(0)]
+    gradients = torch.autograd.grad(sum(losses) / len(losses), list(weights.values()))
+    for weight in weights.values():
+        weight.requires_grad_(False)
+    return {name: g.double() for name, g in zip(weights, gradients, strict=True)}
 
 
 def first_losses(rank: int, world_size: int, layout: Layout) -> dict[str, float]:

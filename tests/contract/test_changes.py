@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inrank_megatron.linalg import oracle
-from tests.contract.sessions import CHECK, LAYOUTS, around_growth, around_switch, check_after, spectra
+from tests.contract.sessions import CHECK, LAYOUTS, around_growth, around_switch, check_after, spectra, starts
 from tests.harness import run_ranks
 
 
@@ -15,6 +15,33 @@ def is_factor(name: str) -> bool:
 def assert_same(before: dict, after: dict, name: str) -> None:
     for key in ("master", "exp_avg", "exp_avg_sq"):
         assert torch.equal(before[name][key], after[name][key]), f"{key} of {name}"
+
+
+def test_starts():
+    """Gradient directions that descend, absorbed into W0; the best factors of the initial matrix."""
+    results = {
+        layout: run_ranks(starts, LAYOUTS[layout].world_size, LAYOUTS[layout])[0]
+        for layout in ("TP1 DP1", "DP2", "TP2 SP DP2")
+    }
+    gradients = results["TP1 DP1"]["gradients"]
+    for result in results.values():
+        for layer, gradient in gradients.items():
+            initial = result["initial"][layer].double()
+            w, u, v = (result["inrank"][f"{layer}.{leaf}"].double() for leaf in ("weight", "U", "V"))
+            k = int(u.any(dim=0).sum())
+            assert k == 10
+            assert not v[k:].any()
+            squares = 0.25 * torch.eye(k, dtype=torch.float64)  # columns of norm 0.5
+            torch.testing.assert_close(u[:, :k].t() @ u[:, :k], squares, rtol=0, atol=1e-6)
+            torch.testing.assert_close(v[:k] @ v[:k].t(), squares, rtol=0, atol=1e-6)
+            # A step along U V lowers the linear loss <G, W> by the leading singular values, and none lowers
+            # it more.
+            descent, s = -(gradient * (u @ v)).sum(), torch.linalg.svdvals(gradient)
+            torch.testing.assert_close(descent, 0.25 * s[:k].sum(), rtol=1e-4, atol=0)
+            torch.testing.assert_close(w + u @ v, initial, rtol=0, atol=1e-7)
+            u, v = (result["fixed-rank"][f"{layer}.{leaf}"].double() for leaf in ("U", "V"))
+            best = torch.mm(*oracle.truncate(initial, u.shape[1]))
+            torch.testing.assert_close(u @ v, best, rtol=0, atol=1e-6 * float(best.norm()))
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])

@@ -41,6 +41,7 @@ STOPS = [
     Stop("torchrun", "SIGTERM to one rank", lambda s: s.ranks()[1].terminate(), True),
     Stop("deepspeed", "Ctrl-C", lambda s: os.killpg(s.process.pid, signal.SIGINT), True),
     Stop("deepspeed", "kill -9 of DeepSpeed's launcher", lambda s: s.ranks()[0].parent().kill(), True),
+    Stop("torchrun", "kill -9 of everything, after the switch", kill_everything, False),
 ]
 
 

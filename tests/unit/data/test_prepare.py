@@ -182,8 +182,8 @@ DAMAGE = {
     "missing index": lambda folder: (folder / "train-00.idx").unlink(),
     "wrong words": lambda folder: _flip(folder / "train-00.words.npy"),
     "no record": lambda folder: (folder / "meta.json").unlink(),
-    "half a record": lambda folder: (folder / "meta.json").write_text('{"format_version": 1, "fi'),
-    "empty record": lambda folder: (folder / "meta.json").write_text('{"format_version": 1, "files": []}'),
+    "half a record": lambda folder: (folder / "meta.json").write_text('{"format_version": 2, "fi'),
+    "empty record": lambda folder: (folder / "meta.json").write_text('{"format_version": 2, "files": []}'),
     "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
     "other tokenizer": lambda folder: shutil.copytree(
         folder.parent.parent / "other", folder / "tokenizer", dirs_exist_ok=True

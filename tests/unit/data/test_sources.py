@@ -44,9 +44,9 @@ def test_blend() -> None:
 
 
 def test_contradictions(settings) -> None:
-    with pytest.raises(UserError, match="data_path and dataset are given"):
+    with pytest.raises(UserError, match="data_path, dataset: each names the training text"):
         select(settings(data_path=["a"], dataset="b"))
-    with pytest.raises(UserError, match="valid_data_path given without train_data_path"):
+    with pytest.raises(UserError, match="valid_data_path: belongs to train_data_path"):
         select(settings(data_path=["a"], valid_data_path=["b"]))
 
 

@@ -89,43 +89,6 @@ def test_triangular_factor_of_spread_rows(pair, shares):
             torch.testing.assert_close(got, whole, rtol=0, atol=1e-13 * max(float(whole.abs().max()), 1e-300))
 
 
-@pytest.mark.parametrize("rank", [1, 5, COLUMNS])
-def test_truncation_is_the_best_one_and_balanced(rank):
-    """Eckart-Young: no matrix of that rank is nearer. The two factors carry equal, diagonal Gram matrices."""
-    matrix = random_factors(40)[0] @ random_factors(40)[1]
-    u, v = factors.truncate(matrix, rank)
-    s = torch.linalg.svdvals(matrix)
-    assert u.shape == (ROWS, rank)
-    assert v.shape == (rank, COLUMNS)
-    torch.testing.assert_close((matrix - u @ v).norm(), s[rank:].square().sum().sqrt(), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(u.t() @ u, torch.diag(s[:rank]), rtol=0, atol=1e-11)
-    torch.testing.assert_close(v @ v.t(), torch.diag(s[:rank]), rtol=0, atol=1e-11)
-
-
-def test_truncation_of_bf16_is_computed_in_fp64():
-    matrix = random_factors(3)[0] @ random_factors(3)[1]
-    u, _ = factors.truncate(matrix.bfloat16(), 3)
-    assert u.dtype == torch.float64
-    assert torch.equal(u, factors.truncate(matrix.bfloat16().double(), 3)[0])
-
-
-@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (7, 7)], ids=str)
-def test_leading_directions_descend(shape):
-    """A step along ``U V`` lowers the linear loss ``<G, W>``, by the leading singular values and no less.
-
-    On a square matrix the literal formula of the paper has the right shape and the wrong direction: it is the
-    transpose, which for a gradient that is not symmetric hardly descends.
-    """
-    gradient = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    u, v = factors.leading_directions(gradient, 3)
-    s = torch.linalg.svdvals(gradient)
-    torch.testing.assert_close((gradient * (u @ v)).sum(), -s[:3].sum())
-    if shape[0] == shape[1]:
-        assert (gradient * (u @ v).t()).sum() > -0.5 * s[:3].sum()
-    torch.testing.assert_close(u.t() @ u, torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(v @ v.t(), torch.eye(3, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_named(poison):
     matrix = torch.zeros(3, 3)

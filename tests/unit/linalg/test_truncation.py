@@ -138,4 +138,5 @@ def test_values_that_are_not_finite_are_named(where, dim):
     moment = moment_of(W, C, dim) if where == "moment" else None
     (W if moment is None else moment)[2, 3] = float("nan")
     told = run_ranks(failure, 1, W, dim, moment, 5)[0]
-    assert told.startswith("the weight of fc1, or the moment of its activations, at step 7, holds NaN or Inf")
+    subject = "fc1" if moment is None else "fc1, or the moment of its activations,"
+    assert told.startswith(f"{subject} at step 7 holds NaN or Inf")

@@ -174,7 +174,7 @@ def test_last_lines_name_what_is_there_and_what_to_run(make_run: Callable[..., P
     assert go_on[:4] == ["deepspeed", "--num_gpus", "2", "launch/pretrain_gpt2.py"]
     assert go_on[4:6] == ["--config", f"{run_dir}/config.yaml"]
     assert go_on[-2:] == ["--train-iters", "240"]
-    assert "wikitext:wikitext-103-raw-v1" in real
+    assert real[-2:] == ["--config", "configs/gpt2_small_inrank.yaml"]
     assert curves == ["tensorboard", "--logdir", f"{run_dir}/tensorboard"]
 
 

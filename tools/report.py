@@ -1,0 +1,27 @@
+"""Write ``report.html`` and ``plots/`` of a run again from its records: ``python tools/report.py RUN``.
+
+For a run that was killed, or that is still going.
+"""
+
+import argparse
+import sys
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.reporting.report import write_report
+
+
+def main(argv: list[str]) -> int:
+    """Write and print where; the exit status is 0, or 1 after one line about what the user can mend."""
+    parser = argparse.ArgumentParser(prog="report.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", help="run folder")
+    try:
+        print(write_report(parser.parse_args(argv).run))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
