@@ -56,6 +56,7 @@ def check(config: Config, *, world_size: int, vocab_size: int | None = None) -> 
     _check_shape(config)
     _check_tensor_parallel(config, world_size)
     _check_schedule(config)
+    _check_factors(config)
     check_sources(config.data)
     dp = world_size // tp
     accumulation = _accumulation_steps(config, dp)
@@ -157,9 +158,45 @@ def _check_schedule(config: Config) -> None:
             f"switch_iters = {step}: must be less than train_iters = {training.train_iters}; "
             "lower --switch-iters, raise --train-iters, or give --method inrank",
         )
+    if training.method == "relora":
+        _require(
+            inrank.relora_interval < training.train_iters,
+            f"relora_interval = {inrank.relora_interval}: must be less than train_iters = "
+            f"{training.train_iters}; lower --relora-interval, or give --method lora, which never merges",
+        )
+        _require(
+            inrank.relora_warmup_iters <= inrank.relora_interval,
+            f"relora_warmup_iters = {inrank.relora_warmup_iters}: must not exceed relora_interval = "
+            f"{inrank.relora_interval}; lower --relora-warmup-iters",
+        )
     _require(
         training.resume == "never" or training.save is not None,
         "resume = 'auto': needs the run folder to go on in; name it with --save",
+    )
+
+
+def _check_factors(config: Config) -> None:
+    method, inrank = config.training.method, config.inrank
+    start = inrank.factor_init
+    if method == "fixed-rank":
+        legal: tuple = (None, "spectral", "random")
+    elif not method.startswith("inrank"):
+        return
+    elif inrank.frozen_base:
+        legal = (None, "gradient", "random", "kaiming")
+    else:
+        legal = ("random", "kaiming")
+        _require(
+            inrank.rank_criterion != "update",
+            "rank_criterion = 'update': judges the change beside a frozen W0, and frozen_base is off; give "
+            "--rank-criterion released or eq7",
+        )
+    names = " or ".join(name for name in legal if name)
+    _require(
+        start in legal,
+        f"factor_init = {start!r}: method {method} "
+        f"{'without frozen_base ' if not inrank.frozen_base else ''}starts from {names}; "
+        "change --factor-init",
     )
 
 
@@ -190,9 +227,9 @@ def _columns(config: Config, min_dim: int) -> tuple[int, int]:
     method, inrank = config.training.method, config.inrank
     if method == "dense":
         return 0, 0
-    if method == "fixed-rank":
+    if method in ("fixed-rank", "lora", "relora"):
         rank = inrank.rank
-        _require(rank is not None, f"rank: method fixed-rank needs one; give --rank, from 1 to {min_dim}")
+        _require(rank is not None, f"rank: method {method} needs one; give --rank, from 1 to {min_dim}")
         _require(rank <= min_dim, f"rank = {rank}: must not exceed {_width(min_dim)}; lower --rank")
         return 0, rank
     buffer = default_buffer(min_dim) if inrank.buffer is None else inrank.buffer

@@ -19,7 +19,6 @@ from inrank_megatron.config import (
     Config,
     fields,
     from_flat,
-    idle_settings,
     nearest,
     read_file,
     resolve,
@@ -27,6 +26,7 @@ from inrank_megatron.config import (
 )
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
+from inrank_megatron.methods.registry import METHODS, idle_settings
 
 SOURCES = ("data_path", "train_data_path", "dataset")
 DATA = (*SOURCES, "valid_data_path", "test_data_path")
@@ -199,7 +199,8 @@ def _refuse_idle(flags: dict[str, Any], config: Config) -> None:
     method = config.training.method
     for name in flags:
         if name in idle_settings(method):
-            remedy = "--method fixed-rank" if name == "rank" else "--inrank"
+            readers = [other for other in METHODS if name not in idle_settings(other)]
+            remedy = "--inrank" if "inrank-efficient" in readers else f"--method {' or '.join(readers)}"
             shown = f"--{name.replace('_', '-')} {flags[name]}"
             raise UserError(f"{shown}: has no effect with method {method}; give {remedy}, or drop the flag")
 

@@ -63,19 +63,6 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
         raise UserError(_explain(error)) from None
 
 
-def idle_settings(method: str) -> frozenset[str]:
-    """Settings of the section `inrank` that a method does not read."""
-    every = frozenset(sections()["inrank"].model_fields)
-    of_switch = {"switch_iters", "switch_epochs", "rank_multiple_of", "truncation", "activation_batches"}
-    used = {
-        "dense": frozenset(),
-        "fixed-rank": {"rank", "factorised_linears"},
-        "inrank": every - {"rank"} - of_switch,
-        "inrank-efficient": every - {"rank"},
-    }
-    return every - used[method]
-
-
 def replace(config: Config, **changes: Any) -> Config:
     """A copy with some fields (by flat name) changed and everything validated again."""
     return from_flat(flatten(config) | changes)

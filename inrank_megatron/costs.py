@@ -135,7 +135,11 @@ def memory_per_device(
     columns = _columns(config, ranks)
     shapes = linear_shapes(config)
     factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
-    copies = frozen_base and config.inrank.rank_criterion == "update"
+    copies = (
+        frozen_base
+        and config.training.method.startswith("inrank")
+        and (config.inrank.rank_criterion == "update")
+    )
     return Memory(
         parameters=share * size,
         gradients=trained * 4,

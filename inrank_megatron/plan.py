@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inrank_megatron.checks import Topology
-from inrank_megatron.config import PRESETS, SIZES, Config, fields, flatten, from_flat, idle_settings
+from inrank_megatron.config import PRESETS, SIZES, Config, fields, flatten, from_flat
 from inrank_megatron.costs import (
     Memory,
     Parameters,
@@ -19,6 +19,7 @@ from inrank_megatron.costs import (
     memory_per_device,
     parameters,
 )
+from inrank_megatron.methods.registry import idle_settings
 
 WIDTH = 110
 
@@ -120,10 +121,14 @@ def _phases(config: Config, topology: Topology) -> list[tuple[str, int | None, i
         return [dense]
     if method == "fixed-rank":
         return [dense, ("fixed rank", largest, largest, False)]
+    if method in ("lora", "relora"):
+        return [dense, ("W0 + U V", largest, largest, True)]
+    base = config.inrank.frozen_base
+    product = "W0 + U V" if base else "U V"
     rows = [
         dense,
-        ("phase 1, W0 + U V, at the start", initial + topology.buffer, largest, True),
-        ("phase 1, W0 + U V, all columns", largest, largest, True),
+        (f"phase 1, {product}, at the start", initial + topology.buffer, largest, base),
+        (f"phase 1, {product}, all columns", largest, largest, base),
     ]
     if method == "inrank":
         return rows

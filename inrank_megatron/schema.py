@@ -96,7 +96,7 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """Method, batch, length, evaluation and saving."""
 
-    method: Literal["dense", "fixed-rank", "inrank", "inrank-efficient"] = _about(
+    method: Literal["dense", "fixed-rank", "lora", "relora", "inrank", "inrank-efficient"] = _about(
         "how the MLP linears train", "dense"
     )
     micro_batch_size: Count = _about("sequences of one forward pass on one data-parallel rank", 1)
@@ -121,7 +121,7 @@ class TrainingConfig(Section):
 
 
 class InRankConfig(Section):
-    """Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank)."""
+    """Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank), or LoRA."""
 
     factorised_linears: Literal["mlp", "mlp-attention"] = _about(
         "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
@@ -137,13 +137,27 @@ class InRankConfig(Section):
         "the same in epochs; both left out: 1, at most half of train-iters", None
     )
     max_rank: Count | None = _about("largest rank; left out: half the width less the buffer", None)
-    rank_criterion: Literal["update", "eq7"] = _about(
-        "spectrum that is judged: of the change since step 0, or of U V (equation 7)", "update"
+    rank_criterion: Literal["update", "released", "eq7"] = _about(
+        "what is judged: the change since step 0, U V as in the authors' code, or U V by equation 7", "update"
     )
     eq7_window: Literal["sliding", "fixed"] = _about("window of equation 7 for ranks above r", "sliding")
+    frozen_base: bool = _about("a frozen W0 beside the factors; without it W = U V (authors' code)", True)
+    factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = _about(
+        "first columns: of the first gradient, random directions, Kaiming entries, or the initial weight's "
+        "SVD; left out: gradient (InRank), spectral (fixed-rank)",
+        None,
+    )
     initial_column_norm: Positive = _about("norm of the first columns of U and rows of V", 0.5)
     new_column_norm: Positive = _about("norm of columns added later", 0.1)
-    rank: Count | None = _about("the rank of method fixed-rank", None)
+    rank: Count | None = _about("the rank of fixed-rank, lora and relora", None)
+    relora_interval: Count = _about("steps between two merges of U V into W0 (relora)", 1000)
+    relora_reset: Literal["full", "random", "magnitude"] = _about(
+        "Adam moments of the factors at a merge: all to zero, a random share, or the smallest", "magnitude"
+    )
+    relora_reset_share: Share = _about(
+        "the share of the moments that is set to zero (random, magnitude)", 0.9
+    )
+    relora_warmup_iters: Steps = _about("steps of warm-up after each merge", 50)
     rank_multiple_of: Count = _about(
         "columns after the switch are rounded up to a multiple of this (tile of the device)", 1
     )

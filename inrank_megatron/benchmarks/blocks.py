@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from inrank_megatron.config import Config, from_flat
 from inrank_megatron.costs import linear_shapes
-from inrank_megatron.layers.factorised import FactorisedLinear, FactorSpec
+from inrank_megatron.layers.factorised import FactorisedLinear
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.parallel import Parallel, initialise, shutdown
 from inrank_megatron.platform import backend, device

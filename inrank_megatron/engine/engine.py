@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from inrank_megatron.config import Config
 from inrank_megatron.engine import deepspeed_setup, factor_surgery, zero_state
 from inrank_megatron.engine.activations import activation_moments
+from inrank_megatron.engine.columns import drawn_columns, norm_like
+from inrank_megatron.engine.moments import kept_entries
 from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.factorised import FactorisedLinear, FactorSpec
-from inrank_megatron.methods.changes import Change, InitialiseFactors, LayerView, Refactor, SetRank
+from inrank_megatron.layers.factorised import FactorisedLinear
+from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.methods.changes import Change, InitialiseFactors, LayerView, Refactor, Restart, SetRank
 from inrank_megatron.model.initialise import named_generator
 from inrank_megatron.parallel import Parallel
 
@@ -52,7 +55,7 @@ class Engine:
         model: the bare model (no DeepSpeed wrapper), for evaluation.
         layers: its factorised linears by name.
         ranks: decided rank r of each factorised linear.
-        initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of every column's initial value, where W0 exists.
+        initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of initial values, for layers that track them.
     """
 
     def __init__(
@@ -125,6 +128,11 @@ class Engine:
         """Mean loss a token of one micro-batch."""
         return cls.token_losses(model, batch).mean()
 
+    @property
+    def in_first_phase(self) -> bool:
+        """Whether W0 stands beside the factors, or columns are left that have never been in use."""
+        return any(x.weight is not None or x.active < x.capacity for x in self.layers.values())
+
     # ---- what methods see and ask for ----
 
     def views(self, *, spectrum: str | None = None, step: int = 0) -> list[LayerView]:
@@ -163,25 +171,35 @@ class Engine:
                     self._initialise(change, batches)
                 case SetRank():
                     self._set_rank(change)
+                case Restart():
+                    self._restart(change, step)
                 case Refactor():
                     self._refactor(change, step, batches)
                 case _:
                     raise TypeError(f"unknown change {change!r}")
 
     def _initialise(self, change: InitialiseFactors, batches) -> None:
+        seed, initial_weight = self.config.training.seed, self.factory.initial_weight
         if change.source == "gradient":
-            self.parallel.seed_random(seed=self.config.training.seed, step=0)
+            self.parallel.seed_random(seed=seed, step=0)
             losses = (self.loss(self.model, batch) for batch in batches(0))
             gradients = factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel)
             shards = factor_surgery.gradient_start(
-                self.layers,
-                gradients,
-                self.parallel,
-                column_norm=change.column_norm,
-                seed=self.config.training.seed,
+                self.layers, gradients, self.parallel, column_norm=change.column_norm, seed=seed
             )
+        elif change.source == "spectral":
+            shards = factor_surgery.spectral_start(self.layers, initial_weight, self.parallel)
         else:
-            shards = factor_surgery.spectral_start(self.layers, self.factory.initial_weight, self.parallel)
+            shards = {
+                name: drawn_columns(
+                    layer,
+                    layer.active,
+                    change.source,
+                    norm=change.column_norm or norm_like(initial_weight(name), layer.active),
+                    generator=named_generator(seed, f"{name}/first columns"),
+                )
+                for name, layer in self.layers.items()
+            }
         for name, (left, right) in shards.items():
             self._place(name, left, right, start=0, absorb=change.absorb)
 
@@ -191,8 +209,9 @@ class Engine:
         if change.active == start:
             return
         generator = named_generator(self.config.training.seed, f"{change.layer}/columns from {start}")
-        left, right = factor_surgery.random_columns(
-            layer, change.active - start, norm=change.column_norm, generator=generator
+        source = "kaiming" if change.column_norm is None else "random"
+        left, right = drawn_columns(
+            layer, change.active - start, source, norm=change.column_norm, generator=generator
         )
         layer.activate(change.active)
         self._place(change.layer, left, right, start=start, absorb=change.absorb)
@@ -200,11 +219,32 @@ class Engine:
     def _place(self, name: str, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
         layer = self.layers[name]
         factor_surgery.place_columns(layer, left, right, start=start, absorb=absorb)
-        if absorb:
+        if name in self.initial:
             columns = slice(start, start + left.shape[1])
             u0, v0 = self.initial[name]
             u0[:, columns] = layer.U.detach()[:, columns]
             v0[columns] = layer.V.detach()[columns]
+
+    def _restart(self, change: Restart, step: int) -> None:
+        seed = self.config.training.seed
+        for name, layer in self.layers.items():
+            factor_surgery.merge(layer)
+            fresh = drawn_columns(
+                layer, layer.active, "lora", generator=named_generator(seed, f"{name}/restart at {step}")
+            )
+            for leaf, value in zip("UV", fresh, strict=True):
+                parameter = getattr(layer, leaf)
+                state = zero_state.read_state(parameter)
+                kept = kept_entries(
+                    state.exp_avg_sq,
+                    parameter.partition_dim,
+                    layer.tp_group,
+                    reset=change.reset,
+                    share=change.share,
+                    generator=named_generator(seed, f"{name}.{leaf}/moments at {step}"),
+                )
+                moments = (moment * kept for moment in (state.exp_avg, state.exp_avg_sq))
+                zero_state.write_state(parameter, ParameterState(value, *moments))
 
     def _refactor(self, change: Refactor, step: int, batches) -> None:
         """Build the second-phase model and move everything that is not a factor over, moments included."""
@@ -241,7 +281,11 @@ class Engine:
         """The present structure, enough to build the same model again."""
         return {
             name: FactorSpec(
-                columns=x.capacity, active=x.active, rank=self.ranks[name], base=x.weight is not None
+                columns=x.capacity,
+                active=x.active,
+                rank=self.ranks[name],
+                base=x.weight is not None,
+                tracked=name in self.initial,
             )
             for name, x in self.layers.items()
         }
@@ -268,7 +312,7 @@ class Engine:
                 torch.zeros_like(x.V, dtype=torch.float32).detach(),
             )
             for name, x in self.layers.items()
-            if x.weight is not None
+            if factors[name].tracked
         }
         self._replicated = ReplicatedGradients(self.model, self.parallel.tp_group)
         self.deepspeed = deepspeed_setup.start_deepspeed(

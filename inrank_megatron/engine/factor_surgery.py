@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from inrank_megatron.engine.columns import drawn_columns
 from inrank_megatron.engine.work_sharing import (
     own_layers,
     shared_over_replicas,
@@ -76,7 +77,7 @@ def gradient_start(
     pairs = _truncated(layers, gradients.__getitem__, columns, parallel, what="the loss gradient", step=0)
     for name, (left, right) in pairs.items():
         layer = layers[name]
-        random = random_columns(layer, layer.active, norm=1.0, generator=named_generator(seed, name))
+        random = drawn_columns(layer, layer.active, "random", norm=1.0, generator=named_generator(seed, name))
         left, right = (
             _unit_columns(part, other, parallel.tp_group)
             for part, other in ((left, random[0]), (right.t(), random[1].t()))
@@ -124,20 +125,11 @@ def place_columns(layer: FactorisedLinear, left: Tensor, right: Tensor, *, start
         layer.weight.copy_(layer.weight.float() - product)
 
 
-def random_columns(
-    layer: FactorisedLinear, count: int, *, norm: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Shards ``(left [O/n, count], right [count, I/n])`` of random directions.
-
-    Every whole column of U and row of V has the given norm.
-    """
-    rank, n = layer.tp_group.rank(), layer.tp_group.size()
-    left = torch.randn(layer.output_size, count, generator=generator)
-    right = torch.randn(count, layer.input_size, generator=generator)
-    left *= norm / left.norm(dim=0, keepdim=True)
-    right *= norm / right.norm(dim=1, keepdim=True)
-    device = layer.U.device
-    return left.chunk(n, dim=0)[rank].to(device), right.chunk(n, dim=1)[rank].to(device)
+@torch.no_grad()
+def merge(layer: FactorisedLinear) -> None:
+    """Add ``U V``, of the masters' columns in use, to W0. Collective over both groups."""
+    u, v = read_master(layer.U)[:, : layer.active], read_master(layer.V)[: layer.active]
+    layer.weight.copy_(layer.weight.float() + _own_product(layer, u, v))
 
 
 def _own_product(layer: FactorisedLinear, left: Tensor, right: Tensor) -> Tensor:
@@ -176,7 +168,7 @@ def truncated_weights(
     *,
     step: int,
 ) -> Shards:
-    """``U*``, ``V*``: every layer's ``W0 + U V`` truncated to so many columns.
+    """``U*``, ``V*``: every layer's ``W0 + U V`` (or ``U V``) truncated to so many columns.
 
     ``moments``: second moments of activations, at least of the layers that this replica owns, see
     ``engine/activations.py``; empty: plain truncation.
@@ -186,7 +178,7 @@ def truncated_weights(
     def shard(name: str) -> Tensor:
         layer, (u, v) = layers[name], masters[name]
         product = _own_product(layer, u[:, : layer.active].double(), v[: layer.active].double())
-        return product.add_(layer.weight)
+        return product if layer.weight is None else product.add_(layer.weight)
 
     return _truncated(layers, shard, columns, parallel, what="the weight", step=step, moments=moments)
 

@@ -16,7 +16,7 @@ from inrank_megatron.engine import zero_state
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.zero_state import MOMENTS, ParameterState
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.factorised import FactorSpec
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.initialise import shard, whole_shape
 
@@ -44,8 +44,9 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for name, layer in engine.layers.items():
         if layer.weight is not None:
             yield f"{name}.weight", _whole(layer.weight.detach(), layer.weight, engine)
-            for leaf, initial in zip(("U0", "V0"), engine.initial[name], strict=True):
-                yield f"{name}.{leaf}", _whole(initial, getattr(layer, leaf[0]), engine)
+    for name, pair in engine.initial.items():
+        for leaf, initial in zip(("U0", "V0"), pair, strict=True):
+            yield f"{name}.{leaf}", _whole(initial, getattr(engine.layers[name], leaf[0]), engine)
 
 
 @torch.no_grad()

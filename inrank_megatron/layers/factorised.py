@@ -61,8 +61,6 @@ on every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for 
 h for each, whatever n, T and k. :func:`prefers_joint` is the rule made of that.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -70,6 +68,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from inrank_megatron.layers.products import ColumnProduct, RowProduct
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.layers.whole_factor import WholeFactor
 
 # Operations that a rank does in the time of one element on the wire. Orders of magnitude, not measurements: a
@@ -86,23 +85,6 @@ def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
     where the machine does fewer operations than that in the time of an element.
     """
     return 3 * hidden < OPERATIONS_PER_ELEMENT.get(dist.get_backend(group), OPERATIONS_PER_ELEMENT["nccl"])
-
-
-@dataclass(frozen=True)
-class FactorSpec:
-    """How one linear is factorised.
-
-    Args:
-        columns: columns of U (rows of V) to allocate, K.
-        active: columns in use at the start, k <= K.
-        rank: decided rank r <= k; the rest of the columns in use are buffer.
-        base: whether a frozen ``W0`` stands beside the factors.
-    """
-
-    columns: int
-    active: int
-    rank: int
-    base: bool = True
 
 
 class FactorisedLinear(nn.Module):

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
-from inrank_megatron.layers.factorised import FactorSpec
+from inrank_megatron.config import Config
+from inrank_megatron.layers.spec import FactorSpec
 
 SpectrumKind = Literal["update", "product"]
+Source = Literal["gradient", "spectral", "random", "kaiming", "lora"]
+Reset = Literal["full", "random", "magnitude"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,18 @@ class LayerView:
 class InitialiseFactors:
     """Before the first step: fill every layer's active columns.
 
-    ``gradient``: the leading singular pairs of the loss gradient of the first global batch, averaged over the
-    job, every column of U and row of V of norm ``column_norm``. ``spectral``: the truncated SVD of the
-    standard initial weight; ``column_norm`` is not used. With ``absorb`` the product is subtracted from W0,
-    so that the start is exactly the standard initialisation. Moments: none exist yet.
+    ``source``: ``gradient``, the leading singular pairs of the loss gradient of the first global batch,
+    averaged over the job; ``spectral``, the truncated SVD of the standard initial weight; ``random``, random
+    directions; ``kaiming``, uniform entries up to 1 / sqrt(fan-in) in U (fan-in K) and V (fan-in I);
+    ``lora``, the same V and U = 0.
+
+    ``column_norm``: of every column of U and row of V, for ``gradient`` and ``random``; None: such that the
+    product is as large as the standard initial weight. With ``absorb`` the product is subtracted from W0, so
+    that the start is the standard initialisation. Moments: none exist yet.
     """
 
-    source: Literal["gradient", "spectral"]
-    column_norm: float = 1.0
+    source: Source
+    column_norm: float | None = None
     absorb: bool = False
 
 
@@ -48,7 +55,8 @@ class SetRank:
     """A rank check's outcome for one layer; ``rank`` may equal the rank before.
 
     Values: the columns from ``active`` before to ``active`` now become random directions of norm
-    ``column_norm``, with their product absorbed into W0 if ``absorb``. Moments: untouched; those of new
+    ``column_norm`` (None: Kaiming entries as at the start), with their product absorbed into W0 if
+    ``absorb``. Moments: untouched; those of new
     columns are zero, as a column out of use has zero gradient.
     """
 
@@ -57,8 +65,21 @@ class SetRank:
     active: int
     explained_ratio: float
     capped: bool
-    column_norm: float
+    column_norm: float | None
     absorb: bool
+
+
+@dataclass(frozen=True)
+class Restart:
+    """ReLoRA's restart: every layer's ``U V`` is added to W0, then U = 0 and V is drawn anew (``lora``).
+
+    Values: the effective weights stay. Moments of U and V, both of an entry at once: ``full`` sets all to
+    zero, ``random`` each with probability ``share``, ``magnitude`` that ``share`` of each whole tensor which
+    has the smallest second moment; step counts and every other parameter's moments stay.
+    """
+
+    reset: Reset
+    share: float
 
 
 @dataclass(frozen=True)
@@ -78,16 +99,22 @@ class Refactor:
     activation_batches: int = 0
 
 
-Change = InitialiseFactors | SetRank | Refactor
+Change = InitialiseFactors | SetRank | Restart | Refactor
 
 
 class Method(Protocol):
     """A training method: decides structure and changes from spectra and step numbers alone.
 
-    ``step`` counts completed optimizer steps.
+    ``step`` counts completed optimizer steps. ``name`` is that of ``--method``; ``settings``: what it reads
+    of the section ``inrank`` of the configuration.
     """
 
-    name: str
+    name: ClassVar[str]
+    settings: ClassVar[frozenset[str]]
+
+    @classmethod
+    def from_config(cls, config: Config, *, switch_step: int | None) -> "Method":
+        """The method with the run's settings; ``switch_step`` from ``methods/schedule.py``."""
 
     def structure(self, min_dims: Mapping[str, int]) -> dict[str, FactorSpec]:
         """Which linears start factorised, and how. Keys are layer names."""

@@ -1,26 +1,32 @@
 """``W = U V`` of a given rank from the first step on (the baseline of the paper's table 2)."""
 
-from inrank_megatron.layers.factorised import FactorSpec
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.methods.changes import InitialiseFactors
 
 
 class FixedRank:
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
 
-    Spectral start: the truncated SVD of the standard initial weight, singular values shared evenly.
+    ``source``: ``spectral``, the truncated SVD of the standard initial weight, singular values shared evenly,
+    or ``random``, random directions whose product has that weight's norm.
     """
 
     name = "fixed-rank"
+    settings = frozenset({"rank", "factorised_linears", "factor_init"})
 
-    def __init__(self, rank: int):
-        self.rank = rank
+    def __init__(self, rank: int, *, source: str = "spectral"):
+        self.rank, self.source = rank, source
+
+    @classmethod
+    def from_config(cls, config, *, switch_step):
+        return cls(config.inrank.rank, source=config.inrank.factor_init or "spectral")
 
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}
         return {name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in ranks.items()}
 
     def start(self):
-        return [InitialiseFactors(source="spectral")]
+        return [InitialiseFactors(source=self.source)]
 
     def acts_at(self, step):
         return False

@@ -19,9 +19,9 @@ from inrank_megatron.config import Config
 from inrank_megatron.costs import linear_shapes
 from inrank_megatron.layers.factorised import (
     ColumnParallelFactorised,
-    FactorSpec,
     RowParallelFactorised,
 )
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.model.initialise import draw_weight, initialise_parameters
 from inrank_megatron.model.modules import LayerNorm, MaskPaddedVocabulary, SDPACoreAttention
 from inrank_megatron.parallel import Parallel

@@ -148,7 +148,7 @@ class Trainer:
             "tflops_per_second": per_device / 1e12,
             "utilisation": per_device / self.peak_flops if self.peak_flops else None,
             "mean_rank": sum(self.engine.ranks.values()) / len(layers) if layers else None,
-            "phase": 1 if base else 2 if layers else 0,
+            "phase": 1 if self.engine.in_first_phase else 2 if layers else 0,
             "elapsed_seconds": self.progress.seconds,
         }
 

@@ -9,8 +9,17 @@ def learning_rate(step: int, config: Config) -> float:
     """Learning rate of optimizer step ``step`` (from 1).
 
     Linear from zero over ``lr_warmup_iters`` steps to ``lr``, then ``lr_decay_style`` down to ``min_lr`` at
-    ``lr_decay_iters`` (``train_iters`` where it is left out), and ``min_lr`` from there.
+    ``lr_decay_iters`` (``train_iters`` where it is left out), and ``min_lr`` from there. After each of
+    ReLoRA's merges it rises again from zero, over ``relora_warmup_iters`` steps, to where it would then be.
     """
+    since = (step - 1) % config.inrank.relora_interval  # completed steps since the last merge
+    rising = config.inrank.relora_warmup_iters
+    if config.training.method == "relora" and step > config.inrank.relora_interval and since < rising:
+        return (since + 1) / rising * _smooth(step - since + rising - 1, config)
+    return _smooth(step, config)
+
+
+def _smooth(step: int, config: Config) -> float:
     optimizer = config.optimizer
     warmup = optimizer.lr_warmup_iters
     if step <= warmup:

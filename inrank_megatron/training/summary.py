@@ -58,11 +58,11 @@ def _costs(trainer: Trainer) -> dict:
     """Parameters and FLOPs a token: dense, and of either phase once it has been reached."""
     config, topology, engine = trainer.config, trainer.topology, trainer.engine
     columns = {name: layer.active for name, layer in engine.layers.items()} or None
-    first = columns if engine.initial else trainer.identity.get(PHASE_1_COLUMNS)
+    first = columns if engine.in_first_phase else trainer.identity.get(PHASE_1_COLUMNS)
     phases = {
         "dense": (None, False),
-        "phase_1": (first, True),
-        "phase_2": (None if engine.initial else columns, False),
+        "phase_1": (first, config.inrank.frozen_base),
+        "phase_2": (None if engine.in_first_phase else columns, False),
     }
     result: dict = {"parameters": {}, "flops_per_token": {}}
     for name, (ranks, base) in phases.items():

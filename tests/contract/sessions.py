@@ -38,12 +38,22 @@ GROWING = {"rank_check_interval": CHECK, "buffer": 8}
 METHODS = {
     "dense": {"method": "dense"},
     "fixed-rank": {"method": "fixed-rank", "rank": 15},
+    "fixed-rank-random": {"method": "fixed-rank", "rank": 15, "factor_init": "random"},
+    "lora": {"method": "lora", "rank": 8},
+    "relora": {"method": "relora", "rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2},
     "inrank": {"method": "inrank", **GROWING},
     "inrank-efficient": {"method": "inrank-efficient", **GROWING},
     "inrank-efficient-eq7": {
         "method": "inrank-efficient",
         "rank_criterion": "eq7",
         "threshold": 0.6,
+        **GROWING,
+    },
+    "inrank-efficient-released": {
+        "method": "inrank-efficient",
+        "rank_criterion": "released",
+        "frozen_base": False,
+        "factor_init": "kaiming",
         **GROWING,
     },
 }
@@ -227,6 +237,22 @@ def input_moments(session: Session, batches: Iterable[int]) -> dict[str, Tensor]
         hook.remove()
     rows = {name: torch.cat(seen, dim=1).flatten(0, 1) for name, seen in inputs.items()}
     return {name: x.t() @ x / len(x) for name, x in rows.items()}
+
+
+def around_restart(rank: int, world_size: int, layout: Layout, bf16: bool, reset: str) -> dict:
+    """State, effective weights and loss before and after ReLoRA's first restart."""
+    changes = {"relora_reset": reset, "relora_reset_share": 0.8}
+    session = build("relora", layout, bf16=bf16, **changes).start().train(2 * CHECK - 1)
+    session.train_step()
+    before, tensors, loss = states(session), snapshot(session), session.fixed_loss()
+    session.apply(session.decide())
+    return {
+        "before": before,
+        "after": states(session),
+        "tensors": (tensors, snapshot(session)),
+        "loss": (loss, session.fixed_loss()),
+        "steps": engine_record(session.engine)["adam_steps"],
+    }
 
 
 def around_switch(rank: int, world_size: int, layout: Layout, bf16: bool, truncation: str) -> dict:

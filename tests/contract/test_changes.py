@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from inrank_megatron.linalg import oracle
-from tests.contract.sessions import CHECK, LAYOUTS, around_growth, around_switch, check_after, spectra, starts
+from tests.contract.sessions import (
+    CHECK,
+    LAYOUTS,
+    around_growth,
+    around_restart,
+    around_switch,
+    check_after,
+    spectra,
+    starts,
+)
 from tests.harness import run_ranks
 
 
@@ -74,6 +83,38 @@ def test_growth(layout, bf16):
         loss_before, loss_after = result["loss"]
         # BF16 rounds W0, so absorbing a product moves each weight by up to half a unit in the last place.
         assert loss_after == pytest.approx(loss_before, rel=1e-3 if bf16 else 1e-6)
+
+
+@pytest.mark.parametrize("reset", ["full", "random", "magnitude"])
+@pytest.mark.parametrize(("layout", "bf16"), [("TP1 DP1", False), ("DP2", True), ("TP2 SP DP2", False)])
+def test_restart(layout, bf16, reset):
+    """The effective weights stay, the stated share of the factors' moments goes, all else stays."""
+    for result in run_ranks(around_restart, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16, reset):
+        before, after = result["before"], result["after"]
+        assert set(result["steps"].values()) == {2 * CHECK}
+        for name in before:
+            if not is_factor(name):
+                assert_same(before, after, name)
+                continue
+            assert after[name]["master"].any() == name.endswith(".V")
+            for key in ("exp_avg", "exp_avg_sq"):
+                old, new = before[name][key], after[name][key]
+                kept = new != 0
+                assert torch.equal(new[kept], old[kept])
+                if (
+                    reset == "magnitude" and key == "exp_avg_sq" and layout != "TP2 SP DP2"
+                ):  # where this rank holds the whole tensor
+                    assert new[kept].abs().min() > old[~kept].abs().max()
+                expected = 0.0 if reset == "full" else 0.2
+                assert kept.double().mean().item() == pytest.approx(expected, abs=0.1 if expected else 0.0)
+        old, new = result["tensors"]
+        for layer in {name.rsplit(".", 1)[0] for name in old if name.endswith(".U")}:
+            wholes = (
+                t[f"{layer}.weight"].double() + t[f"{layer}.U"].double() @ t[f"{layer}.V"].double()
+                for t in (old, new)
+            )
+            assert torch.sub(*wholes).square().mean() < (1e-6 if bf16 else 1e-16)
+        assert result["loss"][1] == pytest.approx(result["loss"][0], rel=1e-3 if bf16 else 1e-6)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])

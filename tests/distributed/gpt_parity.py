@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from inrank_megatron.config import Config, from_flat
 from inrank_megatron.costs import linear_shapes
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.layers.factorised import FactorSpec
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.initialise import named_generator, shard, whole_shape

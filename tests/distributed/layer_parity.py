@@ -13,8 +13,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inrank_megatron.layers.factorised import ColumnParallelFactorised, FactorSpec, RowParallelFactorised
+from inrank_megatron.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
 from inrank_megatron.layers.oracle import SerialFactorised
+from inrank_megatron.layers.spec import FactorSpec
 from tests.groups import join
 
 SEQUENCE, BATCH, INPUTS, OUTPUTS = 8, 2, 12, 20

@@ -47,6 +47,11 @@ def test_paper_buffers_and_capacities():
     [
         ({"method": "dense"}, (0, 0)),
         ({"method": "fixed-rank", "rank": 192}, (0, 192)),
+        ({"method": "relora", "rank": 8, "relora_interval": 60}, (0, 8)),
+        (
+            {"method": "inrank", "frozen_base": False, "factor_init": "kaiming", "rank_criterion": "eq7"},
+            (25, 96),
+        ),
         ({"method": "inrank", "buffer": 190}, (190, 192)),
         ({"method": "inrank", "max_rank": 40}, (25, 65)),
         ({"method": "inrank", "max_rank": 167}, (25, 192)),
@@ -96,6 +101,21 @@ BAD = [
     (1, {"resume": "auto"}, ["resume = 'auto'", "--save"]),
     (1, {"method": "fixed-rank"}, ["rank: method fixed-rank", "--rank, from 1 to 192"]),
     (1, {"method": "fixed-rank", "rank": 193}, ["rank = 193", "192, the smaller dimension"]),
+    (1, {"method": "lora"}, ["rank: method lora", "--rank, from 1 to 192"]),
+    (1, {"method": "relora", "rank": 8}, ["relora_interval = 1000", "train_iters = 100", "--method lora"]),
+    (
+        1,
+        {"method": "relora", "rank": 8, "relora_interval": 20},
+        ["relora_warmup_iters = 50", "relora_interval = 20"],
+    ),
+    (1, {"method": "inrank", "factor_init": "spectral"}, ["factor_init = 'spectral'", "gradient or random"]),
+    (1, {"method": "inrank", "frozen_base": False}, ["rank_criterion = 'update'", "released or eq7"]),
+    (
+        1,
+        {"method": "inrank", "frozen_base": False, "rank_criterion": "released"},
+        ["factor_init = None", "without frozen_base", "random or kaiming"],
+    ),
+    (1, {"method": "fixed-rank", "rank": 8, "factor_init": "gradient"}, ["'gradient'", "spectral or random"]),
     (1, {"method": "inrank", "buffer": 191}, ["initial_rank 2 + buffer 191 = 193", "192", "lower"]),
     (1, {"method": "inrank", "initial_rank": 192}, ["initial_rank 192 + buffer 25 = 217", "192"]),
     (1, {"method": "inrank", "initial_rank": 9, "max_rank": 8}, ["max_rank = 8", "initial_rank = 9", "167"]),

@@ -82,12 +82,14 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
         "factorised_linears": "mlp-attention",
         "recompute_granularity": "full",
         "truncation": "plain",
+        "factor_init": "random",
+        "relora_reset": "full",
         "split": "1,1,1",
     }
     for name, info in fields().items():
         flag, method = "--" + name.replace("_", "-"), ["--method", "inrank-efficient"]
-        if name == "rank":
-            method = ["--method", "fixed-rank"]
+        if name == "rank" or name.startswith("relora"):
+            method = ["--method", "relora"]
         if "bool" in str(info.annotation):
             argv, expected = [f"--no-{flag[2:]}" if info.default else flag], not info.default
         else:
@@ -170,11 +172,14 @@ def test_mistyped_flags_end_with_one_line_and_status_2(argv, words, capsys):
         (["--train-iters", "2.5"], ["train_iters = '2.5'", "integer"]),
         (["--train-iters", "-3"], ["train_iters = -3", "greater than or equal to 1"]),
         (["--lr", "fast"], ["lr = 'fast'", "number"]),
-        (["--method", "lora"], ["method = 'lora'", "'inrank-efficient'"]),
+        (["--method", "galore"], ["method = 'galore'", "'inrank-efficient'"]),
         (["--inrank", "--method", "dense"], ["--method dense", "--inrank means", "one of the two"]),
         (["--initial-rank", "4"], ["--initial-rank 4", "no effect with method dense", "--inrank"]),
         (["--method", "inrank", "--switch-iters", "4"], ["--switch-iters 4", "method inrank;", "--inrank"]),
-        (["--inrank", "--rank", "4"], ["--rank 4", "method inrank-efficient", "--method fixed-rank"]),
+        (
+            ["--inrank", "--rank", "4"],
+            ["--rank 4", "method inrank-efficient", "--method fixed-rank or lora or relora"],
+        ),
         (["--config", "none.yaml"], ["none.yaml", "No such file"]),
         (["--deepspeed_config", "none.json"], ["none.json", "No such file", "JSON"]),
     ],

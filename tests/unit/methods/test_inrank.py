@@ -1,7 +1,5 @@
 """What InRank asks for: structure, checks, limits of growth, the switch. No engine is needed to decide."""
 
-import pytest
-
 from inrank_megatron.methods.changes import InitialiseFactors, LayerView, Refactor, SetRank
 from inrank_megatron.methods.inrank import InRank
 
@@ -138,8 +136,3 @@ def test_check_at_the_switch_decides_the_ranks_of_the_switch():
     )
     assert [type(change) for change in changes] == [SetRank, SetRank, Refactor]
     assert changes[-1].ranks == {"a": 3, "b": 7}
-
-
-@pytest.mark.parametrize(("step", "name"), [(None, "inrank"), (20, "inrank-efficient")])
-def test_name(step, name):
-    assert method(switch_step=step).name == name

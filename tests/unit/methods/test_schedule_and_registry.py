@@ -68,6 +68,8 @@ def test_settings_reach_the_method():
             new_column_norm=0.3,
             rank_multiple_of=8,
             activation_batches=3,
+            factor_init="random",
+            frozen_base=False,
         ),
         switch_step=None,
     )
@@ -84,6 +86,8 @@ def test_settings_reach_the_method():
         "switch_step": None,
         "rank_multiple_of": 8,
         "activation_batches": 3,
+        "source": "random",
+        "frozen_base": False,
     }
 
 

@@ -31,3 +31,13 @@ def test_shapes():
     assert rates(lr_decay_style="cosine")[7] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi / 4)))
     assert rates(lr_decay_style="linear", lr_decay_iters=12)[11:] == pytest.approx([0.1] * 14)
     assert rates(lr_warmup_iters=0)[0] < 1.0
+
+
+def test_relora_rises_again_after_every_merge():
+    relora = {"method": "relora", "rank": 4, "relora_interval": 8, "relora_warmup_iters": 3}
+    plain, jagged = rates(), rates(**relora)
+    restarts = {8, 9, 10, 16, 17, 18, 24}  # the steps 9, 10, 11, ...
+    for index, (smooth, value) in enumerate(zip(plain, jagged, strict=True)):
+        assert index in restarts or value == smooth
+    assert jagged[8:11] == pytest.approx([plain[10] / 3, plain[10] * 2 / 3, plain[10]])
+    assert jagged[16:19] == pytest.approx([plain[18] / 3, plain[18] * 2 / 3, plain[18]])
