@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config import Config, from_flat, replace
 from inrank_megatron.costs import linear_shapes
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.layers.spec import FactorSpec
@@ -30,6 +30,8 @@ class Variant:
     name: str
     columns: int | None
     base: bool = False
+    joint: bool | None = None
+    """Whether the factors join W0's collective; None: as the layer chooses."""
 
     def factors(self, config: Config) -> dict[str, FactorSpec]:
         if self.columns is None:
@@ -41,9 +43,10 @@ class Variant:
 DENSE = Variant("dense", None)
 
 
-def phase_1(columns: int) -> Variant:
+def phase_1(columns: int, *, joint: bool | None = None) -> Variant:
     """Frozen ``W0`` beside ``columns`` columns."""
-    return Variant(f"phase-1 k={columns}", columns, base=True)
+    mode = "" if joint is None else "-joint" if joint else "-apart"
+    return Variant(f"phase-1{mode} k={columns}", columns, base=True, joint=joint)
 
 
 def phase_2(rank: int) -> Variant:
@@ -59,9 +62,13 @@ def preset_config(preset: str, **settings) -> Config:
 
 def build_layer(config: Config, variant: Variant, parallel: Parallel) -> nn.Module:
     """A transformer layer on this process's device; its MLP is ``.mlp``."""
+    config = replace(config, num_layers=1)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
     layer = factory.build(variant.factors(config)).decoder.layers[0]
     fill_factors(layer)
+    if variant.joint is not None:
+        for linear in factorised_linears(layer):
+            linear.joint = variant.joint
     # Tensors without data cannot move; on a CPU nothing has to.
     return layer if device().type == "cpu" else layer.to(device())
 
@@ -75,10 +82,13 @@ def mlp_output(mlp: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def fill_factors(module: nn.Module) -> None:
     """Random factors: on zeros, with which the model is built, a GPU runs faster than in training."""
-    for linear in module.modules():
-        if isinstance(linear, FactorisedLinear):
-            linear.U.normal_(0, 0.05)
-            linear.V.normal_(0, 0.05)
+    for linear in factorised_linears(module):
+        linear.U.normal_(0, 0.05)
+        linear.V.normal_(0, 0.05)
+
+
+def factorised_linears(module: nn.Module) -> list[FactorisedLinear]:
+    return [linear for linear in module.modules() if isinstance(linear, FactorisedLinear)]
 
 
 @contextmanager

@@ -7,8 +7,10 @@ Reading the rows. ``over dense`` compares with the dense layer's least activatio
 all-gather and a reduce-scatter of activations each way. Megatron's column layer gathers its input a second
 time in the backward pass instead of keeping it; that is a row of its own. ``over reference`` compares with
 ``8 k T r``, the scheme of BOOST (arXiv 2512.12131), the best that is published. What recomputation in the
-backward pass adds is a row of its own. The gradients of the row layer's bias and of the norms, h elements
-each and the same in every variant, are summed by the engine once a step and are not in these figures.
+backward pass adds is a row of its own. The first phase has two modes, of which a layer takes one by the rule
+in ``layers/factorised.py``; both are counted. The gradients of the row layer's bias and of the norms, h
+elements each and the same in every variant, are summed by the engine once a step and are not in these
+figures.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ from inrank_megatron.benchmarks.blocks import (
 from inrank_megatron.benchmarks.collectives import Traffic, traffic
 from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.benchmarks.rows import Row
+from inrank_megatron.errors import UserError
 from inrank_megatron.parallel import Parallel
 
 TOKENS = (1024, 8192)
@@ -48,7 +51,11 @@ class Figures:
 
 def measure(preset: str, rank: int, sizes: tuple[int, ...]) -> Iterator[Row]:
     """Rows for every tensor-parallel size, number of tokens and variant."""
-    variants = (phase_2(rank), phase_1(rank), DENSE)
+    width = preset_config(preset).model.hidden_size
+    for n in sizes:
+        if width % n:
+            raise UserError(f"--tensor-model-parallel-size {n}: must divide the width {width} of {preset}")
+    variants = (phase_2(rank), phase_1(rank, joint=True), phase_1(rank, joint=False), DENSE)
     serial = {(v, tokens): _count(preset, v, 1, tokens).flops for v in variants for tokens in TOKENS}
     for n in sizes:
         for tokens in TOKENS:
@@ -65,7 +72,9 @@ def mlp_pass(
 ) -> Callable[[int], None]:
     """A function that takes ``tokens`` tokens through the MLP on this rank, forward and backward."""
     n = parallel.tp_size
-    mlp = build_layer(preset_config(preset, tensor_model_parallel_size=n), variant, parallel).mlp
+    # Of the layer only the MLP is used: as many heads as ranks let every n divide them.
+    config = preset_config(preset, tensor_model_parallel_size=n, num_attention_heads=n)
+    mlp = build_layer(config, variant, parallel).mlp
     like = next(mlp.parameters())
 
     def run(tokens: int) -> None:
@@ -107,6 +116,8 @@ def _traffic_rows(
     dense, columns = 4 * share * tokens * width, variant.columns or 0
     rank_sized = columns and not variant.base
     activations = 4 * share * tokens * columns if rank_sized else dense
+    if variant.joint is False:
+        activations += 4 * share * tokens * columns
     parameters = 4 * share * columns * width
     boost = 8 * share * tokens * columns if rank_sized else None
 

@@ -72,7 +72,6 @@ def prepare(data: DataConfig, *, progress: Progress = quiet) -> PreparedData:
     try:
         hashes = FileHashes(cache / "hashes")
         with locked(cache / "sources.lock", progress=progress):
-            progress("reading the sources", None)
             selection = select(data)
             tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
             key = _key(selection, tokenizer, data.vocab_size, hashes)

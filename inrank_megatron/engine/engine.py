@@ -256,7 +256,12 @@ class Engine:
         shards = factor_surgery.truncated_weights(
             self.layers, change.columns, moments, self.parallel, step=step
         )
-        kept = {name: zero_state.read_state(p) for name, p in self.parameters() if not self._is_factor(name)}
+        # On the CPU: for a moment both the old and the new model's states are on the device.
+        kept = {
+            name: zero_state.read_state(p).to("cpu")
+            for name, p in self.parameters()
+            if not self._is_factor(name)
+        }
         steps = zero_state.group_steps(self.deepspeed.optimizer)
         factors = {
             name: FactorSpec(columns=change.columns[name], active=change.columns[name], rank=rank, base=False)
@@ -268,7 +273,7 @@ class Engine:
             zero_state.write_master(self.layers[name].V, right)
         for name, parameter in self.parameters():
             if name in kept:
-                zero_state.write_state(parameter, kept[name])
+                zero_state.write_state(parameter, kept[name].to(parameter.device))
         zero_state.set_group_steps(self.deepspeed.optimizer, steps | {"factors": 0})
 
     # ---- state ----

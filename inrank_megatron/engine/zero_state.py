@@ -27,6 +27,10 @@ class ParameterState:
     exp_avg: Tensor
     exp_avg_sq: Tensor
 
+    def to(self, device: torch.device | str) -> "ParameterState":
+        """The same on ``device``."""
+        return ParameterState(*(tensor.to(device) for tensor in (self.master, self.exp_avg, self.exp_avg_sq)))
+
 
 def flat_partitions(zero_optimizer) -> list[Tensor]:
     """The flat FP32 masters, one for each parameter group in order, as keys of the inner optimizer's

@@ -12,10 +12,10 @@ from torch.distributed import ProcessGroup
 class Pending:
     """A collective under way; :meth:`wait` gives its result."""
 
-    def __init__(self, result: Tensor, work: dist.Work | None):
+    def __init__(self, result: Tensor | None, work: dist.Work | None):
         self._result, self._work = result, work
 
-    def wait(self) -> Tensor:
+    def wait(self) -> Tensor | None:
         if self._work is not None:
             self._work.wait()
         return self._result

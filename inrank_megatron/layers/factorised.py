@@ -11,9 +11,9 @@ Stored on each rank (``weight`` is W0 and is absent in the second phase)::
 Both factors are cut on their feature axis, never on K, so that a growing or odd rank moves no shard,
 and each rank stores and optimises 1/n of both. The factor that meets local tokens (V of a column layer, U of
 a row layer) is gathered: k I or k O elements a step, and its gradient is reduce-scattered back (RS_I, RS_O),
-or, where every rank has the whole gradient, each takes its slice. With sequence parallelism (SP) the tokens
-are cut outside the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the index names
-the axis.
+or, where every rank could compute the whole, each computes its slice. With sequence parallelism (SP) the
+tokens are cut outside the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the
+index names the axis.
 
 Column layer, x [T/n, I] under SP, else x [T, I] on every rank; y [T, O/n]:
 
@@ -22,7 +22,7 @@ U V, SP
     backward  dz = RS_T(dy U); dx = dz V; dV = RS_I(dz^T x)
 U V
     forward   z = x V^T; y = z U^T
-    backward  dz = AR(dy U); dx = dz V; dV = slice_I(dz^T x)
+    backward  dz = AR(dy U); dx = dz V; dV = dz^T slice_I(x)
 W0 + U V, SP, apart
     forward   X = AG_T(x); z = AG_T(x V^T); y = X W0^T + z U^T
     backward  dz = RS_T(dy U); dx = RS_T(dy W0) + dz V; dV = RS_I(dz^T x)
@@ -40,7 +40,7 @@ U V, SP
     backward  dz = AG_T(dy U); dx = dz V; dU = RS_O(dy^T z)
 U V
     forward   z = AR(x V^T); y = z U^T
-    backward  dz = dy U; dx = dz V; dU = slice_O(dy^T z)
+    backward  dz = dy U; dx = dz V; dU = slice_O(dy)^T z
 W0 + U V, SP, apart
     forward   z = RS_T(x V^T); y = RS_T(x W0^T) + z U^T
     backward  dz = AG_T(dy U); dx = AG_T(dy) W0 + dz V; dU = RS_O(dy^T z)
@@ -53,12 +53,12 @@ W0 + U V
 
 and always dV = dz^T x.
 
-Without W0 only rank-sized activations travel, and no product is computed twice. With W0 there is a choice.
-*Apart*, the factors stay in rank space: 2 (n-1)/n T k more elements a layer and pass through it, no product
-twice, and only x [T/n, I] is saved for the backward pass. *Joint*, the factors' partial sums ride in W0's own
-collective: no activation beyond the dense layer's, but the products with the gathered factor run over all T
-on every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for its 2 (n-1)/n T k elements: 3
-h for each, whatever n, T and k. :func:`prefers_joint` is the rule made of that.
+Without W0 only rank-sized activations travel, and under SP no product is computed twice. With W0 there is a
+choice. *Apart*, the factors stay in rank space: 2 (n-1)/n T k more elements a layer and pass through it, no
+product twice, and only x [T/n, I] is saved for the backward pass. *Joint*, the factors' partial sums ride in
+W0's own collective: no activation beyond the dense layer's, but the products with the gathered factor run
+over all T on every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for its 2 (n-1)/n T k
+elements: 3 h for each, whatever n, T and k. :func:`prefers_joint` is the rule made of that.
 """
 
 import torch

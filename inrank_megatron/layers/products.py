@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrank_megatron.layers.collectives import begin_all_gather, begin_all_reduce, begin_reduce_scatter
+from inrank_megatron.layers.collectives import (
+    Pending,
+    begin_all_gather,
+    begin_all_reduce,
+    begin_reduce_scatter,
+    own_share,
+)
 
 
 class ColumnProduct(torch.autograd.Function):
@@ -17,18 +23,19 @@ class ColumnProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, u, v, bias, layer) -> Tensor:
         group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
+        gathering_x = (
+            begin_all_gather(x, group) if sequence_parallel and weight is not None else Pending(x, None)
+        )
         whole = layer.whole_factor.gather(v.t())  # [I, k]
         if joint:
-            x = begin_all_gather(x, group).wait() if sequence_parallel else x
+            x = gathering_x.wait()
             z = x @ whole
             y = F.linear(x, weight, bias).addmm_(z, u.t())
         else:
             z = x @ whole
-            gathering = begin_all_gather(z, group) if sequence_parallel else None
-            y = None
-            if weight is not None:
-                y = F.linear(begin_all_gather(x, group).wait(), weight, bias)
-            z = gathering.wait() if gathering else z
+            gathering_z = begin_all_gather(z, group) if sequence_parallel else None
+            y = None if weight is None else F.linear(gathering_x.wait(), weight, bias)
+            z = gathering_z.wait() if gathering_z else z
             y = F.linear(z, u, bias) if y is None else y.addmm_(z, u.t())
         ctx.layer, ctx.joint, ctx.has_bias = layer, joint, bias is not None
         ctx.save_for_backward(x, z, weight, u, whole)
@@ -42,7 +49,7 @@ class ColumnProduct(torch.autograd.Function):
         dz = dy @ u  # [T, k], a part of the sum over ranks
         if ctx.joint:
             summing = begin_sum((dy @ weight).addmm_(dz, whole.t()), group)
-            gradient = x.t() @ dz
+            reducing = layer.whole_factor.begin_reduce(x.t() @ dz)
             du = dy.t() @ z
             dx = summing.wait()
         else:
@@ -50,9 +57,12 @@ class ColumnProduct(torch.autograd.Function):
             summing_x = begin_sum(dy @ weight, group) if weight is not None else None
             du = dy.t() @ z
             dz = summing_z.wait()
-            gradient = x.t() @ dz
+            if sequence_parallel:
+                reducing = layer.whole_factor.begin_reduce(x.t() @ dz)
+            else:
+                reducing = layer.whole_factor.begin_reduce(own_share(x.t(), group) @ dz, shared=True)
             dx = dz @ whole.t() if summing_x is None else summing_x.wait().addmm_(dz, whole.t())
-        dv = layer.whole_factor.reduce(gradient, partial=ctx.joint or sequence_parallel)
+        dv = reducing.wait()
         dw = None
         if ctx.needs_input_grad[1]:  # only for the start from gradients: W0 is frozen in training
             every = x if ctx.joint or not sequence_parallel else begin_all_gather(x, group).wait()
@@ -91,19 +101,22 @@ class RowProduct(torch.autograd.Function):
         if ctx.joint:
             every = begin_all_gather(dy, group).wait() if sequence_parallel else dy
             dz = every @ whole
-            gradient = every.t() @ z
+            reducing = layer.whole_factor.begin_reduce(every.t() @ z)
+        elif sequence_parallel:
+            dz = dy @ whole
+            gathering_z = begin_all_gather(dz, group)
+            gathering_y = begin_all_gather(dy, group) if weight is not None else None
+            reducing = layer.whole_factor.begin_reduce(dy.t() @ z)
+            dz = gathering_z.wait()
+            every = gathering_y.wait() if gathering_y else dy
         else:
             dz = dy @ whole
-            gathering_z = begin_all_gather(dz, group) if sequence_parallel else None
-            gathering_y = begin_all_gather(dy, group) if sequence_parallel and weight is not None else None
-            gradient = dy.t() @ z
-            dz = gathering_z.wait() if gathering_z else dz
-            every = gathering_y.wait() if gathering_y else dy
-        du = layer.whole_factor.reduce(gradient, partial=ctx.joint or sequence_parallel)
+            reducing = layer.whole_factor.begin_reduce(own_share(dy.t(), group) @ z, shared=True)
         dv = dz.t() @ x
         dx = dz @ v
         if weight is not None:
             dx.addmm_(every, weight)
+        du = reducing.wait()
         dw = every.t() @ x if ctx.needs_input_grad[1] else None
         db = dy.sum(0) if ctx.has_bias else None
         return dx, dw, du, dv, db, None

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.layers.collectives import begin_all_gather, begin_reduce_scatter, own_share
+from inrank_megatron.layers.collectives import Pending, begin_all_gather, begin_reduce_scatter
 
 
 class WholeFactor:
@@ -41,22 +41,18 @@ class WholeFactor:
             self._whole = whole
         return whole
 
-    def reduce(self, gradient: Tensor, *, partial: bool) -> Tensor | None:
-        """Gradient [m, k] of the whole -> that of the shard [m/n, k]; None while the step accumulates it.
+    def begin_reduce(self, gradient: Tensor, *, shared: bool = False) -> Pending:
+        """Gradient of the whole [m, k], this rank's part of the sum -> that of the shard [m/n, k].
 
-        ``partial``: each rank holds a part of the sum, which is reduce-scattered. Otherwise every rank holds
-        the same gradient and takes its share.
+        ``shared``: ``gradient`` is that of the shard already, complete on this rank. The result is None while
+        the step accumulates it.
         """
-        if self._group.size() == 1:
-            return gradient
-        if self._step:
+        if self._step and self._group.size() > 1:
             dtype = gradient.dtype
             if self._gradient is not None:
                 gradient = self._gradient.add_(gradient)
             if not self._last:
                 self._gradient = gradient.to(torch.promote_types(dtype, torch.float32))
-                return None
+                return Pending(None, None)
             self._gradient, gradient = None, gradient.to(dtype)
-        if partial:
-            return begin_reduce_scatter(gradient, self._group).wait()
-        return own_share(gradient, self._group)
+        return Pending(gradient, None) if shared else begin_reduce_scatter(gradient, self._group)

@@ -156,17 +156,26 @@ def _leading(
     if rank < len(turn):
         h = len(shares[rank])
         gram = None if own is None else _symmetric(unpack_gram(own, h))
-        energies, basis = _decomposed(gram, turn[rank].moment, ranks[rank])
+        energies, basis = _sound(gram, turn[rank].moment, ranks[rank])
         messages[rank].copy_(torch.cat([energies[:, None], basis], dim=1))
     return messages
 
 
-def _decomposed(gram: Tensor | None, moment: Tensor | None, r: int) -> tuple[Tensor, Tensor]:
-    """Energies [h], descending, and a basis [h, r] of the leading directions; NaN if an input is."""
+def _sound(gram: Tensor | None, moment: Tensor | None, r: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_decomposed`; NaN if an input is, or if LAPACK gives up, so that all ranks learn of it."""
     moment = None if moment is None else moment.double()
     given = [t for t in (gram, moment) if t is not None]
-    if not all(t.isfinite().all() for t in given):
-        return torch.full_like(given[0][0], torch.nan), torch.full_like(given[0][:, :r], torch.nan)
+    try:
+        if all(t.isfinite().all() for t in given):
+            return _decomposed(gram, moment, r)
+    except torch.linalg.LinAlgError:
+        pass
+    return torch.full_like(given[0][0], torch.nan), torch.full_like(given[0][:, :r], torch.nan)
+
+
+def _decomposed(gram: Tensor | None, moment: Tensor | None, r: int) -> tuple[Tensor, Tensor]:
+    """Energies [h], descending, and a basis [h, r] of the leading directions."""
+    given = [t for t in (gram, moment) if t is not None]
     if moment is None or gram is None:
         return _eigh(given[0], r)
     values, vectors = torch.linalg.eigh(moment)

@@ -125,7 +125,9 @@ class InRank:
             ranks = {layer.name: layer.rank for layer in layers}
             ranks.update({change.layer: change.rank for change in result})
             m = self.rank_multiple_of
-            columns = {layer.name: min(-(-ranks[layer.name] // m) * m, layer.min_dim) for layer in layers}
+            # Without W0 the product's rank is at most the columns in use: more would be dead from the start.
+            most = {x.name: x.min_dim if self.frozen_base else x.active for x in layers}
+            columns = {name: min(-(-rank // m) * m, most[name]) for name, rank in ranks.items()}
             result.append(Refactor(ranks, columns, activation_batches=self.activation_batches))
         return result
 

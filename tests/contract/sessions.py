@@ -21,7 +21,7 @@ from inrank_megatron.model.gpt import GPTFactory
 from tests.groups import join
 
 VOCABULARY, PADDED = 500, 512
-GLOBAL_BATCH, MICRO_BATCH = 4, 2
+GLOBAL_BATCH, MICRO_BATCH = 4, 1
 CHECK = 5
 SIZES = {
     "num_layers": 2,
@@ -43,6 +43,12 @@ METHODS = {
     "relora": {"method": "relora", "rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2},
     "inrank": {"method": "inrank", **GROWING},
     "inrank-efficient": {"method": "inrank-efficient", **GROWING},
+    "inrank-efficient-attention": {
+        "method": "inrank-efficient",
+        "factorised_linears": "mlp-attention",
+        "recompute_granularity": "full",
+        **GROWING,
+    },
     "inrank-efficient-eq7": {
         "method": "inrank-efficient",
         "rank_criterion": "eq7",
@@ -66,6 +72,7 @@ class Layout:
     world_size: int = 1
     tensor_parallel: int = 1
     sequence_parallel: bool = True
+    apart: bool = False  # factors beside W0 stay in rank space, which these small layers would not choose
 
 
 LAYOUTS = {
@@ -74,6 +81,7 @@ LAYOUTS = {
     "TP2 without SP": Layout(2, 2, sequence_parallel=False),
     "DP2": Layout(2, 1),
     "TP2 SP DP2": Layout(4, 2),
+    "TP2 SP apart": Layout(2, 2, apart=True),
     "TP4 SP": Layout(4, 4),
 }
 
@@ -180,6 +188,8 @@ def build(
         device=torch.device("cpu"),
         accumulation=accumulation,
     )
+    for layer in engine.layers.values():
+        layer.joint = layer.joint and not layout.apart
     _open.append(engine)
     return Session(engine, method)
 

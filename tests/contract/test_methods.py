@@ -29,7 +29,12 @@ def largest_difference(values: list[float], reference: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True))
 
 
-PAIRS = [*itertools.product(METHODS, list(LAYOUTS)[1:-1]), ("inrank-efficient", "TP4 SP")]
+EVERYWHERE = ("TP2 SP", "TP2 without SP", "DP2", "TP2 SP DP2")
+PAIRS = [
+    *itertools.product(METHODS, EVERYWHERE),
+    ("inrank-efficient", "TP2 SP apart"),
+    ("inrank-efficient", "TP4 SP"),
+]
 
 
 @pytest.mark.parametrize(("method", "layout"), PAIRS)

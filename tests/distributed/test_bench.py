@@ -16,7 +16,12 @@ from inrank_megatron.parallel import initialise
 from tests.harness import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = {"phase-2": phase_2(RANKS["tiny"]), "phase-1": phase_1(RANKS["tiny"]), "dense": DENSE}
+VARIANTS = {
+    "phase-2": phase_2(RANKS["tiny"]),
+    "phase-1-joint": phase_1(RANKS["tiny"], joint=True),
+    "phase-1-apart": phase_1(RANKS["tiny"], joint=False),
+    "dense": DENSE,
+}
 TOKENS = 1024
 
 
@@ -110,14 +115,16 @@ def test_one_process_counts_what_real_ranks_send(figures, ranks, name):
 @pytest.mark.parametrize("tokens", [1024, 8192])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_bounds_of_the_design(figures, ranks, tokens):
-    """Second phase 4 k T r; first phase no more than dense's 4 k T h; dense what Megatron sends, 5 k T h."""
+    """Second phase 4 k T r; first phase joint at most 4 k T h, apart 4 k T r more; dense Megatron 5 k T h."""
     share, width = (ranks - 1) / ranks, 192
     sent = {
         name: {r["quantity"]: r for r in figures if r["case"] == f"{name} tiny n={ranks} T={tokens}"}
         for name in VARIANTS
     }
     assert sent["phase-2"]["activation elements"]["measured"] <= 4 * share * tokens * RANKS["tiny"]
-    assert sent["phase-1"]["activation elements"]["measured"] <= 4 * share * tokens * width
+    assert sent["phase-1-joint"]["activation elements"]["measured"] <= 4 * share * tokens * width
+    apart = 4 * share * tokens * (width + RANKS["tiny"])
+    assert sent["phase-1-apart"]["activation elements"]["measured"] == apart
     assert sent["dense"]["activation elements"]["measured"] == 5 * share * tokens * width
     assert sent["dense"]["parameter elements"]["measured"] == 0
 
