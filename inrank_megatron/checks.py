@@ -255,6 +255,6 @@ def _width(min_dim: int) -> str:
 
 def _divisors(number: int, *, near: int) -> str:
     """A remedy: the divisors of `number` next to `near`."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    below, above = [n for n in divisors if n <= near][-1:], [n for n in divisors if n > near][:1]
+    below = [n for n in range(min(near, number), 0, -1) if number % n == 0][:1]
+    above = [n for n in range(near + 1, min(number, near + 10_000) + 1) if number % n == 0][:1]
     return f"give {' or '.join(map(str, below + above))}"

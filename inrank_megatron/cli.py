@@ -77,16 +77,16 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
         SystemExit: 0 after `--help`, 2 after a flag that does not exist or lacks its value.
     """
     parser = build_parser()
-    argv = [_kebab(word) for word in argv]
+    argv = [kebab(word) for word in argv]
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown(unknown, parser))
     flags = {name: value for name, value in vars(known).items() if name in fields()}
-    path = Path(known.config) if known.config else find_config("quickstart.yaml")
+    path = Path(known.config) if known.config is not None else find_config("quickstart.yaml")
     flags |= _method(known.inrank, flags)
     config = resolve(from_flat(_merge(read_file(path), flags)), world_size=world_size)
     _refuse_idle(flags, config)
-    given = _read_json(known.deepspeed_config) if known.deepspeed_config else None
+    given = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
     return Launch(config, path, known.dry_run, given)
 
 
@@ -168,7 +168,7 @@ def _reader(kinds: list[Any]) -> Any:
     return read
 
 
-def _kebab(word: str) -> str:
+def kebab(word: str) -> str:
     """`--seq_length=64` -> `--seq-length=64`."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word

@@ -87,14 +87,25 @@ def to_yaml(config: Config) -> str:
     return "\n".join(parts)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a setting given twice, of which it would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is given {names.count(name)} times")
+        return super().construct_mapping(node, deep)
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
     """The flat mapping in a YAML file, not yet validated."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot be read ({reason}); give a configuration file in YAML") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML; mend it: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no `name: value` lines; a configuration file has one setting a line")

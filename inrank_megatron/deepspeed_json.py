@@ -112,12 +112,14 @@ def _check_sections(given: Mapping[str, Any], decided: Mapping[str, Any]) -> Non
             raise UserError(f"DeepSpeed JSON {section} = {value!r}: must be an object; write {{...}}")
     for owned in OWNED:
         known = [key.rpartition(".")[2] for key in decided if key.startswith(f"{owned}.params.")]
-        for name in _lookup(given, f"{owned}.params") or {}:
-            if name not in known:
-                raise UserError(
-                    f"DeepSpeed JSON {owned}.params.{name}: the run has no such setting"
-                    f"{nearest(name, known)}; remove it from the file"
-                )
+        for section, names in ((owned, ["type", "params"]), (f"{owned}.params", known)):
+            content = _lookup(given, section)
+            for name in content if isinstance(content, Mapping) else ():
+                if name not in names:
+                    raise UserError(
+                        f"DeepSpeed JSON {section}.{name}: the run has no such setting"
+                        f"{nearest(name, names)}; remove it from the file"
+                    )
 
 
 def _above(key: str) -> list[str]:
@@ -133,7 +135,7 @@ def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, 
         raise UserError(f"DeepSpeed JSON optimizer.type = {name!r}: the run uses AdamW; give AdamW or 'auto'")
     if kind in (None, "auto"):
         return {}
-    if kind not in DECAY_STYLES:
+    if not isinstance(kind, str) or kind not in DECAY_STYLES:
         raise UserError(
             f"DeepSpeed JSON scheduler.type = {kind!r}: must be one of {', '.join(DECAY_STYLES)}"
             f"{nearest(str(kind), DECAY_STYLES)}; remove the section to use the run's own schedule"
@@ -148,7 +150,7 @@ def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, 
         "scheduler.params.warmup_num_steps": (optimizer.lr_warmup_iters, "lr_warmup_iters"),
         "scheduler.params.total_num_steps": (config.decay_iters, "lr_decay_iters"),
         "scheduler.params.warmup_max_lr": (optimizer.lr, "lr"),
-        "scheduler.params.cos_min_ratio": (optimizer.min_lr / optimizer.lr, "min_lr / lr"),
+        "scheduler.params.cos_min_ratio": (optimizer.min_lr / (optimizer.lr or 1.0), "min_lr / lr"),
         **{key: (value, "warm-up") for key, value in FIXED.items() if key.startswith("scheduler")},
     }
 

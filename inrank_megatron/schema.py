@@ -30,7 +30,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator(_number)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
-Words = Annotated[list[str], Field(min_length=1), BeforeValidator(_words)]
+Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_words)]
 
 
 def _about(text: str, default: Any = ...) -> Any:
@@ -73,7 +73,9 @@ class ParallelConfig(Section):
     sequence_parallel: bool = _about(
         "shard the tokens outside the layers as well (no effect at size 1)", True
     )
-    distributed_timeout_minutes: Count = _about("minutes after which a silent process ends the run", 10)
+    distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = _about(
+        "minutes after which a silent process ends the run", 10
+    )
 
 
 class OptimizerConfig(Section):
@@ -182,7 +184,9 @@ class DataConfig(Section):
     tokenizer: str | None = _about(
         "hub name, or folder with vocab.json + merges.txt; left out: train one", None
     )
-    vocab_size: Count = _about("tokens of the BPE that is trained when --tokenizer is left out", 4096)
+    vocab_size: Annotated[int, Field(ge=1, lt=2**31)] = _about(
+        "tokens of the BPE that is trained when --tokenizer is left out", 4096
+    )
     data_cache_path: str = _about("folder of token files", "data_cache")
     text_column: str = _about("column (parquet) or key (JSONL) that holds the text", "text")
 

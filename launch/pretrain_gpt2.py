@@ -32,6 +32,8 @@ def main() -> None:
         run(launch, neighbours)
     except UserError as error:
         _end(f"rank {rank}: error: {error}\n")
+    except KeyboardInterrupt:
+        _end(f"rank {rank}: interrupted before training began, or twice\n")
     except Exception:
         _end(traceback.format_exc())
 

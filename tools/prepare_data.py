@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from inrank_megatron.cli import Parser, kebab
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.schema import DataConfig
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 def settings(argv: list[str]) -> DataConfig:
     """The data section from flags; raises UserError for a value of the wrong kind."""
-    parser = argparse.ArgumentParser(prog="prepare_data.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="prepare_data.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for name, field in DataConfig.model_fields.items():
         several = {"nargs": "+"} if name.endswith("_path") and name != "data_cache_path" else {}
@@ -58,7 +59,7 @@ def settings(argv: list[str]) -> DataConfig:
             **kind,
         )
     try:
-        return DataConfig(**vars(parser.parse_args(argv)))
+        return DataConfig(**vars(parser.parse_args([kebab(word) for word in argv])))
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(

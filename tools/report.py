@@ -5,6 +5,7 @@ For a run that was killed, or that is still going.
 
 import argparse
 import sys
+from pathlib import Path
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.report import write_report
@@ -15,8 +16,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="report.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", help="run folder")
+    run = Path(parser.parse_args(argv).run)
     try:
-        print(write_report(parser.parse_args(argv).run))
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{run}: no run folder, it has no config.yaml; name the folder given to --save")
+        print(write_report(run))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -110,6 +110,10 @@ class CheckpointWriter:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+class Damaged(UserError):
+    """A checkpoint that is incomplete or not what was written: another one has to do."""
+
+
 class Checkpoint:
     """A published checkpoint, verified against its manifest when it is opened.
 
@@ -117,14 +121,15 @@ class Checkpoint:
         verify: False where it has just been verified, because that reads every byte.
 
     Raises:
-        UserError: a file is missing, truncated or altered, or the format is of another version.
+        Damaged: a file is missing, truncated or altered.
+        UserError: the format is of another version, or the files cannot be read.
     """
 
     def __init__(self, folder: Path, *, verify: bool = True):
         self.folder = folder
         for name, expected in _manifest(folder).items() if verify else ():
             if not _is_as_written(folder / name, expected):
-                raise UserError(
+                raise Damaged(
                     f"{folder / name}: missing, truncated or altered (its SHA-256 is not the manifest's); "
                     "resume from another checkpoint"
                 )
@@ -148,18 +153,23 @@ class Checkpoint:
 
 def published(root: Path) -> list[Path]:
     """Folders of published checkpoints, newest first."""
-    found = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
+    found = [p for p in root.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
 
 
 def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that passes verification, and a message for every newer one that does not."""
+    """The newest checkpoint that passes verification, and a message for every newer one that is damaged.
+
+    Raises:
+        UserError: a newer one may be whole, but this process or this version cannot read it: going on from an
+            older one would in time replace it.
+    """
     faults = []
     for folder in published(root):
         try:
             Checkpoint(folder)
             return folder, faults
-        except UserError as fault:
+        except Damaged as fault:
             faults.append(str(fault))
     return None, faults
 
@@ -185,10 +195,14 @@ def _manifest(folder: Path) -> dict[str, dict]:
         whole = {INDEX, STATE} <= files.keys() and all(
             Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise _unreadable(folder / MANIFEST, error) from None
+        whole = False
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise UserError(
+        raise Damaged(
             f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
             "resume from another one"
         )
@@ -203,8 +217,14 @@ def _manifest(folder: Path) -> dict[str, dict]:
 def _is_as_written(path: Path, expected: dict) -> bool:
     try:
         return path.stat().st_size == expected["bytes"] and _sha256(path) == expected["sha256"]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror}); mend that, or start with another --save")
 
 
 def _write_json(path: Path, value: dict) -> None:

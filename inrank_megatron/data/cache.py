@@ -33,7 +33,7 @@ class FileHashes:
         stamp = [str(path), status.st_size, status.st_mtime_ns]
         note = self.folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
         known = read_json(note)
-        if known is not None and known.get("stamp") == stamp:
+        if known is not None and known.get("stamp") == stamp and "sha256" in known:
             return known["sha256"]
         digest = file_sha256(path)
         write_json(note, {"stamp": stamp, "sha256": digest})

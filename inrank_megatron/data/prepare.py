@@ -189,11 +189,13 @@ def _load(folder: Path, selection: Selection, hashes: FileHashes) -> PreparedDat
     meta = read_json(folder / "meta.json")
     if meta is None or meta.get("format_version") != FORMAT_VERSION:
         raise _Unusable("meta.json is missing or not of this version")
+    if not {"files", "splits", "unigram_perplexity", "tokenizer"} <= meta.keys():
+        raise _Unusable("meta.json is not whole")
     if len(meta["files"]) != len(selection.parts):
         raise _Unusable("meta.json records other files")
     for number, record in enumerate(meta["files"]):
         prefix = _prefix(folder, selection, number)
-        for suffix, digest in record["sha256"].items():
+        for suffix, digest in record.get("sha256", {}).items():
             path = beside(prefix, suffix)
             if not path.is_file() or hashes.sha256(path) != digest:
                 raise _Unusable(f"{path.name} is not what was written")
@@ -201,7 +203,7 @@ def _load(folder: Path, selection: Selection, hashes: FileHashes) -> PreparedDat
         tokenizer = load_tokenizer(str(folder / "tokenizer"))
     except UserError as error:
         raise _Unusable(str(error)) from error
-    if tokenizer.identity != meta["tokenizer"]["identity"]:
+    if tokenizer.identity != meta["tokenizer"].get("identity"):
         raise _Unusable("the tokenizer is not the one that was saved")
     train, valid, test = _assemble(folder, selection)
     return PreparedData(tokenizer, train, valid, test, folder, meta)

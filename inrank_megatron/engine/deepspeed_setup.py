@@ -2,12 +2,16 @@
 ``deepspeed.initialize``.
 """
 
+import copy
+
 import deepspeed
 import torch
+from deepspeed.runtime.config import DeepSpeedConfig
 from torch import nn
 
 from inrank_megatron.config import Config
 from inrank_megatron.engine import zero_state
+from inrank_megatron.errors import UserError
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.parallel import DeepSpeedMPU, Parallel
 
@@ -62,12 +66,20 @@ def start_deepspeed(
         eps=config.optimizer.adam_eps,
         fused=True,
     )
+    settings = deepspeed_config(config, accumulation=accumulation, extra=extra)
+    try:
+        DeepSpeedConfig(copy.deepcopy(settings), DeepSpeedMPU(parallel))
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+        raise UserError(
+            f"DeepSpeed refuses its configuration: {' '.join(str(error).split())}; mend the file given with "
+            "--deepspeed_config"
+        ) from error
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
         mpu=DeepSpeedMPU(parallel),
         dist_init_required=False,
-        config=deepspeed_config(config, accumulation=accumulation, extra=extra),
+        config=settings,
     )
     zero_state.create_adam_state(engine.optimizer)
     return engine

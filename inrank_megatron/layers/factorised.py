@@ -72,8 +72,8 @@ from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.layers.whole_factor import WholeFactor
 
 # Operations that a rank does in the time of one element on the wire. Gloo: measured on two cores of a machine
-# (150 GFLOP/s against 0.06 to 0.18 G elements/s; both ways of an MLP break even near h = 768). NCCL: an order of
-# magnitude, 400 TFLOP/s of BF16 products against 200 GB/s of all-gather in an NVLink node.
+# (150 GFLOP/s against 0.06 to 0.18 G elements/s; both ways of an MLP break even near h = 768). NCCL: an
+# order of magnitude, 400 TFLOP/s of BF16 products against 200 GB/s of all-gather in an NVLink node.
 OPERATIONS_PER_ELEMENT = {"gloo": 2300, "nccl": 4000}
 
 

@@ -165,12 +165,11 @@ def _sound(gram: Tensor | None, moment: Tensor | None, r: int) -> tuple[Tensor, 
     """As :func:`_decomposed`; NaN if an input is, or if LAPACK gives up, so that all ranks learn of it."""
     moment = None if moment is None else moment.double()
     given = [t for t in (gram, moment) if t is not None]
+    nothing = torch.full_like(given[0][0], torch.nan), torch.full_like(given[0][:, :r], torch.nan)
     try:
-        if all(t.isfinite().all() for t in given):
-            return _decomposed(gram, moment, r)
+        return _decomposed(gram, moment, r) if all(t.isfinite().all() for t in given) else nothing
     except torch.linalg.LinAlgError:
-        pass
-    return torch.full_like(given[0][0], torch.nan), torch.full_like(given[0][:, :r], torch.nan)
+        return nothing
 
 
 def _decomposed(gram: Tensor | None, moment: Tensor | None, r: int) -> tuple[Tensor, Tensor]:

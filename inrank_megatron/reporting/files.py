@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+METRICS = "metrics.jsonl"
+
 
 def json_line(record: dict[str, Any]) -> str:
     """One line of strict JSON, newline included; a NaN or an infinity, which JSON lacks, becomes ``null``."""
@@ -24,7 +26,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; none where the file is absent or empty.
+    """The records of a JSON-lines file, objects with a step, in order; none where it is absent or empty.
 
     A line that is no complete JSON object is left out: a process that is killed while it writes leaves
     such a line behind, and what stands before it is still good.
@@ -37,7 +39,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from inrank_megatron.methods.changes import LayerView, SetRank
 from inrank_megatron.reporting.console import Console
-from inrank_megatron.reporting.files import read_records
+from inrank_megatron.reporting.files import METRICS, read_records
 from inrank_megatron.reporting.metrics import MetricsWriter
 from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.run_folder import RunFolder
 
-METRICS = "metrics.jsonl"
 LEADING_VALUES = 64
 
 

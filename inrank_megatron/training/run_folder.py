@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 from inrank_megatron.checkpoint.folder import newest_complete, tidy
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.errors import UserError
-from inrank_megatron.reporting.files import write_atomically
+from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -86,7 +86,7 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
     """
     if config.training.save is None:
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
-    path = Path(config.training.save)
+    path = Path(config.training.save).expanduser()
     try:
         return _existing(path, config, lock)
     except OSError as error:
@@ -157,6 +157,12 @@ def _resumable(path: Path, changed: list[str]) -> RunFolder:
         )
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
     if checkpoint is None:
+        saved = [r["step"] for r in read_records(path / METRICS) if r.get("kind") == "checkpoint"]
+        if saved:
+            raise UserError(
+                f"{path}: its records tell of a checkpoint at step {saved[-1]}, and there is none; put it "
+                "back, or start anew with another --save"
+            )
         notes.append(f"{path} holds no checkpoint yet: the run starts from the beginning")
     elif changed:
         notes.append(f"changed since the run began: {', '.join(changed)}")

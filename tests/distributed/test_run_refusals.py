@@ -55,6 +55,11 @@ def faults(folder: Path) -> dict[str, list[str]]:
         "holds something that is no run": [*good, "--save", str(occupied)],
         "cannot be used as run folder": [*good, "--save", str(occupied / "thesis.txt" / "run")],
         "gradient_clipping = 0.25: contradicts": [*good, "--deepspeed_config", json_file],
+        "DeepSpeed refuses its configuration": [
+            *good,
+            "--deepspeed_config",
+            write(folder / "bad.json", '{"zero_optimization": {"reduce_bucket_sizee": 5}}'),
+        ],
     }
 
 

@@ -233,6 +233,8 @@ def test_agreeing_deepspeed_json_passes_and_keeps_the_rest():
         ({"optimizer": "AdamW"}, ["optimizer = 'AdamW'", "must be an object"]),
         ({"optimizer": {"params": {"beta": [0.9, 0.95]}}}, ["optimizer.params.beta", "did you mean betas"]),
         ({"optimizer": {"params": {"amsgrad": True}}}, ["amsgrad = True", "AdamW = False"]),
+        ({"optimizer": {"type": "AdamW", "foo": 1}}, ["optimizer.foo", "no such setting"]),
+        ({"scheduler": {"type": ["WarmupLR"]}}, ["scheduler.type = ['WarmupLR']", "WarmupCosineLR"]),
         (
             {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_type": "log"}}},
             ["warmup_type = 'log'", "'linear'"],

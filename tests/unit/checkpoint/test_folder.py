@@ -1,13 +1,24 @@
 """Checkpoints are whole or refused: what is damaged is never loaded and never loses what is whole."""
 
+import errno
 import json
+import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from inrank_megatron.checkpoint import folder
-from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter, newest_complete, published, tidy
+from inrank_megatron.checkpoint.folder import (
+    Checkpoint,
+    CheckpointWriter,
+    Damaged,
+    newest_complete,
+    published,
+    tidy,
+)
 from inrank_megatron.errors import UserError
 
 TENSORS = {
@@ -111,7 +122,6 @@ DAMAGE = {
     "manifest that leads out": edit_manifest(
         lambda manifest: manifest["files"].update({"../x": manifest["files"]["state.json"]})
     ),
-    "another version": edit_manifest(lambda manifest: manifest.update(format_version=99)),
 }
 
 
@@ -126,6 +136,29 @@ def test_what_is_damaged_is_skipped_with_a_message(tmp_path, damage):
     assert found == older
     assert len(faults) == 1 and "step_00000012" in faults[0] and "\n" not in faults[0]
     assert_whole(older, step=3)
+
+
+@pytest.mark.parametrize("reason", ["another version", "not readable"])
+def test_what_may_be_whole_is_refused_and_kept(tmp_path, reason, monkeypatch):
+    """Going on from the older one would in time replace the newer."""
+    write(tmp_path, 3)
+    newer = write(tmp_path, 12)
+    if reason == "another version":
+        edit_manifest(lambda manifest: manifest.update(format_version=99))(newer)
+        words = "checkpoint format 99"
+    else:
+        refused, opened = newer / "state.json", Path.open
+
+        def open_or_refuse(path, *args, **kwargs):
+            if path == refused:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return opened(path, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "open", open_or_refuse)
+        words = "state.json: cannot be read (Permission denied)"
+    with pytest.raises(UserError, match=re.escape(words)) as refusal:
+        newest_complete(tmp_path)
+    assert not isinstance(refusal.value, Damaged)
 
 
 def test_none_is_whole(tmp_path):

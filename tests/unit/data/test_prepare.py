@@ -183,7 +183,10 @@ DAMAGE = {
     "wrong words": lambda folder: _flip(folder / "train-00.words.npy"),
     "no record": lambda folder: (folder / "meta.json").unlink(),
     "half a record": lambda folder: (folder / "meta.json").write_text('{"format_version": 2, "fi'),
-    "empty record": lambda folder: (folder / "meta.json").write_text('{"format_version": 2, "files": []}'),
+    "empty record": lambda folder: (folder / "meta.json").write_text('{"format_version": 2}'),
+    "record of other files": lambda folder: (folder / "meta.json").write_text(
+        '{"format_version": 2, "files": [], "splits": {}, "unigram_perplexity": {}, "tokenizer": {}}'
+    ),
     "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
     "other tokenizer": lambda folder: shutil.copytree(
         folder.parent.parent / "other", folder / "tokenizer", dirs_exist_ok=True

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def _scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def _next_second() -> None:
+    """TensorBoard reads the files of one second in the order of their names, not of their making."""
+    time.sleep(1.01 - time.time() % 1)
 
 
 def test_every_line_is_on_disk_before_close(tmp_path: Path) -> None:
@@ -80,6 +86,7 @@ def test_a_resumed_run_repeats_no_step(tmp_path: Path, torn: str) -> None:
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write(torn)
+    _next_second()
     second = MetricsWriter(tmp_path, resume_step=3)
     _train(second, range(4, 7), loss=3.0)
     second.close()
@@ -98,6 +105,7 @@ def test_a_resume_at_step_0_starts_the_records_again(tmp_path: Path) -> None:
     first = MetricsWriter(tmp_path, resume_step=None)
     first.ranks([{"step": 0, "event": "init", "layer": "a", "rank": 2}])
     first.close()
+    _next_second()
     second = MetricsWriter(tmp_path, resume_step=0)
     second.ranks([{"step": 0, "event": "init", "layer": "a", "rank": 2}])
     second.close()

@@ -132,3 +132,19 @@ def test_one_job_at_a_time(tmp_path):
     assert not choose(resumed(config)).is_new
     with pytest.raises(UserError, match="another job has just begun a run in it"):
         claim(new, config, late)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path):
+    """Its records tell what it was; a start from the beginning would wipe them."""
+    config = begin(tmp_path / "run")
+    records = tmp_path / "run" / "metrics.jsonl"
+    records.write_text('{"kind": "train", "step": 1}\n')
+    assert choose(resumed(config)).checkpoint is None
+    records.write_text('{"kind": "checkpoint", "step": 8, "path": "checkpoints/step_00000008"}\n')
+    with pytest.raises(UserError, match="a checkpoint at step 8, and there is none"):
+        choose(resumed(config))
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert choose(config_of("~/runs/first")).path == tmp_path / "runs/first"

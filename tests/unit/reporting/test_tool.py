@@ -1,0 +1,31 @@
+"""``tools/report.py`` writes only into run folders."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "report.py"
+
+
+def report(folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(TOOL), str(folder)], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_report_of_a_run_that_is_not_over(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(steps=47)
+    done = report(run_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(run_dir / "report.html")
+    assert "has not finished" in (run_dir / "report.html").read_text()
+
+
+def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("precious")
+    done = report(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "no run folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "precious"
