@@ -8,6 +8,7 @@ Without other arguments it runs ``configs/quickstart.yaml``; ``--help`` lists ev
 
 import os
 import sys
+import time
 import traceback
 
 from inrank_megatron.checks import check
@@ -31,18 +32,20 @@ def main() -> None:
 
         run(launch, neighbours)
     except UserError as error:
-        _end(f"rank {rank}: error: {error}\n")
+        # The other ranks are about to say the same, and torchrun ends them as soon as one has gone.
+        _end(f"rank {rank}: error: {error}\n", patience=2.0 if world_size > 1 else 0.0)
     except KeyboardInterrupt:
         _end(f"rank {rank}: interrupted before training began, or twice\n")
     except Exception:
         _end(traceback.format_exc())
 
 
-def _end(message: str) -> None:
-    """Fail at once: process groups that have lost a rank may never close."""
+def _end(message: str, *, patience: float = 0.0) -> None:
+    """Fail, ``patience`` seconds after the message: process groups that have lost a rank may never close."""
     sys.stdout.flush()
     sys.stderr.write(message)
     sys.stderr.flush()
+    time.sleep(patience)
     os._exit(1)
 
 
