@@ -49,7 +49,7 @@ class ColumnProduct(torch.autograd.Function):
         dz = dy @ u  # [T, k], a part of the sum over ranks
         if ctx.joint:
             summing = begin_sum((dy @ weight).addmm_(dz, whole.t()), group)
-            reducing = layer.whole_factor.begin_reduce(x.t() @ dz)
+            reducing = layer.whole_factor.begin_reduce((dz.t() @ x).t())
             du = dy.t() @ z
             dx = summing.wait()
         else:
@@ -58,9 +58,10 @@ class ColumnProduct(torch.autograd.Function):
             du = dy.t() @ z
             dz = summing_z.wait()
             if sequence_parallel:
-                reducing = layer.whole_factor.begin_reduce(x.t() @ dz)
+                reducing = layer.whole_factor.begin_reduce((dz.t() @ x).t())
             else:
-                reducing = layer.whole_factor.begin_reduce(own_share(x.t(), group) @ dz, shared=True)
+                own_x = own_share(x.t(), group).t()
+                reducing = layer.whole_factor.begin_reduce((dz.t() @ own_x).t(), shared=True)
             dx = dz @ whole.t() if summing_x is None else summing_x.wait().addmm_(dz, whole.t())
         dv = reducing.wait()
         dw = None
