@@ -1,7 +1,9 @@
 """The full-rank baseline: every linear stays dense."""
 
+from inrank_megatron.methods.unchanging import Unchanging
 
-class Dense:
+
+class Dense(Unchanging):
     name = "dense"
     settings = frozenset()
 
@@ -13,13 +15,4 @@ class Dense:
         return {}
 
     def start(self):
-        return []
-
-    def acts_at(self, step):
-        return False
-
-    def spectrum_at(self, step):
-        return None
-
-    def changes(self, step, layers):
         return []

@@ -2,9 +2,10 @@
 
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.methods.changes import InitialiseFactors
+from inrank_megatron.methods.unchanging import Unchanging
 
 
-class FixedRank:
+class FixedRank(Unchanging):
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
 
     ``source``: ``spectral``, the truncated SVD of the standard initial weight, singular values shared evenly,
@@ -27,12 +28,3 @@ class FixedRank:
 
     def start(self):
         return [InitialiseFactors(source=self.source)]
-
-    def acts_at(self, step):
-        return False
-
-    def spectrum_at(self, step):
-        return None
-
-    def changes(self, step, layers):
-        return []

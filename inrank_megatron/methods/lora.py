@@ -2,9 +2,10 @@
 
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.methods.changes import InitialiseFactors
+from inrank_megatron.methods.unchanging import Unchanging
 
 
-class LoRA:
+class LoRA(Unchanging):
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
 
     U starts at zero and V at Kaiming's uniform entries; no factor alpha / r scales the product.
@@ -26,12 +27,3 @@ class LoRA:
 
     def start(self):
         return [InitialiseFactors(source="lora")]
-
-    def acts_at(self, step):
-        return False
-
-    def spectrum_at(self, step):
-        return None
-
-    def changes(self, step, layers):
-        return []
