@@ -4,14 +4,19 @@ Pure arithmetic over the settings and the number of processes: no files, no proc
 """
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from inrank_megatron.config import Config, resolve
 from inrank_megatron.errors import UserError
+from inrank_megatron.methods.schedule import SWITCHING
 from inrank_megatron.rank.buffer import default_buffer, default_capacity
 from inrank_megatron.schema import DataConfig
+from inrank_megatron.shapes import linear_shapes
 
 SMALLEST_VOCABULARY = 257
+LARGEST_SCALE_POWER = 40  # far beyond any scale that float16 bears: each step at such a scale is lost
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Topology:
         world_size: processes, = tensor_model_parallel_size x data_parallel_size.
         global_batch_size: sequences a step, = micro_batch_size x accumulation_steps x data_parallel_size.
         vocab_size: the true vocabulary, and `padded_vocab_size` the rows of the embedding.
-        min_dim: the smaller dimension of the MLP linears, the largest rank they can have.
+        min_dim: the smallest dimension of the MLP linears, the largest rank they can have.
         buffer: columns trained beyond the rank (InRank).
         capacity: columns allocated for a factorised linear: the fixed rank, or the largest r + b (InRank).
             0 for a dense run.
@@ -57,6 +62,8 @@ def check(config: Config, *, world_size: int, vocab_size: int | None = None) -> 
     _check_tensor_parallel(config, world_size)
     _check_schedule(config)
     _check_factors(config)
+    _check_pretrained(config)
+    _check_engine(config, tp)
     check_sources(config.data)
     dp = world_size // tp
     accumulation = _accumulation_steps(config, dp)
@@ -95,6 +102,11 @@ def _check_shape(config: Config) -> None:
         f"num_attention_heads = {heads}: must divide hidden_size = {h}; {_divisors(h, near=heads)}",
     )
     _require(
+        model.model_type != "llama" or h // heads % 2 == 0,
+        f"num_attention_heads = {heads}: leaves {h // heads} features a head, and RoPE turns pairs of them; "
+        f"{_divisors(h // 2, near=heads) if h % 2 == 0 else 'give an even --hidden-size'}",
+    )
+    _require(
         model.seq_length <= model.max_position_embeddings,
         f"seq_length = {model.seq_length}: must not exceed max_position_embeddings = "
         f"{model.max_position_embeddings}; raise --max-position-embeddings or leave it out",
@@ -111,11 +123,12 @@ def _check_tensor_parallel(config: Config, world_size: int) -> None:
     model = config.model
     for name in ("num_attention_heads", "hidden_size", "ffn_hidden_size"):
         size = getattr(model, name)
-        _require(
-            size % tp == 0,
-            f"tensor_model_parallel_size = {tp}: must divide {name} = {size}; "
-            f"{_divisors(math.gcd(model.num_attention_heads, model.hidden_size, world_size), near=tp)}",
-        )
+        legal = math.gcd(model.num_attention_heads, model.hidden_size, world_size)
+        remedy = _divisors(legal, near=tp)
+        if name == "ffn_hidden_size":
+            wider = math.ceil(size / math.lcm(64, tp)) * math.lcm(64, tp)
+            remedy = f"{_divisors(math.gcd(legal, size), near=tp)}, or --ffn-hidden-size {wider}"
+        _require(size % tp == 0, f"tensor_model_parallel_size = {tp}: must divide {name} = {size}; {remedy}")
     _require(
         tp == 1 or not config.parallel.sequence_parallel or model.seq_length % tp == 0,
         f"seq_length = {model.seq_length}: must be a multiple of tensor_model_parallel_size = {tp} under "
@@ -147,17 +160,8 @@ def _check_schedule(config: Config) -> None:
         f"lr_warmup_iters = {optimizer.lr_warmup_iters}: must be less than lr_decay_iters = "
         f"{decay_iters}; lower --lr-warmup-iters or raise --lr-decay-iters",
     )
-    if training.method == "inrank-efficient":
-        step = inrank.switch_iters
-        _require(
-            step is None or inrank.switch_epochs is None,
-            f"switch_iters = {step}, switch_epochs = {inrank.switch_epochs}: both set one step; give one",
-        )
-        _require(
-            step is None or step < training.train_iters,
-            f"switch_iters = {step}: must be less than train_iters = {training.train_iters}; "
-            "lower --switch-iters, raise --train-iters, or give --method inrank",
-        )
+    if training.method in SWITCHING:
+        _check_switch(config)
     if training.method == "relora":
         _require(
             inrank.relora_interval < training.train_iters,
@@ -175,9 +179,62 @@ def _check_schedule(config: Config) -> None:
     )
 
 
+def _check_switch(config: Config) -> None:
+    training, inrank = config.training, config.inrank
+    never = "dense" if training.method == "warm-start" else "inrank"
+    when = {"switch_iters": inrank.switch_iters, "switch_epochs": inrank.switch_epochs}
+    if training.method != "warm-start":
+        when["switch_patience"] = inrank.switch_patience
+    given = [f"{name} = {value}" for name, value in when.items() if value is not None]
+    _require(len(given) < 2, f"{', '.join(given)}: each says when to switch; give one")
+    step = inrank.switch_iters
+    _require(
+        step is None or step < training.train_iters,
+        f"switch_iters = {step}: must be less than train_iters = {training.train_iters}; "
+        f"lower --switch-iters, raise --train-iters, or give --method {never}",
+    )
+    _check_final_ranks(config)
+
+
+def _check_final_ranks(config: Config) -> None:
+    inrank, warm = config.inrank, config.training.method == "warm-start"
+    _require(
+        not (warm and inrank.final_ranks in ("grown", "refound")),
+        f"final_ranks = {inrank.final_ranks!r}: no rank grows in method warm-start; leave it out, or give "
+        "--method inrank-efficient",
+    )
+    _require(
+        inrank.final_ranks != "refound" or inrank.rank_criterion != "eq7",
+        "final_ranks = 'refound': equation 7 only judges ranks from the present one up; give "
+        "--rank-criterion update or released, or --final-ranks grown",
+    )
+    targets = {"output_threshold": inrank.output_threshold, "parameter_budget": inrank.parameter_budget}
+    given = [f"{name} = {value:g}" for name, value in targets.items() if value is not None]
+    _require(len(given) < 2, f"{', '.join(given)}: each chooses the ranks; give one")
+    _require(
+        not given or warm or inrank.final_ranks == "output",
+        f"{', '.join(given)}: chooses the ranks by the layers' outputs, and final_ranks is "
+        f"{inrank.final_ranks or 'grown'}; give --final-ranks output, or drop it",
+    )
+    budget, m = inrank.parameter_budget, inrank.rank_multiple_of
+    if budget is not None:
+        shapes = linear_shapes(config).values()
+        dense, needed = sum(o * i for o, i in shapes), sum(min(m, o, i) * (o + i) for o, i in shapes)
+        _require(
+            int(budget * dense) >= needed,
+            f"parameter_budget = {budget:g}: does not hold {m} columns of every linear, which are "
+            f"{needed / dense:.3g} of their parameters; raise --parameter-budget or lower --rank-multiple-of",
+        )
+
+
 def _check_factors(config: Config) -> None:
     method, inrank = config.training.method, config.inrank
     start = inrank.factor_init
+    _require(
+        method == "dense" or inrank.qkv_factors == "fused" or inrank.factorised_linears == "mlp-attention",
+        f"qkv_factors = {inrank.qkv_factors!r}: with factorised_linears = {inrank.factorised_linears!r} "
+        "query, key and value have no factors; give --factorised-linears mlp-attention",
+    )
     if method == "fixed-rank":
         legal: tuple = (None, "spectral", "random")
     elif not method.startswith("inrank"):
@@ -197,6 +254,73 @@ def _check_factors(config: Config) -> None:
         f"factor_init = {start!r}: method {method} "
         f"{'without frozen_base ' if not inrank.frozen_base else ''}starts from {names}; "
         "change --factor-init",
+    )
+
+
+def _check_pretrained(config: Config) -> None:
+    """Whether the run can start from other weights; whether they are there is for the start to see."""
+    training, inrank = config.training, config.inrank
+    path, save = training.pretrained_checkpoint, training.save
+    if path is None:
+        return
+    if save is not None:
+        run, source = (Path(os.path.abspath(os.path.expanduser(name))) for name in (save, path))
+        _require(
+            run not in (source, source.parent.parent if source.parent.name == "checkpoints" else source),
+            f"save = {save!r}: is the run that pretrained_checkpoint names; choose another --save, or drop "
+            "--pretrained-checkpoint and give --resume auto to go on with that run",
+        )
+    drawn, remedy = "", "--frozen-base"
+    if training.method == "fixed-rank" and inrank.factor_init == "random":
+        drawn, remedy = "factor_init = 'random'", "--factor-init spectral"
+    elif training.method.startswith("inrank") and not inrank.frozen_base:
+        drawn = "frozen_base off"
+    _require(
+        not drawn,
+        f"pretrained_checkpoint with {drawn}: factors that are drawn, with no W0 beside them, hold nothing "
+        f"of its weights; give {remedy}, or drop --pretrained-checkpoint",
+    )
+
+
+def _check_engine(config: Config, tp: int) -> None:
+    """What DeepSpeed cannot do together."""
+    training, parallel, optimizer = config.training, config.parallel, config.optimizer.optimizer
+    stage, offload = parallel.zero_stage, parallel.offload_optimizer
+    _require(
+        not (training.bf16 and training.fp16),
+        "bf16, fp16: each names the precision of the run; give one of the two",
+    )
+    _require(
+        not training.fp16 or stage > 0,
+        "zero_stage = 0 with fp16: without ZeRO DeepSpeed divides gradients by a loss scale that it never "
+        "multiplied the loss with; give --zero-stage 1, or --bf16",
+    )
+    _require(
+        not training.bf16 or stage > 0 or tp == 1,
+        f"zero_stage = 0 with bf16 and tensor_model_parallel_size = {tp}: without ZeRO DeepSpeed takes one "
+        "tensor-parallel rank's gradient norm for the whole; give --zero-stage 1, or drop --bf16",
+    )
+    _require(
+        not offload or stage > 0,
+        "offload_optimizer with zero_stage = 0: DeepSpeed offloads what ZeRO cuts; give --zero-stage 1, 2 or "
+        "3",
+    )
+    _require(
+        not offload or optimizer not in ("fused-adam", "apex-fused-adam"),
+        f"optimizer = {optimizer!r} with offload_optimizer: it steps on the GPU alone; give --optimizer "
+        "cpu-adam or adamw",
+    )
+    _require(
+        offload or optimizer != "cpu-adam",
+        "optimizer = 'cpu-adam': steps on state in the host's memory; give --offload-optimizer too, or "
+        "--optimizer adamw",
+    )
+    scale = training.initial_loss_scale
+    power = min(max(0, round(math.log2(scale))), LARGEST_SCALE_POWER)
+    _require(
+        scale == 2.0**power,
+        f"initial_loss_scale = {scale:g}: must be a power of two from 1 to 2^{LARGEST_SCALE_POWER}; "
+        f"give {2**power}",
     )
 
 
@@ -225,7 +349,7 @@ def check_sources(data: DataConfig) -> None:
 def _columns(config: Config, min_dim: int) -> tuple[int, int]:
     """Buffer and capacity of the MLP linears, 0 where the method has none."""
     method, inrank = config.training.method, config.inrank
-    if method == "dense":
+    if method in ("dense", "warm-start"):
         return 0, 0
     if method in ("fixed-rank", "lora", "relora"):
         rank = inrank.rank

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from inrank_megatron.config import (
+    INRANK_PRESETS,
     PRESETS,
     SIZES,
     Config,
@@ -29,13 +30,17 @@ from inrank_megatron.launcher import launcher_ranks
 from inrank_megatron.methods.registry import METHODS, idle_settings
 
 SOURCES = ("data_path", "train_data_path", "dataset")
+SWITCHES = ("switch_iters", "switch_epochs", "switch_patience")
+RANK_TARGETS = ("output_threshold", "parameter_budget")
 DATA = (*SOURCES, "valid_data_path", "test_data_path")
 # A flag replaces the file's choice, not only the file's setting of the same name.
 ALTERNATIVES = {
     **{source: DATA for source in SOURCES},
-    "switch_iters": ("switch_epochs",),
-    "switch_epochs": ("switch_iters",),
-    "model_preset": (*SIZES, "ffn_hidden_size", "max_position_embeddings"),
+    **{name: tuple(other for other in SWITCHES if other != name) for name in SWITCHES},
+    **{name: tuple(other for other in RANK_TARGETS if other != name) for name in RANK_TARGETS},
+    "inrank_preset": tuple({name: None for preset in INRANK_PRESETS.values() for name in preset}),
+    "model_preset": (*SIZES, "model_type", "ffn_hidden_size", "max_position_embeddings", "norm_epsilon"),
+    "model_type": ("ffn_hidden_size",),
 }
 
 
@@ -103,9 +108,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="pretrain_gpt2.py",
         usage="deepspeed launch/%(prog)s [--inrank] [--config FILE.yaml] [flags]",
-        description="Pre-trains GPT-2, with InRank or dense. Flags win over the file; names are the same.",
+        description="Pre-trains GPT-2 or LLaMA, with InRank or dense. Flags win over the file; names are the "
+        "same.",
         epilog="Sizes that are left out come from --model-preset: "
-        + "; ".join(f"{name} {' '.join(map(str, sizes.values()))}" for name, sizes in PRESETS.items())
+        + "; ".join(" ".join([name, *(str(sizes[key]) for key in SIZES)]) for name, sizes in PRESETS.items())
         + f" ({', '.join(SIZES)}).",
         allow_abbrev=False,
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=36),

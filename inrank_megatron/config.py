@@ -17,16 +17,61 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.schema import Config, Section
 
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
-PRESETS = {
+GPT2_PRESETS = {
     "tiny": dict(zip(SIZES, (4, 192, 4, 256), strict=True)),
     "small": dict(zip(SIZES, (12, 768, 12, 1024), strict=True)),
     "medium": dict(zip(SIZES, (24, 1024, 16, 1024), strict=True)),
     "large": dict(zip(SIZES, (36, 1280, 20, 1024), strict=True)),
 }
-DERIVED = (
-    ("ffn_hidden_size", "hidden_size", 4),
-    ("max_position_embeddings", "seq_length", 1),
-)
+# ReLoRA's: sizes and epsilon from the authors' model files, sequences as in their runs.
+LLAMA_PRESETS = {
+    name: {
+        **dict(zip(SIZES, sizes, strict=True)),
+        "model_type": "llama",
+        "ffn_hidden_size": ffn,
+        "norm_epsilon": 1e-6,
+    }
+    for name, sizes, ffn in (
+        ("llama-60m", (8, 512, 8, 512), 1376),
+        ("llama-130m", (12, 768, 12, 512), 2048),
+        ("llama-250m", (24, 768, 16, 512), 2560),
+        ("llama-350m", (24, 1024, 16, 512), 2736),
+        ("llama-1.3b", (24, 2048, 32, 512), 5461),
+    )
+}
+PRESETS = {**GPT2_PRESETS, **LLAMA_PRESETS}
+INRANK_PRESETS = {
+    "paper": {
+        "initial_rank": 2,
+        "buffer": 100,
+        "threshold": 0.9,
+        "rank_check_interval": 1,
+        "rank_check_start": 0,
+        "rank_criterion": "eq7",
+        "eq7_window": "sliding",
+        "frozen_base": True,
+        "factor_init": "gradient",
+        "absorb_columns": False,
+        "new_column_moments": "zero",
+        "final_ranks": "grown",
+        "truncation": "plain",
+        "rank_multiple_of": 1,
+    },
+    "released": {
+        "initial_rank": 2,
+        "buffer": 100,
+        "threshold": 0.9,
+        "rank_check_interval": 25,
+        "rank_check_start": 200,
+        "rank_criterion": "released",
+        "frozen_base": False,
+        "factor_init": "kaiming",
+        "new_column_moments": "zero",
+        "final_ranks": "grown",
+        "truncation": "plain",
+        "rank_multiple_of": 1,
+    },
+}
 
 
 def sections() -> dict[str, type[Section]]:
@@ -98,6 +143,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def inrank_preset(flat: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the setting `inrank_preset` implies for the other settings of an InRank method."""
+    preset = flat.get("inrank_preset")
+    applies = isinstance(preset, str) and str(flat.get("method")).startswith("inrank")
+    return INRANK_PRESETS.get(preset, {}) if applies else {}
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
     """The flat mapping in a YAML file, not yet validated."""
     try:
@@ -137,15 +189,26 @@ def _refuse_unknown(names: Iterable[Any], origin: str) -> None:
 
 def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
     preset = flat.get("model_preset")
-    flat = (PRESETS.get(preset, {}) if isinstance(preset, str) else {}) | flat
+    flat = _preset_for(flat, preset) | inrank_preset(flat) | flat
     missing = [name for name in SIZES if name not in flat]
     if missing and preset is None:
         sizes, presets = ", ".join(missing), ", ".join(PRESETS)
         raise UserError(f"model size: {sizes} missing; give model_preset ({presets}) or each of them")
-    for derived, source, factor in DERIVED:
-        if type(flat.get(source)) is int:
-            flat.setdefault(derived, factor * flat[source])
+    if type(width := flat.get("hidden_size")) is int:
+        # SwiGLU has three matrices instead of two: 8/3 keeps the MLP's size. 64 columns are a GPU's tile.
+        llama = flat.get("model_type") == "llama"
+        flat.setdefault("ffn_hidden_size", -(-8 * width // (3 * 64)) * 64 if llama else 4 * width)
+    if type(length := flat.get("seq_length")) is int:
+        flat.setdefault("max_position_embeddings", length)
     return flat
+
+
+def _preset_for(flat: dict[str, Any], preset: Any) -> dict[str, Any]:
+    """The preset's settings; without the MLP's width where another width or architecture is asked for."""
+    sizes = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
+    if any(flat.get(name, sizes.get(name)) != sizes.get(name) for name in ("hidden_size", "model_type")):
+        sizes.pop("ffn_hidden_size", None)
+    return sizes
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Parameters, operations and memory of a GPT-2, dense or with factorised MLP linears.
+"""Parameters, operations and memory of a GPT-2 or LLaMA, dense or with factorised linears.
 
 Letters: h hidden_size, f ffn_hidden_size, L layers, S seq_length, V vocabulary, O x I the shape of a
 linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config
+from inrank_megatron.shapes import factorises_attention, is_llama, linear_shapes
 
 Ranks = int | Mapping[str, int] | None
 
@@ -40,7 +41,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device under ZeRO stage 1, rounded down; activations and logits are estimates."""
+    """Bytes on one device, rounded down; activations and logits are estimates."""
 
     parameters: int
     gradients: int
@@ -53,28 +54,17 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.initial_factors + self.activations
 
 
-def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
-    """(O, I) of the linears that methods factorise, by module name: both of every MLP (paper, section 6) and,
-    with `factorised_linears: mlp-attention`, the fused QKV and the output projection of every attention.
-    """
-    h, f = config.model.hidden_size, config.model.ffn_hidden_size
-    shapes = {"mlp.linear_fc1": (f, h), "mlp.linear_fc2": (h, f)}
-    if _factorises_attention(config):
-        shapes = {"self_attention.linear_qkv": (3 * h, h), "self_attention.linear_proj": (h, h), **shapes}
-    layers = range(config.model.num_layers)
-    return {f"decoder.layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
-
-
 def break_even_rank(config: Config) -> int:
-    """Largest rank at which U V costs no more than the dense linear: OI / (O + I), rounded down."""
-    h, f = config.model.hidden_size, config.model.ffn_hidden_size
-    return h * f // (h + f)
+    """Largest rank at which U V in every factorised linear costs no more than the dense linears: the sum of
+    OI over that of O + I, rounded down."""
+    shapes = linear_shapes(config).values()
+    return sum(out * inp for out, inp in shapes) // sum(out + inp for out, inp in shapes)
 
 
 def parameters(
     config: Config, vocab_size: int, *, ranks: Ranks = None, frozen_base: bool = False
 ) -> Parameters:
-    """Parameters of the model; the tied embedding counts once.
+    """Parameters of the model; GPT-2's tied embedding counts once, LLaMA's and its head both.
 
     Args:
         vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
@@ -84,11 +74,13 @@ def parameters(
     """
     h, model = config.model.hidden_size, config.model
     columns = _columns(config, ranks)
-    attention = 0 if _factorises_attention(config) else 4 * h * h
-    norms_and_attention = 4 * h + attention + 4 * h
-    biases = model.ffn_hidden_size + h
-    total = vocab_size * h + model.max_position_embeddings * h + 2 * h
-    total += model.num_layers * (norms_and_attention + biases)
+    attention = 0 if factorises_attention(config) else 4 * h * h
+    if is_llama(config):
+        total = 2 * vocab_size * h + _replicated(config)
+    else:
+        cut_biases = 3 * h + model.ffn_hidden_size
+        total = vocab_size * h + model.num_layers * cut_biases + _replicated(config)
+    total += model.num_layers * attention
     frozen = 0
     for name, (out, inp) in linear_shapes(config).items():
         total += out * inp if columns is None else columns[name] * (out + inp)
@@ -108,27 +100,35 @@ def flops_per_token(
     """
     h, model = config.model.hidden_size, config.model
     columns = _columns(config, ranks)
-    attention = 0 if _factorises_attention(config) else 6 * 4 * h * h
+    attention = 0 if factorises_attention(config) else 6 * 4 * h * h
     flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * h)
-    for name, (out, inp) in linear_shapes(config).items():
-        if columns is None:
-            flops += 6 * out * inp
-        else:
-            flops += 6 * columns[name] * (out + inp) + (4 * out * inp if frozen_base else 0)
+    for name, shape in linear_shapes(config).items():
+        flops += linear_flops_per_token(shape, columns and columns[name], frozen_base=frozen_base)
     return flops
+
+
+def linear_flops_per_token(shape: tuple[int, int], columns: int | None, *, frozen_base: bool = False) -> int:
+    """Operations of one linear of ``shape`` (O, I), forward and backward; ``columns`` None: dense."""
+    out, inp = shape
+    if columns is None:
+        return 6 * out * inp
+    return 6 * columns * (out + inp) + (4 * out * inp if frozen_base else 0)
 
 
 def memory_per_device(
     config: Config, topology: Topology, *, ranks: Ranks = None, frozen_base: bool = False
 ) -> Memory:
-    """Memory of one device: tensor-parallel shards, optimizer states cut over the data-parallel ranks.
+    """Memory of one device: tensor-parallel shards, cut over the data-parallel ranks as the ZeRO stage says.
 
-    Parameters have 4 bytes (2 in BF16), gradients 4, the FP32 masters and both Adam moments 12. Criterion
-    `update` keeps the factors' initial values in FP32. Activations follow Korthikanti et al. (2022, section
-    4) without dropout masks and stored attention scores: 16 h numbers a token and layer where f = 4 h.
+    Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 masters 4 and each moment of the
+    optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
+    master. Criterion `update` keeps the factors' initial values in FP32. Activations follow Korthikanti et
+    al. (2022, section 4) without dropout masks and stored attention scores: 16 h numbers a token and layer
+    where f = 4 h; SwiGLU stores 4 f instead of 2 f of them.
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
-    size = 2 if config.training.bf16 else 4
+    size = 4 if precision(config) == "fp32" else 2
+    stage, offload = config.parallel.zero_stage, config.parallel.offload_optimizer
     count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
     whole = _replicated(config)
     share, trained = ((number - whole) // n + whole for number in (count.total, count.trainable))
@@ -141,12 +141,24 @@ def memory_per_device(
         and (config.inrank.rank_criterion == "update")
     )
     return Memory(
-        parameters=share * size,
-        gradients=trained * 4,
-        optimizer=trained * 12 // dp,
+        parameters=share * size // (dp if stage == 3 else 1),
+        gradients=trained * 4 // (dp if stage >= 2 else 1),
+        optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
         activations=_activations(config, topology, sum(columns.values()) if columns else 0),
     )
+
+
+def precision(config: Config) -> str:
+    """What the run computes in: ``fp32``, ``bf16`` or ``fp16``."""
+    return "bf16" if config.training.bf16 else "fp16" if config.training.fp16 else "fp32"
+
+
+def _state_bytes(config: Config) -> int:
+    """Of the FP32 master and the optimizer's moments of one parameter."""
+    moments = bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
+    master = config.parallel.zero_stage > 0 or precision(config) != "fp32"
+    return 4 * (moments + master)
 
 
 def device_peak_flops(device_name: str, dtype: str) -> float | None:
@@ -164,10 +176,6 @@ def device_peak_flops(device_name: str, dtype: str) -> float | None:
     return None
 
 
-def _factorises_attention(config: Config) -> bool:
-    return config.inrank.factorised_linears == "mlp-attention"
-
-
 def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
     return dict.fromkeys(linear_shapes(config), ranks) if isinstance(ranks, int) else ranks
 
@@ -175,15 +183,21 @@ def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
 def _replicated(config: Config) -> int:
     """Parameters whole on every tensor-parallel rank: positions, norms, biases of row-parallel linears."""
     model = config.model
+    if is_llama(config):
+        return model.hidden_size * (1 + model.num_layers * 2)
     return model.hidden_size * (model.max_position_embeddings + 2 + model.num_layers * 6)
 
 
 def _activations(config: Config, topology: Topology, columns: int) -> int:
     model, n = config.model, topology.tensor_model_parallel_size
-    tokens, size = model.seq_length * config.training.micro_batch_size, 2 if config.training.bf16 else 4
+    tokens, size = (
+        model.seq_length * config.training.micro_batch_size,
+        4 if precision(config) == "fp32" else 2,
+    )
     shared = 1 if config.parallel.sequence_parallel else n
     # The norms' and the blocks' inputs lie outside the tensor-parallel region: cut only with the tokens.
-    outside, inside = 4 * model.hidden_size, 4 * model.hidden_size + 2 * model.ffn_hidden_size
+    stored = 4 if is_llama(config) else 2  # gate and up, the gate's activation and the product; or in and out
+    outside, inside = 4 * model.hidden_size, 4 * model.hidden_size + stored * model.ffn_hidden_size
     layers = model.num_layers * (outside * shared + inside) // n
     logits = topology.padded_vocab_size * (size + 4) // n
     return tokens * ((layers + columns) * size + logits)

@@ -12,12 +12,18 @@ from typing import Any
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config, nearest
 from inrank_megatron.errors import UserError
+from inrank_megatron.schema import TrainingConfig
 
-ZERO_STAGE = 1
 DECAY_STYLES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 # Keys that change what is trained, or how, in ways that the method does not provide for yet.
 UNAVAILABLE = (
     "amp.enabled",
+    "bf16.bf16_master_weights_and_grads",
+    "bf16.bf16_optimizer_states",
+    "bfloat16.bf16_master_weights_and_grads",
+    "bfloat16.bf16_optimizer_states",
+    "fp16.auto_cast",
+    "fp16.fp16_master_weights_and_grads",
     "autotp_size",
     "compression_training",
     "curriculum_learning.enabled",
@@ -33,19 +39,30 @@ UNAVAILABLE = (
     "torch_autocast.enabled",
     "zero_optimization.cpu_offload",
     "zero_optimization.mics_shard_size",
-    "zero_optimization.offload_optimizer",
     "zero_optimization.offload_param",
     "zero_optimization.zero_hpz_partition_size",
     "zero_optimization.zero_quantized_gradients",
     "zero_optimization.zero_quantized_weights",
 )
 OWNED = ("optimizer", "scheduler")
-# What AdamW and the schedule of the run always are.
+# DeepSpeed's name of each optimizer, and of its options those that are fixed.
+OPTIMIZERS = {
+    "adamw": ("AdamW", {"torch_adam": True}),
+    "fused-adam": ("AdamW", {"torch_adam": False}),
+    "cpu-adam": ("AdamW", {"torch_adam": False}),
+    "apex-fused-adam": ("AdamW", {"torch_adam": False}),
+    "sgd": ("SGD", {}),
+}
+ADAMW = {"adam_w_mode": True, "amsgrad": False, "bias_correction": True}
+SETTINGS = {
+    "lr": "lr",
+    "betas": "adam_beta1, adam_beta2",
+    "eps": "adam_eps",
+    "weight_decay": "weight_decay",
+    "momentum": "sgd_momentum",
+}
+# What the schedule of the run always is.
 FIXED = {
-    "optimizer.params.adam_w_mode": True,
-    "optimizer.params.amsgrad": False,
-    "optimizer.params.bias_correction": True,
-    "optimizer.params.torch_adam": True,
     "scheduler.params.warmup_min_lr": 0.0,
     "scheduler.params.warmup_min_ratio": 0.0,
     "scheduler.params.warmup_type": "linear",
@@ -85,7 +102,14 @@ def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) ->
 
 def _decided(config: Config, topology: Topology) -> dict[str, tuple[Any, str]]:
     """DeepSpeed key -> (the run's value, the setting it comes from)."""
-    optimizer, training = config.optimizer, config.training
+    optimizer, training, parallel = config.optimizer, config.training, config.parallel
+    name, options = OPTIMIZERS[optimizer.optimizer]
+    if name == "AdamW":
+        options = options | ADAMW
+        options |= {"betas": [optimizer.adam_beta1, optimizer.adam_beta2], "eps": optimizer.adam_eps}
+    else:
+        options = options | {"momentum": optimizer.sgd_momentum, "nesterov": False, "dampening": 0.0}
+    options |= {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
     return {
         "train_batch_size": (topology.global_batch_size, "global_batch_size"),
         "train_micro_batch_size_per_gpu": (training.micro_batch_size, "micro_batch_size"),
@@ -93,14 +117,30 @@ def _decided(config: Config, topology: Topology) -> dict[str, tuple[Any, str]]:
         "gradient_clipping": (optimizer.clip_grad, "clip_grad"),
         "bf16.enabled": (training.bf16, "bf16"),
         "bfloat16.enabled": (training.bf16, "bf16"),
-        "fp16.enabled": (False, "fp16"),
+        "bf16.check_grad_overflow": (True, "stop at a gradient that is not finite"),
+        "bfloat16.check_grad_overflow": (True, "stop at a gradient that is not finite"),
+        "fp16.enabled": (training.fp16, "fp16"),
+        **(_fp16(training) if training.fp16 else {}),
         "data_types.grad_accum_dtype": ("fp32", "gradient accumulation"),
-        "zero_optimization.stage": (ZERO_STAGE, "ZeRO stage"),
-        "optimizer.params.lr": (optimizer.lr, "lr"),
-        "optimizer.params.betas": ([optimizer.adam_beta1, optimizer.adam_beta2], "adam_beta1, adam_beta2"),
-        "optimizer.params.eps": (optimizer.adam_eps, "adam_eps"),
-        "optimizer.params.weight_decay": (optimizer.weight_decay, "weight_decay"),
-        **{key: (value, "AdamW") for key, value in FIXED.items() if key.startswith("optimizer")},
+        "zero_optimization.stage": (parallel.zero_stage, "zero_stage"),
+        "zero_optimization.offload_optimizer.device": (
+            "cpu" if parallel.offload_optimizer else "none",
+            "offload_optimizer",
+        ),
+        **{
+            f"optimizer.params.{key}": (value, SETTINGS.get(key, f"optimizer {name}"))
+            for key, value in options.items()
+        },
+    }
+
+
+def _fp16(training: TrainingConfig) -> dict[str, tuple[Any, str]]:
+    return {
+        "fp16.loss_scale": (0, "dynamic loss scaling"),
+        "fp16.initial_scale_power": (round(math.log2(training.initial_loss_scale)), "initial_loss_scale, 2^"),
+        "fp16.loss_scale_window": (training.loss_scale_window, "loss_scale_window"),
+        "fp16.hysteresis": (training.hysteresis, "hysteresis"),
+        "fp16.min_loss_scale": (1, "smallest loss scale"),
     }
 
 
@@ -131,8 +171,13 @@ def _above(key: str) -> list[str]:
 def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, str]]:
     optimizer, kind = config.optimizer, _lookup(given, "scheduler.type")
     name = _lookup(given, "optimizer.type")
-    if name not in (None, "auto") and str(name).lower() not in ("adam", "adamw"):
-        raise UserError(f"DeepSpeed JSON optimizer.type = {name!r}: the run uses AdamW; give AdamW or 'auto'")
+    ours = OPTIMIZERS[optimizer.optimizer][0]
+    # DeepSpeed's Adam is AdamW too unless its adam_w_mode says otherwise.
+    if name not in (None, "auto") and str(name).lower() not in (ours.lower(), ours.lower().removesuffix("w")):
+        raise UserError(
+            f"DeepSpeed JSON optimizer.type = {name!r}: contradicts the run's optimizer = "
+            f"{optimizer.optimizer!r}; give {ours} or 'auto', or change --optimizer"
+        )
     if kind in (None, "auto"):
         return {}
     if not isinstance(kind, str) or kind not in DECAY_STYLES:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inrank_megatron.checks import Topology
-from inrank_megatron.config import PRESETS, SIZES, Config, fields, flatten, from_flat
+from inrank_megatron.config import PRESETS, SIZES, Config, fields, flatten, from_flat, inrank_preset
 from inrank_megatron.costs import (
     Memory,
     Parameters,
@@ -18,8 +18,10 @@ from inrank_megatron.costs import (
     flops_per_token,
     memory_per_device,
     parameters,
+    precision,
 )
 from inrank_megatron.methods.registry import idle_settings
+from inrank_megatron.methods.schedule import SWITCHING
 
 WIDTH = 110
 
@@ -53,6 +55,7 @@ class Plan:
     device: str
     peak_flops: float | None
     topology: Topology
+    zero_stage: int
     seq_length: int
     train_iters: int
     break_even_rank: int
@@ -70,8 +73,9 @@ def make_plan(config: Config, topology: Topology, *, vocab_size: int, device: st
     return Plan(
         method=config.training.method,
         device=device,
-        peak_flops=device_peak_flops(device, "bf16" if config.training.bf16 else "fp32"),
+        peak_flops=device_peak_flops(device, precision(config)),
         topology=topology,
+        zero_stage=config.parallel.zero_stage,
         seq_length=config.model.seq_length,
         train_iters=config.training.train_iters,
         break_even_rank=break_even_rank(config),
@@ -92,11 +96,12 @@ def make_plan(config: Config, topology: Topology, *, vocab_size: int, device: st
 
 
 def changed_settings(config: Config) -> list[Setting]:
-    """Every setting whose value is neither the schema's default nor what the preset and the sizes imply."""
+    """Every setting whose value is neither the schema's default nor what the presets and the sizes imply."""
     flat = flatten(config)
     sizes = (*SIZES, "train_iters")
-    default = flatten(from_flat({name: flat[name] for name in sizes}))
-    default |= dict.fromkeys(sizes) | PRESETS.get(flat["model_preset"], {})
+    default = flatten(from_flat({name: flat[name] for name in (*sizes, "model_type")}))
+    default |= dict.fromkeys(sizes) | {"model_type": "gpt2"}
+    default |= PRESETS.get(flat["model_preset"], {}) | inrank_preset(flat)
     idle = idle_settings(flat["method"])
     return [
         Setting(name, flat[name], default[name], name in idle)
@@ -123,6 +128,9 @@ def _phases(config: Config, topology: Topology) -> list[tuple[str, int | None, i
         return [dense, ("fixed rank", largest, largest, False)]
     if method in ("lora", "relora"):
         return [dense, ("W0 + U V", largest, largest, True)]
+    break_even = ("phase 2, U V, break-even", *[break_even_rank(config)] * 2, False)
+    if method == "warm-start":
+        return [dense, break_even]
     base = config.inrank.frozen_base
     product = "W0 + U V" if base else "U V"
     rows = [
@@ -132,11 +140,11 @@ def _phases(config: Config, topology: Topology) -> list[tuple[str, int | None, i
     ]
     if method == "inrank":
         return rows
-    ranks = (initial, largest - topology.buffer, break_even_rank(config))
-    names = ("initial rank", "largest rank", "break-even")
-    return rows + [
-        (f"phase 2, U V, {name}", rank, rank, False) for name, rank in zip(names, ranks, strict=True)
-    ]
+    ranks = {"initial rank": initial, "largest rank": largest - topology.buffer}
+    if config.inrank.final_ranks == "output":  # which knows no bound but the width
+        ranks = {}
+    rows += [(f"phase 2, U V, {name}", rank, rank, False) for name, rank in ranks.items()]
+    return [*rows, break_even]
 
 
 def _head(plan: Plan) -> list[str]:
@@ -145,7 +153,7 @@ def _head(plan: Plan) -> list[str]:
     lines = [
         f"method       {plan.method}",
         f"topology     {t.world_size} processes = tensor-parallel {t.tensor_model_parallel_size} x "
-        f"data-parallel {t.data_parallel_size}, ZeRO stage 1, on {plan.device}",
+        f"data-parallel {t.data_parallel_size}, ZeRO stage {plan.zero_stage}, on {plan.device}",
         f"batch        {t.global_batch_size} sequences = micro {t.micro_batch_size} x accumulation "
         f"{t.accumulation_steps} x data-parallel {t.data_parallel_size}",
         f"tokens       {t.global_batch_size} x {plan.seq_length} = {tokens:,} a step, x {plan.train_iters:,} "
@@ -178,7 +186,8 @@ def _cost_table(plan: Plan) -> Table:
 
 
 def _notes(plan: Plan) -> list[str]:
-    first = plan.phases[:3][-1]  # the run itself; InRank's first phase with all columns
+    # The run itself; InRank's first phase with all columns. A warm start begins dense.
+    first = plan.phases[0] if plan.method == "warm-start" else plan.phases[:3][-1]
     memory = first.memory
     notes = [
         "",
@@ -188,10 +197,9 @@ def _notes(plan: Plan) -> list[str]:
         f"FP32 masters and Adam moments {_size(memory.optimizer)}, initial factors "
         f"{_size(memory.initial_factors)}, activations about {_size(memory.activations)}.",
     ]
-    if plan.method == "inrank-efficient":
+    if plan.method in SWITCHING:
         notes.append(
-            "The run finds the rank of phase 2, from the initial to the largest; it is cheaper than dense up "
-            f"to rank {plan.break_even_rank}."
+            f"The run finds the ranks of phase 2; it is cheaper than dense up to rank {plan.break_even_rank}."
         )
     return notes
 

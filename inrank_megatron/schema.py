@@ -44,22 +44,38 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """GPT-2: learned positions, LayerNorm, GELU, biases, tied embeddings."""
+    """GPT-2: learned positions, LayerNorm, GELU, biases, tied head. LLaMA: RoPE, RMSNorm, SwiGLU, untied."""
 
-    model_preset: Literal["tiny", "small", "medium", "large"] | None = _about(
-        "sizes of a known model; a size that is given explicitly wins", None
+    model_preset: (
+        Literal[
+            "tiny",
+            "small",
+            "medium",
+            "large",
+            "llama-60m",
+            "llama-130m",
+            "llama-250m",
+            "llama-350m",
+            "llama-1.3b",
+        ]
+        | None
+    ) = _about("sizes of a known model; a size that is given explicitly wins", None)
+    model_type: Literal["gpt2", "llama"] = _about(
+        "architecture; left out: that of the preset, else gpt2", "gpt2"
     )
     num_layers: Count = _about("transformer layers")
     hidden_size: Count = _about("width of the residual stream")
     num_attention_heads: Count = _about("attention heads")
-    ffn_hidden_size: Count = _about("width inside the MLP; left out: 4 x hidden-size")
+    ffn_hidden_size: Count = _about(
+        "width inside the MLP; left out: 4 x hidden-size, for LLaMA 8/3 x, rounded up to 64s"
+    )
     seq_length: Count = _about("tokens in one training sequence")
-    max_position_embeddings: Count = _about("learned positions; left out: seq-length")
+    max_position_embeddings: Count = _about("largest position (GPT-2: learned); left out: seq-length")
     make_vocab_size_divisible_by: Count = _about(
         "the embedding is padded to a multiple of this times the tensor-parallel size", 128
     )
     init_method_std: Positive = _about("standard deviation of the initial weights", 0.02)
-    norm_epsilon: Positive = _about("epsilon of LayerNorm", 1e-5)
+    norm_epsilon: Positive = _about("epsilon of the norms", 1e-5)
     hidden_dropout: Fraction = _about("dropout on embeddings and on each block's output", 0.0)
     attention_dropout: Fraction = _about("dropout on attention probabilities", 0.0)
 
@@ -73,14 +89,24 @@ class ParallelConfig(Section):
     sequence_parallel: bool = _about(
         "shard the tokens outside the layers as well (no effect at size 1)", True
     )
+    replica_check_interval: Steps = _about(
+        "steps between comparisons of what all ranks hold in common, to the bit; 0: never", 100
+    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = _about(
+        "what ZeRO cuts over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too", 1
+    )
+    offload_optimizer: bool = _about("keep optimizer state, and step, in the host's memory", False)
     distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = _about(
         "minutes after which a silent process ends the run", 10
     )
 
 
 class OptimizerConfig(Section):
-    """AdamW (no decay on biases and norms) and its learning-rate schedule."""
+    """The optimizer (no decay on biases and norms) and its learning-rate schedule."""
 
+    optimizer: Literal["adamw", "fused-adam", "cpu-adam", "apex-fused-adam", "sgd"] = _about(
+        "torch's fused AdamW, DeepSpeed's fused or CPU AdamW, NVIDIA apex's AdamW, or SGD", "adamw"
+    )
     lr: NonNegative = _about("peak learning rate", 6e-4)
     min_lr: NonNegative = _about("learning rate at the end of the decay", 0.0)
     lr_decay_style: Literal["linear", "cosine", "constant"] = _about("shape of the decay", "cosine")
@@ -92,14 +118,16 @@ class OptimizerConfig(Section):
     adam_beta1: Fraction = _about("decay of the first moment", 0.9)
     adam_beta2: Fraction = _about("decay of the second moment", 0.95)
     adam_eps: Positive = _about("epsilon of Adam", 1e-8)
+    sgd_momentum: Fraction = _about("momentum of SGD", 0.9)
     clip_grad: NonNegative = _about("largest global gradient norm; 0: no clipping", 1.0)
+    factor_lr_multiplier: Positive = _about("learning rate of U and V over that of the rest", 1.0)
 
 
 class TrainingConfig(Section):
     """Method, batch, length, evaluation and saving."""
 
-    method: Literal["dense", "fixed-rank", "lora", "relora", "inrank", "inrank-efficient"] = _about(
-        "how the MLP linears train", "dense"
+    method: Literal["dense", "fixed-rank", "lora", "relora", "inrank", "inrank-efficient", "warm-start"] = (
+        _about("how the MLP linears train", "dense")
     )
     micro_batch_size: Count = _about("sequences of one forward pass on one data-parallel rank", 1)
     global_batch_size: Count | None = _about(
@@ -108,8 +136,16 @@ class TrainingConfig(Section):
     train_iters: Count = _about("optimizer steps")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _about("seed of weights, data order and dropout", 1234)
     bf16: bool = _about("compute in bfloat16, with FP32 masters", False)
+    fp16: bool = _about("compute in float16, with FP32 masters and dynamic loss scaling", False)
+    initial_loss_scale: Positive = _about("first loss scale, a power of two (fp16)", 65536.0)
+    loss_scale_window: Count = _about("steps without an overflow before the loss scale doubles (fp16)", 1000)
+    hysteresis: Count = _about("overflows before the loss scale halves (fp16)", 2)
+    overflow_limit: Count = _about("stop after so many steps in a row that overflow (fp16)", 30)
     eval_interval: Count | None = _about("steps between validations; left out: at the end only", None)
     eval_iters: Count | None = _about("global batches of one validation; left out: the whole split", None)
+    pretrained_checkpoint: str | None = _about(
+        "run folder, or a checkpoint in it, of a dense run whose weights a new run starts from", None
+    )
     save: str | None = _about("run folder; left out: a new folder runs/<config>-<method>", None)
     save_interval: Count | None = _about("steps between checkpoints; left out: at the end only", None)
     resume: Literal["never", "auto"] = _about(
@@ -125,8 +161,14 @@ class TrainingConfig(Section):
 class InRankConfig(Section):
     """Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank), or LoRA."""
 
+    inrank_preset: Literal["paper", "released"] | None = _about(
+        "InRank as its paper or its authors' code has it; a setting that is given explicitly wins", None
+    )
     factorised_linears: Literal["mlp", "mlp-attention"] = _about(
         "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
+    )
+    qkv_factors: Literal["fused", "separate"] = _about(
+        "query, key and value as one matrix with one rank, or as three (mlp-attention)", "fused"
     )
     initial_rank: Count = _about("rank r at the start", 2)
     buffer: Count | None = _about(
@@ -134,9 +176,15 @@ class InRankConfig(Section):
     )
     threshold: Share = _about("explained ratio that the rank must reach (alpha)", 0.9)
     rank_check_interval: Count = _about("steps between rank decisions", 25)
-    switch_iters: Count | None = _about("step after which W0 + U V becomes U V (inrank-efficient)", None)
+    rank_check_start: Steps = _about("rank decisions come after this step", 0)
+    switch_iters: Count | None = _about(
+        "step after which every matrix becomes U V (inrank-efficient, warm-start)", None
+    )
     switch_epochs: Positive | None = _about(
         "the same in epochs; both left out: 1, at most half of train-iters", None
+    )
+    switch_patience: Count | None = _about(
+        "or: once no rank has grown for so many rank decisions in a row (inrank-efficient)", None
     )
     max_rank: Count | None = _about("largest rank; left out: half the width less the buffer", None)
     rank_criterion: Literal["update", "released", "eq7"] = _about(
@@ -151,6 +199,12 @@ class InRankConfig(Section):
     )
     initial_column_norm: Positive = _about("norm of the first columns of U and rows of V", 0.5)
     new_column_norm: Positive = _about("norm of columns added later", 0.1)
+    absorb_columns: bool = _about(
+        "subtract new columns' product from W0, so that they do not change the function", True
+    )
+    new_column_moments: Literal["mean", "zero"] = _about(
+        "Adam's second moment of columns added later: the mean of those in use, or zero", "mean"
+    )
     rank: Count | None = _about("the rank of fixed-rank, lora and relora", None)
     relora_interval: Count = _about("steps between two merges of U V into W0 (relora)", 1000)
     relora_reset: Literal["full", "random", "magnitude"] = _about(
@@ -163,11 +217,25 @@ class InRankConfig(Section):
     rank_multiple_of: Count = _about(
         "columns after the switch are rounded up to a multiple of this (tile of the device)", 1
     )
-    truncation: Literal["activation-aware", "plain"] = _about(
-        "what the switch keeps: most of each layer's outputs on its own inputs, or of its matrix",
+    final_ranks: Literal["grown", "refound", "output"] | None = _about(
+        "ranks after the switch: those that grew, those that the criterion finds then, lower ones too, or "
+        "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
+        None,
+    )
+    output_threshold: Share | None = _about(
+        "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
+    )
+    parameter_budget: Share | None = _about(
+        "or: share of these linears' dense parameters, which their factors divide by need (output)", None
+    )
+    truncation: Literal["activation-aware", "fisher", "plain"] = _about(
+        "what the switch keeps: most of each layer's outputs on its own inputs, the same weighed by the loss "
+        "gradient, or most of its matrix",
         "activation-aware",
     )
-    activation_batches: Count = _about("last global batches whose activations the truncation weighs with", 4)
+    activation_batches: Count = _about(
+        "last global batches whose activations and gradients the truncation weighs with", 4
+    )
 
 
 class DataConfig(Section):

@@ -1,4 +1,4 @@
-"""Pre-train GPT-2, dense or with incremental low-rank learning.
+"""Pre-train GPT-2 or LLaMA, dense or with incremental low-rank learning.
 
     deepspeed launch/pretrain_gpt2.py --inrank
     torchrun --nproc-per-node 2 launch/pretrain_gpt2.py --inrank

@@ -8,6 +8,7 @@ from inrank_megatron_patches import (
     cuda_manual_seed,
     cuda_synchronize,
     deepspeed_build_shm_op,
+    deepspeed_is_fp16_supported,
     deepspeed_see_memory_usage,
     megatron_get_rng_state,
     megatron_set_rng_state,
@@ -21,6 +22,7 @@ CPU_PATCHES: tuple[ModuleType, ...] = (
     megatron_get_rng_state,
     megatron_set_rng_state,
     deepspeed_build_shm_op,
+    deepspeed_is_fp16_supported,
 )
 # These act with CUDA too: they only keep a library quiet.
 QUIET_PATCHES: tuple[ModuleType, ...] = (deepspeed_see_memory_usage,)

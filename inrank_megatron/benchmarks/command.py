@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from importlib import import_module
 
-from inrank_megatron.config import PRESETS
+from inrank_megatron.config import GPT2_PRESETS
 from inrank_megatron.errors import UserError
 
 NOTES = {
@@ -62,7 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for name, note in NOTES.items():
         command = commands.add_parser(name, help=note, description=note, allow_abbrev=False)
         command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
-        command.add_argument("--preset", choices=PRESETS, help="widths [large; step: tiny; switch: all]")
+        command.add_argument("--preset", choices=GPT2_PRESETS, help="widths [large; step: tiny; switch: all]")
         if name != "switch":
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
         if name in TIMED:
@@ -82,7 +82,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.what != "switch":
         options.preset = options.preset or ("tiny" if options.what == "step" else "large")
-        width = PRESETS[options.preset]["hidden_size"]
+        width = GPT2_PRESETS[options.preset]["hidden_size"]
         if options.rank and options.rank > width:
             linears = f"the MLP linears of {options.preset}"
             raise UserError(f"--rank {options.rank}: {linears} have rank {width} at most; lower it")

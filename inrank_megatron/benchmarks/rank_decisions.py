@@ -94,15 +94,18 @@ def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:
     """The rank that InRank decides, with its defaults, for a layer that trains ``columns`` columns."""
     flat = {"model_preset": "small", "train_iters": 1, "method": "inrank", "rank_criterion": SPECTRA[kind]}
     method = make_method(from_flat(flat), switch_step=None)
+    rule = method.growth
     view = LayerView(
         name="layer",
-        min_dim=min_dim,
-        rank=columns - method.buffer_of(min_dim),
+        output_size=min_dim,
+        input_size=min_dim,
+        rank=columns - rule.buffer_of(min_dim),
         active=columns,
-        capacity=min(min_dim, columns + method.buffer_of(min_dim)),
+        capacity=min(min_dim, columns + rule.buffer_of(min_dim)),
+        max_rank=min_dim,
         singular_values=tuple(spectrum.tolist()),
     )
-    return method.changes(method.check_interval, [view])[0].rank
+    return method.changes(rule.interval, [view])[0].rank
 
 
 def _decision_rows(

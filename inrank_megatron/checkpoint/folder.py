@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inrank_megatron.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.json"
 STATE = "state.json"
@@ -149,6 +149,11 @@ class Checkpoint:
             with safe_open(self.folder / Path(file).name, framework="pt") as handle:
                 for name in group:
                     yield name, handle.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor; its values are not read."""
+        with safe_open(self.folder / Path(self._index[name]).name, framework="pt") as handle:
+            return tuple(handle.get_slice(name).get_shape())
 
 
 def published(root: Path) -> list[Path]:

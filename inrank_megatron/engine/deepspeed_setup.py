@@ -1,23 +1,26 @@
-"""Parameter groups, AdamW and the DeepSpeed configuration of a run. The only caller of
-``deepspeed.initialize``.
-"""
+"""Parameter groups and the DeepSpeed configuration of a run. The only caller of ``deepspeed.initialize``."""
 
 import copy
+import inspect
+import math
 
 import deepspeed
-import torch
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 from inrank_megatron.config import Config
-from inrank_megatron.engine import zero_state
+from inrank_megatron.engine.optimizers import build_optimizer, kind_of
+from inrank_megatron.engine.zero_state import Masters
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.parallel import DeepSpeedMPU, Parallel
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters in up to three named groups, each with its own step count in Adam.
+def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
+    """Trained parameters in up to three named groups, each with its own step count in Adam and with the
+    multiple of the learning rate, ``lr_multiplier``, that it trains at.
 
     ``factors``: U and V of factorised linears, with decay; apart from the rest, because the switch restarts
     their bias correction alone. ``decay``: other matrices. ``no_decay``: biases and norms.
@@ -28,8 +31,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         if parameter.requires_grad:
             name = "factors" if id(parameter) in factors else "decay" if parameter.dim() > 1 else "no_decay"
             groups[name].append(parameter)
+    settings = config.optimizer
     return [
-        {"name": name, "params": params, "weight_decay": 0.0 if name == "no_decay" else weight_decay}
+        {
+            "name": name,
+            "params": params,
+            "weight_decay": 0.0 if name == "no_decay" else settings.weight_decay,
+            "lr_multiplier": settings.factor_lr_multiplier if name == "factors" else 1.0,
+        }
         for name, params in groups.items()
         if params
     ]
@@ -39,33 +48,51 @@ def deepspeed_config(config: Config, *, accumulation: int, extra: dict | None = 
     """The DeepSpeed JSON of the run. ``extra``: what of a user's file is passed through
     (``deepspeed_json.py``).
     """
+    stage = config.parallel.zero_stage
     own = {
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.optimizer.clip_grad,
-        "zero_optimization": {"stage": 1},
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,  # SGD, whose state it keeps as it keeps Adam's
         "bf16": {"enabled": config.training.bf16},
+        "fp16": _fp16(config),
         "steps_per_print": 2**31,
     }
-    if config.training.bf16:
-        own["data_types"] = {"grad_accum_dtype": "fp32"}
-    merged = dict(extra or {})
-    for key, value in own.items():
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
-    return merged
+    if config.parallel.offload_optimizer:
+        own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        own["zero_force_ds_cpu_optimizer"] = False  # the run names its optimizer itself
+    if stage and (config.training.bf16 or config.training.fp16):
+        own["data_types"] = {"grad_accum_dtype": "fp32"}  # without ZeRO DeepSpeed cannot
+    return _merged(extra or {}, own)
+
+
+def _merged(below: dict, above: dict) -> dict:
+    """``above`` over ``below``, section by section."""
+    sections = {key: _merged(below.get(key, {}), v) for key, v in above.items() if isinstance(v, dict)}
+    return below | above | sections
+
+
+def _fp16(config: Config) -> dict:
+    training = config.training
+    return {
+        "enabled": training.fp16,
+        "loss_scale": 0,  # dynamic
+        "initial_scale_power": int(math.log2(training.initial_loss_scale)),
+        "loss_scale_window": training.loss_scale_window,
+        "hysteresis": training.hysteresis,
+        "min_loss_scale": 1,
+    }
 
 
 def start_deepspeed(
     model: nn.Module, config: Config, parallel: Parallel, *, accumulation: int, extra: dict | None = None
 ):
-    """``model`` under a DeepSpeed engine with AdamW whose state exists from the start."""
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optimizer.weight_decay),
-        lr=config.optimizer.lr,
-        betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
-        eps=config.optimizer.adam_eps,
-        fused=True,
-    )
+    """``model`` under a DeepSpeed engine, and the FP32 side of its parameters.
+
+    Each trained parameter carries that as ``parameter.masters``.
+    """
+    optimizer = build_optimizer(parameter_groups(model, config), config)
     settings = deepspeed_config(config, accumulation=accumulation, extra=extra)
     try:
         DeepSpeedConfig(copy.deepcopy(settings), DeepSpeedMPU(parallel))
@@ -81,15 +108,27 @@ def start_deepspeed(
         dist_init_required=False,
         config=settings,
     )
-    zero_state.create_adam_state(engine.optimizer)
-    return engine
+    masters = Masters(engine.optimizer, kind_of(config), parallel.dp_group)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.masters = masters
+    return engine, masters
 
 
 def stop_deepspeed(engine) -> None:
-    """Release an engine's hooks and references. ``destroy`` alone leaves the engine's own module hooks
-    behind.
+    """Release an engine, its optimizer and its hold on the model's parameters.
+
+    ``destroy`` alone leaves the engine's own module hooks behind. Under ZeRO 3 it leaves more: hooks of the
+    autograd graph, which Python's collector does not see into, hold the optimizer, parameters hold it as
+    methods, and a list and a cache of the library's hold the model.
     """
     for hook in ("module_forward_pre_hook", "module_forward_post_hook"):
         if (handle := getattr(engine, hook, None)) is not None:
             handle.remove()
     engine.destroy()
+    parameters = list(engine.module.parameters())
+    for holder in (*parameters, engine.optimizer, engine):
+        vars(holder).clear()
+    parameter_offload.FWD_MODULE_STACK.clear()
+    wrapper = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    inspect.getclosurevars(wrapper).nonlocals["func"].cache_clear()

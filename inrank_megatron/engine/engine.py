@@ -1,5 +1,4 @@
-"""The training engine: a model under DeepSpeed ZeRO stage 1 whose factors grow and whose structure changes
-once.
+"""The training engine: a model under DeepSpeed ZeRO whose factors grow and whose structure changes once.
 
 It carries out the changes that methods ask for (``methods/changes.py``) on parameters, FP32 masters and
 optimizer moments, and knows no method by name.
@@ -8,32 +7,53 @@ optimizer moments, and knows no method by name.
 import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from inrank_megatron.config import Config
-from inrank_megatron.engine import deepspeed_setup, factor_surgery, zero_state
-from inrank_megatron.engine.activations import activation_moments
+from inrank_megatron.engine import deepspeed_setup, factor_surgery, truncation, zero_state
+from inrank_megatron.engine.activations import activation_moments, output_gradient_scales
 from inrank_megatron.engine.columns import drawn_columns, norm_like
-from inrank_megatron.engine.moments import kept_entries
+from inrank_megatron.engine.diagnosis import first_non_finite
+from inrank_megatron.engine.linears import find_linears
+from inrank_megatron.engine.loss_scaling import LossScaling
+from inrank_megatron.engine.moments import fill_second_moment, kept_entries
 from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.methods.changes import Change, InitialiseFactors, LayerView, Refactor, Restart, SetRank
+from inrank_megatron.methods.changes import (
+    Change,
+    InitialiseFactors,
+    LayerView,
+    Metric,
+    Refactor,
+    Restart,
+    SetRank,
+    Spectrum,
+)
 from inrank_megatron.model.initialise import named_generator
 from inrank_megatron.parallel import Parallel
 
+START_SCALE_STEP = 16  # of 40 binary orders of float16: coarse, but no gradient vanishes for it
 MicroBatch = tuple[Tensor, Tensor]  # tokens [B, S], labels [B, S], int64
+Batches = Callable[[int], Iterable[MicroBatch]]
+"""This rank's micro-batches of global batch i, the one that step i + 1 trains on."""
 
 
 class ModelFactory(Protocol):
-    """Where models come from; see ``model/gpt.py``."""
+    """Where models come from; see ``model/gpt.py``.
+
+    ``linear_shapes``: (O, I) of the linears that may be factorised, by module name.
+    """
+
+    @property
+    def linear_shapes(self) -> Mapping[str, tuple[int, int]]: ...
 
     def build(self, factors: Mapping[str, FactorSpec]) -> nn.Module: ...
 
@@ -42,10 +62,14 @@ class ModelFactory(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss a token over the global batch, global gradient norm before clipping."""
+    """Mean loss a token over the global batch, global gradient norm before clipping.
+
+    ``skipped``: the gradient overflowed under loss scaling and nothing was updated; its norm is infinite.
+    """
 
     loss: float
     grad_norm: float
+    skipped: bool = False
 
 
 class Engine:
@@ -53,8 +77,11 @@ class Engine:
 
     Attributes:
         model: the bare model (no DeepSpeed wrapper), for evaluation.
-        layers: its factorised linears by name.
+        linears: its factorisable linears by name, dense or factorised.
+        layers: those of them that are factorised.
         ranks: decided rank r of each factorised linear.
+        masters: FP32 masters and optimizer state of its trained parameters.
+        loss_scaling: the loss scale, and the steps that it skipped.
         initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of initial values, for layers that track them.
     """
 
@@ -73,6 +100,7 @@ class Engine:
         self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
         self.factory = factory
         self.deepspeed = None
+        self.loss_scaling = LossScaling(enabled=config.training.fp16, limit=config.training.overflow_limit)
         # Under sequence parallelism Megatron draws from its streams even without dropout, also in an
         # evaluation that comes before the first step.
         parallel.seed_random(seed=config.training.seed, step=0)
@@ -81,40 +109,76 @@ class Engine:
     # ---- training ----
 
     def train_step(self, micro_batches: Iterable[MicroBatch], *, step: int, lr: float) -> StepResult:
-        """Optimizer step number ``step`` (from 1) over this rank's micro-batches.
+        """Optimizer step number ``step`` (from 1) over this rank's micro-batches, at learning rate ``lr``.
 
-        A loss that is not finite raises before the update.
+        A loss or gradient norm that is not finite on any rank skips the update under loss scaling; else it
+        raises before the update, on every rank, and says where it came from.
         """
         self.parallel.seed_random(seed=self.config.training.seed, step=step)
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+            group["lr"] = lr * group["lr_multiplier"]
+        seen, total = [], torch.zeros((), dtype=torch.float64, device=self.device)
         for index, batch in enumerate(micro_batches):
+            seen.append(batch)
             self._begin_micro_batch(index)
             loss = self.loss(self.deepspeed, batch)
             self.deepspeed.backward(loss)
             total += loss.detach()
             if index + 1 == self.accumulation:
-                mean = self._mean_loss(total)
+                mean = self._mean_over_replicas(total)
+                norm = self._update(step, mean, seen)
+            else:
+                self.deepspeed.step()
+        self._end_step()
+        skipped = self.loss_scaling.enabled and not math.isfinite(norm)
+        self.loss_scaling.count(overflow=skipped, step=step)
+        return StepResult(loss=mean, grad_norm=norm, skipped=skipped)
+
+    def _update(self, step: int, loss: float, seen: list[MicroBatch]) -> float:
+        """The optimizer's step; the gradient norm, infinite if DeepSpeed skipped it for that."""
+        scaling, optimizer = self.loss_scaling, self.deepspeed.optimizer
+        if not scaling.enabled and not math.isfinite(loss):
+            self._stop_for(f"the loss is {loss}", step, seen)
+        norm = None
+        if isinstance(optimizer, torch.optim.Optimizer):  # FP32 without ZeRO: DeepSpeed steps regardless
+            norm = self._plain_norm()
+        if norm is None or math.isfinite(norm):
             self.deepspeed.step()
+            norm = float(self.deepspeed.get_global_grad_norm()) if norm is None else norm
+            norm = math.inf if getattr(optimizer, "overflow", False) else norm
+        if not scaling.enabled and not math.isfinite(norm):
+            self._stop_for(f"the loss is {loss:.4f} but the gradient norm is not finite", step, seen)
+        return norm
+
+    def _plain_norm(self) -> float:
+        """Global gradient norm in FP32 without ZeRO, where DeepSpeed clips but does not tell."""
+        trained = [p for _, p in self.parameters() if p.grad is not None]
+        own = [p for p in trained if getattr(p, "tensor_model_parallel", False) or self.parallel.tp_rank == 0]
+        squares = sum((p.grad.square().sum() for p in own), torch.zeros((), device=self.device))
+        dist.all_reduce(squares, group=self.parallel.tp_group)
+        return math.sqrt(squares.item()) if squares.isfinite() else math.inf
+
+    def _stop_for(self, what: str, step: int, seen: list[MicroBatch]) -> NoReturn:
+        self._end_step()
+        self.parallel.seed_random(seed=self.config.training.seed, step=step)
+        where = first_non_finite(self.model, lambda: (self.loss(self.model, batch) for batch in seen))
+        raise UserError(
+            f"step {step}: {what}; nothing was updated. {where}. Lower --lr or --clip-grad and continue from "
+            "the last checkpoint with --resume auto"
+        )
+
+    def _end_step(self) -> None:
         for layer in self.layers.values():
             layer.whole_factor.end()
-        return StepResult(loss=mean, grad_norm=float(self.deepspeed.get_global_grad_norm()))
 
     def _begin_micro_batch(self, index: int) -> None:
         self._replicated.last = index + 1 == self.accumulation
         for layer in self.layers.values():
             layer.whole_factor.begin(first=index == 0, last=self._replicated.last)
 
-    def _mean_loss(self, total: Tensor) -> float:
+    def _mean_over_replicas(self, total: Tensor) -> float:
         dist.all_reduce(total, group=self.parallel.dp_group)
-        mean = total.item() / (self.accumulation * self.parallel.dp_size)
-        if not math.isfinite(mean):
-            raise UserError(
-                f"the loss is {mean}; training stops before the update. Lower --lr or --clip-grad and "
-                "continue from the last checkpoint with --resume auto"
-            )
-        return mean
+        return total.item() / (self.accumulation * self.parallel.dp_size)
 
     @staticmethod
     def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -130,47 +194,59 @@ class Engine:
 
     @property
     def in_first_phase(self) -> bool:
-        """Whether W0 stands beside the factors, or columns are left that have never been in use."""
-        return any(x.weight is not None or x.active < x.capacity for x in self.layers.values())
+        """Whether there are factors whose rank may still change, or that W0 stands beside."""
+        return not all(self._built[name].final for name in self.layers)
 
     # ---- what methods see and ask for ----
 
-    def views(self, *, spectrum: str | None = None, step: int = 0) -> list[LayerView]:
-        """The factorised linears with their ranks and, if asked for, spectra; the same on every rank."""
+    def views(
+        self, *, spectrum: Spectrum | None = None, step: int = 0, batches: Batches | None = None
+    ) -> list[LayerView]:
+        """The factorisable linears with their ranks and, if asked for, spectra; the same on every rank.
+
+        ``batches``: for a metric that is not plain.
+        """
         values = {}
-        if spectrum is not None and self.layers:
+        if isinstance(spectrum, Metric):
+            weighing = self._weighing(spectrum, step, batches)
+            values = truncation.energy_roots(self.linears, weighing, self.parallel, step=step)
+        elif spectrum is not None and self.layers:
             values = factor_surgery.spectra(
                 self.layers, self.initial, self.parallel, kind=spectrum, step=step
             )
-        return [
-            LayerView(
+        views = []
+        for name, linear in self.linears.items():
+            layer, d = self.layers.get(name), min(linear.output_size, linear.input_size)
+            view = LayerView(
                 name=name,
-                min_dim=min(x.output_size, x.input_size),
-                rank=self.ranks[name],
-                active=x.active,
-                capacity=x.capacity,
+                output_size=linear.output_size,
+                input_size=linear.input_size,
+                rank=self.ranks.get(name, d),
+                active=layer.active if layer else d,
+                capacity=layer.capacity if layer else d,
+                max_rank=linear.max_rank,
+                final=layer is not None and self._built[name].final,
+                grown_at=max(self.grown_at.get(name, 0), self.loss_scaling.last_skipped),
+                updated=self.loss_scaling.in_a_row == 0,
                 singular_values=tuple(values[name].tolist()) if name in values else (),
             )
-            for name, x in self.layers.items()
-        ]
+            views.append(view)
+        return views
 
     def apply(
         self,
         changes: Iterable[Change],
         *,
         step: int,
-        batches: Callable[[int], Iterable[MicroBatch]],
+        batches: Batches,
     ) -> None:
-        """Carry out ``changes`` in order.
-
-        ``batches(i)`` gives this rank's micro-batches of global batch i, the one that step i + 1 trains on.
-        """
+        """Carry out ``changes`` in order, after ``step`` completed steps."""
         for change in changes:
             match change:
                 case InitialiseFactors():
                     self._initialise(change, batches)
                 case SetRank():
-                    self._set_rank(change)
+                    self._set_rank(change, step)
                 case Restart():
                     self._restart(change, step)
                 case Refactor():
@@ -181,11 +257,12 @@ class Engine:
     def _initialise(self, change: InitialiseFactors, batches) -> None:
         seed, initial_weight = self.config.training.seed, self.factory.initial_weight
         if change.source == "gradient":
-            self.parallel.seed_random(seed=seed, step=0)
-            losses = (self.loss(self.model, batch) for batch in batches(0))
-            gradients = factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel)
             shards = factor_surgery.gradient_start(
-                self.layers, gradients, self.parallel, column_norm=change.column_norm, seed=seed
+                self.layers,
+                self._at_a_loss_scale(partial(self._first_gradients, batches)),
+                self.parallel,
+                column_norm=change.column_norm,
+                seed=seed,
             )
         elif change.source == "spectral":
             shards = factor_surgery.spectral_start(self.layers, initial_weight, self.parallel)
@@ -203,8 +280,26 @@ class Engine:
         for name, (left, right) in shards.items():
             self._place(name, left, right, start=0, absorb=change.absorb)
 
-    def _set_rank(self, change: SetRank) -> None:
+    def _at_a_loss_scale(self, compute: Callable[[float], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """``compute(scale)``, from gradients of losses multiplied by a scale that float16 bears."""
+        scale = self.loss_scaling.scale or 1.0
+        while True:
+            values = compute(scale)
+            overflow = not all(value.isfinite().all() for value in values.values())
+            if scale <= 1 or not self.parallel.any_rank(overflow, self.device):
+                return values
+            scale = max(1.0, scale / START_SCALE_STEP)
+
+    def _first_gradients(self, batches, scale: float) -> dict[str, Tensor]:
+        """Of the loss of global batch 0 with respect to every W0."""
+        self.parallel.seed_random(seed=self.config.training.seed, step=0)
+        losses = (self.loss(self.model, batch) for batch in batches(0))
+        return factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel, scale=scale)
+
+    def _set_rank(self, change: SetRank, step: int) -> None:
         layer, start = self.layers[change.layer], self.layers[change.layer].active
+        if change.rank > self.ranks[change.layer]:
+            self.grown_at[change.layer] = step
         self.ranks[change.layer] = change.rank
         if change.active == start:
             return
@@ -213,17 +308,19 @@ class Engine:
         left, right = drawn_columns(
             layer, change.active - start, source, norm=change.column_norm, generator=generator
         )
+        if change.moments == "mean":
+            for parameter, dim in ((layer.U, 1), (layer.V, 0)):
+                fill_second_moment(parameter, dim, start, change.active)
         layer.activate(change.active)
         self._place(change.layer, left, right, start=start, absorb=change.absorb)
 
     def _place(self, name: str, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
         layer = self.layers[name]
-        factor_surgery.place_columns(layer, left, right, start=start, absorb=absorb)
+        left, right = factor_surgery.place_columns(layer, left, right, start=start, absorb=absorb)
         if name in self.initial:
             columns = slice(start, start + left.shape[1])
             u0, v0 = self.initial[name]
-            u0[:, columns] = layer.U.detach()[:, columns]
-            v0[columns] = layer.V.detach()[columns]
+            u0[:, columns], v0[columns] = left, right
 
     def _restart(self, change: Restart, step: int) -> None:
         seed = self.config.training.seed
@@ -234,47 +331,68 @@ class Engine:
             )
             for leaf, value in zip("UV", fresh, strict=True):
                 parameter = getattr(layer, leaf)
-                state = zero_state.read_state(parameter)
-                kept = kept_entries(
-                    state.exp_avg_sq,
-                    parameter.partition_dim,
-                    layer.tp_group,
-                    reset=change.reset,
-                    share=change.share,
-                    generator=named_generator(seed, f"{name}.{leaf}/moments at {step}"),
-                )
-                moments = (moment * kept for moment in (state.exp_avg, state.exp_avg_sq))
-                zero_state.write_state(parameter, ParameterState(value, *moments))
+                moments = zero_state.read_state(parameter).moments
+                if moments:
+                    kept = kept_entries(
+                        list(moments.values())[-1].abs(),
+                        parameter.partition_dim,
+                        layer.tp_group,
+                        stride=parameter.partition_stride,
+                        reset=change.reset,
+                        share=change.share,
+                        generator=named_generator(seed, f"{name}.{leaf}/moments at {step}"),
+                    )
+                    moments = {key: moment * kept for key, moment in moments.items()}
+                zero_state.write_state(parameter, ParameterState(value, moments))
 
     def _refactor(self, change: Refactor, step: int, batches) -> None:
-        """Build the second-phase model and move everything that is not a factor over, moments included."""
-        moments = {}
-        if change.activation_batches:
-            recent = range(max(0, step - change.activation_batches), step)
-            losses = (self.loss(self.model, batch) for index in recent for batch in batches(index))
-            moments = activation_moments(self.model, self.layers, losses, self.parallel)
-        shards = factor_surgery.truncated_weights(
-            self.layers, change.columns, moments, self.parallel, step=step
-        )
+        """Build the second-phase model and move over all that it does not replace, moments included."""
+        weighing = self._weighing(change.metric, step, batches)
+        linears = {name: self.linears[name] for name in change.columns}
+        shards = truncation.truncated_weights(linears, change.columns, weighing, self.parallel, step=step)
+        replaced = {f"{name}.{leaf}" for name, linear in linears.items() for leaf in linear.replaced}
         # On the CPU: for a moment both the old and the new model's states are on the device.
         kept = {
-            name: zero_state.read_state(p).to("cpu")
+            name: zero_state.read_state(p).map(Tensor.cpu)
             for name, p in self.parameters()
-            if not self._is_factor(name)
+            if name not in replaced
         }
-        steps = zero_state.group_steps(self.deepspeed.optimizer)
+        steps = self.masters.steps()
         factors = {
-            name: FactorSpec(columns=change.columns[name], active=change.columns[name], rank=rank, base=False)
-            for name, rank in change.ranks.items()
+            name: FactorSpec(columns=k, active=k, rank=change.ranks[name], base=False, final=True)
+            for name, k in change.columns.items()
         }
+        del linears  # their modules are those of the model that is about to go
         self._build(factors)
         for name, (left, right) in shards.items():
             zero_state.write_master(self.layers[name].U, left)
             zero_state.write_master(self.layers[name].V, right)
         for name, parameter in self.parameters():
             if name in kept:
-                zero_state.write_state(parameter, kept[name].to(parameter.device))
-        zero_state.set_group_steps(self.deepspeed.optimizer, steps | {"factors": 0})
+                zero_state.write_state(parameter, kept[name].map(lambda t, p=parameter: t.to(p.device)))
+        self.masters.set_steps(steps | {"factors": 0})
+
+    def _weighing(self, metric: Metric, step: int, batches: Batches | None) -> truncation.Weighing:
+        """What ``metric`` weighs with, over the last batches that the steps up to ``step`` trained on."""
+        if metric.kind == "plain":
+            return truncation.Weighing()
+        recent = range(max(0, step - metric.batches), step)
+
+        def losses():
+            return (self.loss(self.model, batch) for index in recent for batch in batches(index))
+
+        moments = activation_moments(self.model, self.linears, losses(), self.parallel)
+        outputs = {}
+        if metric.kind == "fisher":
+
+            def scales(loss_scale: float) -> dict[str, Tensor]:
+                self.parallel.seed_random(seed=self.config.training.seed, step=step)
+                return output_gradient_scales(
+                    self.model, self.linears, losses(), self.parallel, scale=loss_scale
+                )
+
+            outputs = self._at_a_loss_scale(scales)
+        return truncation.Weighing(moments, outputs)
 
     # ---- state ----
 
@@ -285,32 +403,24 @@ class Engine:
     def factor_specs(self) -> dict[str, FactorSpec]:
         """The present structure, enough to build the same model again."""
         return {
-            name: FactorSpec(
-                columns=x.capacity,
-                active=x.active,
-                rank=self.ranks[name],
-                base=x.weight is not None,
-                tracked=name in self.initial,
+            name: replace(
+                self._built[name], active=x.active, rank=self.ranks[name], grown_at=self.grown_at[name]
             )
             for name, x in self.layers.items()
         }
 
-    def read_state(self, name: str) -> ParameterState:
-        """Master and moments of a trained parameter, this rank's shard. Collective."""
-        return zero_state.read_state(dict(self.parameters())[name])
-
-    def _is_factor(self, name: str) -> bool:
-        layer, _, leaf = name.rpartition(".")
-        return layer in self.layers and leaf in ("U", "V")
-
     def _build(self, factors: Mapping[str, FactorSpec]) -> None:
         if self.deepspeed is not None:
+            self.loss_scaling.detach()
             deepspeed_setup.stop_deepspeed(self.deepspeed)
-            self.deepspeed = self.model = self.layers = None
+            self.deepspeed = self.model = self.layers = self.linears = self.masters = None
             gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
         self.model = self.factory.build(factors).to(self.device)
-        self.layers = {name: m for name, m in self.model.named_modules() if isinstance(m, FactorisedLinear)}
+        self.linears = find_linears(self.model, self.factory.linear_shapes, self.parallel.tp_group)
+        self.layers = {name: linear.module for name, linear in self.linears.items() if linear.factorised}
+        self._built = dict(factors)
         self.ranks = {name: spec.rank for name, spec in factors.items()}
+        self.grown_at = {name: spec.grown_at for name, spec in factors.items()}
         self.initial = {
             name: (
                 torch.zeros_like(x.U, dtype=torch.float32).detach(),
@@ -320,6 +430,7 @@ class Engine:
             if factors[name].tracked
         }
         self._replicated = ReplicatedGradients(self.model, self.parallel.tp_group)
-        self.deepspeed = deepspeed_setup.start_deepspeed(
+        self.deepspeed, self.masters = deepspeed_setup.start_deepspeed(
             self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json
         )
+        self.loss_scaling.attach(self.deepspeed.optimizer)

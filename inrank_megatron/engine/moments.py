@@ -1,20 +1,42 @@
-"""What becomes of Adam's moments at a restart."""
+"""What becomes of Adam's moments when columns are added, and at a restart."""
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.engine.optimizers import ADAM_MOMENTS
+from inrank_megatron.linalg.factors import cut_matrix, gather_matrix
+
+
+def fill_second_moment(parameter: Tensor, dim: int, start: int, stop: int) -> None:
+    """Give columns ``start`` to ``stop`` of a factor (along ``dim``) the mean second moment of those before
+    them.
+
+    Collective over the data-parallel group. An optimizer without second moments has nothing to fill.
+    """
+    key, masters = ADAM_MOMENTS[-1], parameter.masters
+    if key in masters.kind.moments:
+        second = masters.read(parameter, key).clone()
+        mean = second.narrow(dim, 0, start).mean(dim, keepdim=True)
+        second.narrow(dim, start, stop - start).copy_(mean.expand_as(second.narrow(dim, start, stop - start)))
+        masters.write(parameter, second, key)
 
 
 def kept_entries(
-    second: Tensor, dim: int, group: ProcessGroup, *, reset: str, share: float, generator: torch.Generator
+    second: Tensor,
+    dim: int,
+    group: ProcessGroup,
+    *,
+    stride: int = 1,
+    reset: str,
+    share: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Which entries of a parameter keep both their moments; bool, of the shape of the shard ``second``.
 
-    ``second``: the second moment, cut along ``dim`` over ``group``. ``reset``: ``full``, none; ``random``,
-    each but with probability ``share``; ``magnitude``, all but the ``share`` of the whole tensor with the
-    smallest second moment. Does not depend on how the tensor is cut.
+    ``second``: the second moment, cut along ``dim`` over ``group`` with ``stride``, see ``cut_matrix``.
+    ``reset``: ``full``, none; ``random``, each but with probability ``share``; ``magnitude``, all but the
+    ``share`` of the whole tensor with the smallest second moment. Does not depend on how the tensor is cut.
 
     The two moments of an entry go together: an entry that lost its second moment alone would take a step of
     its first moment over Adam's epsilon, for V has no gradient as long as U is zero.
@@ -25,6 +47,6 @@ def kept_entries(
         shape = list(second.shape)
         shape[dim] *= group.size()
         kept = torch.rand(shape, generator=generator) >= share
-        return kept.chunk(group.size(), dim)[group.rank()].to(second.device)
+        return cut_matrix(kept, dim, group, stride).to(second.device)
     entries = gather_matrix(second, dim, group).flatten()
     return second > entries.kthvalue(max(1, round(share * entries.numel()))).values

@@ -1,9 +1,9 @@
 """An engine's state as whole named tensors and a JSON record, and back, at any tensor- and data-parallel
-size.
+size and ZeRO stage.
 
-Tensor names: the parameter's own for its FP32 master, with ``.exp_avg`` and ``.exp_avg_sq`` for the moments;
-``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and ``<layer>.V0`` for initial factor
-values.
+Tensor names: the parameter's own for its FP32 master, with ``.exp_avg`` and ``.exp_avg_sq`` for Adam's
+moments; ``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and ``<layer>.V0`` for initial
+factor values.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from inrank_megatron.engine import zero_state
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.engine.zero_state import MOMENTS, ParameterState
+from inrank_megatron.engine.fragments import read_value, write_value
+from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
@@ -22,10 +23,11 @@ from inrank_megatron.model.initialise import shard, whole_shape
 
 
 def engine_record(engine: Engine) -> dict:
-    """What :func:`load_engine` needs beside the tensors: structure with ranks, Adam's step counts."""
+    """What :func:`load_engine` needs beside the tensors: structure, ranks, step counts, the loss scale."""
     return {
         "factors": {name: asdict(spec) for name, spec in engine.factor_specs().items()},
-        "adam_steps": zero_state.group_steps(engine.deepspeed.optimizer),
+        "optimizer_steps": engine.masters.steps(),
+        "loss_scaling": engine.loss_scaling.record(),
     }
 
 
@@ -39,11 +41,11 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in engine.parameters():
         state = zero_state.read_state(parameter)
         yield name, _whole(state.master, parameter, engine)
-        for key in MOMENTS:
-            yield f"{name}.{key}", _whole(getattr(state, key), parameter, engine)
+        for key, moment in state.moments.items():
+            yield f"{name}.{key}", _whole(moment, parameter, engine)
     for name, layer in engine.layers.items():
         if layer.weight is not None:
-            yield f"{name}.weight", _whole(layer.weight.detach(), layer.weight, engine)
+            yield f"{name}.weight", _whole(read_value(layer.weight), layer.weight, engine)
     for name, pair in engine.initial.items():
         for leaf, initial in zip(("U0", "V0"), pair, strict=True):
             yield f"{name}.{leaf}", _whole(initial, getattr(engine.layers[name], leaf[0]), engine)
@@ -69,25 +71,27 @@ def load_engine(
         for name, pair in engine.initial.items()
         for i, leaf in enumerate(("U0", "V0"))
     }
-    expected = {f"{name}{suffix}" for name in parameters for suffix in ("", *(f".{key}" for key in MOMENTS))}
+    moments = engine.masters.kind.moments
+    expected = {f"{name}{suffix}" for name in parameters for suffix in ("", *(f".{key}" for key in moments))}
     expected |= frozen.keys() | initial.keys()
     if expected != names:
         raise UserError(
             f"the checkpoint lacks {sorted(expected - names)[:4]} and has {sorted(names - expected)[:4]} "
-            "beyond the model; it belongs to another model: resume with that model's configuration"
+            "beyond the model; another model or optimizer wrote it: resume with that configuration"
         )
     for name, parameter in parameters.items():
-        group = dict(read([name, *(f"{name}.{key}" for key in MOMENTS)]))
+        group = dict(read([name, *(f"{name}.{key}" for key in moments)]))
         shards = {key: _shard(tensor, parameter, engine, name=key) for key, tensor in group.items()}
         zero_state.write_state(
-            parameter, ParameterState(shards[name], *(shards[f"{name}.{key}"] for key in MOMENTS))
+            parameter, ParameterState(shards[name], {key: shards[f"{name}.{key}"] for key in moments})
         )
     for name, tensor in read(list(frozen)):
-        frozen[name].copy_(_shard(tensor, frozen[name], engine, name=name))
+        write_value(frozen[name], _shard(tensor, frozen[name], engine, name=name))
     for name, tensor in read(list(initial)):
         target, like = initial[name]
         target.copy_(_shard(tensor, like, engine, name=name))
-    zero_state.set_group_steps(engine.deepspeed.optimizer, record["adam_steps"])
+    engine.masters.set_steps(record["optimizer_steps"])
+    engine.loss_scaling.load(record["loss_scaling"])
 
 
 def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
@@ -95,7 +99,8 @@ def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
     vocabulary.
     """
     if getattr(like, "tensor_model_parallel", False):
-        tensor = gather_matrix(tensor, like.partition_dim, engine.parallel.tp_group)
+        group = engine.parallel.tp_group
+        tensor = gather_matrix(tensor, like.partition_dim, group, like.partition_stride)
     return tensor[: getattr(like, "true_rows", tensor.shape[0])]
 
 

@@ -1,104 +1,119 @@
-"""Access to what DeepSpeed's ZeRO stage 1 keeps for a parameter: FP32 master, Adam moments, step counts.
+"""FP32 masters and optimizer moments of live parameters, read and written under every ZeRO stage."""
 
-Two optimizer wrappers occur: ``DeepSpeedZeroOptimizer`` (FP32) and ``BF16_Optimizer`` (BF16 with FP32
-gradient accumulation). Both hold one flat FP32 tensor for each parameter group, cut over the data-parallel
-ranks.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from inrank_megatron.engine.fragments import (
+    Fragment,
+    assembled,
+    holdings,
+    inner_optimizer,
+    local_shape,
+    write_value,
+)
+from inrank_megatron.engine.optimizers import Kind
 
 
-@dataclass
+@dataclass(frozen=True)
 class ParameterState:
-    """Everything the optimizer knows of one parameter, FP32, in the parameter's shape on this rank."""
+    """FP32 master and optimizer moments of one parameter, each of the parameter's local shape.
+
+    ``moments`` by the optimizer's names, ``exp_avg`` and ``exp_avg_sq`` for Adam, the second moment last.
+    """
 
     master: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str) -> "ParameterState":
-        """The same on ``device``."""
-        return ParameterState(*(tensor.to(device) for tensor in (self.master, self.exp_avg, self.exp_avg_sq)))
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ParameterState":
+        """The state with ``function`` applied to every tensor."""
+        return ParameterState(
+            function(self.master), {key: function(moment) for key, moment in self.moments.items()}
+        )
 
 
-def flat_partitions(zero_optimizer) -> list[Tensor]:
-    """The flat FP32 masters, one for each parameter group in order, as keys of the inner optimizer's
-    state.
+class Masters:
+    """The FP32 side of one DeepSpeed engine's parameters.
+
+    Reading and writing are collective over the data-parallel group. Every optimizer has its state from the
+    start: DeepSpeed would create it at the first step.
     """
-    for attribute in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
-        if hasattr(zero_optimizer, attribute):
-            return list(getattr(zero_optimizer, attribute))
-    raise TypeError(
-        f"{type(zero_optimizer).__name__} is not a ZeRO stage 1 optimizer that this project knows"
-    )
 
+    def __init__(self, optimizer, kind: Kind, group):
+        self.kind, self._group = kind, group
+        self._inner, self._holdings = inner_optimizer(optimizer), holdings(optimizer)
+        for owners in self._holdings.owners.values():
+            for owner in owners:
+                self._inner.state[owner] = kind.fresh_state(owner)
 
-def create_adam_state(zero_optimizer) -> None:
-    """Give every group zero moments at step 0, as Adam would at its first step.
+    def read(self, parameter: Tensor, key: str | None = None) -> Tensor:
+        """The master, or the moment ``key``: FP32, of the local shape, on the parameter's device."""
+        fragment, shape = self._holdings.fragments[id(parameter)], local_shape(parameter)
+        own = torch.empty(0) if fragment is None else self._stored(fragment, key)
+        own = own.to(parameter.device, torch.float32)
+        if not self._holdings.partitioned:
+            return own.view(shape)
+        return assembled(own, fragment.start if fragment else 0, shape, self._group)
 
-    DeepSpeed creates the state lazily and cannot read or write it before.
-    """
-    inner = zero_optimizer.optimizer
-    for flat in flat_partitions(zero_optimizer):
-        inner.state[flat] = {
-            "step": torch.zeros((), device=flat.device),
-            **{key: torch.zeros_like(flat) for key in MOMENTS},
+    def write(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
+        """Set this rank's part of the master or of the moment ``key``."""
+        if (fragment := self._holdings.fragments[id(parameter)]) is not None:
+            flat = value.detach().reshape(-1)
+            self._stored(fragment, key).copy_(flat[fragment.start : fragment.start + fragment.count])
+
+    def _stored(self, fragment: Fragment, key: str | None) -> Tensor:
+        return fragment.of(fragment.owner if key is None else self._inner.state[fragment.owner][key])
+
+    def steps(self) -> dict[str, int]:
+        """The optimizer's step count of each parameter group by the group's name."""
+        # A fused Adam over many tensors counts in the last one's state alone.
+        return {
+            group["name"]: max(self.kind.step(group, state) for state in states)
+            for group, states in self._groups()
         }
-    zero_optimizer._lazy_init_hp_params_optimizer_state()
 
+    def set_steps(self, steps: dict[str, int]) -> None:
+        """Set step counts by group name; a group that is not named keeps its own."""
+        for group, states in self._groups():
+            for state in states if group["name"] in steps else ():
+                self.kind.set_step(group, state, steps[group["name"]])
 
-def group_steps(zero_optimizer) -> dict[str, int]:
-    """Adam's step count of each parameter group by the group's name; bias correction depends on it."""
-    inner = zero_optimizer.optimizer
-    return {
-        group["name"]: int(inner.state[flat]["step"].item())
-        for group, flat in zip(inner.param_groups, flat_partitions(zero_optimizer), strict=True)
-    }
-
-
-def set_group_steps(zero_optimizer, steps: dict[str, int]) -> None:
-    """Set Adam's step counts by group name; a group that is not named keeps its own."""
-    inner = zero_optimizer.optimizer
-    for group, flat in zip(inner.param_groups, flat_partitions(zero_optimizer), strict=True):
-        if group["name"] in steps:
-            inner.state[flat]["step"].fill_(steps[group["name"]])
+    def _groups(self) -> list[tuple[dict, list[dict]]]:
+        owners = self._holdings.owners
+        return [
+            (group, [self._inner.state[owner] for owner in owners[group["name"]]])
+            for group in self._inner.param_groups
+        ]
 
 
 def read_master(parameter: Tensor) -> Tensor:
-    """FP32 master of ``parameter``, its own shape. Collective over the data-parallel group unless it is
-    FP32.
+    """FP32 master of ``parameter``, its local shape. Collective over the data-parallel group unless every
+    rank has it whole.
     """
-    if parameter.dtype == torch.float32:
+    if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_tensor"):
         return parameter.detach()  # after every step the parameter is a copy of its master
-    return safe_get_full_fp32_param(parameter)
+    return parameter.masters.read(parameter)
 
 
 def write_master(parameter: Tensor, value: Tensor) -> None:
     """Set the parameter and its FP32 master to ``value``."""
-    safe_set_full_fp32_param(parameter, value.float().contiguous())
-    parameter.data.copy_(value)
+    parameter.masters.write(parameter, value)
+    write_value(parameter, value)
 
 
 def read_state(parameter: Tensor) -> ParameterState:
-    """Master and moments of ``parameter``. Collective over the data-parallel group."""
+    """Master and moments of ``parameter``, copies. Collective over the data-parallel group."""
+    masters = parameter.masters
     return ParameterState(
-        read_master(parameter).clone(), *(safe_get_full_optimizer_state(parameter, key) for key in MOMENTS)
+        read_master(parameter).clone(),
+        {key: masters.read(parameter, key).clone() for key in masters.kind.moments},
     )
 
 
 def write_state(parameter: Tensor, state: ParameterState) -> None:
     """Set the parameter, its FP32 master and its moments."""
     write_master(parameter, state.master)
-    for key in MOMENTS:
-        safe_set_full_optimizer_state(parameter, getattr(state, key).contiguous(), key)
+    for key, moment in state.moments.items():
+        parameter.masters.write(parameter, moment, key)

@@ -9,11 +9,12 @@ Stored on each rank (``weight`` is W0 and is absent in the second phase)::
     row-parallel      weight [O, I/n]   U [O/n, K]   V [K, I/n]   bias [O]
 
 Both factors are cut on their feature axis, never on K, so that a growing or odd rank moves no shard,
-and each rank stores and optimises 1/n of both. The factor that meets local tokens (V of a column layer, U of
-a row layer) is gathered: k I or k O elements a step, and its gradient is reduce-scattered back (RS_I, RS_O),
-or, where every rank could compute the whole, each computes its slice. With sequence parallelism (SP) the
-tokens are cut outside the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the
-index names the axis.
+and each rank stores and optimises 1/n of both. The output features of a column layer may be those of several
+matrices, one after the other (``stride``: gate and up of SwiGLU); a rank then has its share of each. The
+factor that meets local tokens (V of a column layer, U of a row layer) is gathered: k I or k O elements a
+step, and its gradient is reduce-scattered back (RS_I, RS_O), or, where every rank could compute the whole,
+each computes its slice. With sequence parallelism (SP) the tokens are cut outside the layers. AG, RS, AR:
+all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
 
 Column layer, x [T/n, I] under SP, else x [T, I] on every rank; y [T, O/n]:
 
@@ -63,6 +64,7 @@ elements: 3 h for each, whatever n, T and k. :func:`prefers_joint` is the rule m
 
 import torch
 import torch.distributed as dist
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -96,7 +98,7 @@ class FactorisedLinear(nn.Module):
     Attributes:
         weight: frozen ``W0`` without gradient, or None.
         U, V: the trained factors. Columns from ``active`` on are zero and take no part.
-        active: columns in use, k. Raise it with :meth:`activate`.
+        active, capacity: columns in use, k, and allocated, K. Raise the first with :meth:`activate`.
         input_size, output_size: I and O of the whole matrix.
     """
 
@@ -112,6 +114,7 @@ class FactorisedLinear(nn.Module):
         bias: bool,
         factors: FactorSpec,
         tp_group: ProcessGroup,
+        stride: int = 1,
     ):
         super().__init__()
         self.input_size, self.output_size = input_size, output_size
@@ -122,38 +125,34 @@ class FactorisedLinear(nn.Module):
             not self.sequence_parallel or prefers_joint(min(input_size, output_size), tp_group)
         )
         self.whole_factor = WholeFactor(tp_group)
-        self.active = factors.active
+        self.active, self.capacity = factors.active, factors.columns
         n = tp_group.size()
-        for size in (input_size, output_size):
-            if size % n:
+        for size, parts in ((input_size, n), (output_size, n * stride)):
+            if size % parts:
                 raise ValueError(f"feature size {size} is not divisible by the {n} tensor-parallel ranks")
 
-        def parameter(shape, *, partition_dim=None):
+        def parameter(shape, *, partition_dim=None, stride=1):
             tensor = torch.zeros(shape, dtype=config.params_dtype)
             result = nn.Parameter(tensor)
             if partition_dim is not None:
                 result.tensor_model_parallel = True
                 result.partition_dim = partition_dim
-                result.partition_stride = 1
+                result.partition_stride = stride
             return result
 
-        self.U = parameter((output_size // n, factors.columns), partition_dim=0)
+        self.U = parameter((output_size // n, factors.columns), partition_dim=0, stride=stride)
         self.V = parameter((factors.columns, input_size // n), partition_dim=1)
         self.weight = None
         if factors.base:
             shape = (output_size, input_size // n) if self.row_parallel else (output_size // n, input_size)
-            self.weight = parameter(shape, partition_dim=1 if self.row_parallel else 0).requires_grad_(False)
+            self.weight = parameter(shape, partition_dim=1 if self.row_parallel else 0, stride=stride)
+            self.weight.requires_grad_(False)
         self.bias = None
         if bias and self.row_parallel:
             self.bias = parameter((output_size,))
             self.bias.sequence_parallel = config.sequence_parallel
         elif bias:
-            self.bias = parameter((output_size // n,), partition_dim=0)
-
-    @property
-    def capacity(self) -> int:
-        """Columns allocated, K."""
-        return self.V.shape[0]
+            self.bias = parameter((output_size // n,), partition_dim=0, stride=stride)
 
     def activate(self, columns: int) -> None:
         """Use ``columns`` columns from now on. Parameter shapes, and so optimizer state, stay as they are."""
@@ -175,7 +174,7 @@ class FactorisedLinear(nn.Module):
         """Shards for Megatron's ``dist_checkpointing``."""
         state = self.state_dict(prefix="", keep_vars=True)
         axes = {name: p.partition_dim for name, p in state.items() if hasattr(p, "partition_dim")}
-        return make_sharded_tensors_for_checkpoint(
+        shards = make_sharded_tensors_for_checkpoint(
             state,
             prefix,
             axes,
@@ -183,6 +182,10 @@ class FactorisedLinear(nn.Module):
             tp_group=self.tp_group,
             dp_cp_group=(metadata or {}).get("dp_cp_group"),
         )
+        if self.U.partition_stride == 2:  # of weight and bias Megatron's MLP itself cuts gate and up apart
+            apart = (metadata or {}).get("singleton_local_shards", False)
+            shards[f"{prefix}U"] = apply_swiglu_sharded_factory(shards[f"{prefix}U"], sharded_offsets, apart)
+        return shards
 
     def extra_repr(self) -> str:
         return (
@@ -213,10 +216,8 @@ class ColumnParallelFactorised(FactorisedLinear):
         tp_comm_buffer_name: str | None = None,
         stride: int = 1,
     ):
-        if gather_output or is_expert or stride != 1:
-            raise ValueError(
-                "a factorised column layer supports gather_output=False, is_expert=False, stride=1"
-            )
+        if gather_output or is_expert:
+            raise ValueError("a factorised column layer supports gather_output=False, is_expert=False")
         super().__init__(
             input_size,
             output_size,
@@ -224,6 +225,7 @@ class ColumnParallelFactorised(FactorisedLinear):
             bias=bias,
             factors=factors,
             tp_group=tp_group,
+            stride=stride,
         )
 
 

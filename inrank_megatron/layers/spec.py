@@ -13,6 +13,8 @@ class FactorSpec:
         rank: decided rank r <= k; the rest of the columns in use are buffer.
         base: whether a frozen ``W0`` stands beside the factors.
         tracked: whether every column's initial value is kept, for the spectrum of the update.
+        final: whether the rank stays as it is to the end of the run.
+        grown_at: the step after which the rank last grew, 0 if it never did.
     """
 
     columns: int
@@ -20,3 +22,5 @@ class FactorSpec:
     rank: int
     base: bool = True
     tracked: bool = False
+    final: bool = False
+    grown_at: int = 0

@@ -44,8 +44,8 @@ class WholeFactor:
     def begin_reduce(self, gradient: Tensor, *, shared: bool = False) -> Pending:
         """Gradient of the whole [m, k], this rank's part of the sum -> that of the shard [m/n, k].
 
-        ``shared``: ``gradient`` is that of the shard already, complete on this rank. The result is None while
-        the step accumulates it.
+        ``shared``: ``gradient`` is that of the shard already, complete on this rank. The result is zero while
+        the step accumulates it: ZeRO 2 and 3 ask every parameter for a gradient in every micro-batch.
         """
         if self._step and self._group.size() > 1:
             dtype = gradient.dtype
@@ -53,6 +53,7 @@ class WholeFactor:
                 gradient = self._gradient.add_(gradient)
             if not self._last:
                 self._gradient = gradient.to(torch.promote_types(dtype, torch.float32))
-                return Pending(None, None)
+                rows = len(gradient) // (1 if shared else self._group.size())
+                return Pending(gradient.new_zeros(rows, gradient.shape[1], dtype=dtype), None)
             self._gradient, gradient = None, gradient.to(dtype)
         return Pending(gradient, None) if shared else begin_reduce_scatter(gradient, self._group)

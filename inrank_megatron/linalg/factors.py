@@ -36,10 +36,25 @@ def triangular_factor(rows: Tensor, group: ProcessGroup) -> Tensor:
     return torch.linalg.qr(torch.cat(parts), mode="r").R
 
 
-def gather_matrix(shard: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-    """The whole matrix from even shards along ``dim``, on every rank of the group."""
+def cut_matrix(whole: Tensor, dim: int, group: ProcessGroup, stride: int = 1) -> Tensor:
+    """This rank's even share of ``whole`` along ``dim``.
+
+    With ``stride`` 2 the axis has two parts of equal length one after the other (gate and up of SwiGLU), and
+    every rank has its share of each, one after the other; so for more.
+    """
+    if group.size() == 1:
+        return whole
+    pieces = whole.chunk(stride * group.size(), dim)[group.rank() :: group.size()]
+    return pieces[0] if stride == 1 else torch.cat(pieces, dim)
+
+
+def gather_matrix(shard: Tensor, dim: int, group: ProcessGroup, stride: int = 1) -> Tensor:
+    """The whole matrix from what :func:`cut_matrix` gives each rank, on every rank of the group."""
     if group.size() == 1:
         return shard
     parts = [torch.empty_like(shard) for _ in range(group.size())]
     dist.all_gather(parts, shard.contiguous(), group=group)
+    if stride > 1:
+        pieces = [part.chunk(stride, dim) for part in parts]
+        parts = [pieces[rank][index] for index in range(stride) for rank in range(len(parts))]
     return torch.cat(parts, dim=dim)

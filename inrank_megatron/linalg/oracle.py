@@ -36,6 +36,16 @@ def truncate_for_activations(W: Tensor, C: Tensor, r: int) -> tuple[Tensor, Tens
     return balanced(P @ P.t() @ W, r)
 
 
+def truncate_for_loss(W: Tensor, C: Tensor, D: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """``U* [O, r]``, ``V* [r, I]``, the rank-r minimiser of ``E |D^(1/2) (W - U* V*) x|^2``.
+
+    ``D`` [O], positive: the diagonal of a second moment of the loss gradient at the output.
+    """
+    d = D.double().sqrt()[:, None]
+    left, right = truncate_for_activations(d * W.double(), C, r)
+    return balanced(left / d @ right, r)
+
+
 def output_energies(W: Tensor, C: Tensor) -> Tensor:
     """Eigenvalues [O] of ``W C W^T`` in descending order; those past r add up to the error of rank r."""
     return torch.linalg.eigvalsh(W.double() @ C.double() @ W.double().t()).flip(0).clamp(min=0)

@@ -7,28 +7,67 @@ from typing import ClassVar, Literal, Protocol
 from inrank_megatron.config import Config
 from inrank_megatron.layers.spec import FactorSpec
 
-SpectrumKind = Literal["update", "product"]
 Source = Literal["gradient", "spectral", "random", "kaiming", "lora"]
 Reset = Literal["full", "random", "magnitude"]
+NewMoments = Literal["zero", "mean"]
+MetricKind = Literal["plain", "activation-aware", "fisher"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What measures the error of a matrix M of rank r in the place of W.
+
+    Args:
+        kind: ``plain``, ``|W - M|^2``; ``activation-aware``, ``E |(W - M) x|^2`` over the layer's own inputs
+            x; ``fisher``, ``E |D^(1/2) (W - M) x|^2`` with D the diagonal of ``E[g g^T]``, g the gradient of
+            the summed loss with respect to the layer's output at one token.
+        batches: global batches, the last ones trained on, that the means are taken over; 0 for ``plain``.
+    """
+
+    kind: MetricKind = "plain"
+    batches: int = 0
+
+
+PLAIN = Metric()
+
+
+Spectrum = Literal["update", "product"] | Metric
+"""What a method may ask to see of every layer: singular values of ``U V - U0 V0`` (``update``) or of ``U V``
+(``product``), or for a metric the square roots of the energies in which it measures the outputs: the squares
+of the values past r add up to the least error that rank r can have."""
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """One factorisable linear as a method sees it.
+    """One factorisable linear as a method sees it, dense or factorised.
 
     Args:
-        min_dim: min(O, I) of the whole matrix.
+        output_size: O. input_size: I, of the whole matrix.
         rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
-        K.
+            K. All three are min(O, I) for a dense linear.
+        max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
+        final: as in :class:`FactorSpec`. grown_at: likewise, or the last step that overflowed if that is
+            later: nothing can be said of growth then.
+        updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
         singular_values: the spectrum that was asked for, descending; empty if none was.
     """
 
     name: str
-    min_dim: int
+    output_size: int
+    input_size: int
     rank: int
     active: int
     capacity: int
+    max_rank: int
+    final: bool = False
+    grown_at: int = 0
+    updated: bool = True
     singular_values: tuple[float, ...] = ()
+
+    @property
+    def min_dim(self) -> int:
+        """min(O, I)."""
+        return min(self.output_size, self.input_size)
 
 
 @dataclass(frozen=True)
@@ -56,8 +95,10 @@ class SetRank:
 
     Values: the columns from ``active`` before to ``active`` now become random directions of norm
     ``column_norm`` (None: Kaiming entries as at the start), with their product absorbed into W0 if
-    ``absorb``. Moments: untouched; those of new
-    columns are zero, as a column out of use has zero gradient.
+    ``absorb``. Moments of columns in use: untouched. Those of new columns: the first is zero; the second is
+    zero too with ``moments`` ``zero``, and with ``mean`` the mean over the columns that were in use, row by
+    row of U and column by column of V, so that Adam, which counts steps for all columns together, starts them
+    no faster than the others.
     """
 
     layer: str
@@ -67,6 +108,7 @@ class SetRank:
     capped: bool
     column_norm: float | None
     absorb: bool
+    moments: NewMoments = "mean"
 
 
 @dataclass(frozen=True)
@@ -84,19 +126,18 @@ class Restart:
 
 @dataclass(frozen=True)
 class Refactor:
-    """The switch: every layer's ``W0 + U V`` becomes ``U* V*`` of ``columns`` columns; W0 and buffers go.
+    """The switch: every layer's matrix becomes ``U* V*`` of ``columns`` columns.
 
+    The matrix is ``W0 + U V`` or ``U V``, whose buffers go as W0 does, or the weight ``W`` of a dense linear.
     ``ranks`` are the decided ranks, ``columns`` those or a little more, where the device's tile asks for it.
 
-    Values: the best approximation of so many columns, singular values shared evenly; with
-    ``activation_batches`` 0 that of the matrix (plain), else that of its outputs on the inputs of so many
-    global batches, the last ones trained on (activation-aware). Moments: those of U* and V* start at zero
-    with a step count of their own; every other parameter keeps its moments.
+    Values: the best approximation by ``metric`` of so many columns, singular values shared evenly. Moments:
+    those of U* and V* start at zero with a step count of their own; every other parameter keeps its moments.
     """
 
     ranks: Mapping[str, int]
     columns: Mapping[str, int]
-    activation_batches: int = 0
+    metric: Metric = PLAIN
 
 
 Change = InitialiseFactors | SetRank | Restart | Refactor
@@ -105,8 +146,9 @@ Change = InitialiseFactors | SetRank | Restart | Refactor
 class Method(Protocol):
     """A training method: decides structure and changes from spectra and step numbers alone.
 
-    ``step`` counts completed optimizer steps. ``name`` is that of ``--method``; ``settings``: what it reads
-    of the section ``inrank`` of the configuration.
+    ``step`` counts completed optimizer steps. A method keeps no state: what it needs of the past is in the
+    views, which a checkpoint restores. ``name`` is that of ``--method``; ``settings``: what it reads of the
+    settings that belong to methods.
     """
 
     name: ClassVar[str]
@@ -125,8 +167,11 @@ class Method(Protocol):
     def acts_at(self, step: int) -> bool:
         """Whether ``changes`` may return anything after ``step``."""
 
-    def spectrum_at(self, step: int) -> SpectrumKind | None:
-        """The spectra that ``changes`` wants after ``step``, if any."""
+    def spectrum_at(self, step: int, layers: list[LayerView]) -> Spectrum | None:
+        """What ``changes`` wants to see of the layers after ``step``, if anything."""
 
     def changes(self, step: int, layers: list[LayerView]) -> list[Change]:
         """Changes after ``step``, in the order in which they are to be carried out."""
+
+    def unfinished(self, layers: list[LayerView]) -> str | None:
+        """What the method had still to do when the run came to its end, in words; None: nothing."""

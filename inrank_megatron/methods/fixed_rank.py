@@ -13,7 +13,7 @@ class FixedRank(Unchanging):
     """
 
     name = "fixed-rank"
-    settings = frozenset({"rank", "factorised_linears", "factor_init"})
+    settings = frozenset({"rank", "factorised_linears", "qkv_factors", "factor_init", "factor_lr_multiplier"})
 
     def __init__(self, rank: int, *, source: str = "spectral"):
         self.rank, self.source = rank, source
@@ -24,7 +24,9 @@ class FixedRank(Unchanging):
 
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}
-        return {name: FactorSpec(columns=r, active=r, rank=r, base=False) for name, r in ranks.items()}
+        return {
+            name: FactorSpec(columns=r, active=r, rank=r, base=False, final=True) for name, r in ranks.items()
+        }
 
     def start(self):
         return [InitialiseFactors(source=self.source)]

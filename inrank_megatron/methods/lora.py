@@ -12,7 +12,7 @@ class LoRA(Unchanging):
     """
 
     name = "lora"
-    settings = frozenset({"rank", "factorised_linears"})
+    settings = frozenset({"rank", "factorised_linears", "qkv_factors", "factor_lr_multiplier"})
 
     def __init__(self, rank: int):
         self.rank = rank

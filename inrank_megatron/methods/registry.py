@@ -7,9 +7,10 @@ from inrank_megatron.methods.fixed_rank import FixedRank
 from inrank_megatron.methods.inrank import InRank, InRankEfficient
 from inrank_megatron.methods.lora import LoRA
 from inrank_megatron.methods.relora import ReLoRA
+from inrank_megatron.methods.warm_start import WarmStart
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient)
+    method.name: method for method in (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
 }
 
 
@@ -19,5 +20,5 @@ def make_method(config: Config, *, switch_step: int | None) -> Method:
 
 
 def idle_settings(method: str) -> frozenset[str]:
-    """Settings of the section ``inrank`` that a method does not read."""
-    return frozenset(sections()["inrank"].model_fields) - METHODS[method].settings
+    """Settings that belong to methods and that this one does not read."""
+    return frozenset({*sections()["inrank"].model_fields, "factor_lr_multiplier"}) - METHODS[method].settings

@@ -1,11 +1,15 @@
-"""When InRank-Efficient leaves its first phase."""
+"""When a method leaves its first phase."""
 
 from inrank_megatron.config import Config
 from inrank_megatron.errors import UserError
 
+SWITCHING = ("inrank-efficient", "warm-start")
+"""The methods that leave it at all."""
+
 
 def switch_step(config: Config, steps_per_epoch: int) -> int | None:
-    """Optimizer steps of the first phase (Algorithm 3); None for a method that never switches.
+    """Optimizer steps of the first phase (Algorithm 3); None for a method that never switches, or that does
+    so when its ranks stand still (`switch_patience`).
 
     `switch_iters` counts steps, `switch_epochs` counts epochs of `steps_per_epoch` optimizer steps. With
     neither it is the paper's one epoch, but at most half of the run, so that a short run shows both phases.
@@ -14,7 +18,9 @@ def switch_step(config: Config, steps_per_epoch: int) -> int | None:
         UserError: a switch that would come at or after the end of the run.
     """
     inrank, last = config.inrank, config.training.train_iters - 1
-    if config.training.method != "inrank-efficient":
+    method = config.training.method
+    patient = method == "inrank-efficient" and inrank.switch_patience is not None
+    if method not in SWITCHING or patient:
         return None
     if inrank.switch_iters is not None:
         step, shown = inrank.switch_iters, f"switch_iters = {inrank.switch_iters}"
@@ -26,6 +32,7 @@ def switch_step(config: Config, steps_per_epoch: int) -> int | None:
     if step > last:
         raise UserError(
             f"{shown}: the switch must come before the last of {last + 1} steps; "
-            f"raise train_iters, lower switch_iters, or give --method inrank"
+            f"raise train_iters, lower switch_iters, or give --method "
+            f"{'dense' if method == 'warm-start' else 'inrank'}"
         )
     return step

@@ -7,8 +7,11 @@ class Unchanging:
     def acts_at(self, step):
         return False
 
-    def spectrum_at(self, step):
+    def spectrum_at(self, step, layers):
         return None
 
     def changes(self, step, layers):
         return []
+
+    def unfinished(self, layers):
+        return None

@@ -1,7 +1,7 @@
-"""GPT-2 as a Megatron-Core ``GPTModel`` built from layer specs.
+"""GPT-2 and LLaMA as a Megatron-Core ``GPTModel`` built from layer specs.
 
-Learned positions, pre-LayerNorm, GELU, biases, tied embeddings. Any linear may be replaced by a factorised
-one.
+GPT-2: learned positions, pre-LayerNorm, GELU, biases, tied embeddings. LLaMA: RoPE, pre-RMSNorm, SwiGLU, a
+head of its own, no biases. Any linear may be replaced by a factorised one.
 """
 
 from collections.abc import Mapping
@@ -9,22 +9,29 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
 
 from inrank_megatron.config import Config
-from inrank_megatron.costs import linear_shapes
+from inrank_megatron.costs import precision
 from inrank_megatron.layers.factorised import (
     ColumnParallelFactorised,
     RowParallelFactorised,
 )
 from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.model.initialise import draw_weight, initialise_parameters
-from inrank_megatron.model.modules import LayerNorm, MaskPaddedVocabulary, SDPACoreAttention
+from inrank_megatron.model.initialise import draw_tensor, initial_shapes, initialise_parameters
+from inrank_megatron.model.modules import LayerNorm, MaskPaddedVocabulary, RMSNorm, SDPACoreAttention
+from inrank_megatron.model.pretrained import PretrainedWeights
+from inrank_megatron.model.separate_qkv import SeparateQKV
 from inrank_megatron.parallel import Parallel
+from inrank_megatron.shapes import QKV, is_llama, linear_shapes
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -33,51 +40,78 @@ class GPTFactory:
 
     Args:
         vocab_size: the true vocabulary; ids from here up to ``padded_vocab_size`` never receive probability.
+        pretrained: weights to start from; None: they are drawn.
     """
 
     config: Config
     parallel: Parallel
     vocab_size: int
     padded_vocab_size: int
+    pretrained: PretrainedWeights | None = None
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(O, I) of the linears that methods factorise, by module name (``shapes.linear_shapes``)."""
+        return linear_shapes(self.config)
 
     def build(self, factors: Mapping[str, FactorSpec]) -> GPTModel:
-        """The model with its initial weights, on the CPU, in FP32 or BF16 by ``config.training.bf16``.
+        """The model with its initial weights, on the CPU, in the run's precision.
 
-        ``factors`` says which linears are factorised and how (names from ``costs.linear_shapes``); the rest
-        is dense. Initial weights depend on the seed and the names alone: neither on the tensor-parallel size
+        ``factors`` says which linears are factorised and how (names from ``shapes.linear_shapes``); the rest
+        is dense. Drawn weights depend on the seed and the names alone: neither on the tensor-parallel size
         nor on ``factors``.
+
+        Raises:
+            UserError: the pretrained weights are those of another model.
         """
-        config = self.config
-        specs = [_layer_spec(f"decoder.layers.{i}", factors) for i in range(config.model.num_layers)]
+        config, llama = self.config, is_llama(self.config)
+        # Megatron caches the angles by module for good: those of the models before this one go.
+        RotaryEmbedding.forward.cache_clear()
+        specs = [_layer_spec(config, i, factors) for i in range(config.model.num_layers)]
         model = GPTModel(
             config=_transformer_config(config, self.parallel),
-            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=LayerNorm),
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=_norm(config)),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=config.model.max_position_embeddings,
-            share_embeddings_and_output_weights=True,
+            share_embeddings_and_output_weights=not llama,
+            position_embedding_type="rope" if llama else "learned_absolute",
         )
         start = model.embedding.word_embeddings.vocab_start_index
         model.output_layer.register_forward_hook(MaskPaddedVocabulary(self.vocab_size, start))
-        initialise_parameters(model, self.parallel, vocab_size=self.vocab_size, **self._distribution())
+        if self.pretrained is not None:
+            shapes = initial_shapes(model, self.parallel, vocab_size=self.vocab_size)
+            self.pretrained.account(shapes | {f"{name}.weight": self.linear_shapes[name] for name in factors})
+        initialise_parameters(model, self.parallel, vocab_size=self.vocab_size, whole=self._whole)
         return model
 
     def initial_weight(self, name: str) -> torch.Tensor:
         """The whole initial matrix [O, I] of the factorisable linear ``name``, FP32."""
-        return draw_weight(f"{name}.weight", linear_shapes(self.config)[name], **self._distribution())
+        return self._whole(f"{name}.weight", self.linear_shapes[name])
 
-    def _distribution(self) -> dict:
-        return {
-            "seed": self.config.training.seed,
-            "std": self.config.model.init_method_std,
-            "num_layers": self.config.model.num_layers,
-        }
+    def _whole(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The whole initial tensor of the parameter ``name``, FP32."""
+        if self.pretrained is not None:
+            return self.pretrained(name, shape)
+        model = self.config.model
+        return draw_tensor(
+            name,
+            shape,
+            seed=self.config.training.seed,
+            std=model.init_method_std,
+            num_layers=model.num_layers,
+            heads=model.num_attention_heads,
+        )
+
+
+def _norm(config: Config) -> type[nn.Module]:
+    return RMSNorm if is_llama(config) else LayerNorm
 
 
 def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
-    model = config.model
+    model, llama = config.model, is_llama(config)
 
     def leave(weight):
-        # initialise_parameters draws all weights; Megatron still runs its initialisers, which mark the
+        # initialise_parameters fills all weights; Megatron still runs its initialisers, which mark the
         # shards.
         return weight
 
@@ -89,8 +123,10 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         layernorm_epsilon=model.norm_epsilon,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
-        activation_func=F.gelu,
-        add_bias_linear=True,
+        normalization="RMSNorm" if llama else "LayerNorm",
+        activation_func=F.silu if llama else F.gelu,
+        gated_linear_unit=llama,
+        add_bias_linear=not llama,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -99,7 +135,8 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         tensor_model_parallel_size=parallel.tp_size,
         sequence_parallel=config.parallel.sequence_parallel and parallel.tp_size > 1,
         bf16=config.training.bf16,
-        params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
+        fp16=config.training.fp16,
+        params_dtype=DTYPES[precision(config)],
         use_cpu_initialization=True,
         init_method=leave,
         output_layer_init_method=leave,
@@ -111,17 +148,22 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
     )
 
 
-def _layer_spec(prefix: str, factors: Mapping[str, FactorSpec]) -> ModuleSpec:
+def _layer_spec(config: Config, index: int, factors: Mapping[str, FactorSpec]) -> ModuleSpec:
     spec = get_gpt_layer_local_spec()
     sub = spec.submodules
-    sub.input_layernorm = LayerNorm
-    sub.pre_mlp_layernorm = LayerNorm
-    sub.self_attention.submodules.core_attention = SDPACoreAttention
+    sub.input_layernorm = sub.pre_mlp_layernorm = _norm(config)
+    attention, mlp = sub.self_attention.submodules, sub.mlp.submodules
+    attention.core_attention = SDPACoreAttention
+    layer = f"decoder.layers.{index}"
     for parent, submodules, column, row in (
-        ("self_attention", sub.self_attention.submodules, "linear_qkv", "linear_proj"),
-        ("mlp", sub.mlp.submodules, "linear_fc1", "linear_fc2"),
+        ("self_attention", attention, "linear_qkv", "linear_proj"),
+        ("mlp", mlp, "linear_fc1", "linear_fc2"),
     ):
         for name, module in ((column, ColumnParallelFactorised), (row, RowParallelFactorised)):
-            if (factor := factors.get(f"{prefix}.{parent}.{name}")) is not None:
+            if (factor := factors.get(f"{layer}.{parent}.{name}")) is not None:
                 setattr(submodules, name, ModuleSpec(module=module, params={"factors": factor}))
+    qkv = f"{layer}.self_attention.linear_qkv"
+    if f"{qkv}.q" in linear_shapes(config):
+        parts = {part: factors[f"{qkv}.{part}"] for part in QKV if f"{qkv}.{part}" in factors}
+        attention.linear_qkv = ModuleSpec(module=SeparateQKV, params={"factors": parts})
     return spec

@@ -6,14 +6,19 @@ factorised.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from inrank_megatron.linalg.factors import cut_matrix
+from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.parallel import Parallel
 
 RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
-WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+QKV_LINEAR = "self_attention.linear_qkv"
+FACTORS = (".U", ".V")
+OF_THE_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -28,45 +33,72 @@ def shard(full: Tensor, parameter: Tensor, parallel: Parallel) -> Tensor:
     """
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
-    return full.chunk(parallel.tp_size, dim=parameter.partition_dim)[parallel.tp_rank]
+    return cut_matrix(full, parameter.partition_dim, parallel.tp_group, parameter.partition_stride)
 
 
 def whole_shape(parameter: Tensor, parallel: Parallel) -> tuple[int, ...]:
     """Shape of the whole tensor of which ``parameter`` is a shard."""
-    shape = list(parameter.shape)
+    shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 empties the parameter itself
     if getattr(parameter, "tensor_model_parallel", False):
         shape[parameter.partition_dim] *= parallel.tp_size
     return tuple(shape)
 
 
-def draw_weight(name: str, shape: tuple[int, ...], *, seed: int, std: float, num_layers: int) -> Tensor:
+def draw_weight(
+    name: str, shape: tuple[int, ...], *, seed: int, std: float, num_layers: int, heads: int
+) -> Tensor:
     """The whole initial matrix of the parameter ``name``, FP32: N(0, std), or N(0, std / sqrt(2 layers))
-    where the linear writes to the residual stream."""
+    where the linear writes to the residual stream. Separate linears of query, key and value have the rows
+    that the fused one would have.
+    """
+    linear, _, part = name.removesuffix(".weight").rpartition(".")
+    if linear.endswith(QKV_LINEAR):
+        fused = _normal(f"{linear}.weight", (3 * shape[0], *shape[1:]), seed=seed, std=std)
+        return rows_of(fused, part, heads=heads)
     scale = std / (2 * num_layers) ** 0.5 if name.endswith(RESIDUAL_OUTPUTS) else std
-    return torch.empty(shape).normal_(0.0, scale, generator=named_generator(seed, name))
+    return _normal(name, shape, seed=seed, std=scale)
+
+
+def _normal(name: str, shape: tuple[int, ...], *, seed: int, std: float) -> Tensor:
+    return torch.empty(shape).normal_(0.0, std, generator=named_generator(seed, name))
+
+
+def draw_tensor(name: str, shape: tuple[int, ...], **distribution) -> Tensor:
+    """The whole initial tensor of the parameter ``name``, FP32: GPT-2's start, for both architectures, with
+    matrices from :func:`draw_weight`, biases 0, norms 1.
+    """
+    if name.endswith(".bias"):
+        return torch.zeros(shape)
+    return torch.ones(shape) if len(shape) == 1 else draw_weight(name, shape, **distribution)
+
+
+def initial_shapes(model: nn.Module, parallel: Parallel, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Whole shape of every parameter but factors, by name; without the rows that pad a vocabulary."""
+    shapes = {
+        name: whole_shape(parameter, parallel)
+        for name, parameter in model.named_parameters()
+        if not name.endswith(FACTORS)
+    }
+    return shapes | {name: (vocab_size, *shapes[name][1:]) for name in OF_THE_VOCABULARY if name in shapes}
 
 
 @torch.no_grad()
 def initialise_parameters(
-    model: nn.Module, parallel: Parallel, *, seed: int, std: float, num_layers: int, vocab_size: int
+    model: nn.Module, parallel: Parallel, *, vocab_size: int, whole: Callable[[str, tuple[int, ...]], Tensor]
 ) -> None:
-    """GPT-2's start: matrices from :func:`draw_weight`, biases 0, norms 1.
+    """Fill every parameter with its part of ``whole(name, shape)``, as :func:`draw_tensor` gives it.
 
-    Rows of the word embedding from ``vocab_size`` on are padding: zero, and not drawn; the parameter's
-    ``true_rows`` says how many are real. Factors stay zero: the
-    method fills them.
+    Rows of the word embedding, and of a head of its own, from ``vocab_size`` on are padding: zero, and not
+    asked for; the parameter's ``true_rows`` says how many are real. Factors stay zero: the method fills them.
     """
+    shapes = initial_shapes(model, parallel, vocab_size=vocab_size)
     for name, parameter in model.named_parameters():
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("U", "V", "bias"):
+        if name.endswith(FACTORS):
             parameter.zero_()
-        elif parameter.dim() == 1:
-            parameter.fill_(1.0)
-        else:
-            shape = whole_shape(parameter, parallel)
-            rows = shape[0]
-            if name == WORD_EMBEDDINGS:
-                rows = parameter.true_rows = vocab_size
-            full = draw_weight(name, (rows, *shape[1:]), seed=seed, std=std, num_layers=num_layers)
-            full = torch.cat([full, full.new_zeros(shape[0] - rows, *shape[1:])])
-            parameter.copy_(shard(full, parameter, parallel))
+            continue
+        full = whole(name, shapes[name])
+        if name in OF_THE_VOCABULARY:
+            parameter.true_rows = vocab_size
+            padding = whole_shape(parameter, parallel)[0] - vocab_size
+            full = torch.cat([full, full.new_zeros(padding, *full.shape[1:])])
+        parameter.copy_(shard(full, parameter, parallel))

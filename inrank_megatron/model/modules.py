@@ -1,4 +1,4 @@
-"""The two Megatron-Core submodules that need a version of our own: LayerNorm and core attention."""
+"""The Megatron-Core submodules that need a version of our own: the norms and core attention."""
 
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -6,18 +6,31 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor, nn
 
 
-class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm with the constructor of Megatron's norms.
+def _mark(norm: nn.Module, config) -> None:
+    """Under sequence parallelism each rank normalises its own tokens, so the gradients of these replicated
+    parameters must be summed over the tensor-parallel group; ``param.sequence_parallel`` says so to the
+    engine.
+    """
+    for parameter in norm.parameters():
+        parameter.sequence_parallel = config.sequence_parallel
 
-    Megatron's own wrapper of it refuses sequence parallelism. Under sequence parallelism each rank normalises
-    its own tokens, so the gradients of these replicated parameters must be summed over the tensor-parallel
-    group; ``param.sequence_parallel`` says so to the engine.
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm with the constructor of Megatron's norms, whose own wrapper of it refuses sequence
+    parallelism.
     """
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-5):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
+        _mark(self, config)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm, ``x / sqrt(mean(x^2) + eps) * weight``, likewise."""
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-5):
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark(self, config)
 
 
 class SDPACoreAttention(nn.Module):

@@ -15,6 +15,7 @@ TRAIN_TAGS = {
     "grad_norm": "grad-norm",
     "tokens_per_second": "tokens-per-second",
     "tflops_per_second": "throughput",
+    "loss_scale": "loss-scale",
     "mean_rank": "rank/mean",
 }
 EVALUATION_TAGS = {"valid": "lm loss validation", "test": "lm loss test"}
@@ -56,6 +57,7 @@ class MetricsWriter:
     def train(self, step: int, **values: float | int | None) -> None:
         """One optimizer step: ``loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens`` (cumulative),
         ``tokens_per_second``, ``tflops_per_second`` (per device), ``utilisation`` (0 to 1, or None),
+        ``loss_scale`` (None without), ``skipped_steps`` so far,
         ``mean_rank``, ``phase`` (0 dense, 1 W0 + UV, 2 U*V*) and ``elapsed_seconds`` since the run began.
         ``step`` counts completed steps from 1.
         """

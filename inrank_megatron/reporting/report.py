@@ -74,7 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
     page = environment.from_string(template).render(
         title=f"{_method(run)}: {run.folder.resolve().name}",
         lead=_lead(run),
-        notice=_notice(run),
+        notice=_notice(run) or _left_undone(run),
         tiles=_tiles(run),
         pictures=pictures,
         tables=_tables(run),
@@ -144,6 +144,11 @@ def _notice(run: Run) -> str:
     if run.summary.get("finished") and run.summary.get("steps", 0) >= run.last_step:
         return ""
     return f"This run has not finished: its last recorded step is {run.last_step:,}."
+
+
+def _left_undone(run: Run) -> str:
+    left = run.summary.get("unfinished")
+    return f"This run has all its steps; {left}." if left else ""
 
 
 def _tiles(run: Run) -> list[Tile]:

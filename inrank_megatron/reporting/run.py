@@ -95,8 +95,10 @@ def depth(layer: str) -> int:
 
 
 def kind_of(layer: str) -> str:
-    """Which linear of its block a name means: ``linear_fc1`` for ``decoder.layers.3.mlp.linear_fc1``."""
-    return layer.rsplit(".", 1)[-1]
+    """Which linear of its block a name means: ``linear_fc1`` for ``decoder.layers.3.mlp.linear_fc1``,
+    ``linear_qkv.q`` for the q of ``decoder.layers.3.self_attention.linear_qkv``.
+    """
+    return re.sub(r".*\.(?=linear_)", "", layer)
 
 
 def _mapping(path: Path, *, parse: Any) -> Record:

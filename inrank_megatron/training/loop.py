@@ -13,6 +13,7 @@ from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.engine.engine import Engine, MicroBatch, StepResult
+from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, whole_tensors
 from inrank_megatron.methods.changes import Method, Refactor, SetRank
 from inrank_megatron.training.evaluate import evaluate
@@ -61,6 +62,7 @@ class Trainer:
         training, parallel = self.config.training, self.engine.parallel
         self._began, self._earlier = time.monotonic(), self.progress.seconds
         self._saved_step = self.progress.step  # the newest checkpoint's; nothing of step 0 is worth one
+        self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         # Megatron's modules ask for a random state even in an evaluation, which may come before any step.
         parallel.seed_random(seed=training.seed, step=self.progress.step)
         if self.folder.checkpoint is None:
@@ -74,6 +76,8 @@ class Trainer:
         if not finished:
             reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
             self.journal.message(f"stopping after step {self.progress.step}: {reason}")
+        elif left := self.method.unfinished(self.engine.views()):
+            self.journal.event("unfinished", self.progress.step, f"step {self.progress.step}: {left}")
         self._save()
         return finished
 
@@ -81,8 +85,10 @@ class Trainer:
 
     def _start(self) -> None:
         self.engine.apply(self.method.start(), step=0, batches=self._micro_batches)
-        if views := self.engine.views():
-            self.journal.structure(0, "init", views)
+        # A model that is built from here on gets the run's own state; by then the folder may be gone.
+        self.engine.factory = replace(self.engine.factory, pretrained=None)
+        if self.engine.layers:
+            self.journal.structure(0, "init", self.engine.views())
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -92,18 +98,33 @@ class Trainer:
         self.progress = Progress(step, self._earlier + time.monotonic() - self._began)
         if _due(step, self.config.training.log_interval) or step == self.config.training.train_iters:
             self.journal.train(self._record(result, lr, time.monotonic() - began))
+        if result.skipped:
+            scale = self.engine.loss_scaling.scale
+            self.journal.message(
+                f"step {step}: overflow, nothing is updated; the loss scale is {scale:g} now"
+            )
         self._apply_method()
+        self._compare_replicas()
+
+    def _compare_replicas(self) -> None:
+        step, interval = self.progress.step, self.config.parallel.replica_check_interval
+        if self.engine.parallel.world_size > 1 and _due(step, interval or None):
+            check_replicas(self.engine, step=step, last_good=self._compared_step)
+            self._compared_step = step
 
     def _apply_method(self) -> None:
         step, engine = self.progress.step, self.engine
         if not self.method.acts_at(step):
             return
-        views = engine.views(spectrum=self.method.spectrum_at(step), step=step)
+        spectrum = self.method.spectrum_at(step, engine.views())
+        views = engine.views(spectrum=spectrum, step=step, batches=self._micro_batches)
         changes = engine.parallel.from_first_rank(lambda: self.method.changes(step, views))
         self.journal.checks(step, views, [c for c in changes if isinstance(c, SetRank)])
         switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
-        if switching:
+        form = "W"
+        if switching and engine.layers:
             self.identity = self.identity | {PHASE_1_COLUMNS: {view.name: view.active for view in views}}
+            form = "W0 + U V" if self.config.inrank.frozen_base else "U V"
         engine.apply(changes, step=step, batches=self._micro_batches)
         if switching:
             views = engine.views()
@@ -113,7 +134,7 @@ class Trainer:
             self.journal.event(
                 "switch",
                 step,
-                f"step {step}: W0 + U V becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s); second phase",
+                f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s); second phase",
                 seconds=seconds,
                 mean_rank=mean,
             )
@@ -142,7 +163,9 @@ class Trainer:
             "loss": result.loss,
             "perplexity": math.exp(min(result.loss, 700.0)),
             "lr": lr,
-            "grad_norm": result.grad_norm,
+            "grad_norm": None if result.skipped else result.grad_norm,
+            "loss_scale": self.engine.loss_scaling.scale,
+            "skipped_steps": self.engine.loss_scaling.skipped,
             "tokens": tokens * self.progress.step,
             "tokens_per_second": tokens / seconds,
             "tflops_per_second": per_device / 1e12,

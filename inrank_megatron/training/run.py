@@ -18,20 +18,24 @@ from inrank_megatron.data.sources import select
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.deepspeed_json import passthrough
 from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
 from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import switch_step
 from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.platform import backend, device, device_name
 from inrank_megatron.reporting.report import last_lines, write_report
 from inrank_megatron.reporting.stages import shown
+from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
 from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_message
+from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
 from inrank_megatron.training.run_folder import FolderLock, RunFolder, choose_run_folder, claim
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
@@ -47,9 +51,12 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
     topology = check(config, world_size=world_size, vocab_size=tokenizer.vocab_size if tokenizer else None)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
+    check_installed(config)
     if launch.dry_run:
         if config.data.dataset is None:  # which a look at would download
             select(config.data)
+        if config.training.pretrained_checkpoint is not None:
+            choose_pretrained(config)
         if rank == 0:
             print(render(make_plan(config, topology, vocab_size=topology.vocab_size, device=device_name())))
         return
@@ -81,6 +88,11 @@ def _run(
     neighbours.join(parallel)
     lock = FolderLock()
     folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
+    pretrained = None
+    if folder.checkpoint is None and config.training.pretrained_checkpoint is not None:
+        source, notes = parallel.from_first_rank(lambda: choose_pretrained(config))
+        pretrained = parallel.in_unison(lambda: read_pretrained(source, config))
+        folder.notes.extend(notes)
     if parallel.from_first_rank(lambda: is_finished(folder, config)):
         told = f"the run has all its {config.training.train_iters} steps already\n"
     else:
@@ -88,7 +100,14 @@ def _run(
             data, told = prepare(config.data, progress=progress), ""
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
         trainer = _build(
-            config, topology, parallel, data, folder=folder, deepspeed_json=deepspeed_json, stop=stop
+            config,
+            topology,
+            parallel,
+            data,
+            folder=folder,
+            pretrained=pretrained,
+            deepspeed_json=deepspeed_json,
+            stop=stop,
         )
         parallel.from_first_rank(lambda: claim(folder, config, lock))
         stop.listen()
@@ -108,6 +127,7 @@ def _build(
     data: PreparedData,
     *,
     folder: RunFolder,
+    pretrained: PretrainedWeights | None,
     deepspeed_json: dict,
     stop: StopRequest,
 ) -> Trainer:
@@ -125,9 +145,9 @@ def _build(
     checkpoint = Checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
     identity = {"data": data.folder.name, "switch_step": switch_step(config, batches.steps_per_epoch)}
     if checkpoint:
-        identity = _same_data(checkpoint, identity)
+        identity = _same_data(checkpoint, identity, train_iters=config.training.train_iters)
     method = make_method(config, switch_step=identity["switch_step"])
-    engine = _engine(config, topology, parallel, method, checkpoint, deepspeed_json)
+    engine = _engine(config, topology, parallel, method, checkpoint, pretrained, deepspeed_json)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
     return Trainer(
         config=config,
@@ -146,7 +166,7 @@ def _build(
             total_steps=config.training.train_iters,
             start_step=progress.step,
         ),
-        peak_flops=costs.device_peak_flops(device_name(), "bf16" if config.training.bf16 else "fp32"),
+        peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),
     )
 
 
@@ -156,15 +176,20 @@ def _engine(
     parallel: Parallel,
     method,
     checkpoint: Checkpoint | None,
+    pretrained: PretrainedWeights | None,
     deepspeed_json: dict,
 ) -> Engine:
     factory = GPTFactory(
-        config, parallel, vocab_size=topology.vocab_size, padded_vocab_size=topology.padded_vocab_size
+        config,
+        parallel,
+        vocab_size=topology.vocab_size,
+        padded_vocab_size=topology.padded_vocab_size,
+        pretrained=pretrained,
     )
     if checkpoint:
         factors = recorded_structure(checkpoint.state["engine"])
     else:
-        factors = method.structure({name: min(shape) for name, shape in costs.linear_shapes(config).items()})
+        factors = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
     engine = Engine(
         factory,
         factors,
@@ -203,12 +228,19 @@ def _headline(trainer: Trainer) -> str:
     )
 
 
-def _same_data(checkpoint: Checkpoint, identity: dict) -> dict:
+def _same_data(checkpoint: Checkpoint, identity: dict, *, train_iters: int) -> dict:
     """The recorded identity; it stands over a newly derived one, so that the switch keeps its step."""
     recorded = checkpoint.state["identity"]
     if recorded["data"] != identity["data"]:
         raise UserError(
             f"{checkpoint.folder}: was trained on data {recorded['data'][:12]}, the settings now give "
             f"{identity['data'][:12]}; restore the text and tokenizer, or start anew with another --save"
+        )
+    switch = recorded["switch_step"]
+    if switch is not None and switch >= train_iters:
+        raise UserError(
+            f"train_iters = {train_iters}: the run in {checkpoint.folder.parent.parent} switches after step "
+            f"{switch}, which must come before the last; raise --train-iters, or start anew with another "
+            "--save"
         )
     return recorded

@@ -6,11 +6,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from inrank_megatron.checkpoint.folder import newest_complete, tidy
+from inrank_megatron.checkpoint.locate import CONFIG
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 
-CONFIG = "config.yaml"
 LOCK = ".lock"
 # What may change when a run is resumed: where it runs, how long, how it is watched, how it is optimized, and
 # where its data lie: whether they are the same data, every checkpoint's own record says.
@@ -25,11 +25,17 @@ FREE = frozenset(
         "eval_interval",
         "eval_iters",
         "distributed_timeout_minutes",
+        "replica_check_interval",
         "data_cache_path",
         "tensor_model_parallel_size",
         "sequence_parallel",
         "micro_batch_size",
         "recompute_granularity",
+        "zero_stage",
+        "offload_optimizer",
+        "loss_scale_window",
+        "hysteresis",
+        "overflow_limit",
         "data_path",
         "train_data_path",
         "valid_data_path",

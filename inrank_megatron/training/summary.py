@@ -43,6 +43,7 @@ def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> No
         "data": data.meta["splits"],
         "unigram_perplexity": data.meta["unigram_perplexity"],
         "finished": finished,
+        "unfinished": trainer.method.unfinished(trainer.engine.views()) if finished else None,
         "steps": trainer.progress.step,
         "train_seconds": trainer.progress.seconds,
         "versions": {

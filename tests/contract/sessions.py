@@ -5,19 +5,23 @@ Top-level functions that ranks run; the assertions are in the test modules besid
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from inrank_megatron.config import Config, from_flat
-from inrank_megatron.costs import linear_shapes
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
+from inrank_megatron.engine.zero_state import ParameterState, read_state, write_state
 from inrank_megatron.errors import UserError
 from inrank_megatron.methods.changes import Method, Refactor
 from inrank_megatron.methods.registry import make_method
+from inrank_megatron.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.training.pretrained import read_pretrained
 from tests.groups import join
 
 VOCABULARY, PADDED = 500, 512
@@ -49,6 +53,24 @@ METHODS = {
         "recompute_granularity": "full",
         **GROWING,
     },
+    "llama-fixed-rank": {"method": "fixed-rank", "model_type": "llama", "rank": 15},
+    "llama-relora": {
+        "method": "relora",
+        "model_type": "llama",
+        "factorised_linears": "mlp-attention",
+        "rank": 8,
+        "relora_interval": 2 * CHECK,
+        "relora_reset": "random",
+        "relora_warmup_iters": 2,
+    },
+    "llama-inrank-efficient": {
+        "method": "inrank-efficient",
+        "model_type": "llama",
+        "factorised_linears": "mlp-attention",
+        "qkv_factors": "separate",
+        "recompute_granularity": "full",
+        **GROWING,
+    },
     "inrank-efficient-eq7": {
         "method": "inrank-efficient",
         "rank_criterion": "eq7",
@@ -61,6 +83,33 @@ METHODS = {
         "frozen_base": False,
         "factor_init": "kaiming",
         **GROWING,
+    },
+    "inrank-efficient-patience": {
+        "method": "inrank-efficient",
+        "switch_patience": 2,
+        "truncation": "plain",
+        "rank_multiple_of": 4,
+        **GROWING,
+    },
+    "inrank-efficient-refound": {"method": "inrank-efficient", "final_ranks": "refound", **GROWING},
+    "inrank-efficient-fisher": {
+        "method": "inrank-efficient",
+        "truncation": "fisher",
+        "final_ranks": "output",
+        "parameter_budget": 0.3,
+        **GROWING,
+    },
+    "inrank-efficient-paper": {
+        "method": "inrank-efficient",
+        "inrank_preset": "paper",
+        "initial_column_norm": 0.1,
+        **GROWING,
+    },
+    "warm-start": {"method": "warm-start"},
+    "warm-start-budget": {
+        "method": "warm-start",
+        "factorised_linears": "mlp-attention",
+        "parameter_budget": 0.4,
     },
 }
 
@@ -117,6 +166,11 @@ class Session:
         rows = counting_rows(999)
         return Engine.loss(self.engine.model, (rows[:, :-1], rows[:, 1:])).item()
 
+    @property
+    def is_final(self) -> bool:
+        """Whether every factorisable linear has the rank that it will keep."""
+        return all(view.final for view in self.engine.views())
+
     def start(self) -> "Session":
         self.engine.apply(self.method.start(), step=0, batches=self.batch)
         return self
@@ -130,7 +184,8 @@ class Session:
     def train_step(self) -> None:
         """A step without the method's changes."""
         self.step += 1
-        result = self.engine.train_step(self.batch(self.step - 1), step=self.step, lr=1e-3)
+        lr = self.engine.config.optimizer.lr
+        result = self.engine.train_step(self.batch(self.step - 1), step=self.step, lr=lr)
         self.losses.append(result.loss)
         self.grad_norms.append(result.grad_norm)
 
@@ -138,7 +193,8 @@ class Session:
         """The method's changes after the present step."""
         if not self.method.acts_at(self.step):
             return []
-        views = self.engine.views(spectrum=self.method.spectrum_at(self.step), step=self.step)
+        spectrum = self.method.spectrum_at(self.step, self.engine.views())
+        views = self.engine.views(spectrum=spectrum, step=self.step, batches=self.batch)
         return self.engine.parallel.from_first_rank(lambda: self.method.changes(self.step, views))
 
     def spectra(self) -> dict[str, dict[str, tuple[float, ...]]]:
@@ -165,20 +221,34 @@ def configuration(name: str, layout: Layout, **changes) -> Config:
 
 
 def build(
-    name: str, layout: Layout, *, switch: int = 4 * CHECK, record: dict | None = None, **changes
+    name: str,
+    layout: Layout,
+    *,
+    switch: int = 4 * CHECK,
+    record: dict | None = None,
+    pretrained: Path | None = None,
+    **changes,
 ) -> Session:
-    """A session whose factors are still empty; with ``record`` one of the recorded structure."""
+    """A session whose factors are still empty; with ``record`` one of the recorded structure, with
+    ``pretrained`` one that starts from the weights of that checkpoint.
+    """
     while _open:
         stop_deepspeed(_open.pop().deepspeed)
     config = configuration(name, layout, **changes)
     parallel = join(layout.tensor_parallel)
-    efficient = config.training.method == "inrank-efficient"
-    method = make_method(config, switch_step=switch if efficient else None)
+    by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
+    method = make_method(config, switch_step=switch if by_step else None)
     if record is None:
         structure = method.structure({key: min(shape) for key, shape in linear_shapes(config).items()})
     else:
         structure = recorded_structure(record)
-    factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
+    factory = GPTFactory(
+        config,
+        parallel,
+        vocab_size=VOCABULARY,
+        padded_vocab_size=PADDED,
+        pretrained=read_pretrained(pretrained, config) if pretrained else None,
+    )
     accumulation = GLOBAL_BATCH // (MICRO_BATCH * parallel.dp_size)
     engine = Engine(
         factory,
@@ -198,9 +268,9 @@ _open: list[Engine] = []
 """The engine of this rank's session before: its hooks outlive it unless it is stopped."""
 
 
-def run(rank: int, world_size: int, name: str, layout: Layout, bf16: bool, steps: int) -> dict:
+def run(rank: int, world_size: int, name: str, layout: Layout, settings: dict, steps: int) -> dict:
     """A whole training: losses, gradient norms, ranks after every check."""
-    session = build(name, layout, bf16=bf16).start().train(steps)
+    session = build(name, layout, **settings).start().train(steps)
     return {"losses": session.losses, "grad_norms": session.grad_norms, "ranks": session.ranks}
 
 
@@ -210,14 +280,45 @@ def run(rank: int, world_size: int, name: str, layout: Layout, bf16: bool, steps
 def states(session: Session) -> dict[str, dict[str, Tensor]]:
     """This rank's shard of every trained parameter: master and moments."""
     return {
-        name: {key: value.clone() for key, value in vars(session.engine.read_state(name)).items()}
-        for name, _ in session.engine.parameters()
+        name: {"master": state.master, **state.moments}
+        for name, parameter in session.engine.parameters()
+        for state in [read_state(parameter)]
     }
 
 
-def around_growth(rank: int, world_size: int, layout: Layout, bf16: bool) -> dict:
+def first_step_of_new_columns(rank: int, world_size: int, layout: Layout, settings: dict) -> float:
+    """The largest update of an entry of a column in its first step, over the learning rate; late in a run, as
+    Adam sees it: its bias corrections are moved from the step counts into the moments.
+    """
+    session = build("inrank", layout, **settings).start().train(CHECK - 1)
+    session.train_step()
+    adam = session.engine.config.optimizer
+    for _, parameter in session.engine.parameters():
+        state = read_state(parameter)
+        first, second = (
+            moment / (1 - beta**CHECK)
+            for moment, beta in zip(state.moments.values(), (adam.adam_beta1, adam.adam_beta2), strict=True)
+        )
+        write_state(parameter, ParameterState(state.master, {"exp_avg": first, "exp_avg_sq": second}))
+    session.engine.masters.set_steps(dict.fromkeys(session.engine.masters.steps(), 100_000))
+    changes = session.decide()
+    active = {name: layer.active for name, layer in session.engine.layers.items()}
+    session.apply(changes)
+    before = states(session)
+    session.train_step()
+    updates = [
+        (state["master"] - before[name]["master"]).narrow(dim, old, session.engine.layers[layer].active - old)
+        for name, state in states(session).items()
+        for layer, _, leaf in [name.rpartition(".")]
+        if leaf in ("U", "V")
+        for dim, old in [(1 if leaf == "U" else 0, active[layer])]
+    ]
+    return max(update.abs().max().item() for update in updates if update.numel()) / SIZES["lr"]
+
+
+def around_growth(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     """State before and after the first rank check."""
-    session = build("inrank", layout, bf16=bf16).start().train(CHECK - 1)
+    session = build("inrank", layout, **settings).start().train(CHECK - 1)
     session.train_step()
     changes = session.decide()
     active = {name: layer.active for name, layer in session.engine.layers.items()}
@@ -235,10 +336,12 @@ def around_growth(rank: int, world_size: int, layout: Layout, bf16: bool) -> dic
 @torch.no_grad()
 def input_moments(session: Session, batches: Iterable[int]) -> dict[str, Tensor]:
     """``E[x x^T]`` of every layer's input over whole global batches, FP64; on one rank alone."""
-    inputs = {name: [] for name in session.engine.layers}
+    inputs = {name: [] for name in session.engine.linears}
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0].double()))
-        for name, layer in session.engine.layers.items()
+        linear.module.register_forward_pre_hook(
+            lambda _, args, name=name: inputs[name].append(args[0].double())
+        )
+        for name, linear in session.engine.linears.items()
     ]
     for batch in batches:
         for micro_batch in session.batch(batch):
@@ -249,10 +352,29 @@ def input_moments(session: Session, batches: Iterable[int]) -> dict[str, Tensor]
     return {name: x.t() @ x / len(x) for name, x in rows.items()}
 
 
-def around_restart(rank: int, world_size: int, layout: Layout, bf16: bool, reset: str) -> dict:
+def output_gradients(session: Session, batches: Iterable[int]) -> dict[str, Tensor]:
+    """Mean square of every output feature's gradient of the summed loss, FP64; on one rank alone."""
+    outputs = {name: [] for name in session.engine.linears}
+    hooks = [
+        linear.module.register_forward_hook(lambda _, args, out, name=name: outputs[name].append(out[0]))
+        for name, linear in session.engine.linears.items()
+    ]
+    squares = {name: [] for name in outputs}
+    for batch in batches:
+        for micro_batch in session.batch(batch):
+            total = Engine.token_losses(session.engine.model, micro_batch).sum()
+            gradients = torch.autograd.grad(total, [seen.pop() for seen in outputs.values()])
+            for name, gradient in zip(outputs, gradients, strict=True):
+                squares[name].append(gradient.double().flatten(0, 1).square())
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(rows).mean(dim=0) for name, rows in squares.items()}
+
+
+def around_restart(rank: int, world_size: int, layout: Layout, settings: dict, reset: str) -> dict:
     """State, effective weights and loss before and after ReLoRA's first restart."""
     changes = {"relora_reset": reset, "relora_reset_share": 0.8}
-    session = build("relora", layout, bf16=bf16, **changes).start().train(2 * CHECK - 1)
+    session = build("relora", layout, **settings, **changes).start().train(2 * CHECK - 1)
     session.train_step()
     before, tensors, loss = states(session), snapshot(session), session.fixed_loss()
     session.apply(session.decide())
@@ -261,28 +383,41 @@ def around_restart(rank: int, world_size: int, layout: Layout, bf16: bool, reset
         "after": states(session),
         "tensors": (tensors, snapshot(session)),
         "loss": (loss, session.fixed_loss()),
-        "steps": engine_record(session.engine)["adam_steps"],
+        "steps": engine_record(session.engine)["optimizer_steps"],
     }
 
 
-def around_switch(rank: int, world_size: int, layout: Layout, bf16: bool, truncation: str) -> dict:
+def around_switch(
+    rank: int,
+    world_size: int,
+    layout: Layout,
+    settings: dict,
+    truncation: str,
+    name: str = "inrank-efficient",
+) -> dict:
     """State and effective weights before and after a switch at the first rank check."""
     changes = {"truncation": truncation, "activation_batches": 2}
-    session = build("inrank-efficient", layout, switch=CHECK, bf16=bf16, **changes).start().train(CHECK - 1)
+    session = build(name, layout, switch=CHECK, **settings, **changes).start().train(CHECK - 1)
     session.train_step()
     changes = session.decide()
     growth = [change for change in changes if not isinstance(change, Refactor)]
     session.engine.apply(growth, step=session.step, batches=session.batch)
     before, tensors = states(session), snapshot(session)
-    moments = input_moments(session, range(CHECK - 2, CHECK)) if world_size == 1 else None
+    recent = range(CHECK - 2, CHECK)
+    moments = input_moments(session, recent) if world_size == 1 else None
+    gradients = output_gradients(session, recent) if world_size == 1 else None
+    metric = changes[-1].metric
+    views = session.engine.views(spectrum=metric, step=session.step, batches=session.batch)
     session.engine.apply(changes[len(growth) :], step=session.step, batches=session.batch)
     return {
         "before": before,
         "after": states(session),
         "tensors": (tensors, snapshot(session)),
         "moments": moments,
+        "gradients": gradients,
+        "energy roots": {view.name: view.singular_values for view in views},
         "ranks": dict(session.engine.ranks),
-        "steps": engine_record(session.engine)["adam_steps"],
+        "steps": engine_record(session.engine)["optimizer_steps"],
     }
 
 
@@ -333,9 +468,11 @@ def dense_gradients(session: Session) -> dict[str, Tensor]:
     return {name: g.double() for name, g in zip(weights, gradients, strict=True)}
 
 
-def first_losses(rank: int, world_size: int, layout: Layout) -> dict[str, float]:
-    """Loss of every method before its first step."""
-    return {name: build(name, layout).start().fixed_loss() for name in METHODS}
+def first_losses(
+    rank: int, world_size: int, layout: Layout, names: list[str], changes: dict
+) -> dict[str, float]:
+    """Loss of these methods before their first step."""
+    return {name: build(name, layout, **changes).start().fixed_loss() for name in names}
 
 
 # ---- state ---------------------------------------------------------------------------------------------
@@ -349,12 +486,22 @@ def leave_and_go_on(rank: int, world_size: int, name: str, layout: Layout, steps
     """State after ``steps``, the loss on a fixed batch, and the losses of ``more`` steps from there."""
     session = build(name, layout, switch=CHECK + 2).start().train(steps)
     record, tensors, fixed = engine_record(session.engine), snapshot(session), session.fixed_loss()
-    session.train(more)
     return {
         "record": record,
         "tensors": tensors if rank == 0 else None,
         "fixed": fixed,
+        **_onward(session, more),
+    }
+
+
+def _onward(session: Session, more: int) -> dict:
+    """The losses of ``more`` steps, whether the ranks were final before and after, and the record then."""
+    before, steps = session.is_final, len(session.losses)
+    session.train(more)
+    return {
         "losses": session.losses[steps:],
+        "switched": (before, session.is_final),
+        "last record": engine_record(session.engine),
     }
 
 
@@ -375,5 +522,5 @@ def resume(rank: int, world_size: int, name: str, layout: Layout, step: int, mor
         "record": record,
         "tensors": tensors if rank == 0 else None,
         "fixed": fixed,
-        "losses": session.train(more).losses,
+        **_onward(session, more),
     }

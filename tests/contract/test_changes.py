@@ -11,10 +11,29 @@ from tests.contract.sessions import (
     around_restart,
     around_switch,
     check_after,
+    first_step_of_new_columns,
     spectra,
     starts,
 )
 from tests.harness import run_ranks
+
+ENGINES = {
+    "FP32": {},
+    "FP32 ZeRO 0": {"zero_stage": 0},
+    "FP32 ZeRO 3": {"zero_stage": 3},
+    "BF16": {"bf16": True},
+    "BF16 ZeRO 2 offloaded": {"bf16": True, "zero_stage": 2, "offload_optimizer": True},
+    "FP16 ZeRO 3": {"fp16": True, "zero_stage": 3},
+}
+WHERE = [
+    ("TP1 DP1", "FP32"),
+    ("TP1 DP1", "BF16"),
+    ("DP2", "FP32 ZeRO 0"),
+    ("DP2", "BF16 ZeRO 2 offloaded"),
+    ("DP2", "FP16 ZeRO 3"),
+    ("TP2 SP DP2", "FP32 ZeRO 3"),
+    ("TP2 SP DP2", "BF16"),
+]
 
 
 def is_factor(name: str) -> bool:
@@ -53,11 +72,13 @@ def test_starts():
             torch.testing.assert_close(u @ v, best, rtol=0, atol=1e-6 * float(best.norm()))
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])
-@pytest.mark.parametrize("layout", ["TP1 DP1", "DP2", "TP2 SP DP2"])
-def test_growth(layout, bf16):
-    """New columns are absorbed into W0, start with zero moments, and leave everything else to the bit."""
-    for result in run_ranks(around_growth, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16):
+@pytest.mark.parametrize(("layout", "engine"), WHERE)
+def test_growth(layout, engine):
+    """New columns are absorbed into W0, start with a first moment of zero and the mean second moment of the
+    others, and leave everything else to the bit.
+    """
+    half = "FP32" not in engine
+    for result in run_ranks(around_growth, LAYOUTS[layout].world_size, LAYOUTS[layout], ENGINES[engine]):
         before, after = result["before"], result["after"]
         assert before.keys() == after.keys()
         assert any(result["grown"][name] > k for name, k in result["active"].items())
@@ -76,20 +97,47 @@ def test_growth(layout, bf16):
             assert not values[0][:, old:].any()
             assert values[3][:, old:new].any(dim=0).all()
             assert not values[3][:, new:].any()
-            for moment_before, moment_after in ((values[1], values[4]), (values[2], values[5])):
-                assert torch.equal(moment_before, moment_after)
-                assert moment_after[:, :old].any()
-                assert not moment_after[:, old:].any()
+            assert torch.equal(values[1], values[4])
+            assert values[4][:, :old].any()
+            assert not values[4][:, old:].any()
+            second = values[5]
+            assert torch.equal(values[2][:, :old], second[:, :old])
+            mean = values[2][:, :old].double().mean(dim=1, keepdim=True).expand(-1, new - old)
+            torch.testing.assert_close(second[:, old:new].double(), mean, rtol=1e-5, atol=0)
+            assert not second[:, new:].any()
         loss_before, loss_after = result["loss"]
-        # BF16 rounds W0, so absorbing a product moves each weight by up to half a unit in the last place.
-        assert loss_after == pytest.approx(loss_before, rel=1e-3 if bf16 else 1e-6)
+        # Half precision rounds W0, so absorbing a product moves each weight by half a unit in the last place.
+        assert loss_after == pytest.approx(loss_before, rel=1e-3 if half else 1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "cpu-adam", "offload_optimizer": True}])
+def test_new_columns_start_no_faster_than_others(optimizer):
+    """Adam counts steps for all columns together. With both moments at zero its bias correction, long since
+    1, leaves a first update of (1 - beta1) / sqrt(1 - beta2) = 3.2 times the learning rate at beta2 = 0.999.
+    No entry may take more than once the rate, as none does in a run's first step.
+    """
+    settings = {**optimizer, "adam_beta2": 0.999, "weight_decay": 0.0}
+    mean, zero = (
+        run_ranks(
+            first_step_of_new_columns, 1, LAYOUTS["TP1 DP1"], settings | {"new_column_moments": moments}
+        )[0]
+        for moments in ("mean", "zero")
+    )
+    assert mean < 1.0
+    assert zero == pytest.approx(3.16, rel=0.02)
 
 
 @pytest.mark.parametrize("reset", ["full", "random", "magnitude"])
-@pytest.mark.parametrize(("layout", "bf16"), [("TP1 DP1", False), ("DP2", True), ("TP2 SP DP2", False)])
-def test_restart(layout, bf16, reset):
+@pytest.mark.parametrize(
+    ("layout", "engine"),
+    [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")],
+)
+def test_restart(layout, engine, reset):
     """The effective weights stay, the stated share of the factors' moments goes, all else stays."""
-    for result in run_ranks(around_restart, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16, reset):
+    half = "FP32" not in engine
+    for result in run_ranks(
+        around_restart, LAYOUTS[layout].world_size, LAYOUTS[layout], ENGINES[engine], reset
+    ):
         before, after = result["before"], result["after"]
         assert set(result["steps"].values()) == {2 * CHECK}
         for name in before:
@@ -113,19 +161,30 @@ def test_restart(layout, bf16, reset):
                 t[f"{layer}.weight"].double() + t[f"{layer}.U"].double() @ t[f"{layer}.V"].double()
                 for t in (old, new)
             )
-            assert torch.sub(*wholes).square().mean() < (1e-6 if bf16 else 1e-16)
-        assert result["loss"][1] == pytest.approx(result["loss"][0], rel=1e-3 if bf16 else 1e-6)
+            assert torch.sub(*wholes).square().mean() < (1e-6 if half else 1e-16)
+        assert result["loss"][1] == pytest.approx(result["loss"][0], rel=1e-3 if half else 1e-6)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])
-@pytest.mark.parametrize("layout", ["TP1 DP1", "DP2", "TP2 SP DP2"])
-def test_switch(layout, bf16):
-    """What is no factor keeps value and moments to the bit; factors are truncations with a fresh Adam."""
-    for result in run_ranks(around_switch, LAYOUTS[layout].world_size, LAYOUTS[layout], bf16, "plain"):
+SWITCHES = [
+    *[("inrank-efficient", *where) for where in WHERE],
+    ("warm-start-budget", "TP1 DP1", "FP32"),
+    ("warm-start-budget", "DP2", "FP16 ZeRO 3"),
+    ("warm-start-budget", "TP2 SP DP2", "BF16"),
+]
+
+
+@pytest.mark.parametrize(("method", "layout", "engine"), SWITCHES)
+def test_switch(method, layout, engine):
+    """What is replaced is truncated and has a fresh Adam; all else keeps value and moments to the bit."""
+    where, half = LAYOUTS[layout], "FP32" not in engine
+    for result in run_ranks(around_switch, where.world_size, where, ENGINES[engine], "plain", method):
         before, after = result["before"], result["after"]
-        assert before.keys() == after.keys()
+        replaced = {f"{layer}.weight" for layer in result["ranks"]} & before.keys()
+        assert bool(replaced) == (method != "inrank-efficient")
+        factors = {f"{layer}.{leaf}" for layer in result["ranks"] for leaf in "UV"}
+        assert after.keys() == before.keys() - replaced | factors
         assert result["steps"] == {"factors": 0, "decay": CHECK, "no_decay": CHECK}
-        for name in before:
+        for name in after:
             if is_factor(name):
                 assert not after[name]["exp_avg"].any()
                 assert not after[name]["exp_avg_sq"].any()
@@ -134,43 +193,77 @@ def test_switch(layout, bf16):
                 assert_same(before, after, name)
         old, new = result["tensors"]
         for layer, rank in result["ranks"].items():
-            whole = old[f"{layer}.weight"].double() + old[f"{layer}.U"].double() @ old[f"{layer}.V"].double()
+            whole = effective_weight(old, layer)
             u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
             assert (u.shape[1], v.shape[0]) == (rank, rank)
             a, s, b = torch.linalg.svd(whole, full_matrices=False)
             best = a[:, :rank] * s[:rank] @ b[:rank]
-            assert (u @ v - best).norm() < (1e-2 if bf16 else 1e-6) * best.norm()
+            assert (u @ v - best).norm() < (1e-2 if half else 1e-6) * best.norm()
             torch.testing.assert_close(
-                u.square().sum(0), v.square().sum(1), rtol=1e-2 if bf16 else 1e-5, atol=0
+                u.square().sum(0), v.square().sum(1), rtol=1e-2 if half else 1e-5, atol=0
             )
             assert f"{layer}.weight" not in new
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["FP32", "BF16"])
-def test_activation_aware_switch(bf16):
-    """Every layout finds the factors whose outputs are nearest, on the inputs that one rank alone sees."""
+WEIGHED = {
+    "activation-aware": ("inrank-efficient", False, list(LAYOUTS)),
+    "activation-aware in BF16": ("inrank-efficient", True, list(LAYOUTS)),
+    "fisher": ("inrank-efficient", False, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
+    "fisher of dense linears": ("warm-start-budget", False, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
+}
+"""Method, BF16, layouts."""
+
+
+@pytest.mark.parametrize("case", WEIGHED)
+def test_weighed_switch(case):
+    """Every layout finds the factors that a dense oracle finds best, for inputs and gradients that one rank
+    alone sees; what views show of the outputs are the oracle's energies."""
+    method, bf16, layouts = WEIGHED[case]
+    truncation = case.split()[0]
     results = {
-        layout: run_ranks(around_switch, where.world_size, where, bf16, "activation-aware")[0]
-        for layout, where in LAYOUTS.items()
+        layout: run_ranks(
+            around_switch, LAYOUTS[layout].world_size, LAYOUTS[layout], {"bf16": bf16}, truncation, method
+        )[0]
+        for layout in layouts
     }
-    moments = results["TP1 DP1"]["moments"]
+    moments, gradients = (results["TP1 DP1"][key] for key in ("moments", "gradients"))
     for result in results.values():
         old, new = result["tensors"]
         for layer, rank in result["ranks"].items():
-            whole = old[f"{layer}.weight"].double() + old[f"{layer}.U"].double() @ old[f"{layer}.V"].double()
+            whole, C, D = effective_weight(old, layer), moments[layer], gradients[layer]
+            if truncation != "fisher":
+                D = torch.ones_like(D)
             u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
             assert (u.shape[1], v.shape[0]) == (rank, rank)
-            best, plain = (
-                oracle.output_error(whole, torch.mm(*factors), moments[layer])
-                for factors in (
-                    oracle.truncate_for_activations(whole, moments[layer], rank),
-                    oracle.truncate(whole, rank),
+            d = D.sqrt()[:, None]
+            error, best, unweighed = (
+                oracle.output_error(d * whole, d * (left @ right), C)
+                for left, right in (
+                    (u, v),
+                    oracle.truncate_for_loss(whole, C, D, rank),
+                    oracle.truncate_for_activations(whole, C, rank)
+                    if truncation == "fisher"
+                    else oracle.truncate(whole, rank),
                 )
             )
-            assert oracle.output_error(whole, u @ v, moments[layer]) < best + 1e-3 * (plain - best)
+            assert error < best + 1e-3 * (unweighed - best)
             torch.testing.assert_close(
                 u.square().sum(0), v.square().sum(1), rtol=1e-2 if bf16 else 1e-5, atol=0
             )
+            if not bf16:
+                energies = oracle.output_energies(d * whole, C)
+                roots = torch.tensor(result["energy roots"][layer], dtype=torch.float64)
+                torch.testing.assert_close(
+                    roots.square(), energies[: len(roots)], rtol=1e-4, atol=1e-5 * float(energies[0])
+                )
+
+
+def effective_weight(tensors: dict, layer: str) -> torch.Tensor:
+    """W0 + U V, or the weight of a dense linear, FP64."""
+    weight = tensors[f"{layer}.weight"].double()
+    if f"{layer}.U" not in tensors:
+        return weight
+    return weight + tensors[f"{layer}.U"].double() @ tensors[f"{layer}.V"].double()
 
 
 @pytest.mark.parametrize("layout", ["TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2"])

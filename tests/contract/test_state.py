@@ -10,6 +10,12 @@ from tests.harness import run_ranks
 MORE = 3
 PHASES = {"phase 1": CHECK + 1, "phase 2": CHECK + 3}
 """Steps: past the first growth, and past the switch two steps later."""
+OTHERS = {
+    "dense before the switch": ("warm-start", CHECK + 1, "TP2 SP", "DP2"),
+    "before patience runs out": ("inrank-efficient-patience", 3 * CHECK - 1, "DP2", "TP2 SP"),
+    "after the check that ends it": ("inrank-efficient-patience", 3 * CHECK, "TP2 SP", "DP2"),
+}
+"""Method, step, and where it goes from and to; the switch comes within the three steps that follow."""
 
 
 def round_trip(method: str, here: str, there: str, step: int) -> tuple[dict, list[dict]]:
@@ -25,13 +31,35 @@ def round_trip(method: str, here: str, there: str, step: int) -> tuple[dict, lis
 @pytest.mark.parametrize("phase", PHASES)
 def test_training_goes_on_elsewhere(phase, here, there):
     """The tensors come back to the bit, the losses to rounding."""
-    left, resumed = round_trip("inrank-efficient", here, there, PHASES[phase])
+    goes_on_elsewhere("inrank-efficient", here, there, PHASES[phase])
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_llama_goes_on_elsewhere(phase):
+    """Gate and up lie in shares of each on every rank; the state does not know."""
+    goes_on_elsewhere("llama-inrank-efficient", "TP2 SP", "TP1 DP1", PHASES[phase])
+
+
+def goes_on_elsewhere(method: str, here: str, there: str, step: int) -> None:
+    left, resumed = round_trip(method, here, there, step)
     assert left["tensors"].keys() == resumed[0]["tensors"].keys()
     for name, tensor in left["tensors"].items():
         assert torch.equal(resumed[0]["tensors"][name], tensor), name
     for result in resumed:
         assert result["record"] == left["record"]
         assert result["fixed"] == pytest.approx(left["fixed"], rel=1e-6)
+        assert result["losses"] == pytest.approx(left["losses"], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_switch_comes_elsewhere_as_it_would_have_come_here(case):
+    """The same step, ranks and losses: of the past the switch needs nothing but what the record holds."""
+    method, step, here, there = OTHERS[case]
+    left, resumed = round_trip(method, here, there, step)
+    assert left["switched"] == (False, True)
+    for result in resumed:
+        assert result["switched"] == left["switched"]
+        assert result["last record"] == left["last record"]
         assert result["losses"] == pytest.approx(left["losses"], rel=1e-6)
 
 

@@ -5,13 +5,13 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from inrank_megatron.config import Config, from_flat
-from inrank_megatron.costs import linear_shapes
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.initialise import named_generator, shard, whole_shape
 from inrank_megatron.parallel import Parallel
+from inrank_megatron.shapes import linear_shapes
 from tests.groups import join
 
 VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 100, 2, 32, 4, 16
@@ -44,7 +44,7 @@ def factor_specs(config: Config, base: bool | None) -> dict[str, FactorSpec]:
 
 def whole(tensor: Tensor, like: Tensor, parallel: Parallel) -> Tensor:
     if getattr(like, "tensor_model_parallel", False):
-        tensor = gather_matrix(tensor, like.partition_dim, parallel.tp_group)
+        tensor = gather_matrix(tensor, like.partition_dim, parallel.tp_group, like.partition_stride)
     return tensor.detach().clone()
 
 
@@ -68,26 +68,34 @@ def sample() -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def initial_weights(rank: int, world_size: int, base: bool | None, padded: int) -> dict[str, Tensor]:
+def initial_weights(
+    rank: int, world_size: int, base: bool | None, padded: int, changes: dict | None = None
+) -> dict[str, Tensor]:
+    """``changes``: settings of another model than the plain GPT-2."""
     parallel = join(world_size)
-    config = configuration(world_size)
+    config = configuration(world_size, **(changes or {}))
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=padded)
     return weights(factory.build(factor_specs(config, base)), parallel)
 
 
-def drawn_again(rank: int, world_size: int) -> dict[str, Tensor]:
+def drawn_again(rank: int, world_size: int, changes: dict | None = None) -> dict[str, Tensor]:
     """``initial_weight`` of every factorisable linear."""
-    config = configuration(1)
+    config = configuration(1, **(changes or {}))
     factory = GPTFactory(config, join(1), vocab_size=VOCABULARY, padded_vocab_size=PADDED)
     return {f"{name}.weight": factory.initial_weight(name) for name in linear_shapes(config)}
 
 
 def forward_and_backward(
-    rank: int, world_size: int, base: bool | None, sequence_parallel: bool, padded: int = PADDED
+    rank: int,
+    world_size: int,
+    base: bool | None,
+    sequence_parallel: bool,
+    padded: int = PADDED,
+    changes: dict | None = None,
 ) -> dict:
     """Logits, token losses, whole weights and whole gradients of a disturbed model."""
     parallel = join(world_size)
-    config = configuration(world_size, sequence_parallel)
+    config = configuration(world_size, sequence_parallel, **(changes or {}))
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=padded)
     model = factory.build(factor_specs(config, base))
     disturb(model, parallel)

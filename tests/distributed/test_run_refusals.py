@@ -1,6 +1,7 @@
 """Bad input ends a launch with one line on every rank, before training and before anything is written."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from inrank_megatron.data.tokenizer import train_tokenizer
 from tests.distributed.launches import TINY, Launch, data_flags, launch
+from tests.harness import run_script
 
 RUN = [*TINY, "--train-iters", "4", "--switch-iters", "2"]
 
@@ -88,3 +90,17 @@ def test_every_rank_says_it(tmp_path, launcher):
     for rank in (0, 1):
         assert f"rank {rank}: error: num_attention_heads = 5: must divide hidden_size = 64" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_another_apex_is_refused_even_for_a_plan(tmp_path):
+    """On every rank."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    args = [*RUN, "--optimizer", "apex-fused-adam", "--dry-run"]
+    status, stdout, stderr = run_script(args, env={"PYTHONPATH": path})
+    assert status != 0 and stdout == ""
+    for rank in (0, 1):
+        assert (
+            f"rank {rank}: error: optimizer = 'apex-fused-adam': needs NVIDIA apex, and the `apex`" in stderr
+        )

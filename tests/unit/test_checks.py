@@ -46,6 +46,7 @@ def test_paper_buffers_and_capacities():
     ("settings", "columns"),
     [
         ({"method": "dense"}, (0, 0)),
+        ({"method": "warm-start"}, (0, 0)),
         ({"method": "fixed-rank", "rank": 192}, (0, 192)),
         ({"method": "relora", "rank": 8, "relora_interval": 60}, (0, 8)),
         (
@@ -74,9 +75,36 @@ BAD = [
     (
         3,
         {"tensor_model_parallel_size": 3, "num_attention_heads": 3, "ffn_hidden_size": 100},
-        ["ffn_hidden_size"],
+        ["ffn_hidden_size = 100", "give 1, or --ffn-hidden-size 192"],
     ),
     (1, {"num_attention_heads": 5}, ["num_attention_heads = 5", "hidden_size = 192", "give 4 or 6"]),
+    (
+        1,
+        {"model_type": "llama", "num_attention_heads": 64},
+        ["num_attention_heads = 64", "3 features a head", "RoPE", "give 48 or 96"],
+    ),
+    (
+        2,
+        {"model_preset": "llama-1.3b", "tensor_model_parallel_size": 2},
+        ["tensor_model_parallel_size = 2", "ffn_hidden_size = 5461", "give 1, or --ffn-hidden-size 5504"],
+    ),
+    (
+        1,
+        {"pretrained_checkpoint": "runs/a/checkpoints/step_00000004", "save": "runs/../runs/a"},
+        ["save = 'runs/../runs/a'", "pretrained_checkpoint", "another --save"],
+    ),
+    (1, {"pretrained_checkpoint": "runs/a", "save": "runs/a"}, ["save = 'runs/a'", "--resume auto"]),
+    (
+        1,
+        {"pretrained_checkpoint": "a", "method": "fixed-rank", "rank": 8, "factor_init": "random"},
+        ["factor_init = 'random'", "pretrained_checkpoint", "--factor-init spectral"],
+    ),
+    (
+        1,
+        {"pretrained_checkpoint": "a", "method": "inrank", "inrank_preset": "released"},
+        ["frozen_base off", "pretrained_checkpoint", "--frozen-base"],
+    ),
+    (1, {"method": "lora", "rank": 8, "qkv_factors": "separate"}, ["'separate'", "'mlp'", "mlp-attention"]),
     (1, {"max_position_embeddings": 128}, ["seq_length = 256", "max_position_embeddings = 128", "raise"]),
     (2, {"tensor_model_parallel_size": 2, "seq_length": 255}, ["seq_length = 255", "multiple", "give 254"]),
     (
@@ -97,6 +125,47 @@ BAD = [
         1,
         {"method": "inrank-efficient", "switch_iters": 10, "switch_epochs": 1},
         ["switch_iters = 10", "give one"],
+    ),
+    (
+        1,
+        {"method": "inrank-efficient", "switch_epochs": 1, "switch_patience": 3},
+        ["switch_epochs = 1.0, switch_patience = 3", "give one"],
+    ),
+    (1, {"method": "warm-start", "switch_iters": 100}, ["switch_iters = 100", "--method dense"]),
+    (1, {"method": "warm-start", "final_ranks": "grown"}, ["final_ranks = 'grown'", "inrank-efficient"]),
+    (
+        1,
+        {"method": "inrank-efficient", "final_ranks": "refound", "rank_criterion": "eq7"},
+        ["final_ranks = 'refound'", "equation 7", "--rank-criterion update"],
+    ),
+    (
+        1,
+        {"method": "warm-start", "output_threshold": 0.8, "parameter_budget": 0.5},
+        ["output_threshold = 0.8, parameter_budget = 0.5", "give one"],
+    ),
+    (
+        1,
+        {"method": "inrank-efficient", "parameter_budget": 0.5},
+        ["parameter_budget = 0.5", "final_ranks is grown", "--final-ranks output"],
+    ),
+    (
+        1,
+        {"method": "warm-start", "parameter_budget": 0.006},
+        ["parameter_budget = 0.006", "1 columns of every linear", "0.00651", "raise --parameter-budget"],
+    ),
+    (
+        1,
+        {"method": "warm-start", "parameter_budget": 0.3, "rank_multiple_of": 64},
+        ["parameter_budget = 0.3", "64 columns", "--rank-multiple-of"],
+    ),
+    (
+        1,
+        {
+            "method": "warm-start",
+            "parameter_budget": 0.006,
+            "factorised_linears": "mlp-attention",
+        },
+        ["parameter_budget = 0.006", "0.00"],
     ),
     (1, {"resume": "auto"}, ["resume = 'auto'", "--save"]),
     (1, {"method": "fixed-rank"}, ["rank: method fixed-rank", "--rank, from 1 to 192"]),
@@ -123,6 +192,29 @@ BAD = [
     (1, {"data_path": "a", "dataset": "b"}, ["data_path, dataset", "only one"]),
     (1, {"vocab_size": 256}, ["vocab_size = 256", "257", "--vocab-size"]),
     (1, {"test_data_path": "a"}, ["test_data_path", "--train-data-path"]),
+    (1, {"bf16": True, "fp16": True}, ["bf16, fp16", "give one of the two"]),
+    (1, {"fp16": True, "zero_stage": 0}, ["zero_stage = 0 with fp16", "--zero-stage 1, or --bf16"]),
+    (
+        2,
+        {"bf16": True, "zero_stage": 0, "tensor_model_parallel_size": 2},
+        ["zero_stage = 0 with bf16 and tensor_model_parallel_size = 2", "--zero-stage 1, or drop --bf16"],
+    ),
+    (1, {"offload_optimizer": True, "zero_stage": 0}, ["offload_optimizer with zero_stage = 0", "1, 2 or 3"]),
+    (
+        1,
+        {"offload_optimizer": True, "optimizer": "fused-adam"},
+        ["optimizer = 'fused-adam' with offload_optimizer", "--optimizer cpu-adam or adamw"],
+    ),
+    (
+        1,
+        {"offload_optimizer": True, "optimizer": "apex-fused-adam"},
+        ["optimizer = 'apex-fused-adam' with offload_optimizer", "--optimizer cpu-adam or adamw"],
+    ),
+    (1, {"optimizer": "cpu-adam"}, ["optimizer = 'cpu-adam'", "--offload-optimizer", "--optimizer adamw"]),
+    (1, {"initial_loss_scale": 1000.0}, ["initial_loss_scale = 1000", "power of two", "give 1024"]),
+    (1, {"initial_loss_scale": 0.5}, ["initial_loss_scale = 0.5", "give 1"]),
+    (1, {"initial_loss_scale": 2.0**64}, ["initial_loss_scale", "to 2^40", "give 1099511627776"]),
+    (1, {"initial_loss_scale": 1.7e308}, ["initial_loss_scale", "give 1099511627776"]),
 ]
 
 
@@ -135,8 +227,30 @@ def test_impossible_runs_get_one_clear_line(world, settings, words):
     assert all(word in message for word in words), message
 
 
+ENGINES = [
+    (1, {"zero_stage": 0}),
+    (2, {"zero_stage": 0, "tensor_model_parallel_size": 2}),
+    (2, {"zero_stage": 0, "bf16": True}),
+    (2, {"zero_stage": 3, "fp16": True, "tensor_model_parallel_size": 2}),
+    (1, {"zero_stage": 2, "optimizer": "cpu-adam", "offload_optimizer": True}),
+    (1, {"optimizer": "sgd", "offload_optimizer": True, "bf16": True}),
+    (1, {"optimizer": "fused-adam", "zero_stage": 0}),
+    (1, {"optimizer": "apex-fused-adam", "zero_stage": 3}),
+    (1, {"fp16": True, "initial_loss_scale": 1.0}),
+    (1, {"fp16": True, "initial_loss_scale": 2.0**40}),
+]
+
+
+@pytest.mark.parametrize(("world", "settings"), ENGINES, ids=[str(settings) for _, settings in ENGINES])
+def test_engines_that_deepspeed_can_run_pass(world, settings):
+    check(config(**settings), world_size=world)
+
+
 def test_settings_of_other_methods_do_not_matter():
-    check(config(method="dense", buffer=500, rank=1000, switch_iters=500), world_size=1)
+    others = {"buffer": 500, "rank": 1000, "switch_iters": 500, "qkv_factors": "separate"}
+    check(config(method="dense", **others), world_size=1)
+    check(config(method="inrank", parameter_budget=0.001, switch_iters=500, switch_patience=1), world_size=1)
+    check(config(method="warm-start", switch_iters=5, switch_patience=1, buffer=500), world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +264,9 @@ def test_settings_of_other_methods_do_not_matter():
         ({"train_iters": 2}, 1),
         ({"method": "inrank"}, None),
         ({"method": "dense", "switch_iters": 500}, None),
+        ({"method": "warm-start"}, 30),
+        ({"method": "warm-start", "switch_iters": 7, "switch_patience": 2}, 7),
+        ({"switch_patience": 2}, None),
     ],
 )
 def test_switch_step(settings, step):
@@ -199,7 +316,7 @@ def test_agreeing_deepspeed_json_passes_and_keeps_the_rest():
     }
     assert deepspeed(given) == {
         "fp16": {"loss_scale": 0},
-        "zero_optimization": {"reduce_bucket_size": 1000, "offload_optimizer": {"device": "none"}},
+        "zero_optimization": {"reduce_bucket_size": 1000},
         "wall_clock_breakdown": True,
     }
 
@@ -215,11 +332,16 @@ def test_agreeing_deepspeed_json_passes_and_keeps_the_rest():
         ({"gradient_accumulation_steps": 1}, ["gradient_accumulation_steps = 1", "accumulation = 2"]),
         ({"gradient_clipping": 0.5}, ["gradient_clipping = 0.5", "clip_grad = 1.0"]),
         ({"bf16": {"enabled": True}}, ["bf16.enabled = True", "bf16 = False"]),
+        ({"bf16": {"check_grad_overflow": False}}, ["check_grad_overflow = False", "= True"]),
+        (
+            {"fp16": {"fp16_master_weights_and_grads": True}},
+            ["fp16.fp16_master_weights_and_grads = True", "not available yet"],
+        ),
         ({"fp16": {"enabled": True}}, ["fp16.enabled = True", "fp16 = False"]),
-        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage = 3", "ZeRO stage = 1"]),
+        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage = 3", "zero_stage = 1"]),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
-            ["offload_optimizer", "not available yet"],
+            ["offload_optimizer.device = 'cpu'", "offload_optimizer = 'none'"],
         ),
         ({"tensor_parallel": {"autotp_size": 2}}, ["tensor_parallel", "not available yet"]),
         ({"elasticity": {"enabled": True}}, ["elasticity.enabled = True", "not available yet"]),
@@ -257,3 +379,81 @@ def test_contradicting_deepspeed_json_names_both_values(given, words):
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+FP16 = {"fp16": True, "initial_loss_scale": 1024.0, "loss_scale_window": 7, "hysteresis": 3}
+AGREES = [
+    ({"zero_optimization": {"stage": 3}}, {"zero_stage": 3}),
+    ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, {"offload_optimizer": True}),
+    (
+        {
+            "fp16": {
+                "enabled": True,
+                "loss_scale": 0,
+                "initial_scale_power": 10,
+                "loss_scale_window": 7,
+                "hysteresis": 3,
+                "min_loss_scale": 1,
+            }
+        },
+        FP16,
+    ),
+    ({"optimizer": {"type": "AdamW"}}, {}),
+    ({"optimizer": {"type": "Adam", "params": {"torch_adam": True}}}, {}),
+    (
+        {"optimizer": {"type": "AdamW", "params": {"torch_adam": False, "adam_w_mode": True}}},
+        {"optimizer": "fused-adam"},
+    ),
+    ({"optimizer": {"type": "Adam"}}, {"optimizer": "cpu-adam", "offload_optimizer": True}),
+    ({"optimizer": {"type": "AdamW"}}, {"optimizer": "apex-fused-adam"}),
+    (
+        {"optimizer": {"type": "SGD", "params": {"momentum": 0.8, "nesterov": False, "weight_decay": 0.1}}},
+        {"optimizer": "sgd", "sgd_momentum": 0.8},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "settings"), AGREES, ids=[str(given) for given, _ in AGREES])
+def test_what_the_run_decides_is_taken_out_of_an_agreeing_json(given, settings):
+    assert deepspeed(given, **settings) == {}
+
+
+DIFFERS = [
+    ({"zero_optimization": {"stage": 2}}, {"zero_stage": 3}, ["stage = 2", "zero_stage = 3"]),
+    (
+        {"zero_optimization": {"offload_optimizer": {"device": "none"}}},
+        {"offload_optimizer": True},
+        ["device = 'none'", "offload_optimizer = 'cpu'"],
+    ),
+    ({"fp16": {"loss_scale": 128}}, FP16, ["fp16.loss_scale = 128", "dynamic loss scaling = 0"]),
+    (
+        {"fp16": {"initial_scale_power": 16}},
+        FP16,
+        ["power = 16", "initial_loss_scale, 2^ = 10"],
+    ),
+    ({"fp16": {"loss_scale_window": 1000}}, FP16, ["1000", "loss_scale_window = 7"]),
+    ({"fp16": {"hysteresis": 2}}, FP16, ["fp16.hysteresis = 2", "hysteresis = 3"]),
+    ({"fp16": {"min_loss_scale": 2}}, FP16, ["min_loss_scale = 2", "smallest loss scale = 1"]),
+    ({"optimizer": {"type": "SGD"}}, {}, ["optimizer.type = 'SGD'", "optimizer = 'adamw'", "give AdamW"]),
+    ({"optimizer": {"type": "AdamW"}}, {"optimizer": "sgd"}, ["'AdamW'", "optimizer = 'sgd'", "give SGD"]),
+    (
+        {"optimizer": {"params": {"torch_adam": True}}},
+        {"optimizer": "fused-adam"},
+        ["torch_adam = True", "optimizer AdamW = False"],
+    ),
+    (
+        {"optimizer": {"params": {"momentum": 0.5}}},
+        {"optimizer": "sgd"},
+        ["momentum = 0.5", "sgd_momentum = 0.9"],
+    ),
+    ({"optimizer": {"params": {"betas": [0.9, 0.95]}}}, {"optimizer": "sgd"}, ["betas", "no such setting"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "words"), DIFFERS, ids=[f"{given} {list(set_)}" for given, set_, _ in DIFFERS]
+)
+def test_contradictions_of_the_engines_settings(given, settings, words):
+    with pytest.raises(UserError) as caught:
+        deepspeed(given, **settings)
+    assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -74,17 +74,23 @@ def test_flags_win_over_the_file(run_file):
 def test_every_setting_has_a_flag_that_sets_it(run_file):
     special = {
         "method": "inrank",
-        "model_preset": "small",
+        "model_preset": "llama-60m",
+        "model_type": "llama",
         "lr_decay_style": "linear",
         "resume": "auto",
         "rank_criterion": "eq7",
         "eq7_window": "fixed",
         "factorised_linears": "mlp-attention",
+        "qkv_factors": "separate",
         "recompute_granularity": "full",
         "truncation": "plain",
         "factor_init": "random",
         "relora_reset": "full",
+        "inrank_preset": "paper",
+        "final_ranks": "output",
         "split": "1,1,1",
+        "optimizer": "sgd",
+        "new_column_moments": "zero",
     }
     for name, info in fields().items():
         flag, method = "--" + name.replace("_", "-"), ["--method", "inrank-efficient"]
@@ -100,6 +106,15 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
             argv = [flag, value]
         extra = method if name != "method" else []
         assert flat([*run_file(), *extra, *argv], world_size=3)[name] == expected
+
+
+def test_a_flag_for_the_architecture_replaces_what_follows_from_the_files(run_file):
+    """Also from a run folder's file, which has every size."""
+    llama = flat([*run_file(), "--model-preset", "llama-130m"])
+    assert (llama["model_type"], llama["ffn_hidden_size"], llama["norm_epsilon"]) == ("llama", 2048, 1e-6)
+    gpt2 = flat([*run_file(model_preset="llama-130m"), "--model-preset", "tiny"])
+    assert (gpt2["model_type"], gpt2["ffn_hidden_size"], gpt2["norm_epsilon"]) == ("gpt2", 768, 1e-5)
+    assert flat([*run_file(), "--model-type", "llama"])["ffn_hidden_size"] == 512
 
 
 def test_lists_take_several_words(run_file):
@@ -127,6 +142,20 @@ def test_a_preset_on_the_command_line_replaces_the_files_sizes(run_file):
 def test_one_way_to_say_when_to_switch_replaces_the_other(run_file):
     got = flat([*run_file(switch_iters=5), "--inrank", "--switch-epochs", "0.5"])
     assert (got["switch_iters"], got["switch_epochs"]) == (None, 0.5)
+
+
+def test_a_preset_of_inrank_replaces_the_files_choice_of_what_it_sets(run_file):
+    file = run_file(method="inrank", rank_criterion="update", buffer=9, new_column_norm=0.2)
+    got = flat([*file, "--inrank-preset", "released", "--threshold", "0.8"])
+    assert (got["rank_criterion"], got["buffer"], got["threshold"]) == ("released", 100, 0.8)
+    assert got["new_column_norm"] == 0.2
+
+
+def test_one_way_to_choose_ranks_replaces_the_other(run_file):
+    file = run_file(method="warm-start", output_threshold=0.8, switch_patience=3)
+    got = flat([*file, "--parameter-budget", "0.4", "--switch-iters", "5"])
+    assert (got["output_threshold"], got["parameter_budget"]) == (None, 0.4)
+    assert (got["switch_patience"], got["switch_iters"]) == (None, 5)
 
 
 def test_inrank_is_short_for_the_method(run_file):

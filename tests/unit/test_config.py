@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from inrank_megatron.config import (
+    GPT2_PRESETS,
     PRESETS,
     fields,
     flatten,
@@ -30,8 +31,25 @@ def test_names_are_unique_over_sections_and_described():
 def test_preset_fills_sizes_and_what_follows_from_them(preset):
     model = from_flat({"model_preset": preset, "train_iters": 7}).model
     assert model.model_dump() | PRESETS[preset] == model.model_dump()
-    assert model.ffn_hidden_size == 4 * model.hidden_size
+    if preset in GPT2_PRESETS:
+        assert (model.model_type, model.ffn_hidden_size) == ("gpt2", 4 * model.hidden_size)
     assert model.max_position_embeddings == model.seq_length
+
+
+@pytest.mark.parametrize(("width", "inner"), [(64, 192), (192, 512), (512, 1408), (768, 2048)])
+def test_a_llama_has_an_mlp_as_large_as_that_of_a_gpt2(width, inner):
+    """Three matrices of 8/3 of the width instead of two of 4 times the width, up to whole tiles of 64."""
+    model = from_flat(BASE | {"model_type": "llama", "hidden_size": width}).model
+    assert model.ffn_hidden_size == inner
+    assert 0 <= 3 * inner - 8 * width < 3 * 64
+
+
+def test_a_presets_mlp_belongs_to_its_width_and_architecture():
+    preset = {"model_preset": "llama-60m", "train_iters": 1}
+    assert from_flat(preset | {"num_layers": 2}).model.ffn_hidden_size == 1376
+    assert from_flat(preset | {"hidden_size": 192}).model.ffn_hidden_size == 512
+    assert from_flat(preset | {"model_type": "gpt2"}).model.ffn_hidden_size == 2048
+    assert from_flat(preset | {"hidden_size": 192, "ffn_hidden_size": 8}).model.ffn_hidden_size == 8
 
 
 def test_explicit_sizes_win_over_the_preset_and_carry_through():
@@ -75,6 +93,32 @@ def test_yaml_round_trip_is_exact(tmp_path: Path):
     assert from_flat(flatten(config)) == config
 
 
+def test_a_preset_of_inrank_fills_what_is_not_given():
+    run = {"method": "inrank-efficient", "threshold": 0.8}
+    paper = from_flat(BASE | run | {"inrank_preset": "paper"}).inrank
+    assert (paper.rank_criterion, paper.rank_check_interval, paper.truncation) == ("eq7", 1, "plain")
+    assert (paper.buffer, paper.threshold, paper.absorb_columns) == (100, 0.8, False)
+    released = from_flat(BASE | run | {"inrank_preset": "released", "buffer": 7}).inrank
+    assert (released.frozen_base, released.factor_init, released.rank_criterion) == (
+        False,
+        "kaiming",
+        "released",
+    )
+    assert (released.rank_check_interval, released.rank_check_start, released.buffer) == (25, 200, 7)
+
+
+def test_a_preset_of_inrank_does_not_reach_other_methods():
+    inrank = from_flat(BASE | {"method": "fixed-rank", "rank": 4, "inrank_preset": "released"}).inrank
+    assert (inrank.factor_init, inrank.frozen_base, inrank.buffer) == (None, True, None)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_a_preset_is_stored_with_what_it_filled_and_what_overrode_it(tmp_path, preset):
+    config = from_flat(BASE | {"method": "inrank", "inrank_preset": preset, "threshold": 0.7, "buffer": 3})
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load(tmp_path / "config.yaml") == config
+
+
 def test_resolve_fills_what_needs_the_number_of_processes():
     config = from_flat(BASE | {"tensor_model_parallel_size": "auto", "micro_batch_size": 3})
     even, odd = resolve(config, world_size=4), resolve(config, world_size=3)
@@ -107,6 +151,9 @@ BAD = [
     ({"rank_check_interval": 0}, ["rank_check_interval = 0", "greater than or equal to 1"]),
     ({"eval_interval": 0}, ["eval_interval = 0", "greater than or equal to 1"]),
     ({"method": "inrnk"}, ["method = 'inrnk'", "'inrank-efficient'"]),
+    ({"method": "inrank", "inrank_preset": "papers"}, ["inrank_preset = 'papers'", "'paper' or 'released'"]),
+    ({"factor_lr_multiplier": 0}, ["factor_lr_multiplier = 0", "greater than 0", "1.0"]),
+    ({"parameter_budget": 1.1}, ["parameter_budget = 1.1", "less than or equal to 1"]),
     ({"resume": "yes"}, ["resume = 'yes'", "'never' or 'auto'"]),
     ({"tensor_model_parallel_size": "many"}, ["tensor_model_parallel_size = 'many'", "'auto'"]),
     ({"tensor_model_parallel_size": 0}, ["tensor_model_parallel_size = 0", "'auto'"]),

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from inrank_megatron.checks import check
 from inrank_megatron.config import from_flat, resolve
@@ -25,13 +26,13 @@ def config(preset="tiny", **settings):
     return from_flat({"model_preset": preset, "train_iters": 100} | settings)
 
 
-class Mlp(nn.Module):
-    """One linear: dense, or factors with or without a frozen W0."""
+class Linear(nn.Module):
+    """Dense, or factors with or without a frozen W0."""
 
-    def __init__(self, out, inp, *, columns, frozen_base):
+    def __init__(self, out, inp, *, columns, frozen_base, bias):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(out, inp)) if columns is None or frozen_base else None
-        self.bias = nn.Parameter(torch.zeros(out))
+        self.bias = nn.Parameter(torch.zeros(out)) if bias else 0
         if columns is not None:
             self.u, self.v = nn.Parameter(torch.zeros(out, columns)), nn.Parameter(torch.zeros(columns, inp))
             if frozen_base:
@@ -46,40 +47,54 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, h, f, **kind):
+    def __init__(self, h, f, *, llama, **kind):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(h), nn.LayerNorm(h)
-        self.qkv, self.proj = nn.Linear(h, 3 * h), nn.Linear(h, h)
-        self.fc1, self.fc2 = Mlp(f, h, **kind), Mlp(h, f, **kind)
+        norm = nn.RMSNorm if llama else nn.LayerNorm
+        self.norm1, self.norm2 = norm(h), norm(h)
+        self.qkv, self.proj = nn.Linear(h, 3 * h, bias=not llama), nn.Linear(h, h, bias=not llama)
+        self.fc1 = Linear(2 * f if llama else f, h, bias=not llama, **kind)
+        self.fc2 = Linear(h, f, bias=not llama, **kind)
+        self.activation = swiglu if llama else F.gelu
 
     def forward(self, x):
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         x = x + self.proj((q @ k.transpose(-1, -2)).softmax(-1) @ v)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+
+
+def swiglu(x):
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 class Gpt(nn.Module):
-    """A plain GPT-2 with one attention head, as much as matrix products and parameters are concerned."""
+    """A plain GPT with one attention head, as much as matrix products and parameters are concerned."""
 
     def __init__(self, run, vocab_size, **kind):
         super().__init__()
-        model = run.model
+        model, llama = run.model, run.model.model_type == "llama"
         self.words = nn.Embedding(vocab_size, model.hidden_size)
-        self.positions = nn.Embedding(model.max_position_embeddings, model.hidden_size)
+        self.positions = None if llama else nn.Embedding(model.max_position_embeddings, model.hidden_size)
         sizes = (model.hidden_size, model.ffn_hidden_size)
-        self.blocks = nn.Sequential(*(Block(*sizes, **kind) for _ in range(model.num_layers)))
-        self.norm = nn.LayerNorm(model.hidden_size)
+        self.blocks = nn.Sequential(*(Block(*sizes, llama=llama, **kind) for _ in range(model.num_layers)))
+        self.norm = (nn.RMSNorm if llama else nn.LayerNorm)(model.hidden_size)
+        self.head = nn.Linear(model.hidden_size, vocab_size, bias=False) if llama else None
 
     def forward(self, ids):
-        x = self.words(ids) + self.positions(torch.arange(ids.shape[1]))
-        return self.norm(self.blocks(x)) @ self.words.weight.t()
+        x = self.words(ids)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(ids.shape[1]))
+        head = self.words if self.head is None else self.head
+        return self.norm(self.blocks(x)) @ head.weight.t()
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 @pytest.mark.parametrize(
     ("columns", "frozen_base"), [(None, False), (5, False), (5, True)], ids=["dense", "phase 2", "phase 1"]
 )
-def test_counts_agree_with_torch(columns, frozen_base):
-    run = config(num_layers=3, hidden_size=24, ffn_hidden_size=80, seq_length=16, max_position_embeddings=20)
+def test_counts_agree_with_torch(columns, frozen_base, model_type):
+    sizes = {"num_layers": 3, "hidden_size": 24, "ffn_hidden_size": 80, "seq_length": 16}
+    run = config(**sizes, max_position_embeddings=20, model_type=model_type)
     model = Gpt(run, 48, columns=columns, frozen_base=frozen_base)
     ids = torch.zeros(2, 16, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -90,6 +105,37 @@ def test_counts_agree_with_torch(columns, frozen_base):
     sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     assert counted.total == sum(size for size, _ in sizes)
     assert counted.trainable == sum(size for size, trained in sizes if trained)
+
+
+LLAMA_VOCABULARY = 32100
+"""Of T5's tokenizer, which ReLoRA uses."""
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        ("llama-60m", 58_176_000),
+        ("llama-130m", 134_259_456),
+        ("llama-250m", 247_524_096),
+        ("llama-350m", 368_174_080),
+        ("llama-1.3b", 1_339_492_352),
+    ],
+)
+def test_a_llama_has_the_size_of_hugging_faces(preset, count):
+    run = config(preset)
+    assert parameters(run, LLAMA_VOCABULARY).total == count
+    with torch.device("meta"):
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=LLAMA_VOCABULARY,
+                hidden_size=run.model.hidden_size,
+                intermediate_size=run.model.ffn_hidden_size,
+                num_hidden_layers=run.model.num_layers,
+                num_attention_heads=run.model.num_attention_heads,
+                tie_word_embeddings=False,
+            )
+        )
+    assert model.num_parameters() == count
 
 
 @pytest.mark.parametrize(
@@ -130,6 +176,27 @@ def test_break_even():
     assert flops_per_token(run, 128, ranks=rank) <= dense < flops_per_token(run, 128, ranks=rank + 1)
 
 
+@pytest.mark.parametrize(
+    ("qkv_factors", "ratio"), [("fused", 0.75), ("separate", 0.5)], ids=["fused", "separate"]
+)
+def test_break_even_counts_every_factorised_linear(qkv_factors, ratio):
+    """OI / (O + I) is 3/4 of the width for the fused QKV, half of it for each part and for the projection."""
+    run = config("small", factorised_linears="mlp-attention", qkv_factors=qkv_factors)
+    rank, dense = break_even_rank(run), flops_per_token(run, 128)
+    assert flops_per_token(run, 128, ranks=rank) <= dense < flops_per_token(run, 128, ranks=rank + 1)
+    shapes = linear_shapes(run)
+    attention = [shape for name, shape in shapes.items() if "linear_qkv" in name]
+    assert all(out * inp / (out + inp) == ratio * 768 for out, inp in attention)
+    assert parameters(run, 100).total == parameters(config("small"), 100).total
+
+
+def test_settings_of_a_llama_are_shown_against_its_presets():
+    changed = {setting.name for setting in changed_settings(config("llama-60m", ffn_hidden_size=1344))}
+    assert changed == {"model_preset", "train_iters", "ffn_hidden_size"}
+    changed = {setting.name for setting in changed_settings(config("tiny", model_type="llama"))}
+    assert changed == {"model_preset", "train_iters", "model_type"}
+
+
 def memory(run, world_size, **kind):
     run = resolve(run, world_size=world_size)
     return memory_per_device(run, check(run, world_size=world_size), **kind)
@@ -147,6 +214,31 @@ def test_memory_follows_the_topology():
     assert sharded.activations * 2 == one.activations
     whole_tokens = memory(config(tensor_model_parallel_size=2, sequence_parallel=False), 2)
     assert sharded.activations < whole_tokens.activations < one.activations
+
+
+@pytest.mark.parametrize(
+    ("settings", "bytes_a_parameter"),
+    [
+        # parameters, gradients, masters and moments of one of four replicas
+        ({"zero_stage": 0}, (4, 4, 8)),  # an FP32 parameter is its own master
+        ({"zero_stage": 0, "bf16": True}, (2, 4, 12)),
+        ({"zero_stage": 1}, (4, 4, 3)),
+        ({"zero_stage": 2}, (4, 1, 3)),
+        ({"zero_stage": 3}, (1, 1, 3)),
+        ({"zero_stage": 3, "fp16": True}, (0.5, 1, 3)),
+        ({"zero_stage": 2, "offload_optimizer": True}, (4, 1, 0)),
+        ({"zero_stage": 1, "optimizer": "sgd"}, (4, 4, 2)),
+        ({"zero_stage": 1, "optimizer": "sgd", "sgd_momentum": 0.0}, (4, 4, 1)),
+        ({"zero_stage": 0, "optimizer": "sgd", "sgd_momentum": 0.0}, (4, 4, 0)),
+    ],
+    ids=str,
+)
+def test_memory_follows_the_stage_and_the_optimizer(settings, bytes_a_parameter):
+    one = memory(config(**settings), 4)
+    count = parameters(config(), 4096).total
+    assert (one.parameters, one.gradients, one.optimizer) == pytest.approx(
+        [count * size for size in bytes_a_parameter], abs=1
+    )
 
 
 def test_frozen_weights_have_no_gradients_and_no_moments():
@@ -196,6 +288,8 @@ def plan_of(run, world_size=2):
         ({"method": "fixed-rank", "rank": 9}, [None, 9]),
         ({"method": "inrank"}, [None, 27, 96]),
         ({"method": "inrank-efficient"}, [None, 27, 96, 2, 71, 153]),
+        ({"method": "inrank-efficient", "final_ranks": "output"}, [None, 27, 96, 153]),
+        ({"method": "warm-start"}, [None, 153]),
     ],
 )
 def test_phases_of_each_method(settings, columns):
@@ -210,6 +304,13 @@ def test_settings_that_differ_from_their_defaults():
     assert changed["buffer"].idle and not changed["lr"].idle
     sizes = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "seq_length": 4, "train_iters": 1}
     assert {setting.name for setting in changed_settings(from_flat(sizes))} == set(sizes)
+
+
+def test_the_plan_shows_what_contradicts_a_preset():
+    run = config(method="inrank", inrank_preset="paper", buffer=9, threshold=0.9)
+    changed = {setting.name: (setting.value, setting.default) for setting in changed_settings(run)}
+    assert changed.keys() == {"model_preset", "method", "train_iters", "inrank_preset", "buffer"}
+    assert changed["buffer"] == (9, 100)
 
 
 def test_the_page_says_what_will_run():
@@ -232,6 +333,10 @@ def test_the_page_says_what_will_run():
         assert words in page
     assert "not read" not in page
     assert max(map(len, page.splitlines())) <= 110
+
+
+def test_the_page_of_a_warm_start_has_the_memory_of_the_dense_phase():
+    assert "Memory of dense:" in render(plan_of(config(method="warm-start")))
 
 
 def test_the_page_marks_settings_that_the_method_ignores():

@@ -9,6 +9,7 @@ import io
 import json
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from megatron.core.tensor_parallel import random
 
 from inrank_megatron_patches.registry import PATCHES
@@ -41,6 +42,10 @@ def _memory_report() -> str | None:
     return printed.getvalue() or None
 
 
+def _float16_refused() -> str | None:
+    return None if get_accelerator().is_fp16_supported() else "float16 is refused"
+
+
 _UPSTREAM = {
     "cuda_current_device": lambda: torch.cuda.current_device() and None,
     "cuda_get_rng_state": lambda: torch.cuda.get_rng_state() is None or None,
@@ -49,6 +54,7 @@ _UPSTREAM = {
     "megatron_get_rng_state": lambda: random._get_cuda_rng_state() is None or None,
     "megatron_set_rng_state": _state_lost,
     "deepspeed_build_shm_op": lambda: importlib.import_module("deepspeed.comm.torch").build_shm_op() and None,
+    "deepspeed_is_fp16_supported": _float16_refused,
     "deepspeed_see_memory_usage": _memory_report,
 }
 

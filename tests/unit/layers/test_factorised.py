@@ -67,7 +67,6 @@ def test_bias_is_part_of_the_product():
     [
         (ColumnParallelFactorised, {"gather_output": True}),
         (ColumnParallelFactorised, {"is_expert": True}),
-        (ColumnParallelFactorised, {"stride": 2}),
         (RowParallelFactorised, {"input_is_parallel": False}),
         (RowParallelFactorised, {"is_expert": True}),
     ],

@@ -98,12 +98,19 @@ def test_values_that_are_not_finite_are_named(poison):
         factors.check_finite(matrix, what="factor U of layer 3 at step 7")
 
 
-def gathered(rank: int, world_size: int, matrix: Tensor, dim: int) -> Tensor:
-    return factors.gather_matrix(matrix.chunk(world_size, dim)[rank], dim, dist.group.WORLD)
+def cut_and_gathered(rank: int, world_size: int, matrix: Tensor, dim: int, stride: int) -> tuple:
+    share = factors.cut_matrix(matrix, dim, dist.group.WORLD, stride)
+    return share, factors.gather_matrix(share, dim, dist.group.WORLD, stride)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_gathered_shards_are_the_matrix(world_size, dim):
-    matrix = torch.arange(96.0).view(8, 12)
-    assert all(torch.equal(result, matrix) for result in run_ranks(gathered, world_size, matrix, dim))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gathered_shards_are_the_matrix(world_size, dim, stride):
+    """Of each of the parts that lie one after the other a rank has its share, as Megatron cuts SwiGLU's."""
+    matrix = torch.arange(128.0).view(8, 16)
+    results = run_ranks(cut_and_gathered, world_size, matrix, dim, stride)
+    for rank, (share, whole) in enumerate(results):
+        parts = [part.chunk(world_size, dim)[rank] for part in matrix.chunk(stride, dim)]
+        assert torch.equal(share, torch.cat(parts, dim))
+        assert torch.equal(whole, matrix)

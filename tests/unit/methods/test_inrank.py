@@ -1,33 +1,25 @@
 """What InRank asks for: structure, checks, limits of growth, the switch. No engine is needed to decide."""
 
 from inrank_megatron.methods.changes import InitialiseFactors, LayerView, Refactor, SetRank
+from inrank_megatron.methods.growth import GrowthRule
 from inrank_megatron.methods.inrank import InRank
+from inrank_megatron.methods.switch import Switch
 
-DEFAULTS = {
-    "initial_rank": 2,
-    "buffer": 6,
-    "threshold": 0.9,
-    "check_interval": 10,
-    "criterion": "update",
-    "window": "sliding",
-    "max_rank": None,
-    "initial_column_norm": 0.5,
-    "new_column_norm": 0.1,
-    "switch_step": None,
-}
+RULE = {"initial_rank": 2, "buffer": 6, "threshold": 0.9, "interval": 10}
 FLAT = (1.0,) * 64
 """A spectrum that no small rank explains."""
 STEEP = (8.0, 7.0, 6.0, *[0.01] * 61)
 """A spectrum that rank 3 explains."""
 
 
-def method(**changes) -> InRank:
-    return InRank(**DEFAULTS | changes)
+def method(switch: Switch | None = None, **rule) -> InRank:
+    return InRank(GrowthRule(**RULE | rule), switch=switch)
 
 
-def view(spectrum=FLAT, *, name="fc1", rank=2, active=8, capacity=32) -> LayerView:
+def view(spectrum=FLAT, *, name="fc1", rank=2, active=8, capacity=32, **more) -> LayerView:
+    sizes = {"output_size": 256, "input_size": 64, "max_rank": 64}
     return LayerView(
-        name=name, min_dim=64, rank=rank, active=active, capacity=capacity, singular_values=spectrum
+        name=name, rank=rank, active=active, capacity=capacity, singular_values=spectrum, **sizes | more
     )
 
 
@@ -56,29 +48,29 @@ def test_start_is_the_standard_initialisation():
 
 
 def test_spectrum_is_asked_for_at_every_check_and_no_other_step():
-    assert [step for step in range(1, 41) if method().spectrum_at(step)] == [10, 20, 30, 40]
-    assert method().spectrum_at(10) == "update"
-    assert method(criterion="eq7").spectrum_at(10) == "product"
+    assert [step for step in range(1, 41) if method().spectrum_at(step, [])] == [10, 20, 30, 40]
+    assert method().spectrum_at(10, []) == "update"
+    assert method(criterion="eq7").spectrum_at(10, []) == "product"
 
 
 def test_nothing_is_decided_after_the_switch():
-    efficient = method(switch_step=20)
+    efficient = method(Switch(step=20))
     assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 20]
 
 
 def test_switch_between_two_checks():
-    efficient = method(switch_step=15)
+    efficient = method(Switch(step=15))
     assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 15]
-    assert efficient.spectrum_at(15) is None
+    assert efficient.spectrum_at(15, []) is None
     assert efficient.changes(15, [view((), rank=5, active=11)]) == [
         Refactor(ranks={"fc1": 5}, columns={"fc1": 5})
     ]
 
 
 def test_columns_after_the_switch_fill_the_tile_of_the_device():
-    [refactor] = method(switch_step=15, rank_multiple_of=8).changes(15, [view((), rank=5, active=11)])
+    [refactor] = method(Switch(step=15, multiple_of=8)).changes(15, [view((), rank=5, active=11)])
     assert (refactor.ranks, refactor.columns) == ({"fc1": 5}, {"fc1": 8})
-    [refactor] = method(switch_step=15, rank_multiple_of=60).changes(15, [view((), rank=61, active=64)])
+    [refactor] = method(Switch(step=15, multiple_of=60)).changes(15, [view((), rank=61, active=64)])
     assert refactor.columns == {"fc1": 64}  # never more than the width
 
 
@@ -131,7 +123,7 @@ def test_full_layer_stays_as_it_is():
 
 
 def test_check_at_the_switch_decides_the_ranks_of_the_switch():
-    changes = method(switch_step=20).changes(
+    changes = method(Switch(step=20)).changes(
         20, [view(STEEP, name="a"), view(STEEP, name="b", rank=7, active=13)]
     )
     assert [type(change) for change in changes] == [SetRank, SetRank, Refactor]

@@ -21,4 +21,4 @@ def test_relora_restarts_at_its_interval():
     assert [step for step in range(1, 21) if method.acts_at(step)] == [5, 10, 15, 20]
     assert method.changes(5, []) == [Restart(reset="random", share=0.7)]
     assert method.changes(6, []) == []
-    assert method.spectrum_at(5) is None
+    assert method.spectrum_at(5, []) is None

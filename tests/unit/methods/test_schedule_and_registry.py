@@ -4,11 +4,13 @@ import pytest
 
 from inrank_megatron.config import from_flat
 from inrank_megatron.errors import UserError
-from inrank_megatron.methods.changes import InitialiseFactors, Refactor
+from inrank_megatron.methods.changes import InitialiseFactors, Metric, Refactor
 from inrank_megatron.methods.dense import Dense
 from inrank_megatron.methods.fixed_rank import FixedRank
+from inrank_megatron.methods.growth import GrowthRule
 from inrank_megatron.methods.registry import make_method
-from inrank_megatron.methods.schedule import switch_step
+from inrank_megatron.methods.schedule import SWITCHING, switch_step
+from inrank_megatron.methods.switch import Switch
 from inrank_megatron.schema import TrainingConfig
 
 
@@ -49,52 +51,67 @@ def test_other_methods_never_switch(method):
 
 def test_every_method_of_the_configuration_exists_and_knows_its_name():
     for name in TrainingConfig.model_fields["method"].annotation.__args__:
-        step = 10 if name == "inrank-efficient" else None
+        step = 10 if name in SWITCHING else None
         assert make_method(config(name, rank=8), switch_step=step).name == name
 
 
 def test_settings_reach_the_method():
-    method = make_method(
-        config(
-            "inrank",
-            initial_rank=3,
-            buffer=5,
-            threshold=0.7,
-            rank_check_interval=4,
-            max_rank=20,
-            rank_criterion="eq7",
-            eq7_window="fixed",
-            initial_column_norm=0.2,
-            new_column_norm=0.3,
-            rank_multiple_of=8,
-            activation_batches=3,
-            factor_init="random",
-            frozen_base=False,
-        ),
-        switch_step=None,
-    )
-    assert vars(method) == {
+    settings = {
         "initial_rank": 3,
         "buffer": 5,
         "threshold": 0.7,
-        "check_interval": 4,
-        "criterion": "eq7",
-        "window": "fixed",
+        "rank_check_interval": 4,
+        "rank_check_start": 6,
         "max_rank": 20,
+        "rank_criterion": "eq7",
+        "eq7_window": "fixed",
         "initial_column_norm": 0.2,
         "new_column_norm": 0.3,
-        "switch_step": None,
+        "new_column_moments": "zero",
+        "factor_init": "random",
+        "absorb_columns": False,
         "rank_multiple_of": 8,
         "activation_batches": 3,
-        "source": "random",
-        "frozen_base": False,
+        "truncation": "fisher",
+        "final_ranks": "output",
+        "parameter_budget": 0.3,
+        "switch_patience": 2,
     }
+    rule = GrowthRule(3, 5, 0.7, 4, after=6, criterion="eq7", window="fixed", max_rank=20)
+    switch = Switch(patience=2, metric=Metric("fisher", 3), budget=0.3, multiple_of=8)
+    expected = {
+        "growth": rule,
+        "source": "random",
+        "initial_column_norm": 0.2,
+        "new_column_norm": 0.3,
+        "new_column_moments": "zero",
+        "frozen_base": True,
+        "absorb": False,
+    }
+    grown = make_method(config("inrank", **settings), switch_step=None)
+    assert vars(grown) == expected | {"switch": None}
+    efficient = make_method(config("inrank-efficient", **settings), switch_step=None)
+    assert vars(efficient) == expected | {"switch": switch}
 
 
-def test_plain_truncation_asks_for_no_activations():
-    method = make_method(config("inrank-efficient", truncation="plain"), switch_step=7)
+def test_without_w0_there_is_nothing_to_absorb_into():
+    settings = {"frozen_base": False, "rank_criterion": "released", "factor_init": "kaiming"}
+    method = make_method(config("inrank", **settings), switch_step=None)
+    assert method.start() == [InitialiseFactors(source="kaiming", column_norm=None, absorb=False)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "metric"),
+    [
+        ({}, Metric("activation-aware", 4)),
+        ({"truncation": "plain"}, Metric("plain", 0)),
+        ({"truncation": "fisher", "activation_batches": 2}, Metric("fisher", 2)),
+    ],
+)
+def test_truncation_is_the_metric_of_the_switch(settings, metric):
+    method = make_method(config("inrank-efficient", **settings), switch_step=7)
     [refactor] = [change for change in method.changes(7, []) if isinstance(change, Refactor)]
-    assert refactor.activation_batches == 0
+    assert refactor.metric == metric
 
 
 def test_dense_asks_for_nothing():

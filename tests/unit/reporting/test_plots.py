@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot
 
 from inrank_megatron.reporting.plots import figures
-from inrank_megatron.reporting.run import read_run
+from inrank_megatron.reporting.run import depth, kind_of, read_run
 
 
 def test_a_low_rank_run_has_every_figure_and_leaves_no_global_state(make_run: Callable[..., Path]) -> None:
@@ -34,6 +34,14 @@ def test_loss_shows_all_splits_the_switch_and_perplexity(make_run: Callable[...,
     figure.draw_without_rendering()
     ticks = axes.child_axes[0].get_yticks()
     assert {100, 200, 500} <= set(ticks)
+
+
+@pytest.mark.parametrize(
+    "kind", ["mlp.linear_fc1", "self_attention.linear_qkv", "self_attention.linear_qkv.q"]
+)
+def test_a_layer_is_named_by_its_linear_and_its_block(kind: str) -> None:
+    layer = f"decoder.layers.12.{kind}"
+    assert (depth(layer), kind_of(layer)) == (12, kind.partition(".")[2])
 
 
 def test_ranks_are_one_line_a_layer_in_a_panel_a_kind(make_run: Callable[..., Path]) -> None:

@@ -1,0 +1,34 @@
+"""From a path that a user names, a run folder or one of its checkpoints, to the checkpoint that is meant."""
+
+from pathlib import Path
+
+from inrank_megatron.checkpoint.folder import MANIFEST, Checkpoint, newest_complete
+from inrank_megatron.errors import UserError
+
+CONFIG = "config.yaml"
+
+
+def locate(path: Path) -> tuple[Path, Checkpoint, list[str]]:
+    """The run folder, its newest whole checkpoint or the one that ``path`` is, and what is to be said of
+    newer ones that are damaged.
+
+    Raises:
+        UserError: there is no such folder, no run or no checkpoint in it, or the checkpoint is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; name the one given to --save")
+    if not (path / CONFIG).is_file():
+        run = path.resolve().parent.parent
+        if path.parent.name != "checkpoints" and not (path / MANIFEST).is_file():
+            raise UserError(
+                f"{path}: no run folder, it has no {CONFIG}; name the folder given to --save or a checkpoint "
+                "in it"
+            )
+        if not (run / CONFIG).is_file():
+            raise UserError(f"{path}: lies in no run folder, {run} has no {CONFIG}; put the checkpoint back")
+        return run, Checkpoint(path), []
+    folder, faults = newest_complete(path / "checkpoints")
+    if folder is None:
+        reason = f"none of its checkpoints is whole: {faults[0]}" if faults else "it has no checkpoint yet"
+        raise UserError(f"{path}: {reason}; name a run with a whole checkpoint, which --save-interval writes")
+    return path, Checkpoint(folder, verify=False), faults

@@ -1,0 +1,137 @@
+"""The optimizers of a run, and how each keeps its state."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.config import Config
+from inrank_megatron.errors import UserError
+from inrank_megatron.schema import OptimizerConfig
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One optimizer.
+
+    Args:
+        build: from parameter groups and the section of the settings.
+        moments: the tensors of its state that are shaped like the parameter, the second moment last.
+        step_in: where it counts steps: ``tensor`` and ``int`` in each state, ``group`` in the parameter
+            group, ``nowhere``.
+    """
+
+    build: Callable[[list[dict], OptimizerConfig], torch.optim.Optimizer]
+    moments: tuple[str, ...]
+    step_in: str
+
+    def fresh_state(self, owner: Tensor) -> dict:
+        """Zero moments at step 0, as at the first step."""
+        state: dict = {key: torch.zeros_like(owner, dtype=torch.float32) for key in self.moments}
+        if self.step_in == "tensor":
+            state["step"] = torch.zeros((), device=owner.device)
+        elif self.step_in == "int":
+            state["step"] = 0
+        return state
+
+    def step(self, group: dict, state: dict) -> int:
+        """Steps counted so far; bias correction depends on it."""
+        if self.step_in == "nowhere":
+            return 0
+        return int(group.get("step", 0) if self.step_in == "group" else state["step"])
+
+    def set_step(self, group: dict, state: dict, step: int) -> None:
+        if self.step_in == "tensor":
+            state["step"].fill_(step)
+        elif self.step_in != "nowhere":
+            (group if self.step_in == "group" else state)["step"] = step
+
+
+def kind_of(config: Config) -> Kind:
+    """The optimizer that the run names; plain SGD has no moments."""
+    if config.optimizer.optimizer == "sgd":
+        moments = ("momentum_buffer",) if config.optimizer.sgd_momentum else ()
+        return Kind(_sgd, moments, "nowhere")
+    return _ADAMS[config.optimizer.optimizer]
+
+
+def check_installed(config: Config) -> None:
+    """Refuses NVIDIA apex's optimizer where apex is missing or another package of that name."""
+    if config.optimizer.optimizer != "apex-fused-adam":
+        return
+    # Not imported to look: a package of the same name may do anything.
+    spec = importlib.util.find_spec("apex")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    if any((Path(folder) / "optimizers" / "fused_adam.py").is_file() for folder in folders):
+        return
+    place = spec.origin or ", ".join(folders) if spec else None
+    found = f"the `apex` at {place} is another package of that name" if place else "it is not installed"
+    raise UserError(
+        f"optimizer = 'apex-fused-adam': needs NVIDIA apex, and {found}; build apex from "
+        "github.com/NVIDIA/apex (the package index has only the other one), or give --optimizer adamw"
+    )
+
+
+def build_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer:
+    """The run's optimizer at learning rate 0: each step sets its own, and some of DeepSpeed's optimizers take
+    a step with zero gradients when they are built, which would decay the weights.
+
+    Raises:
+        UserError: where its operator cannot be compiled or loaded.
+    """
+    try:
+        return kind_of(config).build(groups, config.optimizer)
+    except (RuntimeError, ImportError, OSError) as error:
+        name = config.optimizer.optimizer
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(
+            f"optimizer = {name!r}: its operator does not build on this machine ({reason}); install a C++ "
+            "compiler and ninja (CUDA's, on a GPU), or give --optimizer adamw"
+        ) from error
+
+
+def _adam(settings: OptimizerConfig) -> dict:
+    return {
+        "lr": 0.0,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_eps,
+        "weight_decay": settings.weight_decay,
+    }
+
+
+def _adamw(groups, settings):
+    return torch.optim.AdamW(groups, fused=True, **_adam(settings))
+
+
+def _fused_adam(groups, settings):
+    from deepspeed.ops.adam import FusedAdam
+
+    return FusedAdam(groups, adam_w_mode=True, **_adam(settings))
+
+
+def _cpu_adam(groups, settings):
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, adamw_mode=True, **_adam(settings))
+
+
+def _apex_fused_adam(groups, settings):
+    return importlib.import_module("apex.optimizers").FusedAdam(groups, adam_w_mode=True, **_adam(settings))
+
+
+def _sgd(groups, settings):
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay)
+
+
+_ADAMS = {
+    "adamw": Kind(_adamw, ADAM_MOMENTS, "tensor"),
+    "fused-adam": Kind(_fused_adam, ADAM_MOMENTS, "int"),
+    "cpu-adam": Kind(_cpu_adam, ADAM_MOMENTS, "int"),
+    "apex-fused-adam": Kind(_apex_fused_adam, ADAM_MOMENTS, "group"),
+}

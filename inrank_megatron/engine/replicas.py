@@ -1,0 +1,144 @@
+"""Whether what ranks hold in common is still the same, to the bit.
+
+Trained parameters, W0 and initial factor values are equal on the data-parallel replicas (ranks of one place
+in their tensor-parallel groups); parameters that tensor parallelism does not cut, and the ranks and columns
+of every layer, are equal on all ranks. Nothing fails when they come apart, by a bit that flips in one memory
+or a collective with two results: the job then trains two models that share gradients. ZeRO writes trained
+parameters anew from its partitioned masters after every step, but each tensor-parallel rank has a master of
+what is not cut, and nothing ever writes W0 or initial values again.
+
+Every rank reduces its tensors to two numbers on its own device, and one all-gather of three numbers a rank
+compares them; on the wire is nothing else, however large the model. Only if they differ are the hashes of
+single tensors gathered, to name tensor and ranks.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.fragments import read_value
+from inrank_megatron.errors import UserError
+
+_CHUNK = 2**18  # 64-bit words that are mixed at once: the caches of a CPU hold them
+# Odd numbers, so that multiplication modulo 2^64 loses no bit: of splitmix64 (Steele, Lea, Flood 2014), as
+# signed integers.
+_INDEX, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+_BELOW_SIGN = 2**33 - 1
+
+
+def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
+    """Compare over the job what must be equal. Collective.
+
+    ``last_good``: the step of the last comparison that found no difference, for the message.
+
+    Raises:
+        UserError: on every rank, the same; names a tensor, and the ranks that hold another one than most.
+    """
+    parallel = engine.parallel
+    hashes = {
+        common: {name: tensor_hash(tensor) for name, tensor in held(engine, common=common)}
+        for common in (False, True)
+    }
+    digests = (tensor_hash(torch.stack(list(h.values()))) for h in hashes.values())
+    own = torch.stack([torch.tensor(parallel.tp_rank, device=engine.device), *digests])
+    table = [torch.empty_like(own) for _ in range(parallel.world_size)]
+    dist.all_gather(table, own)
+    rows = torch.stack(table).tolist()
+    places = [row[0] for row in rows]
+    if len({tuple(row[:2]) for row in rows}) == len(set(places)) and len({row[2] for row in rows}) == 1:
+        return
+    named = {name: (common, value.item()) for common in hashes for name, value in hashes[common].items()}
+    faults = differences(parallel.from_every_rank(named), places)
+    raise UserError(_message(faults, step=step, last_good=last_good))
+
+
+def held(engine: Engine, *, common: bool) -> Iterator[tuple[str, Tensor]]:
+    """What is equal on all ranks (``common``), or on those of the same place in the tensor-parallel groups.
+
+    The order is the same on all ranks. Under ZeRO 3, where each replica holds a part of a parameter, they put
+    it together, and what tensor-parallel ranks have in common is compared.
+    """
+    for name, parameter in engine.model.named_parameters():
+        if common != bool(getattr(parameter, "tensor_model_parallel", False)):
+            yield name, read_value(parameter)
+    if common:
+        for name, layer in engine.layers.items():
+            numbers = (engine.ranks[name], layer.active, layer.capacity)
+            yield f"the rank of {name}", torch.tensor(numbers, device=engine.device)
+    else:
+        for name, pair in engine.initial.items():
+            yield from ((f"{name}.{leaf}", value) for leaf, value in zip(("U0", "V0"), pair, strict=True))
+
+
+@torch.no_grad()
+def tensor_hash(tensor: Tensor) -> Tensor:
+    """A 64-bit hash of the tensor's bits and their order, a scalar int64 on its device.
+
+    The sum, modulo 2^64, of every 64-bit word mixed with its index; mixing loses no bit, so a change of any
+    one word always shows. -0.0 and 0.0 differ, equal NaNs do not.
+    """
+    # A contiguous tensor of one element may still have any stride.
+    data = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    total = torch.full((), tensor.numel(), dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(data), 8 * _CHUNK):
+        words = _words(data[start : start + 8 * _CHUNK])
+        first = start // 8 + 1
+        mixed = torch.arange(first, first + len(words), device=tensor.device) * _INDEX
+        mixed ^= words
+        for factor in (_FIRST, _SECOND):
+            mixed ^= (mixed >> 31) & _BELOW_SIGN  # torch shifts copies of the sign in
+            mixed *= factor
+        total += mixed.sum()
+    return total
+
+
+def _words(data: Tensor) -> Tensor:
+    """Bytes as 64-bit words, padded with zeros; copied where they do not begin at a multiple of 8 bytes."""
+    if missing := -len(data) % 8:
+        data = torch.cat([data, data.new_zeros(missing)])
+    elif data.storage_offset() % 8:
+        data = data.clone()
+    return data.view(torch.int64)
+
+
+def differences(ranks: list[dict[str, tuple[bool, int]]], places: list[int]) -> list[tuple[str, list[int]]]:
+    """``(tensor, ranks)`` for each tensor that is not the same where it must be.
+
+    The ranks are those that hold another value than most of their replicas; where no value has a majority,
+    all of these.
+
+    Args:
+        ranks: of every rank, the hash of each tensor by name, and whether all ranks hold it in common.
+        places: of every rank, its place in its tensor-parallel group.
+    """
+    found = []
+    for name, (common, _) in ranks[0].items():
+        groups: dict[int, list[int]] = {}
+        for rank, place in enumerate(places):
+            groups.setdefault(0 if common else place, []).append(rank)
+        odd = [rank for group in groups.values() for rank in _odd(group, [ranks[r][name][1] for r in group])]
+        if odd:
+            found.append((name, sorted(odd)))
+    return found
+
+
+def _odd(group: list[int], values: list[int]) -> list[int]:
+    [(most, count), *_] = Counter(values).most_common(1)
+    majority = 2 * count > len(values)
+    return [rank for rank, value in zip(group, values, strict=True) if value != most or not majority]
+
+
+def _message(faults: list[tuple[str, list[int]]], *, step: int, last_good: int) -> str:
+    name, ranks = faults[0]
+    more = f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""
+    who = f"rank {ranks[0]} differs" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} differ"
+    return (
+        f"{name}{more}: {who} after step {step}, and replicas must be equal to the bit; a device, its memory "
+        f"or a collective failed. The last good comparison was at step {last_good}: check the machines of "
+        "these ranks, remove later checkpoints and continue with --resume auto"
+    )

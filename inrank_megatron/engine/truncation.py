@@ -1,0 +1,182 @@
+"""Truncations and output energies of many linears' matrices, each computed once in the whole job.
+
+Fisher-weighted, with d = D^(1/2) a weight for each output feature: the minimiser of ``E |d (W - M) x|^2`` is
+``M = d^-1 M'`` with M' the activation-aware truncation of ``d W``. Scaling rows keeps every share local, and
+the moment of a row layer's output scales by d on both sides.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.engine.linears import Linear
+from inrank_megatron.engine.work_sharing import own_layers, shared_over_replicas, shared_spectra
+from inrank_megatron.linalg.orthogonal import product_svd
+from inrank_megatron.linalg.truncation import ShardedMatrix, output_energies, truncate
+from inrank_megatron.parallel import Parallel
+
+Shards = dict[str, tuple[Tensor, Tensor]]
+"""By layer, this rank's ``(left [O/n, c], right [c, I/n])``, FP32, the same on all data-parallel replicas."""
+
+
+class Sized(Protocol):
+    """What a truncation needs to know of a layer; :class:`Linear` and the factorised layers have it."""
+
+    output_size: int
+    input_size: int
+    row_parallel: bool
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What errors are weighed with; empty: nothing, so that a matrix counts as it is.
+
+    Args:
+        moments: second moments of activations (``engine/activations.py``), at least of the layers that this
+            replica owns, FP32.
+        outputs: d, by layer, of the output features [O/n] of a column layer, [O] of a row layer.
+    """
+
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def scaled(self, name: str, shard: Callable[[str], Tensor]) -> Tensor:
+        """This rank's share of ``d W``."""
+        share = shard(name)
+        return share * self.outputs[name][:, None].double() if name in self.outputs else share
+
+    def moment(self, name: str, *, row_parallel: bool) -> Tensor | None:
+        """That of the input of a column layer, of the scaled output of a row layer."""
+        moment = self.moments.get(name)
+        if not row_parallel or name not in self.outputs:
+            return moment
+        d = self.outputs[name].double()
+        return d[:, None] * moment.double() * d
+
+    def own_outputs(self, name: str, layer: Sized, parallel: Parallel) -> Tensor:
+        """d of the output features [O/n] that this rank's share of U* has, FP64."""
+        d = self.outputs[name].double()
+        return d.tensor_split(parallel.tp_size)[parallel.tp_rank] if layer.row_parallel else d
+
+
+def truncated(
+    layers: Mapping[str, Sized],
+    shard: Callable[[str], Tensor],
+    columns: Mapping[str, int],
+    parallel: Parallel,
+    *,
+    what: str,
+    step: int,
+    device: torch.device,
+    weighing: Weighing | None = None,
+) -> Shards:
+    """Every layer's matrix truncated to so many columns, computed by the replica that owns the layer.
+
+    ``shard(name)``: this rank's share of it, cut as W0 is; called on all ranks of that replica.
+    """
+    weighing = weighing or Weighing()
+    own, group = own_layers(list(layers), parallel), parallel.tp_group
+
+    def compute() -> Shards:
+        matrices = _matrices(layers, shard, own, weighing, what=what)
+        results = truncate(matrices, [columns[name] for name in own], group, step=step)
+        shards = {}
+        for name, t in zip(own, results, strict=True):
+            left, right = t.left, t.right
+            if name in weighing.outputs:
+                d = weighing.own_outputs(name, layers[name], parallel)
+                left, right = _balanced(left / d[:, None], right, parallel)
+            shards[name] = left.float(), right.float()
+        return shards
+
+    n = parallel.tp_size
+    shapes = {name: (x.output_size // n, columns[name], x.input_size // n) for name, x in layers.items()}
+    return shared_over_replicas(shapes, parallel.in_unison(compute), parallel, device=device)
+
+
+def truncated_weights(
+    linears: Mapping[str, Linear],
+    columns: Mapping[str, int],
+    weighing: Weighing,
+    parallel: Parallel,
+    *,
+    step: int,
+) -> Shards:
+    """``U*``, ``V*``: every linear's matrix truncated to so many columns."""
+    return truncated(
+        linears,
+        _shards_of_masters(linears, parallel),
+        columns,
+        parallel,
+        what="the weight",
+        step=step,
+        device=_device(linears),
+        weighing=weighing,
+    )
+
+
+def energy_roots(
+    linears: Mapping[str, Linear], weighing: Weighing, parallel: Parallel, *, step: int
+) -> dict[str, Tensor]:
+    """Square roots of the energies of every linear's outputs, [min(O, I)] FP64, the same on every rank.
+
+    The squares of those past r add up to the least error of rank r; unweighed they are singular values.
+    """
+    own, shard = own_layers(list(linears), parallel), _shards_of_masters(linears, parallel)
+
+    def compute() -> list[Tensor]:
+        matrices = _matrices(linears, shard, own, weighing, what="the weight")
+        return output_energies(matrices, parallel.tp_group, step=step)
+
+    energies = dict(zip(own, parallel.in_unison(compute), strict=True))
+    sizes = {name: min(x.output_size, x.input_size) for name, x in linears.items()}
+    return shared_spectra(
+        list(linears),
+        lambda name: energies[name][: sizes[name]].sqrt(),
+        parallel,
+        length=max(sizes.values()),
+        device=_device(linears),
+    )
+
+
+def _matrices(
+    layers: Mapping[str, Sized],
+    shard: Callable[[str], Tensor],
+    own: list[str],
+    weighing: Weighing,
+    *,
+    what: str,
+) -> Iterator[ShardedMatrix]:
+    for name in own:
+        row_parallel = layers[name].row_parallel
+        yield ShardedMatrix(
+            f"{what} of {name}",
+            partial(weighing.scaled, name, shard),
+            dim=1 if row_parallel else 0,
+            moment=weighing.moment(name, row_parallel=row_parallel),
+        )
+
+
+def _shards_of_masters(linears: Mapping[str, Linear], parallel: Parallel) -> Callable[[str], Tensor]:
+    """From a name to this rank's share of the linear's matrix, for the layers that its replica computes."""
+    own = set(own_layers(list(linears), parallel))
+    values = {}
+    for name, linear in linears.items():  # collective over the data-parallel group: every rank reads them all
+        tensors = linear.values()
+        if name in own:
+            values[name] = tensors
+    return lambda name: linears[name].matrix(values[name])
+
+
+def _balanced(left: Tensor, right: Tensor, parallel: Parallel) -> tuple[Tensor, Tensor]:
+    """The same product with its singular values shared evenly."""
+    a, s, b = product_svd(left, right, left.shape[1], parallel.tp_group)
+    return a * s.sqrt(), s.sqrt()[:, None] * b
+
+
+def _device(linears: Mapping[str, Linear]) -> torch.device:
+    return next(iter(linears.values())).device

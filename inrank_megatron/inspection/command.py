@@ -1,0 +1,40 @@
+"""What ``tools/inspect_ranks.py`` prints."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from inrank_megatron.inspection.layers import inspect
+from inrank_megatron.inspection.show import print_tables, to_json, write_figure
+from inrank_megatron.inspection.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, untrained_table
+
+
+def print_run(path: Path, *, leading: int, as_json: bool, png: Path | None) -> None:
+    """A run's or a checkpoint's ranks; what was passed over goes to stderr."""
+    found = inspect(path)
+    for note in found.notes:
+        print(f"passed over: {note}", file=sys.stderr)
+    if png:
+        write_figure(found, png)
+    if as_json:
+        print(to_json(found))
+    else:
+        print_tables(found, leading=leading)
+
+
+def print_untrained(
+    widths: Sequence[int] | None, thresholds: Sequence[float] | None, *, as_json: bool
+) -> None:
+    """Ranks of untrained factors; None: the widths and thresholds of the paper's table 3."""
+    rows = untrained_table(widths or PAPER_WIDTHS, thresholds or PAPER_THRESHOLDS)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(*rows[0], title="untrained factors, criterion released")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)

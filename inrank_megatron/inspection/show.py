@@ -1,0 +1,117 @@
+"""An inspection as a table, as JSON and as a figure."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.inspection.layers import Inspection, LayerRow
+from inrank_megatron.reporting.plots import BLUE, GREY, VERMILION
+from inrank_megatron.reporting.run import depth, kind_of
+
+WIDTH = 120  # where no terminal has one
+MATRICES = {"update": "U V - U0 V0", "product": "U V"}
+NOTE = (
+    "ratio: of the spectrum, explained by the rank; params, FLOPs: against the dense linear\n"
+    "untrained: the rank at which the criterion of the authors' released code comes to a rest on "
+    "factors of this shape, buffer and threshold, with no data at all"
+)
+
+
+def to_json(found: Inspection) -> str:
+    """Everything, every singular value included."""
+    return json.dumps(asdict(found) | {"folder": str(found.folder)}, indent=1)
+
+
+def print_tables(found: Inspection, *, leading: int) -> None:
+    """A row a layer with its ``leading`` singular values, then the whole model against the dense one."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    kinds = " or ".join(sorted({MATRICES[row.spectrum_of] for row in found.layers}))
+    headline = f"{found.folder}: {found.method}, step {found.step}, spectra of {kinds}"
+    console.print(headline, highlight=False, soft_wrap=True)
+    console.print(_layer_table(found.layers, leading))
+    console.print(_model_table(found))
+    console.print(NOTE, highlight=False)
+
+
+def _layer_table(rows: list[LayerRow], leading: int) -> Table:
+    heads = ("layer", "rank", "untrained", "columns", "ratio", "params", "FLOPs", "spectrum")
+    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column, head in zip(table.columns, heads, strict=True):
+        column.no_wrap, column.justify, column.min_width = True, "right", len(head)
+    table.columns[0].justify = table.columns[-1].justify = "left"
+    for row in rows:
+        table.add_row(
+            f"{depth(row.layer)} {kind_of(row.layer)}",
+            str(row.rank),
+            f"{row.untrained_rank:.0f}",
+            str(row.columns),
+            f"{row.explained_ratio:.3f}",
+            _share(row.parameters + row.frozen_parameters, row.dense_parameters),
+            _share(row.flops_per_token, row.dense_flops_per_token),
+            " ".join(f"{value:.3g}" for value in row.singular_values[:leading]),
+        )
+    return table
+
+
+def _model_table(found: Inspection) -> Table:
+    table = Table("whole model", "factorised", "dense", "share", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, own, dense in (
+        ("parameters", found.parameters, found.dense_parameters),
+        ("FLOPs a token, forward and backward", found.flops_per_token, found.dense_flops_per_token),
+    ):
+        table.add_row(name, f"{own:,}", f"{dense:,}", _share(own, dense))
+    return table
+
+
+def _share(own: int, dense: int) -> str:
+    return f"{own / dense:.0%}"
+
+
+def write_figure(found: Inspection, path: Path) -> None:
+    """Ranks by depth beside the untrained fixed point, and the spectra, a column for each kind of linear.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    figure = inspection_figure(found)
+    try:
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another --png") from None
+
+
+def inspection_figure(found: Inspection) -> Figure:
+    kinds: dict[str, list[LayerRow]] = {}
+    for row in found.layers:
+        kinds.setdefault(kind_of(row.layer), []).append(row)
+    figure = Figure(figsize=(4 * len(kinds), 6), layout="constrained")
+    panels = figure.subplots(2, len(kinds), squeeze=False, sharey="row")
+    for (above, below), (kind, rows) in zip(panels.T, kinds.items(), strict=True):
+        blocks = [depth(row.layer) for row in rows]
+        above.bar(blocks, [row.rank for row in rows], color=BLUE, label="rank")
+        above.plot(
+            blocks, [row.untrained_rank for row in rows], color=VERMILION, marker="_", label="untrained"
+        )
+        above.set(title=kind, xlabel="block")
+        for row in rows:
+            values = np.array(row.singular_values)
+            below.plot(np.arange(1, len(values) + 1), values, color=GREY, linewidth=0.8)
+            below.plot(row.rank, values[row.rank - 1], color=BLUE, marker="o", markersize=4)
+        below.set(xlabel="index of the singular value")
+        for axes in (above, below):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0][0].set_ylabel("rank")
+    panels[1][0].set_ylabel("singular value (dot: at the rank)")
+    panels[0][0].legend(frameon=False)
+    figure.suptitle(f"{found.method}, step {found.step}")
+    return figure

@@ -1,0 +1,89 @@
+"""Weights of a dense model, read from a checkpoint by the names of the model that starts from them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.model.initialise import QKV_LINEAR
+from inrank_megatron.model.separate_qkv import rows_of
+from inrank_megatron.shapes import QKV
+
+SHOWN = 4
+
+
+class WholeTensors(Protocol):
+    """Where the tensors are read; see ``checkpoint/folder.py``."""
+
+    folder: Path
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class PretrainedWeights:
+    """The FP32 masters of a checkpoint without factors; its moments are left alone.
+
+    A model whose query, key and value are separate linears takes the rows of a fused one.
+
+    Args:
+        heads: attention heads of both models.
+    """
+
+    def __init__(self, checkpoint: WholeTensors, *, heads: int):
+        self._checkpoint, self._heads = checkpoint, heads
+        names = checkpoint.names
+        # A moment's name is that of its parameter with one word more.
+        self._weights = frozenset(name for name in names if name.rpartition(".")[0] not in names)
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The whole tensor of the parameter ``name``, FP32; :meth:`account` has compared its ``shape``."""
+        source, part = self._source(name)
+        [(_, tensor)] = self._checkpoint.tensors([source])
+        return tensor if part is None else rows_of(tensor, part, heads=self._heads)
+
+    def account(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Every tensor of the checkpoint has its place in the model, and the model lacks none.
+
+        Args:
+            expected: whole shape of every parameter that the dense model of the run has, by name; without
+                the rows that pad a vocabulary.
+
+        Raises:
+            UserError: it names the first tensors that differ, with both shapes.
+        """
+        here: dict[str, tuple[int, ...]] = {}
+        for name, shape in expected.items():
+            source, part = self._source(name)
+            here[source] = shape if part is None else (len(QKV) * shape[0], *shape[1:])
+        there = {name: self._checkpoint.shape(name) for name in self._weights}
+        names = [*here, *sorted(there.keys() - here.keys())]
+        differing = [name for name in names if here.get(name) != there.get(name)]
+        if differing:
+            shown = "; ".join(
+                f"{name} is {_shown(there.get(name))} there, {_shown(here.get(name))} here"
+                for name in differing[:SHOWN]
+            )
+            raise UserError(
+                f"pretrained_checkpoint {self._checkpoint.folder}: tensors that differ from those of this "
+                f"run's model: {len(differing)} ({shown}); give that run's model settings and "
+                "tokenizer, or name another run"
+            )
+
+    def _source(self, name: str) -> tuple[str, str | None]:
+        """The name in the checkpoint and, where the fused tensor stands for it, which part it is."""
+        linear, _, leaf = name.rpartition(".")
+        parent, _, part = linear.rpartition(".")
+        if name not in self._weights and parent.endswith(QKV_LINEAR) and f"{parent}.{leaf}" in self._weights:
+            return f"{parent}.{leaf}", part
+        return name, None
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))

@@ -1,0 +1,55 @@
+"""The checkpoint whose weights a new run starts from."""
+
+from pathlib import Path
+
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.locate import CONFIG, locate
+from inrank_megatron.config import Config, flatten, load
+from inrank_megatron.errors import UserError
+from inrank_megatron.model.pretrained import PretrainedWeights
+
+# What changes the function of the same weights and leaves every shape as it is.
+SAME = ("model_type", "num_attention_heads", "norm_epsilon")
+
+
+def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
+    """The checkpoint folder that ``pretrained_checkpoint`` means, verified, and what to tell the user.
+    Called on one rank.
+
+    Raises:
+        UserError: there is none, it is damaged, it holds factors, or its model is another one.
+    """
+    try:
+        run, checkpoint, faults = locate(Path(config.training.pretrained_checkpoint).expanduser())
+        there, here = flatten(load(run / CONFIG)), flatten(config)
+    except UserError as error:
+        raise UserError(f"pretrained_checkpoint: {error}") from None
+    folder = checkpoint.folder
+    if factors := checkpoint.state["engine"]["factors"]:
+        raise UserError(
+            f"pretrained_checkpoint {folder}: holds factors U, V of {len(factors)} linears (method "
+            f"{there['method']}), and a start needs whole weights; name a run of method dense"
+        )
+    different = [
+        f"{name} {there[name]!r} there, {here[name]!r} here" for name in SAME if there[name] != here[name]
+    ]
+    if different:
+        raise UserError(
+            f"pretrained_checkpoint {folder}: another model ({'; '.join(different)}), in which its weights "
+            "would mean something else; give that run's model settings, or name another run"
+        )
+    notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
+    step = checkpoint.state["step"]
+    return folder, [*notes, f"starts from the weights of {folder}, step {step} of method {there['method']}"]
+
+
+def read_pretrained(folder: Path, config: Config) -> PretrainedWeights:
+    """The weights of a folder from :func:`choose_pretrained`. Called on every rank."""
+    try:
+        checkpoint = Checkpoint(folder, verify=False)
+    except OSError as error:
+        raise UserError(
+            f"pretrained_checkpoint {folder}: cannot be read on every rank ({error.strerror}); put it where "
+            "all nodes see it"
+        ) from None
+    return PretrainedWeights(checkpoint, heads=config.model.num_attention_heads)

@@ -1,0 +1,145 @@
+"""Trainings in which a value stops being finite, and what every rank then does and keeps.
+
+Top-level functions that ranks run; the assertions are in ``test_faults.py``.
+"""
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.engine.engine import StepResult
+from inrank_megatron.engine.fragments import read_value, write_value
+from inrank_megatron.engine.loss_scaling import STATE
+from inrank_megatron.engine.state import engine_record, load_engine
+from inrank_megatron.errors import UserError
+from tests.contract.sessions import CHECK, Layout, Session, build, snapshot, states
+
+PARAMETER = "decoder.layers.1.mlp.linear_fc1.U"
+MODULE = "decoder.layers.0.input_layernorm"
+CULPRIT = 1
+
+
+def step(session: Session) -> StepResult:
+    """The next optimizer step, without the method's changes."""
+    session.step += 1
+    lr = session.engine.config.optimizer.lr
+    return session.engine.train_step(session.batch(session.step - 1), step=session.step, lr=lr)
+
+
+def check(session: Session) -> list[int]:
+    """The method's changes after the present step, as the training loop asks for them; the ranks then."""
+    kind = session.method.spectrum_at(session.step, session.engine.views())
+    views = session.engine.views(spectrum=kind, step=session.step)
+    session.apply(
+        session.engine.parallel.from_first_rank(lambda: session.method.changes(session.step, views))
+    )
+    return list(session.engine.ranks.values())
+
+
+def plant(session: Session, place: str, value: float, *, here: bool):
+    """Make ``place`` non-finite if ``here``; returns what takes it away, where there is such a thing."""
+    if place == "parameter":
+        parameter = dict(session.engine.parameters())[PARAMETER]
+        spoilt = torch.full_like(read_value(parameter), value)  # collective: all ranks read
+        if here:
+            write_value(parameter, spoilt)
+        return None
+
+    def spoil(module, inputs, output):
+        if place == "output":
+            return output + value
+        output.register_hook(lambda gradient: gradient + value)
+        return None
+
+    return session.engine.model.get_submodule(MODULE).register_forward_hook(spoil) if here else None
+
+
+def everything(session: Session) -> dict[str, Tensor]:
+    """Working copies, masters, moments and step counts, without a NaN, which equals nothing."""
+    tensors = {
+        f"{name}.{key}": tensor for name, state in states(session).items() for key, tensor in state.items()
+    }
+    tensors |= {f"{name} in use": read_value(p).clone() for name, p in session.engine.parameters()}
+    tensors |= {f"steps of {k}": torch.tensor(v) for k, v in session.engine.masters.steps().items()}
+    return {name: tensor.nan_to_num(nan=12345.0) for name, tensor in tensors.items()}
+
+
+def different(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    return [name for name in before | after if not torch.equal(before[name], after[name])]
+
+
+def spoilt_steps(rank: int, world_size: int, layout: Layout, settings: dict, value: float) -> dict:
+    """For each place: what the step says when it is spoilt on one rank, and what it has changed."""
+    seen = {}
+    for place in ("parameter", "output", "gradient"):
+        session = build("inrank", layout, **settings).start()
+        step(session)
+        plant(session, place, value, here=rank == CULPRIT)
+        before = everything(session)
+        try:
+            message = f"no error: {step(session)}"
+        except UserError as error:
+            message = str(error)
+        seen[place] = (message, different(before, everything(session)))
+    return seen
+
+
+def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, steps: int) -> dict:
+    """A training whose first loss scales are far too large, over rank checks; then one spoilt step."""
+    session = build("inrank", layout, fp16=True, initial_loss_scale=2.0**40, **settings).start()
+    seen = {"skipped": [], "scales": [], "losses": [session.fixed_loss()], "changed": [], "ranks": []}
+    for _ in range(steps):
+        before = everything(session) if all(seen["skipped"]) else {}  # afterwards no step is skipped
+        skipped = step(session).skipped
+        if skipped:
+            seen["changed"] += different(before, everything(session))
+        if session.step % CHECK == 0:
+            seen["ranks"].append((list(session.engine.ranks.values()), check(session)))
+        seen["skipped"].append(skipped)
+        seen["scales"].append(session.engine.loss_scaling.scale)
+    seen["losses"].append(session.fixed_loss())
+    seen["counted"] = (session.engine.loss_scaling.skipped, session.engine.loss_scaling.in_a_row)
+    hook, before = plant(session, "gradient", torch.inf, here=rank == CULPRIT), everything(session)
+    result = step(session)
+    seen["spoilt"] = (result.skipped, result.grad_norm, different(before, everything(session)))
+    if hook:
+        hook.remove()
+    seen["next"] = step(session).skipped
+    return seen
+
+
+def scaling_over_changes(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
+    """The loss scaling's record before and after the switch, and after a resume from there."""
+    settings = settings | {"fp16": True, "initial_loss_scale": 2.0**30, "loss_scale_window": 4}
+    session = build("inrank-efficient", layout, switch=4 * CHECK, **settings).start()
+    skipped = [step(session).skipped for _ in range(4 * CHECK)]
+    records = [engine_record(session.engine)["loss_scaling"]]
+    check(session)
+    record, tensors = engine_record(session.engine), snapshot(session)
+    records.append(record["loss_scaling"])
+    goes_on = step(session)
+    resumed = build("inrank-efficient", layout, switch=4 * CHECK, record=record, **settings)
+    resumed.step = 4 * CHECK
+    load_engine(
+        resumed.engine, record, frozenset(tensors), lambda names: ((name, tensors[name]) for name in names)
+    )
+    records.append(engine_record(resumed.engine)["loss_scaling"])
+    scaler = resumed.engine.deepspeed.optimizer.loss_scaler
+    return {
+        "skipped": sum(skipped),
+        "records": records,
+        "state": {name: getattr(scaler, name) for name in STATE},
+        "base": any(x.weight is not None for x in resumed.engine.layers.values()),
+        "steps": (goes_on, step(resumed)),
+    }
+
+
+def gives_up(rank: int, world_size: int, layout: Layout, settings: dict) -> tuple[int, str]:
+    """The step at which a training that always overflows on one rank ends, and what it says."""
+    session = build("inrank", layout, fp16=True, **settings).start()
+    plant(session, "gradient", torch.inf, here=rank == CULPRIT)
+    try:
+        while session.step < 10:
+            step(session)
+    except UserError as error:
+        return session.step, str(error)
+    return session.step, "no error"

@@ -1,0 +1,116 @@
+"""The engine's settings that every method runs on: all legal combinations, and few of them that cover all
+pairs.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+
+from inrank_megatron.checks import check
+from inrank_megatron.errors import UserError
+from tests.contract.sessions import LAYOUTS, METHODS, VOCABULARY, configuration
+
+LAYOUT_NAMES = ("TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2")
+# Each with the memory that it steps on. DeepSpeed's fused Adam is for GPUs: its operator compiles on a CPU,
+# in a minute or two that a test suite does not have.
+OPTIMIZERS = {
+    "adamw": {},
+    "adamw offloaded": {"offload_optimizer": True},
+    "cpu-adam offloaded": {"optimizer": "cpu-adam", "offload_optimizer": True},
+    "sgd": {"optimizer": "sgd"},
+}
+# Rows that differ from others in what is decided or drawn alone, which happens once: one case for each is
+# enough.
+ONCE = (
+    "fixed-rank-random",
+    "llama-fixed-rank",
+    "inrank-efficient-eq7",
+    "inrank-efficient-patience",
+    "inrank-efficient-refound",
+    "inrank-efficient-paper",
+    "warm-start-budget",
+)
+FACTORS = {
+    "method": tuple(name for name in METHODS if name not in ONCE),
+    "layout": LAYOUT_NAMES,
+    "zero_stage": (1, 0, 2, 3),
+    "optimizer": tuple(OPTIMIZERS),
+    "recompute": (False, True),
+}
+HALF = {
+    **FACTORS,
+    "method": (
+        "dense",
+        "llama-relora",
+        "inrank",
+        "inrank-efficient-fisher",
+        "inrank-efficient",
+        "warm-start",
+    ),
+    "precision": ("bf16", "fp16"),
+}
+
+Case = dict[str, object]
+
+
+def changes(case: Case) -> dict[str, object]:
+    """The settings of a case, over those of its method."""
+    result = {"zero_stage": case["zero_stage"], **OPTIMIZERS[case["optimizer"]]}
+    if case["recompute"]:
+        result["recompute_granularity"] = "full"
+    if case.get("precision", "fp32") != "fp32":
+        result[case["precision"]] = True
+    return result
+
+
+def is_legal(case: Case) -> bool:
+    """Whether the project accepts the combination, which does not depend on the method."""
+    return _is_legal(case["layout"], tuple(changes(case).items()))
+
+
+@functools.cache
+def _is_legal(layout_name: str, settings: tuple) -> bool:
+    layout = LAYOUTS[layout_name]
+    config = configuration("dense", layout, **dict(settings))
+    try:
+        check(config, world_size=layout.world_size, vocab_size=VOCABULARY)
+    except UserError:
+        return False
+    return True
+
+
+def product(factors: dict[str, tuple]) -> Iterator[Case]:
+    """Every legal combination."""
+    for values in itertools.product(*factors.values()):
+        case = dict(zip(factors, values, strict=True))
+        if is_legal(case):
+            yield case
+
+
+def pairwise(factors: dict[str, tuple]) -> list[Case]:
+    """Combinations in which every two values that are legal together meet, chosen greedily."""
+    cases = list(product(factors))
+    pairs = [set(itertools.combinations(case.items(), 2)) for case in cases]
+    missing, chosen = set().union(*pairs), []
+    while missing:
+        best = max(range(len(cases)), key=lambda index: len(missing & pairs[index]))
+        missing -= pairs[best]
+        chosen.append(cases[best])
+    return chosen
+
+
+def once() -> list[Case]:
+    """One case for each row, and for the layout, that needs no more."""
+    common = {"zero_stage": 1, "optimizer": "adamw", "recompute": False}
+    cases = [{"method": name, "layout": "TP2 SP DP2", **common} for name in ONCE]
+    # Without sequence parallelism layers have other collectives: with W0, without it, dense, and LLaMA's.
+    apart = ("dense", "inrank-efficient", "llama-inrank-efficient")
+    return cases + [{"method": name, "layout": "TP2 without SP", **common} for name in apart]
+
+
+def name_of(case: Case) -> str:
+    return "/".join(
+        f"ZeRO {v}" if k == "zero_stage" else "recompute" if v is True else str(v)
+        for k, v in case.items()
+        if v is not False
+    )

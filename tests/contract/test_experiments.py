@@ -1,0 +1,84 @@
+"""The experiments measure what they say: small cases with a known answer, on one rank."""
+
+import pytest
+import torch
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.experiments.controls import noisy_gradients
+from inrank_megatron.experiments.driver import smallest_rank
+from inrank_megatron.experiments.teacher import Learned, Teacher, learn, student_config
+from tests.contract.sessions import LAYOUTS, build
+from tests.groups import join
+from tests.harness import run_ranks
+
+TEACHER = Teacher(width=48, rank=6, value=8.0, seed=1)
+
+
+@pytest.mark.parametrize(("rank", "own"), [(4, 4), (16, 15), (64, 60)])
+def test_the_criterion_on_equal_singular_values(rank, own):
+    """1 - t (256 - t) / (r (256 - r)) >= 0.9 for t values left out."""
+    left_out = rank - own
+    ratio = [1 - t * (256 - t) / (rank * (256 - rank)) for t in (left_out, left_out + 1)]
+    assert ratio[0] >= 0.9 > ratio[1]
+    assert Teacher(256, rank, 8.0, seed=0).own_rank(0.9) == own
+
+
+def test_a_rank_may_fall_when_it_is_found_anew():
+    assert smallest_rank([5.0, 4.0, 0.01, 0.01], threshold=0.9, length=64) == 2
+
+
+def test_teacher_has_the_stated_spectrum():
+    values = torch.linalg.svdvals(TEACHER.matrix)
+    torch.testing.assert_close(values[:6], torch.full((6,), 8.0))
+    assert values[6] < 1e-5
+
+
+def student(rank: int, world_size: int, steps: int, interval: int) -> Learned:
+    config = student_config(TEACHER, train_iters=steps, rank_check_interval=interval, lr=4e-3, buffer=8)
+    return learn(TEACHER, config, join(1))
+
+
+def test_a_student_finds_a_teacher_s_rank():
+    [found] = run_ranks(student, 1, 600, 300)
+    own = TEACHER.own_rank(0.9)
+    assert found.rank == found.refound == own
+    assert found.loss < 0.05 * 8**2 * 6 / 48  # of the targets' own mean square
+
+
+def test_a_training_without_a_check_is_refused():
+    assert run_ranks(refusal, 1) == ["10 steps: the first rank check comes after 300; give more --steps"]
+
+
+def refusal(rank: int, world_size: int) -> str:
+    try:
+        student(rank, world_size, 10, 300)
+    except UserError as error:
+        return str(error)
+    return "accepted"
+
+
+def noisy(rank: int, world_size: int) -> dict:
+    """Gradients of one batch as they are and as noise, of the same weights."""
+    session = build("inrank", LAYOUTS["TP1 DP1"]).start()
+    model, seen = session.engine.model, []
+    for prepare in (lambda engine: None, noisy_gradients):
+        prepare(session.engine)
+        model.zero_grad()
+        sum(session.engine.loss(model, batch) for batch in session.batch(0)).backward()
+        seen.append({name: p.grad.clone() for name, p in session.engine.parameters() if p.grad is not None})
+    active = {name: layer.active for name, layer in session.engine.layers.items()}
+    return {"plain": seen[0], "noise": seen[1], "active": active}
+
+
+def test_noise_has_each_gradient_s_norm_and_leaves_idle_columns_alone():
+    [found] = run_ranks(noisy, 1)
+    assert found["plain"], "this way of taking gradients sees none"
+    for name, plain in found["plain"].items():
+        noise = found["noise"][name]
+        assert noise.norm().item() == pytest.approx(plain.norm().item(), rel=1e-4), name
+        if plain.norm() > 0:
+            cosine = (plain * noise).sum() / (plain.norm() * noise.norm())
+            assert abs(cosine) < 5 / plain.numel() ** 0.5 + 0.05, name
+    for layer, k in found["active"].items():
+        assert not found["noise"][f"{layer}.V"][k:].any()
+        assert found["noise"][f"{layer}.V"][:k].any()

@@ -1,0 +1,111 @@
+"""What ranks hold in common is compared to the bit: real trainings pass, a planted difference is named."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from inrank_megatron.engine.replicas import check_replicas
+from inrank_megatron.errors import UserError
+from tests.contract.sessions import CHECK, LAYOUTS, Layout, Session, build
+from tests.harness import run_ranks
+
+LAYER = "decoder.layers.1.mlp.linear_fc2"
+NORM = "decoder.layers.0.input_layernorm.weight"
+
+
+def parameter(name: str) -> Callable[[Session], torch.Tensor]:
+    return lambda session: session.engine.model.get_parameter(name).data
+
+
+TENSORS = {
+    NORM: parameter(NORM),
+    f"{LAYER}.U": parameter(f"{LAYER}.U"),
+    f"{LAYER}.weight": parameter(f"{LAYER}.weight"),
+    f"{LAYER}.V0": lambda session: session.engine.initial[LAYER][1],
+}
+
+
+@contextmanager
+def planted(tensor: torch.Tensor | None) -> Iterator[None]:
+    """Two entries of ``tensor`` that differ change places for a while; None: nothing happens."""
+    if tensor is None:
+        yield
+        return
+    whole = tensor.clone()
+    flat = tensor.view(-1)
+    other = int((flat != flat[0]).nonzero()[0]) if (flat != flat[0]).any() else None
+    if other is None:  # a norm that has not been trained is all ones
+        flat[0] += 1
+    else:
+        flat[[0, other]] = flat[[other, 0]]
+    yield
+    tensor.copy_(whole)
+
+
+def verdict(session: Session) -> str:
+    try:
+        check_replicas(session.engine, step=session.step, last_good=CHECK)
+    except UserError as error:
+        return str(error)
+    return "equal"
+
+
+def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int) -> dict[str, str]:
+    """What each rank says of a trained model: as it is, and with a difference planted on one rank."""
+    session = build("inrank", layout).start().train(CHECK + 1)
+    said = {"trained": verdict(session)}
+    for name, find in TENSORS.items():
+        with planted(find(session) if rank == odd_rank else None):
+            said[name] = verdict(session)
+    session.engine.ranks[LAYER] += rank == odd_rank
+    said[f"the rank of {LAYER}"] = verdict(session)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("layout", "odd_rank", "named"),
+    [
+        ("DP2", 1, {"common": "ranks 0, 1 differ", "shard": "ranks 0, 1 differ"}),
+        ("TP2 SP DP2", 2, {"common": "rank 2 differs", "shard": "ranks 0, 2 differ"}),
+    ],
+)
+def test_a_planted_difference_is_named_on_every_rank(layout, odd_rank, named):
+    layout = LAYOUTS[layout]
+    first, *others = run_ranks(verdicts, layout.world_size, layout, odd_rank)
+    assert all(said == first for said in others)
+    assert first.pop("trained") == "equal"
+    for name, message in first.items():
+        common = name == NORM or name.startswith("the rank of")
+        assert message.startswith(f"{name}: {named['common' if common else 'shard']} after step {CHECK + 1}")
+
+
+def test_tensor_parallel_ranks_without_replicas_share_the_uncut_tensors():
+    said = run_ranks(verdicts, 2, LAYOUTS["TP2 SP"], 0)[1]
+    assert said[NORM].startswith(f"{NORM}: ranks 0, 1 differ")
+    assert {said[name] for name in TENSORS if name != NORM} == {"equal"}, "no other rank has these"
+
+
+def both_phases(rank: int, world_size: int, name: str, layout: Layout, settings: dict) -> list[str]:
+    session = build(name, layout, switch=CHECK + 2, **settings).start()
+    said = [verdict(session)]
+    for steps in (CHECK - 1, 2, 3):
+        said.append(verdict(session.train(steps)))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "settings"),
+    [
+        ("inrank-efficient-attention", "TP2 SP DP2", {"bf16": True}),
+        ("inrank-efficient", "TP2 without SP", {}),
+        ("inrank-efficient", "TP2 SP DP2", {"zero_stage": 3}),
+        ("relora", "DP2", {}),
+    ],
+)
+def test_trainings_stay_equal(name, layout, settings):
+    """At the start, before and after growth, after the switch or restart: no difference is ever found."""
+    layout = LAYOUTS[layout]
+    for said in run_ranks(both_phases, layout.world_size, name, layout, settings):
+        assert said == ["equal"] * 4

@@ -1,0 +1,86 @@
+"""Which checkpoint a run may start from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.config import Config, from_flat, replace, to_yaml
+from inrank_megatron.errors import UserError
+from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A dense run with checkpoints of steps 2 and 4, of which nothing but the folders is looked at."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.yaml").write_text(to_yaml(from_flat({"model_preset": "tiny", "train_iters": 4})))
+    for step in (2, 4):
+        save(path, step)
+    return path
+
+
+def save(run: Path, step: int, factors: dict | None = None) -> Path:
+    writer = CheckpointWriter(run / "checkpoints", step)
+    writer.add("w", torch.ones(3))
+    writer.add("w.exp_avg", torch.ones(3))
+    return writer.publish({"step": step, "engine": {"factors": factors or {}}})
+
+
+def config_of(path: Path, **changes) -> Config:
+    flat = {"model_preset": "tiny", "train_iters": 9, "method": "relora", "rank": 4, **changes}
+    return from_flat({**flat, "pretrained_checkpoint": str(path)})
+
+
+def test_the_newest_whole_checkpoint_of_a_run(run):
+    folder, notes = choose_pretrained(config_of(run))
+    assert folder == run / "checkpoints" / "step_00000004"
+    assert notes == [f"starts from the weights of {folder}, step 4 of method dense"]
+    (folder / "index.json").write_text("{}")
+    folder, notes = choose_pretrained(config_of(run))
+    assert folder == run / "checkpoints" / "step_00000002"
+    assert len(notes) == 2 and notes[0].startswith("skipped a broken checkpoint")
+
+
+def test_a_checkpoint_itself(run):
+    older = run / "checkpoints" / "step_00000002"
+    folder, _ = choose_pretrained(config_of(older))
+    assert folder == older
+    weights = read_pretrained(folder, config_of(older))
+    assert torch.equal(weights("w", (3,)), torch.ones(3))
+    weights.account({"w": (3,)})  # a moment is no weight
+    with pytest.raises(UserError, match=r"model: 1 \(w is \[3\] there, \[4\] here"):
+        weights.account({"w": (4,)})
+
+
+def refuse(config: Config, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        choose_pretrained(config)
+    message = str(caught.value)
+    assert message.startswith("pretrained_checkpoint") and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_what_is_no_dense_run_is_refused(run, tmp_path):
+    refuse(config_of(tmp_path / "absent"), "there is no such folder")
+    refuse(config_of(tmp_path), "no run folder")
+    last = run / "checkpoints" / "step_00000004"
+    (last / "state.json").unlink()
+    refuse(config_of(last), "missing, truncated or altered")
+    (run / "checkpoints" / "step_00000002" / "manifest.json").unlink()
+    refuse(config_of(run), "none of its checkpoints is whole")
+    save(run, 6, factors={"decoder.layers.0.mlp.linear_fc1": {}})
+    refuse(config_of(run), "holds factors U, V of 1 linears", "name a run of method dense")
+
+
+def test_the_same_shapes_may_be_another_function(run):
+    refuse(config_of(run, num_attention_heads=2), "num_attention_heads 4 there, 2 here")
+    refuse(config_of(run, norm_epsilon=1e-6), "norm_epsilon 1e-05 there, 1e-06 here")
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(run):
+    config = replace(config_of(run), seed=3)
+    with pytest.raises(UserError, match="cannot be read on every rank"):
+        read_pretrained(run / "checkpoints" / "step_00000099", config)

@@ -1,0 +1,60 @@
+"""Ranks, spectra and cost of a run's factorised linears, beside the ranks of untrained factors.
+
+Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder or of one checkpoint in it;
+``python tools/inspect_ranks.py --untrained``, the ranks that the criterion of InRank's released code finds
+without any data (the paper's table 3). One process, no GPU.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from inrank_megatron.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Print; the exit status is 0, or 1 after one line about what the user can mend."""
+    options = parse(argv)
+    # Imported here: torch takes seconds, --help should not.
+    from inrank_megatron.inspection.command import print_run, print_untrained
+
+    try:
+        if options.untrained:
+            print_untrained(options.hidden_size, options.threshold, as_json=options.json)
+        else:
+            print_run(Path(options.run), leading=options.leading, as_json=options.json, png=options.png)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; a run folder and ``--untrained`` exclude each other, and one of them is needed."""
+    parser = argparse.ArgumentParser(prog="inspect_ranks.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", nargs="?", help="run folder, or a checkpoint in it")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra")
+    parser.add_argument(
+        "--leading", type=int, default=3, metavar="N", help="singular values in the table [3]; JSON has all"
+    )
+    parser.add_argument("--untrained", action="store_true", help="no run: untrained factors of some widths")
+    parser.add_argument(
+        "--hidden-size", type=int, nargs="+", metavar="N", help="widths of --untrained [768 1024 1280]"
+    )
+    parser.add_argument(
+        "--threshold", type=float, nargs="+", metavar="A", help="thresholds of --untrained [0.8 0.85 0.9]"
+    )
+    options = parser.parse_args(argv)
+    if (options.run is None) != options.untrained:
+        parser.error("give a run folder, or --untrained")
+    if options.untrained and options.png:
+        parser.error("--png draws a run; leave it out with --untrained")
+    if options.run and (options.hidden_size or options.threshold):
+        parser.error("--hidden-size and --threshold belong to --untrained; a run has its own")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
