@@ -6,16 +6,20 @@ import sys
 import warnings
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 NOTES = {
     "teacher": "does InRank find the rank of a linear teacher?",
     "controls": "do learned ranks come from the data, or from settings?",
 }
+COMPARE = "which method learns most, at equal steps and at equal operations?"
 
 
 def main(argv: list[str]) -> None:
     """Run one experiment on one process and print its rows. Raises UserError for what a user can mend."""
     options = _parse(argv)
+    if options.what == "compare":
+        return _compare(options)
     # Imported here: Megatron-Core and DeepSpeed take seconds, --help and mistakes should not.
     from inrank_megatron.platform import backend, prepare_process
 
@@ -35,6 +39,29 @@ def main(argv: list[str]) -> None:
         _print_table(f"{options.what}: {NOTES[options.what]}", rows)
 
 
+def _compare(options: argparse.Namespace) -> None:
+    """The runs are processes of their own; this one only starts them and reads what they leave."""
+    from inrank_megatron.experiments.arms import ARMS
+    from inrank_megatron.experiments.compare import Study, measure
+
+    study = Study(
+        output=Path(options.output),
+        flags=tuple(options.flags),
+        rates=tuple(options.rates),
+        seeds=tuple(options.seeds),
+        budget=options.budget,
+        jobs=options.jobs,
+        tell=partial(print, file=sys.stderr, flush=True),
+    )
+    tables = measure(study, options.only or list(ARMS), equal_flops=options.equal_flops)
+    if options.json:
+        print(json.dumps(tables, indent=1))
+        return
+    for title, rows in tables.items():
+        if rows:
+            _print_table(f"{title}:", rows)
+
+
 def _print_table(title: str, rows: list[dict]) -> None:
     """Markdown, so that a table can stand in a document as it is printed."""
     heads = [head.replace("_", " ") for head in rows[0]]
@@ -48,7 +75,9 @@ def _text(value) -> str:
         return " ".join(map(_text, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -60,4 +89,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
         command.add_argument("--steps", type=int, help="steps of each training, at least one check's")
         command.add_argument("--only", nargs="+", metavar="NAME", help="these rows' variants, by name [all]")
+    _add_compare(commands)
     return parser.parse_args(argv)
+
+
+def _add_compare(commands) -> None:
+    command = commands.add_parser("compare", help=COMPARE, description=COMPARE, allow_abbrev=False)
+    command.add_argument("--output", required=True, metavar="DIR", help="folder of the run folders")
+    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    command.add_argument("--rates", type=float, nargs="+", default=rates, help=f"learning rates {rates}")
+    command.add_argument("--budget", type=float, default=0.3, help="parameter budget of some arms [0.3]")
+    command.add_argument("--only", nargs="+", metavar="ARM", help="these arms, by name [all]")
+    command.add_argument("--equal-flops", action="store_true", help="also as many steps as dense's FLOPs buy")
+    command.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; 0: only print what is there [1]"
+    )
+    command.add_argument("flags", nargs="+", help="after --: the launcher's flags for every run")

@@ -1,0 +1,112 @@
+"""The methods that are compared, and what is pure about comparing them: rates, sizes, equal operations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+FIRST = "InRank-Efficient, grown"
+"""The arm whose ranks size the arms that are compared at "the found rank"."""
+
+# In the order in which they run. {found} is the mean rank that FIRST came to, rounded up, {found_share} the
+# same as a parameter budget; {rank} and {budget} are given, {switch} is a quarter of the steps, {warmup} a
+# fortieth.
+ARMS = {
+    "dense": "--method dense",
+    FIRST: "--inrank --switch-iters {switch} --final-ranks grown",
+    "fixed rank, random, found rank": "--method fixed-rank --rank {found} --factor-init random",
+    "InRank-Efficient, output, found size": (
+        "--inrank --switch-iters {switch} --final-ranks output --parameter-budget {found_share}"
+    ),
+    "InRank-Efficient, output, budget": (
+        "--inrank --switch-iters {switch} --final-ranks output --parameter-budget {budget}"
+    ),
+    "warm start, budget": "--method warm-start --switch-iters {switch} --parameter-budget {budget}",
+    "fixed rank, random, budget": "--method fixed-rank --rank {rank} --factor-init random",
+    "InRank-Efficient, refound": "--inrank --switch-iters {switch} --final-ranks refound",
+    "warm start, found size": "--method warm-start --switch-iters {switch} --parameter-budget {found_share}",
+    "fixed rank, spectral, found rank": "--method fixed-rank --rank {found} --factor-init spectral",
+    "InRank": "--method inrank",
+    "LoRA, budget": "--method lora --rank {rank}",
+    "ReLoRA, budget": (
+        "--method relora --rank {rank} --relora-interval {switch} --relora-warmup-iters {warmup}"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """``rank`` of every factorised linear, and these factors over the dense linears (``share``)."""
+
+    rank: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one finished run left.
+
+    Attributes:
+        valid, test: perplexity a token.
+        size: mean rank and share at the end; None: dense linears.
+        parameters: at the end, frozen ones included.
+        flops: of training. seconds: of training without evaluations at the end.
+    """
+
+    valid: float
+    test: float
+    size: Size | None
+    parameters: int
+    flops: float
+    seconds: float
+
+
+def flags(arm: str, *, steps: int, found: Size | None, budget: Size) -> list[str] | None:
+    """The launcher's flags of an arm; None as long as it lacks the size that InRank finds."""
+    if found is None and "{found" in ARMS[arm]:
+        return None
+    return (
+        ARMS[arm]
+        .format(
+            switch=max(1, steps // 4),
+            warmup=max(1, steps // 40),
+            found=found and math.ceil(found.rank - 1e-9),
+            # A budget counts whole parameters, rounded down: a little more than the share, not less.
+            found_share=found and f"{found.share + 1e-6:.6f}",
+            rank=int(budget.rank),
+            budget=f"{budget.share:g}",
+        )
+        .split()
+    )
+
+
+def best_rate(by_rate: Mapping[float, Result | None]) -> float | None:
+    """The rate of the lowest validation perplexity; a run that failed (None) has none."""
+    ended = {rate: result.valid for rate, result in by_rate.items() if result is not None}
+    return min(ended, key=ended.__getitem__, default=None)
+
+
+def equal_flops_steps(steps: int, *, dense: Result, arm: Result) -> int:
+    """The steps in which an arm does the operations of the dense run of ``steps``."""
+    return max(1, round(steps * dense.flops / arm.flops))
+
+
+def row(arm: str, rate: float, results: Sequence[Result], *, dense: Result, edge: bool, steps: int) -> dict:
+    """A table row: means over the seeds, and the standard deviation of the test perplexity.
+
+    ``edge``: the rate is the smallest or the largest that was tried.
+    """
+    tests = [result.test for result in results]
+    sizes = [result.size for result in results if result.size]
+    return {
+        "arm": arm,
+        "steps": steps,
+        "lr": f"{rate:g}" + (" (edge)" if edge else ""),
+        "test_perplexity": [round(test, 2) for test in tests],
+        "mean": round(fmean(tests), 2),
+        "deviation": round(stdev(tests), 2) if len(tests) > 1 else None,
+        "rank": round(fmean(size.rank for size in sizes), 1) if sizes else None,
+        "parameters": round(fmean(result.parameters for result in results)),
+        "FLOPs_over_dense": round(fmean(result.flops for result in results) / dense.flops, 3),
+        "seconds": round(fmean(result.seconds for result in results)),
+    }

@@ -1,0 +1,223 @@
+"""All methods against one another: real runs of the launcher, each method at its best learning rate.
+
+Every run is a process of its own with a run folder under the output folder. A run that has finished is not
+run again, so the grid can be stopped, continued, and read at any time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from inrank_megatron.cli import parse
+from inrank_megatron.config import Config, from_flat
+from inrank_megatron.errors import UserError
+from inrank_megatron.experiments.arms import (
+    ARMS,
+    FIRST,
+    Result,
+    Size,
+    best_rate,
+    equal_flops_steps,
+    flags,
+    row,
+)
+from inrank_megatron.reporting.run import Run, read_run
+from inrank_megatron.shapes import linear_shapes
+
+SETTINGS = "compare.json"
+LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison: where, at which rates and seeds, and with which of the launcher's flags.
+
+    Args:
+        flags: of every run. budget: share of the dense linears' parameters for the arms that are given one.
+        jobs: runs at a time; 0: read what is there.
+    """
+
+    output: Path
+    flags: tuple[str, ...]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    budget: float
+    jobs: int
+    tell: Callable[[str], None]
+
+    @property
+    def config(self) -> Config:
+        return parse(self.flags, world_size=1).config
+
+    def folder(self, arm: str, *, rate: float, seed: int, steps: int) -> Path:
+        name = arm.replace(", ", "-").replace(" ", "_")
+        return self.output / name / f"lr{rate:g}-seed{seed}-steps{steps}"
+
+
+def measure(study: Study, arms: Sequence[str], *, equal_flops: bool) -> dict[str, list[dict]]:
+    """Run what is missing of ``arms``; rows at equal steps, and at equal operations if asked for.
+
+    Raises:
+        UserError: the output folder holds runs of other flags, or the flags are wrong.
+    """
+    for arm in arms:
+        if arm not in ARMS:
+            raise UserError(f"--only {arm!r}: there is no such arm; the names are {list(ARMS)}")
+    steps = study.config.training.train_iters
+    _same_flags(study)
+    wanted = [arm for arm in ARMS if arm in {"dense", FIRST, *arms}]
+    rates: dict[str, float] = {}
+    for arm in wanted:
+        rate = _tune(study, arm, steps)
+        if rate is not None:
+            rates[arm] = rate
+            _run_all(study, [(arm, rate, seed, steps) for seed in study.seeds])
+    chosen = {arm: (rate, steps) for arm, rate in rates.items() if arm in arms}
+    tables = {"equal steps": _rows(study, chosen, steps)}
+    if equal_flops:
+        longer = {arm: (rate, _longer(study, arm, rates, steps)) for arm, (rate, _) in chosen.items()}
+        _run_all(study, [(arm, rate, s, n) for arm, (rate, n) in longer.items() for s in study.seeds])
+        tables["equal FLOPs"] = _rows(study, longer, steps)
+    return tables
+
+
+def _same_flags(study: Study) -> None:
+    path, now = study.output / SETTINGS, {"flags": list(study.flags), "budget": study.budget}
+    if not path.exists():
+        study.output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=1), encoding="utf-8")
+    elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
+        raise UserError(f"{study.output} holds runs of {before}, not of {now}: give another --output")
+
+
+def _tune(study: Study, arm: str, steps: int) -> float | None:
+    """The rate of the best validation perplexity with the first seed; None: some still go, or all failed."""
+    seed = study.seeds[0]
+    _run_all(study, [(arm, rate, seed, steps) for rate in study.rates])
+    folders = {rate: study.folder(arm, rate=rate, seed=seed, steps=steps) for rate in study.rates}
+    if not all(_ended(folder) for folder in folders.values()):
+        return None
+    return best_rate({rate: read_result(folder) for rate, folder in folders.items()})
+
+
+def _longer(study: Study, arm: str, rates: dict[str, float], steps: int) -> int:
+    """The arm's steps that cost what dense's do, judged by the first seed's runs."""
+    seed = study.seeds[0]
+    dense, own = (
+        read_result(study.folder(name, rate=rates[name], seed=seed, steps=steps)) for name in ("dense", arm)
+    )
+    return equal_flops_steps(steps, dense=dense, arm=own)
+
+
+def _rows(study: Study, chosen: dict[str, tuple[float, int]], steps: int) -> list[dict]:
+    """A row for each arm of which at least one seed has finished."""
+    dense, rows = _any_dense(study, steps), []
+    for arm, (rate, own_steps) in chosen.items():
+        folders = [study.folder(arm, rate=rate, seed=seed, steps=own_steps) for seed in study.seeds]
+        results = [result for folder in folders if (result := read_result(folder))]
+        if results and dense:
+            edge = rate in (min(study.rates), max(study.rates))
+            rows.append(row(arm, rate, results, dense=dense, edge=edge, steps=own_steps))
+    return rows
+
+
+def _any_dense(study: Study, steps: int) -> Result | None:
+    """A dense run: what it costs does not depend on its rate."""
+    results = (
+        read_result(study.folder("dense", rate=r, seed=study.seeds[0], steps=steps)) for r in study.rates
+    )
+    return next(filter(None, results), None)
+
+
+def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
+    """Run those of (arm, rate, seed, steps) that have not ended, ``jobs`` at a time."""
+    if study.jobs:
+        with ThreadPoolExecutor(study.jobs) as pool:
+            list(pool.map(lambda run: _run(study, *run), runs))
+
+
+def _run(study: Study, arm: str, rate: float, seed: int, steps: int) -> None:
+    folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
+    own = flags(arm, steps=steps, found=_found(study), budget=_budget(study))
+    if _ended(folder) or own is None:
+        return
+    study.tell(f"{folder.relative_to(study.output)} ...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    last = ["--lr", f"{rate:g}", "--seed", str(seed), "--train-iters", str(steps), "--save", str(folder)]
+    with _log(folder).open("w", encoding="utf-8") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", LAUNCHER, *study.flags, *own, *last, "--resume", "auto"],
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+        log.write(f"exit status {ended.returncode}\n")
+    if ended.returncode:
+        study.tell(f"failed with status {ended.returncode}: see {_log(folder)}")
+
+
+def _log(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")
+
+
+def _ended(folder: Path) -> bool:
+    """Whether a run has finished, or has failed by itself: a rate can be too high for a method."""
+    if read_result(folder) is not None:
+        return True
+    log = _log(folder)
+    return log.exists() and log.read_text(encoding="utf-8").endswith("exit status 1\n")
+
+
+def read_result(folder: Path) -> Result | None:
+    """What a run left; None if it has not finished."""
+    if not (folder / "summary.json").exists():
+        return None
+    run = read_run(folder)
+    if not run.summary.get("finished"):
+        return None
+    found = run.summary["parameters"]
+    return Result(
+        valid=run.last_evaluation("valid")["perplexity"],
+        test=run.last_evaluation("test")["perplexity"],
+        size=_size(run),
+        parameters=next(filter(None, (found[name] for name in ("phase_2", "phase_1", "dense")))),
+        flops=sum(_flops(record) for record in run.train) * run.train[0]["tokens"],
+        seconds=run.train[-1]["elapsed_seconds"],
+    )
+
+
+def _flops(record: dict) -> float:
+    """Operations of one token at that step."""
+    return 1e12 * record["tflops_per_second"] / record["tokens_per_second"]
+
+
+def _size(run: Run) -> Size | None:
+    rank, found = run.train[-1]["mean_rank"], run.summary["parameters"]
+    if rank is None or found["phase_2"] is None:
+        return rank and Size(rank, share=float("nan"))
+    saved = found["dense"] - found["phase_2"]
+    return Size(rank, share=1 - saved / _dense_linears(run.settings))
+
+
+def _dense_linears(settings: dict) -> int:
+    return sum(out * inp for out, inp in linear_shapes(from_flat(settings)).values())
+
+
+def _budget(study: Study) -> Size:
+    """The largest rank that all linears can have within the budget."""
+    shapes = linear_shapes(study.config).values()
+    column = sum(out + inp for out, inp in shapes)
+    return Size(study.budget * sum(out * inp for out, inp in shapes) // column, study.budget)
+
+
+def _found(study: Study) -> Size | None:
+    """What InRank-Efficient comes to with the first seed, at its best rate; None: not known yet."""
+    steps, seed = study.config.training.train_iters, study.seeds[0]
+    by_rate = {r: read_result(study.folder(FIRST, rate=r, seed=seed, steps=steps)) for r in study.rates}
+    if not all(_ended(study.folder(FIRST, rate=r, seed=seed, steps=steps)) for r in study.rates):
+        return None
+    rate = best_rate(by_rate)
+    return by_rate[rate].size if rate is not None else None
