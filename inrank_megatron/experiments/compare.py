@@ -79,7 +79,7 @@ def measure(study: Study, arms: Sequence[str], *, equal_flops: bool) -> dict[str
             _run_all(study, [(arm, rate, seed, steps) for seed in study.seeds])
     chosen = {arm: (rate, steps) for arm, rate in rates.items() if arm in arms}
     tables = {"equal steps": _rows(study, chosen, steps)}
-    if equal_flops:
+    if equal_flops and "dense" in rates:
         longer = {arm: (rate, _longer(study, arm, rates, steps)) for arm, (rate, _) in chosen.items()}
         _run_all(study, [(arm, rate, s, n) for arm, (rate, n) in longer.items() for s in study.seeds])
         tables["equal FLOPs"] = _rows(study, longer, steps)
