@@ -86,22 +86,30 @@ def best_rate(by_rate: Mapping[float, Result | None]) -> float | None:
     return min(ended, key=ended.__getitem__, default=None)
 
 
+def missing_rates(given: Sequence[float], tried: Mapping[float, Result | None]) -> list[float]:
+    """The rates to try next: those given, then one beyond an edge as long as the best lies there."""
+    if missing := [rate for rate in given if rate not in tried]:
+        return missing
+    best = best_rate(tried)
+    if best is None or len(tried) < 2:
+        return []
+    beyond = {min(tried): best / 2, max(tried): best * 2}
+    return [beyond[best]] if best in beyond else []
+
+
 def equal_flops_steps(steps: int, *, dense: Result, arm: Result) -> int:
     """The steps in which an arm does the operations of the dense run of ``steps``."""
     return max(1, round(steps * dense.flops / arm.flops))
 
 
-def row(arm: str, rate: float, results: Sequence[Result], *, dense: Result, edge: bool, steps: int) -> dict:
-    """A table row: means over the seeds, and the standard deviation of the test perplexity.
-
-    ``edge``: the rate is the smallest or the largest that was tried.
-    """
+def row(arm: str, rate: float, results: Sequence[Result], *, dense: Result, steps: int) -> dict:
+    """A table row: means over the seeds, and the standard deviation of the test perplexity."""
     tests = [result.test for result in results]
     sizes = [result.size for result in results if result.size]
     return {
         "arm": arm,
         "steps": steps,
-        "lr": f"{rate:g}" + (" (edge)" if edge else ""),
+        "lr": rate,
         "test_perplexity": [round(test, 2) for test in tests],
         "mean": round(fmean(tests), 2),
         "deviation": round(stdev(tests), 2) if len(tests) > 1 else None,

@@ -24,6 +24,7 @@ from inrank_megatron.experiments.arms import (
     best_rate,
     equal_flops_steps,
     flags,
+    missing_rates,
     row,
 )
 from inrank_megatron.reporting.run import Run, read_run
@@ -96,13 +97,28 @@ def _same_flags(study: Study) -> None:
 
 
 def _tune(study: Study, arm: str, steps: int) -> float | None:
-    """The rate of the best validation perplexity with the first seed; None: some still go, or all failed."""
+    """Run what an arm's rate is chosen from. The rate as for `_choice`."""
+    while study.jobs and (missing := missing_rates(study.rates, _tried(study, arm, steps))):
+        before = len(_tried(study, arm, steps))
+        _run_all(study, [(arm, rate, study.seeds[0], steps) for rate in missing])
+        if len(_tried(study, arm, steps)) == before:
+            break  # the arm still waits for its size, or its runs are stopped from outside
+    return _choice(study, arm, steps)
+
+
+def _tried(study: Study, arm: str, steps: int) -> dict[float, Result | None]:
+    """What came of each rate that was tried with the first seed; None: the run failed."""
     seed = study.seeds[0]
-    _run_all(study, [(arm, rate, seed, steps) for rate in study.rates])
-    folders = {rate: study.folder(arm, rate=rate, seed=seed, steps=steps) for rate in study.rates}
-    if not all(_ended(folder) for folder in folders.values()):
-        return None
-    return best_rate({rate: read_result(folder) for rate, folder in folders.items()})
+    pattern = study.folder(arm, rate=0, seed=seed, steps=steps).name.replace("lr0-", "lr*-", 1)
+    parent = study.folder(arm, rate=0, seed=seed, steps=steps).parent
+    folders = {float(path.name[2:].split("-seed")[0]): path for path in parent.glob(pattern)}
+    return {rate: read_result(path) for rate, path in folders.items() if _ended(path)}
+
+
+def _choice(study: Study, arm: str, steps: int) -> float | None:
+    """The rate of the best validation perplexity with the first seed; None: runs miss or all failed."""
+    tried = _tried(study, arm, steps)
+    return None if missing_rates(study.rates, tried) else best_rate(tried)
 
 
 def _longer(study: Study, arm: str, rates: dict[str, float], steps: int) -> int:
@@ -121,8 +137,7 @@ def _rows(study: Study, chosen: dict[str, tuple[float, int]], steps: int) -> lis
         folders = [study.folder(arm, rate=rate, seed=seed, steps=own_steps) for seed in study.seeds]
         results = [result for folder in folders if (result := read_result(folder))]
         if results and dense:
-            edge = rate in (min(study.rates), max(study.rates))
-            rows.append(row(arm, rate, results, dense=dense, edge=edge, steps=own_steps))
+            rows.append(row(arm, rate, results, dense=dense, steps=own_steps))
     return rows
 
 
@@ -215,9 +230,8 @@ def _budget(study: Study) -> Size:
 
 def _found(study: Study) -> Size | None:
     """What InRank-Efficient comes to with the first seed, at its best rate; None: not known yet."""
-    steps, seed = study.config.training.train_iters, study.seeds[0]
-    by_rate = {r: read_result(study.folder(FIRST, rate=r, seed=seed, steps=steps)) for r in study.rates}
-    if not all(_ended(study.folder(FIRST, rate=r, seed=seed, steps=steps)) for r in study.rates):
+    steps = study.config.training.train_iters
+    rate = _choice(study, FIRST, steps)
+    if rate is None:
         return None
-    rate = best_rate(by_rate)
-    return by_rate[rate].size if rate is not None else None
+    return read_result(study.folder(FIRST, rate=rate, seed=study.seeds[0], steps=steps)).size

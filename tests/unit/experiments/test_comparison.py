@@ -17,6 +17,7 @@ from inrank_megatron.experiments.arms import (
     best_rate,
     equal_flops_steps,
     flags,
+    missing_rates,
     row,
 )
 
@@ -32,6 +33,16 @@ def test_rate_is_chosen_on_validation_and_failed_runs_have_none():
     by_rate = {1e-3: result(9.0, test=5.0), 2e-3: result(8.0, test=6.0), 4e-3: None}
     assert best_rate(by_rate) == 2e-3
     assert best_rate({1e-3: None}) is None
+
+
+def test_rates_go_on_beyond_an_edge_until_the_best_lies_inside():
+    tried = {1e-3: result(9.0), 2e-3: result(8.0)}
+    assert missing_rates([1e-3, 2e-3, 4e-3], tried) == [4e-3]
+    assert missing_rates([1e-3, 2e-3], tried) == [4e-3]
+    assert missing_rates([1e-3, 2e-3], tried | {4e-3: result(8.5)}) == []
+    assert missing_rates([1e-3, 2e-3], tried | {4e-3: None}) == []
+    assert missing_rates([1e-3, 2e-3], {1e-3: result(7.0), 2e-3: result(8.0)}) == [5e-4]
+    assert missing_rates([1e-3], {1e-3: result()}) == []
 
 
 def test_arms_wait_for_the_found_size_and_then_have_at_least_it():
@@ -61,11 +72,11 @@ def test_row_has_mean_and_sample_deviation():
     results = [
         result(test=t, flops=50.0, size=Size(r, 0.1)) for t, r in ((10.0, 11.0), (12.0, 12.0), (14.0, 13.0))
     ]
-    found = row(FIRST, 2e-3, results, dense=result(), edge=False, steps=7)
+    found = row(FIRST, 2e-3, results, dense=result(), steps=7)
     assert (found["mean"], found["deviation"], found["rank"]) == (12.0, 2.0, 12.0)
-    assert (found["FLOPs_over_dense"], found["lr"], found["steps"]) == (0.5, "0.002", 7)
-    one = row("dense", 1e-3, results[:1], dense=result(), edge=True, steps=7)
-    assert one["deviation"] is None and one["lr"] == "0.001 (edge)"
+    assert (found["FLOPs_over_dense"], found["lr"], found["steps"]) == (0.5, 0.002, 7)
+    one = row("dense", 1e-3, results[:1], dense=result(), steps=7)
+    assert one["deviation"] is None
 
 
 def study(output: Path, *, extra=(), jobs=0) -> compare.Study:
@@ -109,18 +120,18 @@ def test_what_finished_runs_left(tmp_path):
 def test_finished_runs_make_a_table_and_are_not_run_again(tmp_path, capsys):
     plan = study(tmp_path, jobs=1)
     for arm in ("dense", FIRST):
-        for rate, seed in ((1e-3, 1), (2e-3, 1), (2e-3, 2)):
-            leave(plan, arm, rate=rate, seed=seed, valid=20 - 1000 * rate, test=30 + seed)
+        for rate, seed in ((1e-3, 1), (2e-3, 1), (4e-3, 1), (2e-3, 2)):
+            leave(plan, arm, rate=rate, seed=seed, valid=abs(rate - 2e-3), test=30 + seed)
     (tables,) = compare.measure(plan, ["dense", FIRST], equal_flops=False).values()
     assert [row["arm"] for row in tables] == ["dense", FIRST]
-    assert all(row["test_perplexity"] == [31, 32] and row["lr"] == "0.002 (edge)" for row in tables)
+    assert all(row["test_perplexity"] == [31, 32] and row["lr"] == 2e-3 for row in tables)
     assert capsys.readouterr().out == ""
 
 
 def test_half_a_grid_is_a_table_of_the_arms_whose_rate_is_known(tmp_path):
     plan = study(tmp_path)
-    for rate in plan.rates:
-        leave(plan, "dense", rate=rate, seed=1, valid=1.0, test=2.0)
+    for rate in (*plan.rates, 4e-3):
+        leave(plan, "dense", rate=rate, seed=1, valid=abs(rate - 2e-3), test=2.0)
     leave(plan, FIRST, rate=1e-3, seed=1, valid=1.0, test=2.0)
     tables = compare.measure(plan, list(ARMS), equal_flops=True)
     assert [row["arm"] for row in tables["equal steps"]] == ["dense"]
