@@ -26,6 +26,13 @@ ARMS = {
     "InRank-Efficient, refound": "--inrank --switch-iters {switch} --final-ranks refound",
     "warm start, found size": "--method warm-start --switch-iters {switch} --parameter-budget {found_share}",
     "fixed rank, spectral, found rank": "--method fixed-rank --rank {found} --factor-init spectral",
+    "InRank-Efficient, output, budget, factors x2": (
+        "--inrank --switch-iters {switch} --final-ranks output --parameter-budget {budget}"
+        " --factor-lr-multiplier 2"
+    ),
+    "fixed rank, random, budget, factors x2": (
+        "--method fixed-rank --rank {rank} --factor-init random --factor-lr-multiplier 2"
+    ),
     "InRank": "--method inrank",
     "LoRA, budget": "--method lora --rank {rank}",
     "ReLoRA, budget": (
