@@ -26,13 +26,6 @@ ARMS = {
     "InRank-Efficient, refound": "--inrank --switch-iters {switch} --final-ranks refound",
     "warm start, found size": "--method warm-start --switch-iters {switch} --parameter-budget {found_share}",
     "fixed rank, spectral, found rank": "--method fixed-rank --rank {found} --factor-init spectral",
-    "InRank-Efficient, output, budget, factors x2": (
-        "--inrank --switch-iters {switch} --final-ranks output --parameter-budget {budget}"
-        " --factor-lr-multiplier 2"
-    ),
-    "fixed rank, random, budget, factors x2": (
-        "--method fixed-rank --rank {rank} --factor-init random --factor-lr-multiplier 2"
-    ),
     "InRank": "--method inrank",
     "LoRA, budget": "--method lora --rank {rank}",
     "ReLoRA, budget": (
@@ -68,11 +61,16 @@ class Result:
     seconds: float
 
 
-def flags(arm: str, *, steps: int, found: Size | None, budget: Size) -> list[str] | None:
-    """The launcher's flags of an arm; None as long as it lacks the size that InRank finds."""
+def flags(
+    arm: str, *, steps: int, found: Size | None, budget: Size, multiplier: float = 1.0
+) -> list[str] | None:
+    """The launcher's flags of an arm; None as long as it lacks the size that InRank finds.
+
+    ``multiplier``: learning rate of factors over that of the rest.
+    """
     if found is None and "{found" in ARMS[arm]:
         return None
-    return (
+    own = (
         ARMS[arm]
         .format(
             switch=max(1, steps // 4),
@@ -85,6 +83,7 @@ def flags(arm: str, *, steps: int, found: Size | None, budget: Size) -> list[str
         )
         .split()
     )
+    return own if arm == "dense" else [*own, "--factor-lr-multiplier", f"{multiplier:g}"]
 
 
 def best_rate(by_rate: Mapping[float, Result | None]) -> float | None:

@@ -50,6 +50,7 @@ def _compare(options: argparse.Namespace) -> None:
         rates=tuple(options.rates),
         seeds=tuple(options.seeds),
         budget=options.budget,
+        multiplier=options.factor_lr_multiplier,
         jobs=options.jobs,
         tell=partial(print, file=sys.stderr, flush=True),
     )
@@ -101,6 +102,8 @@ def _add_compare(commands) -> None:
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     command.add_argument("--rates", type=float, nargs="+", default=rates, help=f"learning rates {rates}")
     command.add_argument("--budget", type=float, default=0.3, help="parameter budget of some arms [0.3]")
+    note = "learning rate of factors over that of the rest [1]"
+    command.add_argument("--factor-lr-multiplier", type=float, default=1.0, metavar="X", help=note)
     command.add_argument("--only", nargs="+", metavar="ARM", help="these arms, by name [all]")
     command.add_argument("--equal-flops", action="store_true", help="also as many steps as dense's FLOPs buy")
     command.add_argument(

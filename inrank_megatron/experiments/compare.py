@@ -40,6 +40,7 @@ class Study:
 
     Args:
         flags: of every run. budget: share of the dense linears' parameters for the arms that are given one.
+        multiplier: learning rate of factors over that of the rest, in every arm that has factors.
         jobs: runs at a time; 0: read what is there.
     """
 
@@ -48,6 +49,7 @@ class Study:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     budget: float
+    multiplier: float
     jobs: int
     tell: Callable[[str], None]
 
@@ -88,7 +90,8 @@ def measure(study: Study, arms: Sequence[str], *, equal_flops: bool) -> dict[str
 
 
 def _same_flags(study: Study) -> None:
-    path, now = study.output / SETTINGS, {"flags": list(study.flags), "budget": study.budget}
+    path = study.output / SETTINGS
+    now = {"flags": list(study.flags), "budget": study.budget, "multiplier": study.multiplier}
     if not path.exists():
         study.output.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(now, indent=1), encoding="utf-8")
@@ -158,7 +161,8 @@ def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
 
 def _run(study: Study, arm: str, rate: float, seed: int, steps: int) -> None:
     folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
-    own = flags(arm, steps=steps, found=_found(study), budget=_budget(study))
+    sizes = {"found": _found(study), "budget": _budget(study)}
+    own = flags(arm, steps=steps, multiplier=study.multiplier, **sizes)
     if _ended(folder) or own is None:
         return
     study.tell(f"{folder.relative_to(study.output)} ...")
