@@ -99,8 +99,8 @@ def changed_settings(config: Config) -> list[Setting]:
     """Every setting whose value is neither the schema's default nor what the presets and the sizes imply."""
     flat = flatten(config)
     sizes = (*SIZES, "train_iters")
-    default = flatten(from_flat({name: flat[name] for name in (*sizes, "model_type")}))
-    default |= dict.fromkeys(sizes) | {"model_type": "gpt2"}
+    default = flatten(from_flat({name: flat[name] for name in (*sizes, "model_type", "method")}))
+    default |= dict.fromkeys(sizes) | {"model_type": "gpt2", "method": "dense"}
     default |= PRESETS.get(flat["model_preset"], {}) | inrank_preset(flat)
     idle = idle_settings(flat["method"])
     return [

@@ -38,7 +38,8 @@ SIZES = {
     "lr": 1e-3,
     "clip_grad": 0.5,
 }
-GROWING = {"rank_check_interval": CHECK, "buffer": 8}
+# No learning rate above `lr`: the bounds on rounding are those of 1e-3.
+GROWING = {"rank_check_interval": CHECK, "buffer": 8, "factor_lr_multiplier": 1.0}
 METHODS = {
     "dense": {"method": "dense"},
     "fixed-rank": {"method": "fixed-rank", "rank": 15},
