@@ -76,6 +76,8 @@ class ModelConfig(Section):
     )
     init_method_std: Positive = _about("standard deviation of the initial weights", 0.02)
     norm_epsilon: Positive = _about("epsilon of the norms", 1e-5)
+    openai_gelu: bool = _about("GELU by its tanh approximation, as the public GPT-2 weights need it", False)
+    rotary_base: Positive = _about("base of the angles of RoPE (LLaMA)", 10000.0)
     hidden_dropout: Fraction = _about("dropout on embeddings and on each block's output", 0.0)
     attention_dropout: Fraction = _about("dropout on attention probabilities", 0.0)
 

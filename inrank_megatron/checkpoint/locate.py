@@ -6,6 +6,7 @@ from inrank_megatron.checkpoint.folder import MANIFEST, Checkpoint, newest_compl
 from inrank_megatron.errors import UserError
 
 CONFIG = "config.yaml"
+TOKENIZER = "tokenizer"
 
 
 def locate(path: Path) -> tuple[Path, Checkpoint, list[str]]:

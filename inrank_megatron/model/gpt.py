@@ -4,8 +4,9 @@ GPT-2: learned positions, pre-LayerNorm, GELU, biases, tied embeddings. LLaMA: R
 head of its own, no biases. Any linear may be replaced by a factorised one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,7 @@ class GPTFactory:
             max_sequence_length=config.model.max_position_embeddings,
             share_embeddings_and_output_weights=not llama,
             position_embedding_type="rope" if llama else "learned_absolute",
+            rotary_base=config.model.rotary_base,
         )
         start = model.embedding.word_embeddings.vocab_start_index
         model.output_layer.register_forward_hook(MaskPaddedVocabulary(self.vocab_size, start))
@@ -107,6 +109,12 @@ def _norm(config: Config) -> type[nn.Module]:
     return RMSNorm if is_llama(config) else LayerNorm
 
 
+def _activation(config: Config) -> Callable[[torch.Tensor], torch.Tensor]:
+    if is_llama(config):
+        return F.silu
+    return partial(F.gelu, approximate="tanh") if config.model.openai_gelu else F.gelu
+
+
 def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
     model, llama = config.model, is_llama(config)
 
@@ -124,7 +132,7 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         normalization="RMSNorm" if llama else "LayerNorm",
-        activation_func=F.silu if llama else F.gelu,
+        activation_func=_activation(config),
         gated_linear_unit=llama,
         add_bias_linear=not llama,
         bias_activation_fusion=False,

@@ -9,7 +9,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.model.pretrained import PretrainedWeights
 
 # What changes the function of the same weights and leaves every shape as it is.
-SAME = ("model_type", "num_attention_heads", "norm_epsilon")
+SAME = ("model_type", "num_attention_heads", "norm_epsilon", "openai_gelu", "rotary_base")
 
 
 def choose_pretrained(config: Config) -> tuple[Path, list[str]]:

@@ -109,7 +109,7 @@ def _run(
             deepspeed_json=deepspeed_json,
             stop=stop,
         )
-        parallel.from_first_rank(lambda: claim(folder, config, lock))
+        parallel.from_first_rank(lambda: claim(folder, config, lock, data.tokenizer))
         stop.listen()
         _train(trainer, data)
     neighbours.leave(parallel)

@@ -6,8 +6,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from inrank_megatron.checkpoint.folder import newest_complete, tidy
-from inrank_megatron.checkpoint.locate import CONFIG
+from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
+from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 
@@ -99,14 +100,17 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
         raise _unusable(path, error) from None
 
 
-def claim(run: RunFolder, config: Config, lock: FolderLock) -> None:
-    """Make the folder and store the configuration in it. Called on one rank, once nothing can be refused."""
+def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer) -> None:
+    """Make the folder and store the configuration and the tokenizer in it. Called on one rank, once nothing can
+    be refused.
+    """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock.take(run.path)
         if run.is_new and (run.path / CONFIG).exists():
             raise UserError(f"{run.path}: another job has just begun a run in it; choose another --save")
         write_atomically(run.path / CONFIG, to_yaml(config).encode())
+        tokenizer.save(run.path / TOKENIZER)
         run.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
         raise _unusable(run.path, error) from None

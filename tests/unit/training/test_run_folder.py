@@ -8,8 +8,11 @@ import torch
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.config import from_flat, load, replace
+from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
+
+TOKENIZER = train_tokenizer(["a text"], vocab_size=257)
 
 
 def config_of(save, **changes):
@@ -24,7 +27,7 @@ def choose(config, lock=None):
 def begin(path, *, steps=(), **changes):
     """A run of which only ``steps`` were saved."""
     config, lock = config_of(path, **changes), FolderLock()
-    claim(choose(config, lock), config, lock)
+    claim(choose(config, lock), config, lock, TOKENIZER)
     del lock  # which frees it, as the end of a process does
     for step in steps:
         writer = CheckpointWriter(path / "checkpoints", step)
@@ -41,9 +44,10 @@ def test_a_new_folder_is_only_made_when_it_is_claimed(tmp_path):
     config, lock = config_of(tmp_path / "a" / "b"), FolderLock()
     run = choose(config, lock)
     assert run.is_new and run.checkpoint is None and not run.path.exists()
-    claim(run, config, lock)
+    claim(run, config, lock, TOKENIZER)
     assert load(run.path / "config.yaml") == config
     assert run.checkpoints.is_dir()
+    assert load_tokenizer(str(run.path / "tokenizer")).identity == TOKENIZER.identity
 
 
 def test_without_a_name_every_run_has_its_own_folder(tmp_path, monkeypatch):
@@ -53,7 +57,7 @@ def test_without_a_name_every_run_has_its_own_folder(tmp_path, monkeypatch):
         lock = FolderLock()
         run = choose(config, lock)
         assert run.path == Path("runs") / name
-        claim(run, config, lock)
+        claim(run, config, lock, TOKENIZER)
 
 
 def test_the_newest_whole_checkpoint_is_taken_up(tmp_path):
@@ -108,7 +112,7 @@ def test_only_broken_checkpoints_are_refused(tmp_path):
 def hold(path, claimed, end):
     config = config_of(path)
     lock = FolderLock()
-    claim(choose(config, lock), config, lock)
+    claim(choose(config, lock), config, lock, TOKENIZER)
     claimed.set()
     end.wait()
 
@@ -126,12 +130,12 @@ def test_one_job_at_a_time(tmp_path):
     with pytest.raises(UserError, match="another job is running in it"):
         choose(resumed(config))
     with pytest.raises(UserError, match="another job is running in it"):
-        claim(new, config, late)
+        claim(new, config, late, TOKENIZER)
     job.kill()  # its lock must not outlive it
     job.join()
     assert not choose(resumed(config)).is_new
     with pytest.raises(UserError, match="another job has just begun a run in it"):
-        claim(new, config, late)
+        claim(new, config, late, TOKENIZER)
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path):

@@ -1,0 +1,10 @@
+"""What a user may allow or ask for in a conversion."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """``allow_pickle``: read files that could run code when they are opened."""
+
+    allow_pickle: bool = False

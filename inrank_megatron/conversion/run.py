@@ -1,0 +1,113 @@
+"""Run folders, or one checkpoint in them: the best checkpoint's weights; and new ones, to train on from."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace as changed
+from pathlib import Path
+
+from torch import Tensor
+
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
+from inrank_megatron.checkpoint.weights_only import write_weights
+from inrank_megatron.config import Config, load, replace, to_yaml
+from inrank_megatron.conversion.gpt import Forward, gpt_forward
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.weights import Weights, account, training_method
+from inrank_megatron.layers.spec import FactorSpec
+
+NAME = "run"
+WORD_EMBEDDING = "embedding.word_embeddings.weight"
+STATE_LEAVES = ("U0", "V0")
+"""Beside weights and moments a checkpoint holds the first values of factors."""
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a run folder or a checkpoint in one."""
+    return (path / CONFIG).is_file() or (path.parent.name == "checkpoints" and path.name.startswith("step_"))
+
+
+def open_weights(path: Path, options: Options) -> Weights:
+    """The weights (FP32 masters; W0 as it is stored) of a run's best checkpoint, or of the checkpoint ``path``.
+
+    Raises:
+        UserError: there is no such folder, no run or no whole checkpoint in it, or its tensors are not those that
+            its configuration asks for.
+    """
+    run, checkpoint, faults = locate(path)
+    config = load(run / CONFIG)
+    specs = {name: FactorSpec(**spec) for name, spec in checkpoint.state["engine"]["factors"].items()}
+    weights = Weights(
+        origin=str(checkpoint.folder),
+        config=config,
+        vocab_size=checkpoint.shape(WORD_EMBEDDING)[0],
+        factors=specs,
+        read=_reader(checkpoint, specs),
+        step=checkpoint.state["step"],
+        tokenizer=_tokenizer(run, config, checkpoint.state.get("identity") or {}),
+        notes=tuple(f"passed over: {fault}" for fault in faults),
+    )
+    whole = {name: changed(spec, active=spec.columns) for name, spec in specs.items()}
+    account(
+        weights.origin,
+        there={name: checkpoint.shape(name) for name in _weight_names(checkpoint)},
+        here=changed(weights, factors=whole).shapes,
+    )
+    return weights
+
+
+def forward(path: Path, options: Options) -> Forward:
+    """Logits of the run's own Megatron-Core model."""
+    return gpt_forward(open_weights(path, options))
+
+
+def write(weights: Weights, folder: Path, options: Options) -> None:
+    """A run folder without a step of its own: something to resume (``--resume auto``) with fresh optimizer state
+    or, if it is dense, to start other methods from (``--pretrained-checkpoint``).
+    """
+    specs = {
+        name: changed(spec, columns=spec.active, tracked=False, final=not spec.base, grown_at=0)
+        for name, spec in weights.factors.items()
+    }
+    rank = max((spec.active for spec in specs.values()), default=None)
+    config = replace(
+        weights.config, method=training_method(specs), rank=rank, save=None, pretrained_checkpoint=None
+    )
+    if weights.tokenizer is not None:
+        shutil.copytree(weights.tokenizer, folder / TOKENIZER)
+    (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    write_weights(folder / "checkpoints", step=0, factors=specs, tensors=_tensors(weights))
+
+
+def _tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    for name in weights.shapes:
+        yield name, weights.read(name)
+
+
+def _weight_names(checkpoint: Checkpoint) -> list[str]:
+    names = checkpoint.names
+    # A moment's name is that of its parameter with one word more.
+    return [
+        n for n in names if n.rpartition(".")[0] not in names and n.rpartition(".")[2] not in STATE_LEAVES
+    ]
+
+
+def _reader(checkpoint: Checkpoint, specs: dict[str, FactorSpec]):
+    def read(name: str) -> Tensor:
+        [(_, tensor)] = checkpoint.tensors([name])
+        linear, _, leaf = name.rpartition(".")
+        if leaf in ("U", "V"):
+            columns = specs[linear].active
+            tensor = tensor[:, :columns] if leaf == "U" else tensor[:columns]
+        return tensor
+
+    return read
+
+
+def _tokenizer(run: Path, config: Config, identity: dict) -> Path | None:
+    candidates = [run / TOKENIZER]
+    if "data" in identity:
+        candidates.append(Path(config.data.data_cache_path).expanduser() / identity["data"] / TOKENIZER)
+    if config.data.tokenizer:
+        candidates.append(Path(config.data.tokenizer).expanduser())
+    return next((path for path in candidates if path.is_dir()), None)

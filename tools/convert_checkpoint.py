@@ -1,0 +1,54 @@
+"""Convert a run, or a checkpoint of another program, into another format, and prove that it is the same model.
+
+Examples::
+
+    python tools/convert_checkpoint.py runs/wikitext exported --format hf-dense
+    python tools/convert_checkpoint.py runs/wikitext exported --check-only
+
+Both models compute on the same tokens; the largest difference of a logit is printed, and the conversion fails
+where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, or a folder
+in any other format that is known here. One process, no GPU, no launcher.
+"""
+
+import argparse
+import sys
+
+from inrank_megatron.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Convert; the exit status is 0, or 1 after one line about what the user can mend."""
+    arguments = parse(argv)
+    # Imported here: torch takes seconds, --help should not.
+    from inrank_megatron.conversion.command import run
+
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; a format is needed to write, not to check."""
+    parser = argparse.ArgumentParser(prog="convert_checkpoint.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", metavar="FROM", help="what to convert")
+    parser.add_argument("target", metavar="TO", help="a new folder")
+    parser.add_argument("--format", help="format of TO")
+    parser.add_argument(
+        "--check-only", action="store_true", help="compare an old TO with FROM; write nothing"
+    )
+    parser.add_argument(
+        "--allow-pickle", action="store_true",
+        help="read files that can run code of whoever wrote them when they are opened",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.format is None and not arguments.check_only:
+        parser.error("give --format, or --check-only to compare what was converted before")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
