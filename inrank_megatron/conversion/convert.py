@@ -1,4 +1,4 @@
-"""From one format to another: read, write aside, compute with both, and only then give the result its name."""
+"""From one format to another: read, write aside, compute with both, and only then name the result."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ def convert(
     """Write ``source`` to the new folder ``target``. Nothing is left there if anything fails.
 
     Raises:
-        UserError: a format that cannot be written, a target that exists, a source that cannot be read or whose
-            model the format cannot hold, no room, or a result that computes something else.
+        UserError: a format that cannot be written, a target that exists, a source that cannot be read or
+            whose model the format cannot hold, no room, or a result that computes something else.
     """
     formats = writable()
     if format_name not in formats:
@@ -68,8 +68,8 @@ def _checked(
     found = difference(reader.forward(source, options), writer.forward(target, options), tokens)
     if not found.is_rounding:
         raise UserError(
-            f"{target}: does not compute what {source} does ({found}; at most {BOUND:g} is rounding); convert again, "
-            "and if it stays so report it"
+            f"{target}: does not compute what {source} does ({found}; at most {BOUND:g} is rounding); convert "
+            "again, and if it stays so report it"
         )
     return found
 

@@ -28,11 +28,11 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """The weights (FP32 masters; W0 as it is stored) of a run's best checkpoint, or of the checkpoint ``path``.
+    """The FP32 masters, and W0 as stored, of a run's best checkpoint or of the checkpoint ``path``.
 
     Raises:
-        UserError: there is no such folder, no run or no whole checkpoint in it, or its tensors are not those that
-            its configuration asks for.
+        UserError: there is no such folder, no run or no whole checkpoint in it, or its tensors are not those
+            that its configuration asks for.
     """
     run, checkpoint, faults = locate(path)
     config = load(run / CONFIG)
@@ -62,8 +62,8 @@ def forward(path: Path, options: Options) -> Forward:
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:
-    """A run folder without a step of its own: something to resume (``--resume auto``) with fresh optimizer state
-    or, if it is dense, to start other methods from (``--pretrained-checkpoint``).
+    """A run folder to resume (``--resume auto``) with a fresh optimizer or, if it is dense, to start other
+    methods from (``--pretrained-checkpoint``).
     """
     specs = {
         name: changed(spec, columns=spec.active, tracked=False, final=not spec.base, grown_at=0)

@@ -13,8 +13,8 @@ BOUND = 1e-4
 
 @dataclass(frozen=True)
 class Difference:
-    """``largest``: of any logit; ``kl``: mean Kullback-Leibler divergence of the second's predictions from the
-    first's, nats a token.
+    """``largest``: of any logit; ``kl``: mean Kullback-Leibler divergence of the second's predictions from
+    the first's, nats a token.
     """
 
     largest: float

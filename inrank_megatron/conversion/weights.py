@@ -1,7 +1,7 @@
-"""A model's weights by the names of a run's model, whatever files they lie in: what all conversions pass through.
+"""A model's weights by the names of a run's model, whatever files they lie in: what conversions go through.
 
-Letters: h hidden_size, f ffn_hidden_size, V vocab_size, P positions, O x I the shape of a linear, k columns in
-use of its factors U [O, k] and V [k, I].
+Letters: h hidden_size, f ffn_hidden_size, O x I the shape of a linear, k columns in use of its factors U
+[O, k] and V [k, I].
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ class Weights:
 
     Args:
         origin: what to call it in messages, a path.
-        config: sizes and architecture are those of the model; ``qkv_factors`` says whether query, key and value
-            are one matrix (rows in Megatron's order, head by head) or three.
+        config: sizes and architecture are those of the model; ``qkv_factors`` says whether query, key and
+            value are one matrix (rows in Megatron's order, head by head) or three.
         vocab_size: rows of the embedding, without padding.
         factors: the factorised linears; of ``columns`` those in use (``active``) are stored.
-        read: the whole tensor of a name in :attr:`shapes`, on the CPU, in the precision in which it is stored.
+        read: the whole tensor of a name in :attr:`shapes`, on the CPU, in the precision of its file.
         step: optimizer steps that made the weights; 0 where that is not known.
         tokenizer: a folder with tokenizer files, if there is one.
         notes: what a user should be told.
@@ -109,8 +109,8 @@ def account(
             for name in differing[:SHOWN]
         )
         raise UserError(
-            f"{origin}: tensors that differ from those of the model it describes: {len(differing)} ({shown}); "
-            "its files and its configuration do not belong together: name a whole checkpoint"
+            f"{origin}: tensors that differ from those of the model it describes: {len(differing)} ({shown}); its "
+            "files and its configuration do not belong together: name a whole checkpoint"
         )
 
 

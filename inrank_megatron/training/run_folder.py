@@ -101,8 +101,8 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
 
 
 def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer) -> None:
-    """Make the folder and store the configuration and the tokenizer in it. Called on one rank, once nothing can
-    be refused.
+    """Make the folder and store configuration and tokenizer in it. Called on one rank, once nothing can be
+    refused.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)

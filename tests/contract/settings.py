@@ -37,8 +37,9 @@ FACTORS = {
     "optimizer": tuple(OPTIMIZERS),
     "recompute": (False, True),
 }
+# From last to first: where a value meets all others elsewhere, the larger layout and the higher stage stay.
 HALF = {
-    **FACTORS,
+    **{name: values[::-1] for name, values in FACTORS.items()},
     "method": (
         "dense",
         "llama-relora",
@@ -87,10 +88,16 @@ def product(factors: dict[str, tuple]) -> Iterator[Case]:
             yield case
 
 
-def pairwise(factors: dict[str, tuple]) -> list[Case]:
-    """Combinations in which every two values that are legal together meet, chosen greedily."""
+def pairwise(factors: dict[str, tuple], *, of: str | None = None) -> list[Case]:
+    """Combinations in which every two values that are legal together meet, chosen greedily.
+
+    ``of``: only the pairs that hold a value of this factor, where the others meet elsewhere.
+    """
     cases = list(product(factors))
-    pairs = [set(itertools.combinations(case.items(), 2)) for case in cases]
+    pairs = [
+        {pair for pair in itertools.combinations(case.items(), 2) if of is None or of in dict(pair)}
+        for case in cases
+    ]
     missing, chosen = set().union(*pairs), []
     while missing:
         best = max(range(len(cases)), key=lambda index: len(missing & pairs[index]))
