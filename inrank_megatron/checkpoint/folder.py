@@ -162,6 +162,15 @@ def published(root: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
 
 
+def peek(folder: Path) -> dict:
+    """The state that a checkpoint records, unverified; empty where it cannot be read."""
+    try:
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes verification, and a message for every newer one that is damaged.
 
@@ -177,6 +186,26 @@ def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
         except Damaged as fault:
             faults.append(str(fault))
     return None, faults
+
+
+def best_complete(root: Path) -> Path | None:
+    """The whole checkpoint with the lowest recorded validation loss, the newer of equals; where none has one
+    on record the newest. None if no checkpoint is whole.
+
+    Raises:
+        UserError: one may be whole, but this process or this version cannot read it.
+    """
+    best: tuple[float, Path] | None = None
+    newest = None
+    for folder in published(root):
+        try:
+            loss = Checkpoint(folder).state.get("validation_loss")
+        except Damaged:
+            continue
+        newest = newest or folder
+        if loss is not None and (best is None or loss < best[0]):
+            best = loss, folder
+    return best[1] if best else newest
 
 
 def tidy(root: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
-from inrank_megatron.checkpoint.weights_only import write_weights
+from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.config import Config, load, replace, to_yaml
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options

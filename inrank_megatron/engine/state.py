@@ -6,7 +6,7 @@ moments; ``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and
 factor values.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 import torch
@@ -20,6 +20,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.initialise import shard, whole_shape
+from inrank_megatron.model.pretrained import SHOWN, WholeTensors, shown_shape
 
 
 def engine_record(engine: Engine) -> dict:
@@ -52,46 +53,74 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def load_engine(
-    engine: Engine,
-    record: Mapping,
-    names: frozenset[str],
-    read: Callable[[list[str]], Iterator[tuple[str, Tensor]]],
-) -> None:
+def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weights_only: bool = False) -> None:
     """Fill an engine that was built with the recorded structure.
 
     Args:
-        names: the tensors that there are; they must be exactly those that the engine has.
-        read: whole tensors by name, in any order.
+        source: whole tensors, exactly those that the engine has.
+        weights_only: there are no moments in ``source`` and no counts in ``record``: the optimizer and the
+            loss scale stay as they begin. Factors whose initial values ``source`` lacks begin here.
+
+    Raises:
+        UserError: before anything is filled; it names the tensors that are absent or of another shape.
     """
     parameters = dict(engine.parameters())
     frozen = {f"{name}.weight": x.weight for name, x in engine.layers.items() if x.weight is not None}
-    initial = {
-        f"{name}.{leaf}": (pair[i], getattr(engine.layers[name], leaf[0]))
-        for name, pair in engine.initial.items()
-        for i, leaf in enumerate(("U0", "V0"))
-    }
-    moments = engine.masters.kind.moments
-    expected = {f"{name}{suffix}" for name in parameters for suffix in ("", *(f".{key}" for key in moments))}
-    expected |= frozen.keys() | initial.keys()
-    if expected != names:
-        raise UserError(
-            f"the checkpoint lacks {sorted(expected - names)[:4]} and has {sorted(names - expected)[:4]} "
-            "beyond the model; another model or optimizer wrote it: resume with that configuration"
-        )
+    initial = _initial_values(engine)
+    moments = () if weights_only else engine.masters.kind.moments
+    like = {f"{name}{suffix}": p for suffix in _suffixes(moments) for name, p in parameters.items()} | frozen
+    like |= {name: factor for name, (_, factor) in initial.items()}
+    optional = initial.keys() if weights_only else set()
+    _account({name: _stored_shape(x, engine) for name, x in like.items()}, source, optional=optional)
     for name, parameter in parameters.items():
-        group = dict(read([name, *(f"{name}.{key}" for key in moments)]))
-        shards = {key: _shard(tensor, parameter, engine, name=key) for key, tensor in group.items()}
-        zero_state.write_state(
-            parameter, ParameterState(shards[name], {key: shards[f"{name}.{key}"] for key in moments})
+        names = [f"{name}{suffix}" for suffix in _suffixes(moments)]
+        shards = {key: _shard(tensor, parameter, engine) for key, tensor in source.tensors(names)}
+        if weights_only:
+            zero_state.write_master(parameter, shards[name])
+        else:
+            state = ParameterState(shards[name], {key: shards[f"{name}.{key}"] for key in moments})
+            zero_state.write_state(parameter, state)
+    for name, tensor in source.tensors(list(frozen)):
+        write_value(frozen[name], _shard(tensor, frozen[name], engine))
+    stored = {name: name if name in source.names else name.removesuffix("0") for name in initial}
+    for name, (target, factor) in initial.items():
+        [(_, tensor)] = source.tensors([stored[name]])
+        target.copy_(_shard(tensor, factor, engine))
+    if not weights_only:
+        engine.masters.set_steps(record["optimizer_steps"])
+        engine.loss_scaling.load(record["loss_scaling"])
+
+
+def _suffixes(moments: Iterable[str]) -> tuple[str, ...]:
+    return ("", *(f".{key}" for key in moments))
+
+
+def _initial_values(engine: Engine) -> dict[str, tuple[Tensor, Tensor]]:
+    """Tensor name -> initial value of a factor, and the factor, which is cut as it is."""
+    return {
+        f"{name}.{leaf}": (value, getattr(engine.layers[name], leaf[0]))
+        for name, pair in engine.initial.items()
+        for leaf, value in zip(("U0", "V0"), pair, strict=True)
+    }
+
+
+def _account(
+    expected: Mapping[str, tuple[int, ...]], source: WholeTensors, *, optional: Collection[str]
+) -> None:
+    """Every tensor of ``source`` has its place in the engine, and it lacks none but ``optional`` ones."""
+    there = {name: source.shape(name) for name in sorted(source.names)}
+    wanted = {name: shape for name, shape in expected.items() if name in there or name not in optional}
+    names = [*wanted, *(name for name in there if name not in wanted)]
+    differing = [name for name in names if wanted.get(name) != there.get(name)]
+    if differing:
+        shown = "; ".join(
+            f"{name} is {shown_shape(there.get(name))} there, {shown_shape(wanted.get(name))} here"
+            for name in differing[:SHOWN]
         )
-    for name, tensor in read(list(frozen)):
-        write_value(frozen[name], _shard(tensor, frozen[name], engine, name=name))
-    for name, tensor in read(list(initial)):
-        target, like = initial[name]
-        target.copy_(_shard(tensor, like, engine, name=name))
-    engine.masters.set_steps(record["optimizer_steps"])
-    engine.loss_scaling.load(record["loss_scaling"])
+        raise UserError(
+            f"{source.folder}: tensors that differ from those of this run's model and optimizer: "
+            f"{len(differing)} ({shown}); resume with the configuration that wrote it"
+        )
 
 
 def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
@@ -104,15 +133,14 @@ def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
     return tensor[: getattr(like, "true_rows", tensor.shape[0])]
 
 
-def _shard(tensor: Tensor, like: Tensor, engine: Engine, *, name: str) -> Tensor:
-    shape = list(whole_shape(like, engine.parallel))
-    padding = shape[0] - getattr(like, "true_rows", shape[0])
-    expected = [shape[0] - padding, *shape[1:]]
-    if list(tensor.shape) != expected:
-        raise UserError(
-            f"{name}: shape {list(tensor.shape)} in the checkpoint, {expected} in the model; "
-            "resume with the configuration that wrote it"
-        )
+def _stored_shape(like: Tensor, engine: Engine) -> tuple[int, ...]:
+    """Shape of the whole tensor that a checkpoint has for ``like``, without rows that pad a vocabulary."""
+    rows, *others = whole_shape(like, engine.parallel)
+    return (getattr(like, "true_rows", rows), *others)
+
+
+def _shard(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
+    padding = whole_shape(like, engine.parallel)[0] - tensor.shape[0]
     if padding:
-        tensor = torch.cat([tensor, tensor.new_zeros(padding, *shape[1:])])
+        tensor = torch.cat([tensor, tensor.new_zeros(padding, *tensor.shape[1:])])
     return shard(tensor, like, engine.parallel).to(like.device)

@@ -67,7 +67,7 @@ class PretrainedWeights:
         differing = [name for name in names if here.get(name) != there.get(name)]
         if differing:
             shown = "; ".join(
-                f"{name} is {_shown(there.get(name))} there, {_shown(here.get(name))} here"
+                f"{name} is {shown_shape(there.get(name))} there, {shown_shape(here.get(name))} here"
                 for name in differing[:SHOWN]
             )
             raise UserError(
@@ -85,5 +85,6 @@ class PretrainedWeights:
         return name, None
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
+def shown_shape(shape: tuple[int, ...] | None) -> str:
+    """For a message about tensors that differ."""
     return "absent" if shape is None else str(list(shape))

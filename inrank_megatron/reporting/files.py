@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+METRICS, RANKS = "metrics.jsonl", "ranks.jsonl"
 
 
 def json_line(record: dict[str, Any]) -> str:

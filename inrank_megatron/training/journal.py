@@ -8,7 +8,7 @@ from typing import Any
 
 from inrank_megatron.methods.changes import LayerView, SetRank
 from inrank_megatron.reporting.console import Console
-from inrank_megatron.reporting.files import METRICS, read_records
+from inrank_megatron.reporting.files import METRICS, RANKS, read_records
 from inrank_megatron.reporting.metrics import MetricsWriter
 from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.run_folder import RunFolder
@@ -93,9 +93,11 @@ class Journal:
                 spread = f"from {min(after)} to {max(after)} over {len(after)} layers"
                 self.message(f"step {step}: ranks grow, {means}, {spread}")
 
-    def structure(self, step: int, event: str, views: list[LayerView]) -> None:
-        """Ranks at the start (``init``) or after the switch (``switch``)."""
-        if self._active:
+    def structure(self, step: int, event: str, views: list[LayerView], *, once: bool = False) -> None:
+        """Ranks at the start (``init``) or after the switch (``switch``); ``once``: unless ranks are on
+        record already.
+        """
+        if self._active and not (once and read_records(self._folder.path / RANKS)):
             self._metrics.ranks(
                 [
                     _rank_record(

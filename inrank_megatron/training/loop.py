@@ -68,6 +68,8 @@ class Trainer:
         if self.folder.checkpoint is None:
             self._start()
         else:
+            if self.engine.layers:  # of weights alone no session has recorded it
+                self.journal.structure(self.progress.step, "init", self.engine.views(), once=True)
             self._between_steps()  # a stop may have cut them short
         while self.progress.step < training.train_iters and not self._stopping():
             self._step()

@@ -19,7 +19,6 @@ from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.deepspeed_json import passthrough
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.optimizers import check_installed
-from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
 from inrank_megatron.methods.registry import make_method
@@ -36,6 +35,7 @@ from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
 from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_message
 from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
+from inrank_megatron.training.resuming import fill, identity_of, structure_of
 from inrank_megatron.training.run_folder import FolderLock, RunFolder, choose_run_folder, claim
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
@@ -145,7 +145,7 @@ def _build(
     checkpoint = Checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
     identity = {"data": data.folder.name, "switch_step": switch_step(config, batches.steps_per_epoch)}
     if checkpoint:
-        identity = _same_data(checkpoint, identity, train_iters=config.training.train_iters)
+        identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
     method = make_method(config, switch_step=identity["switch_step"])
     engine = _engine(config, topology, parallel, method, checkpoint, pretrained, deepspeed_json)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
@@ -186,10 +186,9 @@ def _engine(
         padded_vocab_size=topology.padded_vocab_size,
         pretrained=pretrained,
     )
+    factors = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
     if checkpoint:
-        factors = recorded_structure(checkpoint.state["engine"])
-    else:
-        factors = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
+        factors = structure_of(checkpoint, factors)
     engine = Engine(
         factory,
         factors,
@@ -200,7 +199,7 @@ def _engine(
         deepspeed_json=deepspeed_json,
     )
     if checkpoint:
-        load_engine(engine, checkpoint.state["engine"], checkpoint.names, checkpoint.tensors)
+        fill(engine, checkpoint)
     return engine
 
 
@@ -226,21 +225,3 @@ def _headline(trainer: Trainer) -> str:
         f"{t.global_batch_size} = {t.micro_batch_size} x {t.accumulation_steps} accumulated x "
         f"{t.data_parallel_size} sequences; {trainer.batches.steps_per_epoch} steps an epoch"
     )
-
-
-def _same_data(checkpoint: Checkpoint, identity: dict, *, train_iters: int) -> dict:
-    """The recorded identity; it stands over a newly derived one, so that the switch keeps its step."""
-    recorded = checkpoint.state["identity"]
-    if recorded["data"] != identity["data"]:
-        raise UserError(
-            f"{checkpoint.folder}: was trained on data {recorded['data'][:12]}, the settings now give "
-            f"{identity['data'][:12]}; restore the text and tokenizer, or start anew with another --save"
-        )
-    switch = recorded["switch_step"]
-    if switch is not None and switch >= train_iters:
-        raise UserError(
-            f"train_iters = {train_iters}: the run in {checkpoint.folder.parent.parent} switches after step "
-            f"{switch}, which must come before the last; raise --train-iters, or start anew with another "
-            "--save"
-        )
-    return recorded

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from inrank_megatron.checkpoint.folder import newest_complete, tidy
+from inrank_megatron.checkpoint.folder import newest_complete, peek, published, tidy
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
+from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
+from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 
 LOCK = ".lock"
@@ -46,6 +48,12 @@ FREE = frozenset(
         *sections()["optimizer"].model_fields,
     }
 )
+# Weights alone have seen neither data nor a switch: fixed is what gives them their meaning.
+FREE_WITH_WEIGHTS_ONLY = (
+    FREE
+    | {name for section in ("training", "parallel", "data") for name in sections()[section].model_fields}
+    | {*Switch.settings, "switch_patience"}
+) - {"method"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,9 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         )
     stored, wanted = flatten(load(path / CONFIG)), flatten(config)
     different = [name for name in wanted if stored[name] != wanted[name]]
+    free = FREE_WITH_WEIGHTS_ONLY if _holds_weights_only(path) else FREE
     fixed = [
-        f"{name} {stored[name]!r} there, {wanted[name]!r} here" for name in different if name not in FREE
+        f"{name} {stored[name]!r} there, {wanted[name]!r} here" for name in different if name not in free
     ]
     if fixed:
         raise UserError(f"{path}: holds another run ({'; '.join(fixed)}); choose another folder with --save")
@@ -154,6 +163,11 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         f"{name} {stored[name]!r} -> {wanted[name]!r}" for name in different if name not in ("resume", "save")
     ]
     return _resumable(path, changed)
+
+
+def _holds_weights_only(path: Path) -> bool:
+    newest = next(iter(published(path / "checkpoints")), None)
+    return newest is not None and is_weights_only(peek(newest))
 
 
 def _resumable(path: Path, changed: list[str]) -> RunFolder:
@@ -174,6 +188,10 @@ def _resumable(path: Path, changed: list[str]) -> RunFolder:
                 "back, or start anew with another --save"
             )
         notes.append(f"{path} holds no checkpoint yet: the run starts from the beginning")
-    elif changed:
+    if checkpoint is not None and is_weights_only(peek(checkpoint)):
+        notes.append(
+            f"{checkpoint} holds weights alone: moments, their step counts and the loss scale begin anew"
+        )
+    if checkpoint is not None and changed:
         notes.append(f"changed since the run began: {', '.join(changed)}")
     return RunFolder(path, is_new=False, checkpoint=checkpoint, notes=notes)

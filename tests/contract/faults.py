@@ -11,7 +11,7 @@ from inrank_megatron.engine.fragments import read_value, write_value
 from inrank_megatron.engine.loss_scaling import STATE
 from inrank_megatron.engine.state import engine_record, load_engine
 from inrank_megatron.errors import UserError
-from tests.contract.sessions import CHECK, Layout, Session, build, snapshot, states
+from tests.contract.sessions import CHECK, Layout, Session, Tensors, build, snapshot, states
 
 PARAMETER = "decoder.layers.1.mlp.linear_fc1.U"
 MODULE = "decoder.layers.0.input_layernorm"
@@ -119,9 +119,7 @@ def scaling_over_changes(rank: int, world_size: int, layout: Layout, settings: d
     goes_on = step(session)
     resumed = build("inrank-efficient", layout, switch=4 * CHECK, record=record, **settings)
     resumed.step = 4 * CHECK
-    load_engine(
-        resumed.engine, record, frozenset(tensors), lambda names: ((name, tensors[name]) for name in names)
-    )
+    load_engine(resumed.engine, record, Tensors(tensors))
     records.append(engine_record(resumed.engine)["loss_scaling"])
     scaler = resumed.engine.deepspeed.optimizer.loss_scaler
     return {

@@ -476,6 +476,24 @@ def first_losses(
     return {name: build(name, layout, **changes).start().fixed_loss() for name in names}
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """Whole tensors in memory, as a checkpoint has them."""
+
+    by_name: dict[str, Tensor]
+    folder: Path = Path("step_00000001")
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.by_name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.by_name[name].shape)
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self.by_name[name]) for name in names)
+
+
 # ---- state ---------------------------------------------------------------------------------------------
 
 
@@ -514,10 +532,7 @@ def resume(rank: int, world_size: int, name: str, layout: Layout, step: int, mor
     session = build(name, layout, switch=CHECK + 2, record=left["record"])
     session.step = step
 
-    def read(names):
-        return ((key, left["tensors"][key]) for key in names)
-
-    load_engine(session.engine, left["record"], frozenset(left["tensors"]), read)
+    load_engine(session.engine, left["record"], Tensors(left["tensors"]))
     tensors, record, fixed = snapshot(session), engine_record(session.engine), session.fixed_loss()
     return {
         "record": record,

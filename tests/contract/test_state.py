@@ -80,12 +80,26 @@ def test_state_of_another_model_is_refused():
         **left,
         "tensors": left["tensors"] | {"embedding.position_embeddings.weight": torch.zeros(31, 64)},
     }
+    differ = "step_00000001: tensors that differ from those of this run's model and optimizer: "
     assert run_ranks(refusal, 1, missing)[0].startswith(
-        "the checkpoint lacks ['decoder.final_layernorm.weight'] and has []"
+        f"{differ}1 (decoder.final_layernorm.weight is absent there, [64] here); resume with"
     )
     assert run_ranks(refusal, 1, wrong)[0].startswith(
-        "embedding.position_embeddings.weight: shape [31, 64] in the checkpoint, [32, 64] in the model"
+        f"{differ}1 (embedding.position_embeddings.weight is [31, 64] there, [32, 64] here); resume with"
     )
+
+
+def test_all_shapes_that_differ_are_counted():
+    """The first few with both shapes, those that the model lacks among them; nothing has been filled."""
+    left = run_ranks(leave_and_go_on, 1, "dense", LAYOUTS["TP1 DP1"], 1, 1)[0]
+    narrow = {
+        name: tensor[:-1] if "mlp.linear" in name else tensor for name, tensor in left["tensors"].items()
+    }
+    narrow["decoder.layers.9.mlp.linear_fc1.weight"] = torch.zeros(2)
+    count = sum("mlp.linear" in name for name in narrow)
+    message = run_ranks(refusal, 1, {**left, "tensors": narrow})[0]
+    assert f"optimizer: {count} (" in message and message.count(" there, ") == 4 and "\n" not in message
+    assert "decoder.layers.0.mlp.linear_fc1.weight is [255, 64] there, [256, 64] here" in message
 
 
 def refusal(rank: int, world_size: int, left: dict) -> str:

@@ -1,0 +1,64 @@
+"""What a run takes up from the checkpoint that it goes on from: its place, identity, structure and values."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.weights import is_weights_only
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.state import load_engine, recorded_structure
+from inrank_megatron.errors import UserError
+from inrank_megatron.layers.spec import FactorSpec
+
+
+def identity_of(checkpoint: Checkpoint, derived: dict, *, train_iters: int) -> dict:
+    """The recorded identity; it stands over a newly ``derived`` one, so that the switch keeps its step.
+    Weights alone belong to no run yet and take the derived one.
+    """
+    if is_weights_only(checkpoint.state):
+        return derived
+    recorded = checkpoint.state["identity"]
+    if recorded["data"] != derived["data"]:
+        raise UserError(
+            f"{checkpoint.folder}: was trained on data {recorded['data'][:12]}, the settings now give "
+            f"{derived['data'][:12]}; restore the text and tokenizer, or start anew with another --save"
+        )
+    switch = recorded["switch_step"]
+    if switch is not None and switch >= train_iters:
+        raise UserError(
+            f"train_iters = {train_iters}: the run in {checkpoint.folder.parent.parent} switches after step "
+            f"{switch}, which must come before the last; raise --train-iters, or start anew with another "
+            "--save"
+        )
+    return recorded
+
+
+def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> dict[str, FactorSpec]:
+    """The structure to build the engine with.
+
+    Args:
+        wanted: the structure that the run's method begins with, by which weights alone have to go on.
+    """
+    recorded = recorded_structure(checkpoint.state["engine"])
+    if not is_weights_only(checkpoint.state):
+        return recorded
+    growing = {name: spec for name, spec in recorded.items() if not spec.final}
+    for name, spec in growing.items():
+        own = wanted.get(name)
+        if own is None or (own.columns, own.base) != (spec.columns, spec.base):
+            raise UserError(
+                f"{checkpoint.folder}: {name} has {spec.columns} columns {_base(spec)}, this method begins "
+                f"with {'no factors' if own is None else f'{own.columns} {_base(own)}'}; give that run's "
+                "method and rank settings, or name final ranks when the weights are converted"
+            )
+    return recorded | {n: replace(spec, tracked=wanted[n].tracked) for n, spec in growing.items()}
+
+
+def fill(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Give an engine of that structure the values of ``checkpoint``."""
+    state = checkpoint.state
+    load_engine(engine, state["engine"], checkpoint, weights_only=is_weights_only(state))
+
+
+def _base(spec: FactorSpec) -> str:
+    return "beside W0" if spec.base else "without W0"
