@@ -68,8 +68,8 @@ def _checked(
     found = difference(reader.forward(source, options), writer.forward(target, options), tokens)
     if not found.is_rounding:
         raise UserError(
-            f"{target}: does not compute what {source} does ({found}; at most {BOUND:g} is rounding); convert "
-            "again, and if it stays so report it"
+            f"{target}: does not compute what {source} does ({found}; at most {BOUND:g} is rounding); "
+            "convert again, and if it stays so report it"
         )
     return found
 
