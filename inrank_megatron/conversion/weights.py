@@ -109,8 +109,8 @@ def account(
             for name in differing[:SHOWN]
         )
         raise UserError(
-            f"{origin}: {len(differing)} tensors differ from those of the model it describes ({shown}); its files "
-            "and its configuration do not belong together: name a whole checkpoint"
+            f"{origin}: {len(differing)} tensors differ from those of the model it describes ({shown}); its "
+            "files and its configuration do not belong together: name a whole checkpoint"
         )
 
 
