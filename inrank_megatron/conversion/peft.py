@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inrank_megatron.conversion import hf_dense
 from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.conversion.hf_model import forward_of, quiet_transformers
 from inrank_megatron.conversion.hf_names import HFModule, hf_modules, take
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
@@ -61,15 +62,9 @@ def forward(path: Path, options: Options) -> Forward:
         base = Path(json.loads((path / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
     if not base.is_dir():
         raise UserError(f"{path}: its base {base} is not there; put it back")
-    model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True), path
-    ).eval()
-
-    @torch.no_grad()
-    def logits(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens, use_cache=False).logits.float()
-
-    return logits
+    with quiet_transformers():
+        dense = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        return forward_of(PeftModel.from_pretrained(dense, path))
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

@@ -21,7 +21,7 @@ def random_weights(*, factors: str | None = None, seed: int = 0, **settings) -> 
     """A GPT-2 (or, by ``settings``, LLaMA) whose factorised linears have ranks 3, 4, 5, ...
 
     Args:
-        factors: None: dense; ``"base"``: W0 beside them, as in the first phase; ``"alone"``: as in the second.
+        factors: None: dense; ``"base"``: W0 beside them (first phase); ``"alone"``: none (second).
     """
     config = from_flat(SIZES | settings)
     names = linear_shapes(config) if factors else ()
