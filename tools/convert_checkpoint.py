@@ -44,6 +44,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--allow-pickle", action="store_true",
         help="read files that can run code of whoever wrote them when they are opened",
     )  # fmt: skip
+    parser.add_argument(
+        "--pad-ranks", action="store_true", help="one rank for all adapters, that servers take (peft)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.format is None and not arguments.check_only:
         parser.error("give --format, or --check-only to compare what was converted before")
