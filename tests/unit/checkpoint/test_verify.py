@@ -165,6 +165,35 @@ def test_what_makes_no_sense_is_damaged(tmp_path, damage):
     assert newest_complete(tmp_path)[0] == older
 
 
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+HARM = {
+    "cut short": cut_short,
+    "bit flipped": flip_a_bit,
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("file", ["manifest.json", "index.json", "state.json", FILE])
+def test_every_harm_to_every_file_is_found(tmp_path, file, harm):
+    older, newer = write(tmp_path, 3), write(tmp_path, 12)
+    HARM[harm](newer / file)
+    found, faults = newest_complete(tmp_path)
+    assert found == older and len(faults) == 1 and "step_00000012" in faults[0] and "\n" not in faults[0]
+    HARM[harm](older / file)
+    assert newest_complete(tmp_path)[0] is None
+
+
 def test_the_unchanged_checkpoint_is_whole(tmp_path):
     """Else every one of the above could pass for another reason; resealed it still is."""
     folder = write(tmp_path, 12)
