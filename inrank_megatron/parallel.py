@@ -110,9 +110,13 @@ class Parallel:
 
     def any_rank(self, flag: bool, device: torch.device) -> bool:
         """True on every rank if ``flag`` is true on at least one."""
-        value = torch.tensor([int(flag)], device=device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return bool(self.largest(int(flag), device))
+
+    def largest(self, value: int, device: torch.device) -> int:
+        """The largest of all ranks' values, on every rank."""
+        values = torch.tensor([value], device=device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return int(values.item())
 
 
 def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes: float = 10) -> Parallel:

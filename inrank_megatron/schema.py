@@ -152,8 +152,11 @@ class TrainingConfig(Section):
     )
     save: str | None = _about("run folder; left out: a new folder runs/<config>-<method>", None)
     save_interval: Count | None = _about("steps between checkpoints; left out: at the end only", None)
-    resume: Literal["never", "auto"] = _about(
-        "auto: go on from the newest complete checkpoint in --save", "never"
+    keep_last: Count | None = _about(
+        "checkpoints to keep, and the best by validation loss; left out: all of them", None
+    )
+    resume: Literal["never", "auto"] | Steps = _about(
+        "auto: go on from the newest complete checkpoint in --save; N: from that of step N", "never"
     )
     exit_duration_in_mins: Positive | None = _about("save and stop after this many minutes", None)
     recompute_granularity: Literal["full"] | None = _about(

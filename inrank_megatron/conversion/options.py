@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """``allow_pickle``: read files that could run code when they are opened. ``pad_ranks``: give all adapters of
-    a PEFT folder one rank that servers take.
+    """``allow_pickle``: read files that could run code when they are opened. ``pad_ranks``: give all adapters
+    of a PEFT folder one rank that servers take.
     """
 
     allow_pickle: bool = False

@@ -6,6 +6,7 @@ moments; ``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and
 factor values.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 
@@ -50,6 +51,16 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for name, pair in engine.initial.items():
         for leaf, initial in zip(("U0", "V0"), pair, strict=True):
             yield f"{name}.{leaf}", _whole(initial, getattr(engine.layers[name], leaf[0]), engine)
+
+
+def state_bytes(engine: Engine) -> int:
+    """Bytes of all that :func:`whole_tensors` gives."""
+    per_entry = 4 * (1 + len(engine.masters.kind.moments))
+    layers = engine.layers.values()
+    frozen = [(x.weight, x.weight.element_size()) for x in layers if x.weight is not None]
+    initial = [(factor, 4) for _, factor in _initial_values(engine).values()]
+    sizes = [*((p, per_entry) for _, p in engine.parameters()), *frozen, *initial]
+    return sum(math.prod(_stored_shape(like, engine)) * size for like, size in sizes)
 
 
 @torch.no_grad()

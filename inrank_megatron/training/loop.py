@@ -3,22 +3,25 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
 from inrank_megatron import costs
-from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter
+from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.engine.engine import Engine, MicroBatch, StepResult
 from inrank_megatron.engine.replicas import check_replicas
-from inrank_megatron.engine.state import engine_record, whole_tensors
+from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
+from inrank_megatron.errors import UserError
 from inrank_megatron.methods.changes import Method, Refactor, SetRank
 from inrank_megatron.training.evaluate import evaluate
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.run_folder import RunFolder
+from inrank_megatron.training.saving import Saver
 from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.stopping import StopRequest
 
@@ -59,10 +62,27 @@ class Trainer:
 
     def train(self) -> bool:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
-        training, parallel = self.config.training, self.engine.parallel
         self._began, self._earlier = time.monotonic(), self.progress.seconds
         self._saved_step = self.progress.step  # the newest checkpoint's; nothing of step 0 is worth one
+        self._validated = self.progress.step, math.nan
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
+        self._saver = Saver(
+            self.folder.checkpoints,
+            parallel=self.engine.parallel,
+            device=self.engine.device,
+            journal=self.journal,
+            keep_last=self.config.training.keep_last,
+        )
+        try:
+            return self._train()
+        except UserError:
+            # It ends all ranks alike: what it tells the user to go on from may still be on its way.
+            with suppress(UserError, RuntimeError):
+                self._saver.wait()
+            raise
+
+    def _train(self) -> bool:
+        training, parallel = self.config.training, self.engine.parallel
         # Megatron's modules ask for a random state even in an evaluation, which may come before any step.
         parallel.seed_random(seed=training.seed, step=self.progress.step)
         if self.folder.checkpoint is None:
@@ -74,13 +94,15 @@ class Trainer:
         while self.progress.step < training.train_iters and not self._stopping():
             self._step()
             self._between_steps()
-        finished = not self._stopping() and self._evaluate("valid") and self._evaluate("test")
+        finished = not self._stopping() and self._evaluate("valid")
+        self._save()  # with the validation loss on record; the test needs no new one
+        finished = finished and self._evaluate("test")
         if not finished:
             reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
             self.journal.message(f"stopping after step {self.progress.step}: {reason}")
         elif left := self.method.unfinished(self.engine.views()):
             self.journal.event("unfinished", self.progress.step, f"step {self.progress.step}: {left}")
-        self._save()
+        self._saver.wait()
         return finished
 
     # ---- one step ----
@@ -183,7 +205,7 @@ class Trainer:
         training, step = self.config.training, self.progress.step
         if _due(step, training.eval_interval) and step < training.train_iters:
             self._evaluate("valid")
-        if _due(step, training.save_interval):
+        if _due(step, training.save_interval) and step < training.train_iters:
             self._save()
 
     def _evaluate(self, split: str) -> bool:
@@ -207,39 +229,33 @@ class Trainer:
             return False
         self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
         journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
+        if split == "valid":
+            self._validated = step, result.loss
         return True
 
     def _stopping(self) -> bool:
-        """Whether any rank was asked to stop: the same answer on all ranks."""
-        return self.engine.parallel.any_rank(self.stop.reason() is not None, self.engine.device)
+        """Whether any rank was asked to stop: the same answer on all ranks.
+
+        Raises:
+            UserError: on all ranks, if the checkpoint being written could not be.
+        """
+        return self._saver.stops(self.stop.reason() is not None)
 
     def _save(self) -> None:
-        """Write a checkpoint of the present step, unless the newest one is of this step already."""
-        step = self.progress.step
+        """Have a checkpoint of the present step written, unless the newest one is of this step already."""
+        step, engine = self.progress.step, self.engine
         if self._saved_step == step:
             return
-        began, first = time.monotonic(), self.engine.parallel.rank == 0
-        writer = CheckpointWriter(self.folder.checkpoints, step) if first else None
-        for name, tensor in whole_tensors(self.engine):
-            if writer:
-                writer.add(name, tensor)
+        validated, loss = self._validated
         state = {
             "step": step,
             "seconds": self.progress.seconds,
             "identity": self.identity,
-            "engine": engine_record(self.engine),
+            "weights_only": False,
+            "validation_loss": loss if validated == step and math.isfinite(loss) else None,
+            "engine": engine_record(engine),
         }
-        path = self.engine.parallel.from_first_rank(lambda: writer.publish(state)).relative_to(
-            self.folder.path
-        )
-        seconds = time.monotonic() - began
-        self.journal.event(
-            "checkpoint",
-            step,
-            f"step {step}: saved {path} ({seconds:.1f} s)",
-            path=str(path),
-            seconds=seconds,
-        )
+        self._saver.save(whole_tensors(engine), state, snapshot_bytes=state_bytes(engine))
         self._saved_step = step
 
 

@@ -47,9 +47,9 @@ def read_pretrained(folder: Path, config: Config) -> PretrainedWeights:
     """The weights of a folder from :func:`choose_pretrained`. Called on every rank."""
     try:
         checkpoint = Checkpoint(folder, verify=False)
-    except OSError as error:
+    except (OSError, UserError) as error:
         raise UserError(
-            f"pretrained_checkpoint {folder}: cannot be read on every rank ({error.strerror}); put it where "
+            f"pretrained_checkpoint {folder}: cannot be read on every rank ({error}); put it where "
             "all nodes see it"
         ) from None
     return PretrainedWeights(checkpoint, heads=config.model.num_attention_heads)

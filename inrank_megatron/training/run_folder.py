@@ -1,12 +1,22 @@
 """The run folder: which one, whether this run may use it, and what to resume from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from inrank_megatron.checkpoint.folder import newest_complete, peek, published, tidy
+from inrank_megatron.checkpoint.folder import (
+    Checkpoint,
+    is_set_aside,
+    newest_complete,
+    peek,
+    published,
+    step_folder,
+    step_of,
+)
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
+from inrank_megatron.checkpoint.retention import go_back, tidy
 from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.data.tokenizer import Tokenizer
@@ -22,6 +32,7 @@ FREE = frozenset(
         "train_iters",
         "save",
         "save_interval",
+        "keep_last",
         "resume",
         "exit_duration_in_mins",
         "log_interval",
@@ -58,11 +69,14 @@ FREE_WITH_WEIGHTS_ONLY = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``is_new``: no run is there yet. ``checkpoint``: where to go on. ``notes``: what to tell the user."""
+    """``is_new``: no run is there yet. ``checkpoint``: where to go on; ``goes_back``: it was asked for by its
+    step, so later ones are no part of the run any more. ``notes``: what to tell the user.
+    """
 
     path: Path
     is_new: bool = True
     checkpoint: Path | None = None
+    goes_back: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -96,10 +110,12 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
             if taken.
 
     Raises:
-        UserError: the folder holds another run, or this run without ``--resume auto``, or something that is
-            no run, or only broken checkpoints; or another job is running in it.
+        UserError: the folder holds another run, or this run without ``--resume``, or something that is
+            no run, or only broken checkpoints, or none of the step asked for; or another job is running in
+            it.
     """
     if config.training.save is None:
+        _refuse_step(config, "no --save names a run")
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
     path = Path(config.training.save).expanduser()
     try:
@@ -120,6 +136,8 @@ def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer
         write_atomically(run.path / CONFIG, to_yaml(config).encode())
         tokenizer.save(run.path / TOKENIZER)
         run.checkpoints.mkdir(exist_ok=True)
+        if run.goes_back:
+            go_back(run.checkpoints, step_of(run.checkpoint))
     except OSError as error:
         raise _unusable(run.path, error) from None
 
@@ -141,6 +159,7 @@ def _unused(path: Path) -> Path:
 def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
     # Hidden files alone are what a job leaves that was killed while it claimed the folder.
     if not path.exists() or (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
+        _refuse_step(config, f"{path} holds no run")
         return RunFolder(path)
     if not (path / CONFIG).is_file():
         raise UserError(
@@ -148,13 +167,14 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         )
     stored, wanted = flatten(load(path / CONFIG)), flatten(config)
     different = [name for name in wanted if stored[name] != wanted[name]]
-    free = FREE_WITH_WEIGHTS_ONLY if _holds_weights_only(path) else FREE
+    resume = config.training.resume
+    free = FREE_WITH_WEIGHTS_ONLY if _goes_on_from_weights(path, resume) else FREE
     fixed = [
         f"{name} {stored[name]!r} there, {wanted[name]!r} here" for name in different if name not in free
     ]
     if fixed:
         raise UserError(f"{path}: holds another run ({'; '.join(fixed)}); choose another folder with --save")
-    if config.training.resume != "auto":
+    if resume == "never":
         raise UserError(
             f"{path}: holds this run already; continue it with --resume auto or choose another --save"
         )
@@ -162,18 +182,24 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
     changed = [
         f"{name} {stored[name]!r} -> {wanted[name]!r}" for name in different if name not in ("resume", "save")
     ]
-    return _resumable(path, changed)
+    return _resumable(path, changed, step=None if resume == "auto" else resume)
 
 
-def _holds_weights_only(path: Path) -> bool:
-    newest = next(iter(published(path / "checkpoints")), None)
-    return newest is not None and is_weights_only(peek(newest))
+def _refuse_step(config: Config, reason: str) -> None:
+    if isinstance(step := config.training.resume, int):
+        raise UserError(f"resume = {step}: {reason}; name the run with --save, or drop --resume")
 
 
-def _resumable(path: Path, changed: list[str]) -> RunFolder:
+def _goes_on_from_weights(path: Path, resume: str | int) -> bool:
+    newest = (f for f in published(path / "checkpoints") if not is_set_aside(f))
+    chosen = step_folder(path / "checkpoints", resume) if isinstance(resume, int) else next(newest, None)
+    return chosen is not None and is_weights_only(peek(chosen))
+
+
+def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder:
     root = path / "checkpoints"
     tidy(root)
-    checkpoint, faults = newest_complete(root)
+    checkpoint, faults = newest_complete(root) if step is None else (_of_step(root, step), [])
     if checkpoint is None and faults:
         raise UserError(
             f"{path}: none of its checkpoints is complete ({'; '.join(faults)}); "
@@ -188,10 +214,32 @@ def _resumable(path: Path, changed: list[str]) -> RunFolder:
                 "back, or start anew with another --save"
             )
         notes.append(f"{path} holds no checkpoint yet: the run starts from the beginning")
-    if checkpoint is not None and is_weights_only(peek(checkpoint)):
+        return RunFolder(path, is_new=False, notes=notes)
+    if is_weights_only(peek(checkpoint)):
         notes.append(
             f"{checkpoint} holds weights alone: moments, their step counts and the loss scale begin anew"
         )
-    if checkpoint is not None and changed:
+    if changed:
         notes.append(f"changed since the run began: {', '.join(changed)}")
-    return RunFolder(path, is_new=False, checkpoint=checkpoint, notes=notes)
+    if later := [step_of(f) for f in published(root) if step is not None and step_of(f) > step]:
+        notes.append(
+            f"goes back to step {step}: records of later steps go, the checkpoints of steps "
+            f"{_listed(later)} stay aside until the run comes to their step, or --resume names one"
+        )
+    return RunFolder(path, is_new=False, checkpoint=checkpoint, goes_back=step is not None, notes=notes)
+
+
+def _of_step(root: Path, step: int) -> Path:
+    """The verified checkpoint of a step that the user names."""
+    there = {step_of(folder): folder for folder in published(root)}
+    if step not in there:
+        steps = f"there are those of steps {_listed(there)}" if there else "there is none at all"
+        raise UserError(
+            f"resume = {step}: {root} has no checkpoint of that step, {steps}; name one of them or give "
+            "--resume auto"
+        )
+    return Checkpoint(there[step]).folder
+
+
+def _listed(steps: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(steps)))

@@ -501,9 +501,11 @@ def snapshot(session: Session) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in whole_tensors(session.engine)}
 
 
-def leave_and_go_on(rank: int, world_size: int, name: str, layout: Layout, steps: int, more: int) -> dict:
+def leave_and_go_on(
+    rank: int, world_size: int, name: str, layout: Layout, steps: int, more: int, settings: dict | None = None
+) -> dict:
     """State after ``steps``, the loss on a fixed batch, and the losses of ``more`` steps from there."""
-    session = build(name, layout, switch=CHECK + 2).start().train(steps)
+    session = build(name, layout, switch=CHECK + 2, **(settings or {})).start().train(steps)
     record, tensors, fixed = engine_record(session.engine), snapshot(session), session.fixed_loss()
     return {
         "record": record,
@@ -524,12 +526,21 @@ def _onward(session: Session, more: int) -> dict:
     }
 
 
-def resume(rank: int, world_size: int, name: str, layout: Layout, step: int, more: int, left: dict) -> dict:
+def resume(
+    rank: int,
+    world_size: int,
+    name: str,
+    layout: Layout,
+    step: int,
+    more: int,
+    left: dict,
+    settings: dict | None = None,
+) -> dict:
     """The same losses from the state that ``leave_and_go_on`` left, and that state as read back at once.
 
     The fixed batch comes before the first step, as in a resumed run that has only its last evaluation to do.
     """
-    session = build(name, layout, switch=CHECK + 2, record=left["record"])
+    session = build(name, layout, switch=CHECK + 2, record=left["record"], **(settings or {}))
     session.step = step
 
     load_engine(session.engine, left["record"], Tensors(left["tensors"]))

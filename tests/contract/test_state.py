@@ -18,10 +18,13 @@ OTHERS = {
 """Method, step, and where it goes from and to; the switch comes within the three steps that follow."""
 
 
-def round_trip(method: str, here: str, there: str, step: int) -> tuple[dict, list[dict]]:
+def round_trip(
+    method: str, here: str, there: str, step: int, *, settings: tuple[dict, dict] = ({}, {})
+) -> tuple[dict, list[dict]]:
+    """What is left ``here`` under the first settings; what goes on ``there`` under the second."""
     source, target = LAYOUTS[here], LAYOUTS[there]
-    left = run_ranks(leave_and_go_on, source.world_size, method, source, step, MORE)[0]
-    return left, run_ranks(resume, target.world_size, method, target, step, MORE, left)
+    left = run_ranks(leave_and_go_on, source.world_size, method, source, step, MORE, settings[0])[0]
+    return left, run_ranks(resume, target.world_size, method, target, step, MORE, left, settings[1])
 
 
 @pytest.mark.parametrize(
@@ -40,8 +43,12 @@ def test_a_llama_goes_on_elsewhere(phase):
     goes_on_elsewhere("llama-inrank-efficient", "TP2 SP", "TP1 DP1", PHASES[phase])
 
 
-def goes_on_elsewhere(method: str, here: str, there: str, step: int) -> None:
-    left, resumed = round_trip(method, here, there, step)
+def goes_on_elsewhere(
+    method: str, here: str, there: str, step: int, *, settings: tuple[dict, dict] = ({}, {})
+) -> None:
+    left, resumed = round_trip(method, here, there, step, settings=settings)
+    moments = [name for name in left["tensors"] if name.endswith(("exp_avg", "exp_avg_sq"))]
+    assert moments and all(left["tensors"][name].any() for name in moments)
     assert left["tensors"].keys() == resumed[0]["tensors"].keys()
     for name, tensor in left["tensors"].items():
         assert torch.equal(resumed[0]["tensors"][name], tensor), name
@@ -108,3 +115,21 @@ def refusal(rank: int, world_size: int, left: dict) -> str:
     except UserError as error:
         return str(error)
     return "accepted"
+
+
+STAGES = {
+    "1 to 3": ({"zero_stage": 1}, {"zero_stage": 3}),
+    "3 to 0": ({"zero_stage": 3}, {"zero_stage": 0}),
+    "2 to 1 offloaded": ({"zero_stage": 2}, {"zero_stage": 1, "offload_optimizer": True}),
+    "3 offloaded to 2": ({"zero_stage": 3, "offload_optimizer": True}, {"zero_stage": 2}),
+}
+"""Settings of the session that leaves its state, and of the one that goes on."""
+MOVES = {"1 to 3": ("TP2 SP", "DP2"), "3 to 0": ("DP2", "TP2 SP"), "2 to 1 offloaded": ("DP2", "TP1 DP1")}
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_zero_stage_may_change_with_the_layout(phase, stages):
+    """Masters, W0, initial values and moments come back to the bit, wherever ZeRO kept them."""
+    here, there = MOVES.get(stages, ("TP2 SP DP2", "DP2"))
+    goes_on_elsewhere("inrank-efficient", here, there, PHASES[phase], settings=STAGES[stages])

@@ -32,18 +32,28 @@ class Launch:
 
     Args:
         launcher: ``deepspeed``, ``torchrun``, or ``python`` for one process without a launcher.
+        script: the main program, or a test's program around it.
+        env: added to this process's environment.
     """
 
-    def __init__(self, args: list[str], *, launcher: str = "python", num_procs: int = 2):
-        self._mark = uuid.uuid4().hex
-        env = {MARK: self._mark}
+    def __init__(
+        self,
+        args: list[str],
+        *,
+        launcher: str = "python",
+        num_procs: int = 2,
+        script: Path = PRETRAIN,
+        env: dict[str, str] | None = None,
+    ):
+        self._mark, self._script = uuid.uuid4().hex, script
+        env = {**(env or {}), MARK: self._mark}
         if launcher == "python":
-            command, pipe = [sys.executable, str(PRETRAIN), *args], subprocess.PIPE
+            command, pipe = [sys.executable, str(script), *args], subprocess.PIPE
             self.process = subprocess.Popen(
                 command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env={**os.environ, **env}
             )
         else:
-            self.process = start_script(args, num_procs=num_procs, launcher=launcher, env=env)
+            self.process = start_script(args, num_procs=num_procs, launcher=launcher, script=script, env=env)
         self.stdout = self.stderr = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -65,7 +75,7 @@ class Launch:
 
     def ranks(self) -> list[psutil.Process]:
         """The ranks that run, in order."""
-        found = [p for p in self.processes() if str(PRETRAIN) in p.cmdline()[1:3]]
+        found = [p for p in self.processes() if str(self._script) in p.cmdline()[1:3]]
         return sorted(found, key=lambda process: int(process.environ().get("RANK", 0)))
 
     def until(self, condition: Callable[[], object], what: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.distributed.launches import TINY, course, data_flags, launch, records
+from tests.distributed.launches import TINY, Launch, course, data_flags, last_step, launch, records
 
 STEPS = 16
 RUN = [
@@ -70,6 +70,41 @@ def test_another_topology(whole, data, tmp_path, step, launcher):
     assert resumed.process.returncode == 0, resumed.stderr
     assert f"resumed at step {step}" in resumed.stdout
     assert "tensor_model_parallel_size 2 -> 1" in resumed.stdout
+    close(course(run), course(whole))
+
+
+def test_fifty_steps_on_another_topology_and_stage(data, tmp_path):
+    args = [*TINY, *data, "--switch-iters", "14", "--save-interval", "6", "--train-iters", "56"]
+    args += ["--save", str(tmp_path / "a")]
+    here = [*args, "--tensor-model-parallel-size", "2"]
+    assert launch(here, launcher="torchrun").process.returncode == 0
+    run = cut(tmp_path / "a", tmp_path / "b", step=6)
+    there = ["--tensor-model-parallel-size", "1", "--zero-stage", "3", "--save", str(run), "--resume", "auto"]
+    resumed = launch([*args, *there], launcher="torchrun")
+    assert resumed.process.returncode == 0, resumed.stderr
+    assert "resumed at step 6" in resumed.stdout and "zero_stage 1 -> 3" in resumed.stdout
+    close(course(run), course(tmp_path / "a"))
+
+
+def test_going_back_and_forth(whole, data, tmp_path):
+    """To a step that is named; later checkpoints stay until their step comes, and --resume can name them."""
+    run = cut(whole, tmp_path / "run", step=STEPS)
+    args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run)]
+    absent = launch([*args, "--resume", "5"])
+    assert absent.process.returncode == 1 and absent.stderr.count("\n") == 1
+    assert "has no checkpoint of that step, there are those of steps 4, 8, 12, 16; name one" in absent.stderr
+    stamp = (run / "checkpoints" / "step_00000016" / "manifest.json").stat().st_mtime_ns
+    with Launch([*args, "--resume", "4"]) as back:
+        back.until(lambda: (4 < last_step(run) < 16) and last_step(run) >= 9, "step 9")
+        back.process.terminate()
+        back.wait()
+    assert "goes back to step 4" in back.stdout and "steps 8, 12, 16 stay aside" in back.stdout
+    step = last_step(run)
+    if step < 16:
+        assert (run / "checkpoints" / "step_00000016" / "manifest.json").stat().st_mtime_ns == stamp
+    on = launch([*args, "--resume", "auto"])
+    assert on.process.returncode == 0, on.stderr
+    assert f"resumed at step {step}" in on.stdout
     close(course(run), course(whole))
 
 

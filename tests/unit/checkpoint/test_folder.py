@@ -17,8 +17,8 @@ from inrank_megatron.checkpoint.folder import (
     Damaged,
     newest_complete,
     published,
-    tidy,
 )
+from inrank_megatron.checkpoint.retention import tidy
 from inrank_megatron.errors import UserError
 
 TENSORS = {

@@ -26,6 +26,8 @@ def save(run: Path, step: int, factors: dict | None = None) -> Path:
     writer = CheckpointWriter(run / "checkpoints", step)
     writer.add("w", torch.ones(3))
     writer.add("w.exp_avg", torch.ones(3))
+    for name in factors or {}:
+        writer.add(f"{name}.U", torch.ones(4, 3)), writer.add(f"{name}.V", torch.ones(3, 4))
     return writer.publish({"step": step, "engine": {"factors": factors or {}}})
 
 
@@ -71,7 +73,8 @@ def test_what_is_no_dense_run_is_refused(run, tmp_path):
     refuse(config_of(last), "missing, truncated or altered")
     (run / "checkpoints" / "step_00000002" / "manifest.json").unlink()
     refuse(config_of(run), "none of its checkpoints is whole")
-    save(run, 6, factors={"decoder.layers.0.mlp.linear_fc1": {}})
+    spec = {"columns": 3, "active": 3, "rank": 3, "base": False, "final": True}
+    save(run, 6, factors={"decoder.layers.0.mlp.linear_fc1": spec})
     refuse(config_of(run), "holds factors U, V of 1 linears", "name a run of method dense")
 
 

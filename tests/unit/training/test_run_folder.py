@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.checkpoint.folder import CheckpointWriter, newest_complete
+from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.config import from_flat, load, replace
 from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
@@ -97,6 +98,59 @@ def test_what_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=r"no run|cannot be used as run folder"):
             begin(path)
+
+
+def test_a_checkpoint_is_named_by_its_step(tmp_path):
+    config = begin(tmp_path / "run", steps=(2, 4, 6))
+    lock = FolderLock()
+    run = choose(replace(config, resume=4), lock)
+    assert run.checkpoint.name == "step_00000004"
+    assert "the checkpoints of steps 6 stay aside" in run.notes[-1]
+    assert newest_complete(run.checkpoints)[0].name == "step_00000006", "nothing happens before the claim"
+    claim(run, config, lock, TOKENIZER)
+    del lock
+    assert choose(resumed(config)).checkpoint.name == "step_00000004", "from where it went back to"
+    lock = FolderLock()
+    claim(choose(replace(config, resume=6), lock), config, lock, TOKENIZER)
+    del lock
+    assert choose(resumed(config)).checkpoint.name == "step_00000006"
+
+
+@pytest.mark.parametrize("resume", [0, 5, 99])
+def test_a_step_that_does_not_exist(tmp_path, resume):
+    config = begin(tmp_path / "run", steps=(2, 4, 6))
+    message = rf"resume = {resume}: .*no checkpoint of that step, there are those of steps 2, 4, 6; name one"
+    with pytest.raises(UserError, match=message):
+        choose(replace(config, resume=resume))
+
+
+def test_a_step_of_no_run(tmp_path):
+    begin(tmp_path / "run")
+    for save, words in {
+        None: "no --save names a run",
+        tmp_path / "new": "holds no run",
+        tmp_path / "run": "there is none at all",
+    }.items():
+        with pytest.raises(UserError, match=f"resume = 2: .*{words}"):
+            choose(config_of(save, resume=2))
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_step_that_is_damaged_is_not_passed_over(tmp_path):
+    config = begin(tmp_path / "run", steps=(2, 4))
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / "index.json").unlink()
+    with pytest.raises(UserError, match=r"step_00000004/index\.json: missing"):
+        choose(replace(config, resume=4))
+
+
+def test_weights_alone_may_go_on_as_another_run(tmp_path):
+    config = begin(tmp_path / "run")
+    write_weights(tmp_path / "run" / "checkpoints", step=0, factors={}, tensors=[("w", torch.ones(2))])
+    run = choose(resumed(config, seed=9, global_batch_size=64, split="8,1,1"))
+    assert run.checkpoint.name == "step_00000000" and "holds weights alone" in run.notes[0]
+    for change in ({"hidden_size": 64}, {"method": "lora", "rank": 4}):
+        with pytest.raises(UserError, match="holds another run"):
+            choose(resumed(config, **change))
 
 
 def test_only_broken_checkpoints_are_refused(tmp_path):

@@ -1,0 +1,69 @@
+"""Launches on a disk that is full or read-only: one error on every rank, and nothing is lost."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from inrank_megatron.checkpoint.folder import Checkpoint, published
+from tests.distributed.launches import TINY, Launch, data_flags, launch, records
+
+RUN = [*TINY, "--tensor-model-parallel-size", "2", "--switch-iters", "4"]
+RUN += ["--save-interval", "2", "--train-iters", "12"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system for the run's checkpoints; the rest of the run folder is elsewhere."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=64k", "none", str(folder)).returncode != 0:
+        pytest.skip("only root may mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def mount(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["mount", *options], capture_output=True, check=False)
+
+
+def size(disk: Path, option: str) -> None:
+    assert mount("-o", f"remount,{option}", str(disk)).returncode == 0
+
+
+def content(disk: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+
+
+def refused(started: Launch, words: str) -> None:
+    """Both ranks say the same in one line, and the launch fails."""
+    assert started.process.returncode != 0
+    errors = sorted(line for line in started.stderr.splitlines() if ": error: " in line)
+    assert [line.partition(": ")[0] for line in errors] == ["rank 0", "rank 1"], started.stderr
+    assert all(words in line and "cannot be written" in line for line in errors), errors
+    assert 'pretrain_gpt2.py", line' not in started.stderr, "a traceback"
+
+
+@pytest.mark.timeout(900)
+def test_a_disk_that_is_full_and_one_that_is_read_only(disk, tmp_path):
+    run = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run"), "--resume", "auto"]
+    size(disk, "size=2300k")
+    full = launch(run, launcher="torchrun")
+    refused(full, "No space left on device")
+    whole = content(disk)
+    saved = [path.name for path in published(disk)]
+    assert saved and all(Checkpoint(path) for path in published(disk))
+    assert not [path for path in disk.iterdir() if path.name.startswith(".")], "the unfinished one is gone"
+    assert [record["step"] for record in records(tmp_path / "run", "checkpoint")] == sorted(
+        int(name[5:]) for name in saved
+    )
+    size(disk, "size=64m,ro")
+    refused(launch(run, launcher="torchrun"), "Read-only file system")
+    assert content(disk) == whole
+    size(disk, "size=64m,rw")
+    finished = launch([*run, "--keep-last", "1"], launcher="torchrun")
+    assert finished.process.returncode == 0, finished.stderr
+    assert f"resumed at step {int(saved[0][5:])}" in finished.stdout
+    assert [record["step"] for record in records(tmp_path / "run", "train")] == list(range(1, 13))
+    assert [path.name for path in published(disk)] == ["step_00000012"]

@@ -1,0 +1,134 @@
+"""Which checkpoints stay: the last, the best, whatever the run went back behind, and nothing half removed."""
+
+import shutil
+
+import pytest
+import torch
+
+from inrank_megatron.checkpoint import retention
+from inrank_megatron.checkpoint.folder import (
+    Checkpoint,
+    CheckpointWriter,
+    Damaged,
+    best_complete,
+    is_set_aside,
+    newest_complete,
+    published,
+    step_of,
+)
+from inrank_megatron.checkpoint.retention import go_back, prune, tidy
+
+
+def write(root, step, loss=None):
+    writer = CheckpointWriter(root, step)
+    writer.add("w", torch.full((5,), float(step)))
+    return writer.publish({"step": step, "validation_loss": loss})
+
+
+def steps(root):
+    return sorted(map(step_of, published(root)))
+
+
+def spoil(folder):
+    content = bytearray((folder / "tensors_00000.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "tensors_00000.safetensors").write_bytes(bytes(content))
+
+
+def test_the_last_stay_and_the_best(tmp_path):
+    for step, loss in {2: 4.0, 4: 1.0, 6: 2.0, 8: None, 10: 3.0}.items():
+        newest = write(tmp_path, step, loss)
+        prune(tmp_path, keep_last=2, newest=newest)
+    assert steps(tmp_path) == [4, 8, 10]
+    assert not list(tmp_path.glob(".*"))
+    assert best_complete(tmp_path).name == "step_00000004"
+
+
+def test_the_best_is_replaced_by_a_better_one(tmp_path):
+    for step, loss in {2: 4.0, 4: 1.0, 6: 0.5, 8: 2.0}.items():
+        prune(tmp_path, keep_last=1, newest=write(tmp_path, step, loss))
+    assert steps(tmp_path) == [6, 8]
+
+
+def test_nothing_goes_before_the_new_one_is_whole(tmp_path):
+    for step in (2, 4):
+        write(tmp_path, step)
+    newest = write(tmp_path, 6)
+    spoil(newest)
+    with pytest.raises(Damaged):
+        prune(tmp_path, keep_last=1, newest=newest)
+    assert steps(tmp_path) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("at", ["before the rename", "after the rename", "in the middle"])
+def test_a_kill_in_a_removal_leaves_whole_ones_alone(tmp_path, monkeypatch, at):
+    for step in (2, 4):
+        write(tmp_path, step)
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        if path.exists() and path.name.endswith(retention.REMOVED):
+            if at == "in the middle":
+                (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    if at == "before the rename":
+        monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path, keep_last=1, newest=tmp_path / "step_00000004")
+    monkeypatch.undo()
+    assert all(Checkpoint(folder) for folder in published(tmp_path))
+    tidy(tmp_path)
+    assert newest_complete(tmp_path) == (tmp_path / "step_00000004", [])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_going_back_sets_later_ones_aside(tmp_path):
+    for step in (2, 4, 6, 8):
+        write(tmp_path, step, loss=float(step))
+    go_back(tmp_path, 4)
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    assert newest_complete(tmp_path)[0].name == "step_00000004"
+    newest = write(tmp_path, 7)
+    prune(tmp_path, keep_last=2, newest=newest)
+    # 6 has been passed, 8 has not; 2 is the best.
+    assert steps(tmp_path) == [2, 4, 7, 8] and is_set_aside(tmp_path / "step_00000008")
+    assert newest_complete(tmp_path)[0] == newest
+    write(tmp_path, 8)
+    assert newest_complete(tmp_path)[0].name == "step_00000008"
+
+
+def test_what_was_set_aside_can_be_chosen_again(tmp_path):
+    for step in (2, 4, 6):
+        write(tmp_path, step)
+    go_back(tmp_path, 2)
+    go_back(tmp_path, 6)
+    assert newest_complete(tmp_path)[0].name == "step_00000006"
+    assert is_set_aside(tmp_path / "step_00000004")
+
+
+def test_the_best_complete(tmp_path):
+    assert best_complete(tmp_path) is None
+    for step in (2, 4):
+        write(tmp_path, step)
+    assert best_complete(tmp_path).name == "step_00000004", "the newest if no loss is on record"
+    for step, loss in {6: 2.0, 8: 2.0, 10: 9.0}.items():
+        write(tmp_path, step, loss)
+    assert best_complete(tmp_path).name == "step_00000008", "the newer of equals"
+    spoil(tmp_path / "step_00000008")
+    assert best_complete(tmp_path).name == "step_00000006"
+    for step in (6, 10, 4):
+        spoil(tmp_path / f"step_{step:08d}")
+    assert best_complete(tmp_path).name == "step_00000002"
+
+
+def test_links_are_not_followed(tmp_path):
+    """A folder that lies elsewhere is read like any other and never removed."""
+    root = tmp_path / "checkpoints"
+    elsewhere = write(tmp_path / "elsewhere", 2)
+    newest = write(root, 4)
+    (root / elsewhere.name).symlink_to(elsewhere)
+    prune(root, keep_last=1, newest=newest)
+    assert elsewhere.is_dir() and Checkpoint(root / elsewhere.name)

@@ -1,0 +1,188 @@
+"""Saving beside the training: what waits, what is recorded when, and how a failure comes to light."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from inrank_megatron.checkpoint import folder
+from inrank_megatron.checkpoint.folder import Checkpoint, published
+from inrank_megatron.errors import UserError
+from inrank_megatron.training import saving
+from inrank_megatron.training.saving import Saver
+
+DEVICE = torch.device("cpu")
+
+
+class Alone:
+    """The one rank of a job."""
+
+    rank = 0
+
+    def from_first_rank(self, compute):
+        return compute()
+
+    def largest(self, value, device):
+        return int(value)
+
+
+class Records:
+    def __init__(self):
+        self.events, self.messages = [], []
+
+    def event(self, kind, step, text, **values):
+        self.events.append({"kind": kind, "step": step, **values})
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+@pytest.fixture
+def records():
+    return Records()
+
+
+@pytest.fixture
+def make(tmp_path, records):
+    def made(**options):
+        options = {"keep_last": None, **options}
+        return Saver(tmp_path / "checkpoints", parallel=Alone(), device=DEVICE, journal=records, **options)
+
+    return made
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Writers wait for this event before they touch a file of tensors."""
+    release, write = threading.Event(), folder.save_file
+
+    def save_file(tensors, path):
+        assert release.wait(60)
+        write(tensors, path)
+
+    monkeypatch.setattr(folder, "save_file", save_file)
+    yield release
+    release.set()
+
+
+def save(saver, step, tensor=None, *, snapshot_bytes=4):
+    tensors = [("w", torch.full((3,), float(step)) if tensor is None else tensor)]
+    saver.save(tensors, {"step": step, "validation_loss": None}, snapshot_bytes=snapshot_bytes)
+
+
+def steps(tmp_path):
+    return sorted(int(path.name[5:]) for path in published(tmp_path / "checkpoints"))
+
+
+def test_training_goes_on_while_the_state_of_before_is_written(make, tmp_path, held, records):
+    saver, weight = make(), torch.zeros(3)
+    save(saver, 4, weight)
+    weight += 1
+    assert not saver.stops(False) and steps(tmp_path) == [] and records.events == []
+    time.sleep(0.2)
+    held.set()
+    saver.wait()
+    assert steps(tmp_path) == [4]
+    [(_, written)] = Checkpoint(tmp_path / "checkpoints/step_00000004").tensors(["w"])
+    assert not written.any()
+    [event] = records.events
+    assert event["step"] == 4 and event["path"] == "checkpoints/step_00000004"
+    assert 0 <= event["blocked_seconds"] < 0.2 <= event["seconds"]
+
+
+def test_it_is_recorded_at_the_next_step(make, held, records):
+    saver = make()
+    save(saver, 4)
+    held.set()
+    deadline = time.monotonic() + 60
+    while not records.events and time.monotonic() < deadline:
+        assert not saver.stops(False)
+    assert [event["step"] for event in records.events] == [4]
+    assert not saver.stops(False) and saver.stops(True) and len(records.events) == 1
+
+
+def test_one_checkpoint_is_in_flight(make, tmp_path, held, records):
+    saver = make()
+    save(saver, 4)
+    threading.Timer(0.3, held.set).start()
+    save(saver, 6)
+    assert steps(tmp_path)[:1] == [4] and records.events[0]["step"] == 4
+    saver.wait()
+    assert [event["step"] for event in records.events] == [4, 6]
+    assert records.events[1]["blocked_seconds"] > 0.2, "the wait for the one before counts"
+
+
+def test_a_state_that_does_not_fit_is_written_piece_by_piece(make, tmp_path, monkeypatch, records):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(folder, "FILE_BYTES", 1)
+    seen = []
+
+    def writer(*args, **options):
+        seen.append(options)
+        return folder.CheckpointWriter(*args, **options)
+
+    monkeypatch.setattr(saving, "CheckpointWriter", writer)
+    saver = make()
+    save(saver, 4, snapshot_bytes=501)
+    assert steps(tmp_path) == [4], "it has been waited for"
+    [event] = records.events
+    assert event["blocked_seconds"] == event["seconds"]
+    save(saver, 6, snapshot_bytes=500)
+    saver.wait()
+    assert seen == [{"deferred": False}, {"deferred": True}] and steps(tmp_path) == [4, 6]
+
+
+@pytest.mark.parametrize("found", ["at the next step", "at the next save", "at the end"])
+def test_a_write_that_fails_ends_the_run(make, tmp_path, monkeypatch, found, records):
+    saver = make()
+    save(saver, 4)
+    saver.wait()
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "save_file", no_space)
+    save(saver, 6)
+    with pytest.raises(UserError, match=r"step_00000006: the checkpoint cannot be written .*No space left"):
+        if found == "at the next save":
+            save(saver, 8)
+        elif found == "at the end":
+            saver.wait()
+        while found == "at the next step":
+            saver.stops(False)
+    saver.wait()
+    assert {p: p.read_bytes() for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()} == before
+    assert [event["step"] for event in records.events] == [4]
+
+
+def test_a_fault_of_the_program_is_no_message_to_the_user(make, monkeypatch):
+    saver = make()
+    monkeypatch.setattr(folder, "save_file", lambda *_: 1 / 0)
+    save(saver, 4)
+    with pytest.raises(ZeroDivisionError):
+        saver.wait()
+
+
+def test_older_ones_go(make, tmp_path, monkeypatch, records):
+    saver = make(keep_last=2)
+    for step in (2, 4, 6):
+        save(saver, step)
+    saver.wait()
+    assert steps(tmp_path) == [4, 6]
+
+    def refused(path, target):
+        if path.name.startswith("step_"):
+            raise PermissionError(13, "Permission denied")
+        return path.replace(target)
+
+    monkeypatch.setattr("pathlib.Path.rename", refused)
+    save(saver, 8)
+    saver.wait()
+    assert steps(tmp_path) == [4, 6, 8]
+    assert records.messages == [
+        "older checkpoints cannot be removed ([Errno 13] Permission denied); the run goes on"
+    ]
