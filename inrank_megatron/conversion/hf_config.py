@@ -91,6 +91,7 @@ def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int,
         "model_type": family,
         "init_method_std": hf.initializer_range,
         "attention_dropout": hf.attention_dropout if family == "llama" else hf.attn_pdrop,
+        "vocab_size": hf.vocab_size,
         "train_iters": 1,
     }
     try:

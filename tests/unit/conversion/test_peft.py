@@ -10,23 +10,11 @@ from inrank_megatron.conversion.gpt import gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.verify import difference, sample_tokens
 from inrank_megatron.errors import UserError
-from tests.unit.conversion.models import VOCABULARY, random_weights
+from tests.unit.conversion.models import VOCABULARY, make_weights
 
-SERVED = {
-    "GPT-2, MLP": 8,
-    "GPT-2, attention too": 16,
-    "GPT-2, three factor pairs for QKV": 32,
-    "LLaMA, MLP": 8,
-    "LLaMA, attention too": 16,
-}
-"""The rank of a padded adapter; the largest ranks are 6, 10, 9 + 10 + 11 in one module, 6 and 10."""
-STRUCTURES = {
-    "GPT-2, MLP": {},
-    "GPT-2, attention too": {"factorised_linears": "mlp-attention"},
-    "GPT-2, three factor pairs for QKV": {"factorised_linears": "mlp-attention", "qkv_factors": "separate"},
-    "LLaMA, MLP": {"model_type": "llama"},
-    "LLaMA, attention too": {"model_type": "llama", "factorised_linears": "mlp-attention"},
-}
+SERVED = {"first phase": 8, "first phase, QKV fused": 8, "first phase, QKV separate": 16}
+"""The rank of a padded adapter. The largest rank is 6; GPT-2's three of QKV in one module add up to 14."""
+CASES = [("gpt2", name) for name in SERVED] + [("llama", name) for name in SERVED if "separate" not in name]
 TOKENS = sample_tokens(vocab_size=VOCABULARY, positions=24)
 
 
@@ -49,9 +37,9 @@ def ranks_in(folder) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_peft_computes_the_same(tmp_path, structure, padded):
-    weights = random_weights(factors="base", **STRUCTURES[structure])
+@pytest.mark.parametrize(("family", "structure"), CASES)
+def test_peft_computes_the_same(tmp_path, family, structure, padded):
+    weights = make_weights(family, structure)
     folder = written(tmp_path / "adapter", weights, pad_ranks=padded)
     assert peft.matches(folder) and not hf_dense.matches(folder)
     found = difference(gpt_forward(weights), peft.forward(folder, Options()), TOKENS)
@@ -67,14 +55,14 @@ def test_peft_computes_the_same(tmp_path, structure, padded):
 
 def test_the_base_alone_is_another_model(tmp_path):
     """A guard of this suite: an adapter that PEFT ignores would show."""
-    weights = random_weights(factors="base")
+    weights = make_weights("gpt2", "first phase")
     folder = written(tmp_path / "adapter", weights)
     base = hf_dense.forward(folder / peft.BASE, Options())
     assert difference(gpt_forward(weights), base, TOKENS).largest > 0.1
 
 
 def test_one_rank_for_all_needs_no_pattern(tmp_path):
-    weights = random_weights(factors="base", num_layers=1)
+    weights = make_weights("gpt2", "first phase", num_layers=1)
     specs = {name: spec.__class__(columns=3, active=3, rank=3) for name, spec in weights.factors.items()}
     one = weights.__class__(
         weights.origin, weights.config, VOCABULARY, specs,
@@ -85,15 +73,17 @@ def test_one_rank_for_all_needs_no_pattern(tmp_path):
     assert (config["r"], config["rank_pattern"]) == (3, {})
 
 
-@pytest.mark.parametrize(("factors", "reason"), [("alone", "no W0 beside its factors"), (None, "no factors")])
-def test_a_model_without_a_base_is_refused(tmp_path, factors, reason):
+@pytest.mark.parametrize(
+    ("structure", "reason"), [("second phase", "no W0 beside its factors"), ("dense", "no factors")]
+)
+def test_a_model_without_a_base_is_refused(tmp_path, structure, reason):
     with pytest.raises(UserError, match=reason):
-        written(tmp_path / "adapter", random_weights(factors=factors))
+        written(tmp_path / "adapter", make_weights("gpt2", structure))
     assert not any((tmp_path / "adapter").iterdir())
 
 
 def test_a_rank_that_no_server_takes_is_refused(tmp_path):
-    weights = random_weights(factors="base")
+    weights = make_weights("gpt2", "first phase")
     name = next(iter(weights.factors))
     specs = dict(weights.factors) | {name: weights.factors[name].__class__(columns=513, active=513, rank=513)}
     large = weights.__class__(weights.origin, weights.config, VOCABULARY, specs, weights.read)
