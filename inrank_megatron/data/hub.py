@@ -48,9 +48,8 @@ def load_splits(dataset: str, *, text_column: str, needed: str = "train") -> dic
     else:
         chosen = {role: name for role, names in SPLIT_NAMES.items() for name in names[::-1] if name in loaded}
     if needed not in chosen:
-        use = "training" if needed == "train" else "evaluation"
         raise UserError(
-            f"dataset {dataset} has the splits {sorted(loaded)}; {use} needs {needed!r}: choose another"
+            f"dataset {dataset} has the splits {sorted(loaded)}, but {needed!r} is needed: choose another"
         )
     splits = {}
     for role, name in chosen.items():

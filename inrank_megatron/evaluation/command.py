@@ -20,22 +20,32 @@ SPLIT = "valid"
 
 
 def run(arguments: argparse.Namespace, parallel: Parallel) -> None:
-    """Evaluate on all ranks of ``parallel``, which has no tensor parallelism; rank 0 prints.
+    """Evaluate on all ranks and print on the first.
+
+    Raises:
+        UserError: see :func:`evaluate`.
+    """
+    record = evaluate(arguments, parallel)
+    if parallel.rank == 0:
+        print(json.dumps(record, indent=1) if arguments.json else _as_lines(record))
+
+
+def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:
+    """The record of an evaluation, on every rank of ``parallel``, which has no tensor parallelism.
 
     Raises:
         UserError: on all ranks, for what the user can mend, before weights are read where that is possible.
     """
     model, text, windows = parallel.in_unison(lambda: _prepared(arguments))
+    if parallel.rank == 0:
+        for note in model.notes:
+            print(note, file=sys.stderr)
     forward = parallel.in_unison(lambda: model.load(device()))
     nats = total_loss(
         forward, windows, rows=arguments.micro_batch_size, group=parallel.dp_group, device=device()
     )
-    if parallel.rank == 0:
-        score = Score(nats, windows.num_targets, text.file.num_words, text.num_bytes())
-        for note in model.notes:
-            print(note, file=sys.stderr)
-        shown = _as_json if arguments.json else _as_lines
-        print(shown(_record(model, text, windows, score)))
+    score = Score(nats, windows.num_targets, text.file.num_words, text.num_bytes())
+    return _record(model, text, windows, score)
 
 
 def _prepared(arguments: argparse.Namespace) -> tuple[Model, Text, SlidingWindows]:
@@ -95,10 +105,6 @@ def _record(model: Model, text: Text, windows: SlidingWindows, score: Score) -> 
         "words": score.words,
         "bytes": score.bytes,
     }
-
-
-def _as_json(record: dict) -> str:
-    return json.dumps(record, indent=1)
 
 
 def _as_lines(record: dict) -> str:

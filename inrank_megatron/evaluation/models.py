@@ -1,15 +1,20 @@
-"""What a user names, a run, an export or a model of the hub, as a function from ids to logits."""
+"""What a user names, a run, an export or a model of the hub, ready to compute with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from inrank_megatron.conversion.formats import format_of
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HUB = "hub model"
 
@@ -23,6 +28,7 @@ class Model:
         positions: the longest sequence it can see. seq_length: the one that it was trained with.
         tokenizer: folder or hub name, if there is one.
         load: computes logits on a device; ids and logits lie there.
+        pretrained: the same model of transformers, FP32, on the CPU.
     """
 
     name: str
@@ -33,6 +39,7 @@ class Model:
     seq_length: int
     tokenizer: str | None
     load: Callable[[torch.device], Forward]
+    pretrained: Callable[[], "PreTrainedModel"]
     notes: tuple[str, ...] = ()
 
 
@@ -66,6 +73,7 @@ def find_model(name: str, options: Options) -> Model:
         seq_length=weights.config.model.seq_length,
         tokenizer=None if weights.tokenizer is None else str(weights.tokenizer),
         load=load,
+        pretrained=lambda: _in_memory(weights),
         notes=weights.notes,
     )
 
@@ -94,17 +102,29 @@ def _transformers_model(name: str) -> Model:
         positions=positions,
         seq_length=positions,
         tokenizer=name,
-        load=lambda device: _transformers_forward(name, device),
+        load=lambda device: _transformers_forward(_pretrained(name).to(device)),
+        pretrained=lambda: _pretrained(name),
     )
 
 
-def _transformers_forward(name: str, device: torch.device) -> Forward:
+def _pretrained(name: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from None
+
+
+def _in_memory(weights: Weights) -> "PreTrainedModel":
+    from inrank_megatron.conversion.hf_factorised import in_memory
+
+    return in_memory(weights)
+
+
+def _transformers_forward(model: "PreTrainedModel") -> Forward:
     return lambda tokens: model(tokens, use_cache=False).logits.float()
 
 

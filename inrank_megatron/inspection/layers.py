@@ -128,6 +128,9 @@ def _no_ranks(path: Path, what: str, *, is_run: bool) -> UserError:
 @contextmanager
 def _group_of_one() -> Iterator[ProcessGroup]:
     """The spectra are those of a run, whose algebra is collective; here the group has one process."""
+    if dist.is_initialized():  # where a model has been computed with before
+        yield dist.group.WORLD
+        return
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield dist.group.WORLD
