@@ -1,5 +1,6 @@
 """Run folders with random weights, written without training."""
 
+from collections.abc import Mapping
 from dataclasses import replace as changed
 from pathlib import Path
 
@@ -15,15 +16,22 @@ from inrank_megatron.shapes import linear_shapes
 SIZES = {"num_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "seq_length": 32, "train_iters": 1}
 
 
-def random_weights(*, vocab_size: int, tokenizer: Path | None, ranks: int | None, **settings) -> Weights:
+def random_weights(
+    *,
+    vocab_size: int,
+    tokenizer: Path | None,
+    ranks: int | None,
+    base: bool = True,
+    settings: Mapping[str, object] | None = None,
+) -> Weights:
     """A model whose predictions differ clearly from token to token.
 
     Args:
         ranks: columns of every factorised linear; None: dense.
-        settings: flat, beside or in the place of ``SIZES``; ``base``: W0 stands beside the factors.
+        base: W0 stands beside the factors.
+        settings: of the run, flat, beside ``SIZES`` or in their place.
     """
-    base = settings.pop("base", True)
-    config = from_flat(SIZES | settings)
+    config = from_flat(SIZES | dict(settings or {}))
     spec = FactorSpec(columns=ranks, active=ranks, rank=ranks, base=base) if ranks else None
     factors = {name: spec for name in linear_shapes(config)} if spec else {}
     weights = Weights(

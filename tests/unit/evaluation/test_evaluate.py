@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.conversion.formats import writable
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.run import open_weights
@@ -19,7 +20,11 @@ VOCABULARY = 400
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
 def any_run(request, tmp_path_factory, tokenizer_folder):
     weights = random_weights(
-        vocab_size=VOCABULARY, tokenizer=tokenizer_folder, ranks=6, base=False, model_type=request.param
+        vocab_size=VOCABULARY,
+        tokenizer=tokenizer_folder,
+        ranks=6,
+        base=False,
+        settings={"model_type": request.param},
     )
     return write_run(tmp_path_factory.mktemp("runs") / request.param, weights)
 
@@ -132,3 +137,38 @@ def test_contradictions_on_the_command_line(words):
 
     with pytest.raises(SystemExit):
         parse(["run", *words])
+
+
+def test_the_tool_prints_lines_and_refuses_in_one(gpt2_run, tmp_path, capsys):
+    from tools.evaluate import main
+
+    (path := tmp_path / "text.txt").write_text(prose(100, seed=1))
+    words = [str(gpt2_run), "--data-cache-path", str(tmp_path / "cache"), "--data"]
+    assert main([*words, str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{gpt2_run} (run, step 0) on {path}\n")
+    assert "word perplexity" in shown and "bits per byte" in shown
+    assert main([*words, str(tmp_path / "absent")]) == 1
+    refused = capsys.readouterr()
+    assert refused.out == "" and refused.err.count("\n") == 1 and refused.err.startswith("error: data path")
+
+
+def test_a_run_is_judged_on_its_own_data(tmp_path, tokenizer_folder, evaluated):
+    """A text that has changed is refused, and so is a tokenizer that is not the one beside the weights."""
+    (path := tmp_path / "text.txt").write_text(prose(8000, seed=1))
+    data = {"data_path": [str(path)], "split": "1,1", "data_cache_path": str(tmp_path / "cache")}
+    model = {"vocab_size": VOCABULARY, "tokenizer": tokenizer_folder, "ranks": None}
+    settings = data | {"tokenizer": str(tokenizer_folder)}
+    run = write_run(tmp_path / "run", weights := random_weights(**model, settings=settings))
+    assert evaluated(run)["data"] == f"valid split of {run}"
+    with pytest.raises(UserError, match=r"test split of .* holds no text; name another split"):
+        evaluated(run, "--split", "test")
+    writer = CheckpointWriter(run / "checkpoints", 1)
+    for name in weights.shapes:
+        writer.add(name, weights.read(name))
+    writer.publish({"step": 1, "engine": {"factors": {}}, "identity": {"data": "0123456789abcdef"}})
+    with pytest.raises(UserError, match="was trained on data 0123456789abcdef, its settings now give"):
+        evaluated(run)
+    other = write_run(tmp_path / "other", random_weights(**model, settings=data))
+    with pytest.raises(UserError, match="its tokenizer is not that of"):
+        evaluated(other)

@@ -32,7 +32,9 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
 def any_run(request, tmp_path_factory, tokenizer_folder) -> Path:
-    weights = random_weights(vocab_size=400, tokenizer=tokenizer_folder, ranks=6, model_type=request.param)
+    weights = random_weights(
+        vocab_size=400, tokenizer=tokenizer_folder, ranks=6, settings={"model_type": request.param}
+    )
     return write_run(tmp_path_factory.mktemp("runs") / request.param, weights)
 
 

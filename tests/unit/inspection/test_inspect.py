@@ -16,8 +16,8 @@ from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.run import open_weights
 from inrank_megatron.conversion.weights import weight_shapes
 from inrank_megatron.errors import UserError
-from inrank_megatron.inspection.command import print_model, print_untrained
 from inrank_megatron.inspection import layers
+from inrank_megatron.inspection.command import print_model, print_untrained
 from inrank_megatron.inspection.layers import Inspection
 from inrank_megatron.inspection.untrained import untrained_table
 from inrank_megatron.layers.spec import FactorSpec
@@ -188,5 +188,5 @@ def test_an_export_with_factors_has_the_ranks_of_its_run(run, tmp_path, tracked,
 def test_a_dense_export_has_no_ranks(run, tmp_path):
     (folder := tmp_path / "export").mkdir()
     writable()["hf-dense"].write(open_weights(run, Options()), folder, Options())
-    with pytest.raises(UserError, match="has no factorised linears.*name the run that it was made from"):
+    with pytest.raises(UserError, match=r"has no factorised linears.*name the run that it was made from"):
         inspect(folder)
