@@ -177,10 +177,10 @@ def test_an_export_with_factors_has_the_ranks_of_its_run(run, tmp_path, tracked,
     assert (found.format, found.own_settings) == ("hf-factorised", False)
     for row, own in zip(found.layers, inspect(run).layers, strict=True):
         t = layer_tensors(row.layer, tracked=tracked)
-        dense = oracle.singular_values(t["U"], t["V"])[:48]
+        dense = oracle.singular_values(t["U"], t["V"])[:COLUMNS]
         torch.testing.assert_close(torch.tensor(row.singular_values).double(), dense, rtol=1e-6, atol=1e-6)
         assert (row.layer, row.columns, row.parameters) == (own.layer, own.columns, own.parameters)
-        assert (row.spectrum_of, row.untrained_rank) == ("product", pytest.approx(row.untrained_rank))
+        assert row.spectrum_of == "product"
     print_model(folder, Options(), leading=3, as_json=False, png=None)
     assert "an export keeps no run's settings" in capsys.readouterr().out
 
