@@ -1,3 +1,7 @@
 """InRank-Megatron: incremental low-rank pre-training of language models at scale."""
 
+from inrank_megatron.hf.registration import register_when_imported
+
 __version__ = "0.1.0"
+
+register_when_imported()

@@ -4,10 +4,11 @@ Examples::
 
     python tools/convert_checkpoint.py runs/wikitext exported --format hf-dense
     python tools/convert_checkpoint.py runs/wikitext exported --check-only
+    python tools/convert_checkpoint.py openai-community/gpt2 runs/gpt2 --format run
 
 Both models compute on the same tokens; the largest difference of a logit is printed, and the conversion fails
 where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, or a folder
-in any other format that is known here. One process, no GPU, no launcher.
+in any other format that is known here, or the name of a GPT-2 or LLaMA model on the Hugging Face hub. One process, no GPU, no launcher.
 """
 
 import argparse

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from inrank_megatron.conversion.convert import check_only, convert
+from inrank_megatron.conversion.hub import located
 from inrank_megatron.conversion.options import Options
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
-    source, target = Path(arguments.source).expanduser(), Path(arguments.target).expanduser()
+    source, target = located(arguments.source), Path(arguments.target).expanduser()
     options = Options(allow_pickle=arguments.allow_pickle)
     if arguments.check_only:
         found = check_only(source, target, options)

@@ -1,6 +1,5 @@
 """Run folders, or one checkpoint in them: the best checkpoint's weights; and new ones, to train on from."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace as changed
 from pathlib import Path
@@ -13,6 +12,7 @@ from inrank_megatron.checkpoint.weights_only import write_weights
 from inrank_megatron.config import Config, load, replace, to_yaml
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.weights import Weights, account, training_method
 from inrank_megatron.layers.spec import FactorSpec
 
@@ -74,14 +74,18 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
         weights.config, method=training_method(specs), rank=rank, save=None, pretrained_checkpoint=None
     )
     if weights.tokenizer is not None:
-        shutil.copytree(weights.tokenizer, folder / TOKENIZER)
+        copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
     write_weights(folder / "checkpoints", step=0, factors=specs, tensors=_tensors(weights))
 
 
 def _tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
     for name in weights.shapes:
-        yield name, weights.read(name)
+        linear, _, leaf = name.rpartition(".")
+        tensor = weights.read(name)
+        # Everything that is trained has an FP32 master; a frozen W0 has not.
+        frozen = leaf == "weight" and linear in weights.factors
+        yield name, tensor if frozen else tensor.float()
 
 
 def _weight_names(checkpoint: Checkpoint) -> list[str]:

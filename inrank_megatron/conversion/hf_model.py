@@ -1,0 +1,74 @@
+"""What the formats for ``transformers`` share: the files beside the weights, and loading."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
+from inrank_megatron.conversion.weights import Weights
+from inrank_megatron.errors import UserError
+
+
+def write_settings(weights: Weights, config, folder: Path) -> None:
+    """``config.json``, ``generation_config.json`` and, where there is one, the tokenizer."""
+    from transformers import GenerationConfig
+
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    if weights.tokenizer is not None:
+        copy_tokenizer(weights.tokenizer, folder)
+
+
+def auto_forward(folder: Path) -> Forward:
+    """Logits of what ``AutoModelForCausalLM`` makes of ``folder``, in FP32, on the CPU.
+
+    Raises:
+        UserError: transformers cannot load it, or its tensors are not those that it asks for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from inrank_megatron.hf.registration import register
+
+    register()
+    try:
+        with quiet_transformers():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: transformers cannot load it ({reason}); convert again") from None
+    if faults := {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}:
+        raise UserError(f"{folder}: transformers finds {faults}; convert again")
+    return forward_of(model)
+
+
+def forward_of(model) -> Forward:
+    """Logits of a model of transformers."""
+    model.eval()
+
+    @torch.no_grad()
+    def forward(tokens: Tensor) -> Tensor:
+        return model(input_ids=tokens, use_cache=False).logits.float()
+
+    return forward
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without its progress bars, and its remarks on what is checked here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,32 @@
+"""Models by their name on the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from inrank_megatron.conversion.tokenizer_files import NAMES
+from inrank_megatron.errors import UserError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+WANTED = ["*.safetensors", "*.json", *NAMES]
+
+
+def located(name: str) -> Path:
+    """The folder or file ``name`` or, where there is none, a local copy of the hub's model of that name: its
+    safetensors, settings and tokenizer. ``HF_HUB_OFFLINE=1`` takes what has been downloaded before.
+
+    Raises:
+        UserError: it is neither here nor can it be had.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not HUB_NAME.fullmatch(name):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name}: is no folder here and cannot be had from the hub ({reason}); name a run, an exported "
+            "folder, or a model that can be reached"
+        ) from None

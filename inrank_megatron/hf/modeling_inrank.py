@@ -1,0 +1,201 @@
+"""GPT-2 and LLaMA of ``transformers`` whose linears are ``W0 + U V`` or ``U V``, as InRank trains them.
+
+This file needs torch and transformers alone: a copy of it lies in every exported folder, so that the model
+loads where nothing else is installed. ``config.factors`` names the factorised linears, from the base model on
+(such as ``h.0.mlp.c_fc`` or ``layers.0.mlp.gate_up_proj``), with ``rank`` and ``base``: whether a frozen W0
+stands beside.
+
+Letters: I input features, O output features, k the rank. Tensors of a factorised linear: ``weight`` W0 [O, I]
+where there is one, ``U`` [O, k], ``V`` [k, I], ``bias`` [O].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, LlamaConfig
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+
+class InRankGPT2Config(GPT2Config):
+    """``separate_qkv``: query, key and value are three linears ``q``, ``k``, ``v`` in place of ``c_attn``."""
+
+    model_type = "inrank_gpt2"
+    _auto_class = "AutoConfig"
+    factors: dict | None = None
+    separate_qkv: bool = False
+
+
+class InRankLlamaConfig(LlamaConfig):
+    """``factors`` may also name ``qkv_proj`` and ``gate_up_proj``: linears that share one V."""
+
+    model_type = "inrank_llama"
+    _auto_class = "AutoConfig"
+    factors: dict | None = None
+    separate_qkv: bool = False
+
+
+class FactorisedLinear(nn.Module):
+    """``y = (W0 + U V) x + b``, or ``U V x + b``, through k features."""
+
+    def __init__(self, inputs: int, outputs: int, *, rank: int, base: bool, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs)) if base else None
+        self.U = nn.Parameter(torch.empty(outputs, rank))
+        self.V = nn.Parameter(torch.empty(rank, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(F.linear(x, self.V), self.U, self.bias)
+        return y if self.weight is None else y + F.linear(x, self.weight)
+
+
+class SharedFactor(nn.Module):
+    """The V of several linears with the same input: x -> V x, behind x itself where W0 needs it too."""
+
+    def __init__(self, inputs: int, *, rank: int, base: bool):
+        super().__init__()
+        self.base = base
+        self.V = nn.Parameter(torch.empty(rank, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.linear(x, self.V)
+        return torch.cat([x, z], dim=-1) if self.base else z
+
+
+class FromSharedFactor(nn.Module):
+    """One of those linears, of what :class:`SharedFactor` gives: [.., I + k], or [.., k] without W0."""
+
+    def __init__(self, inputs: int, outputs: int, *, rank: int, base: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs)) if base else None
+        self.U = nn.Parameter(torch.empty(outputs, rank))
+
+    def forward(self, xz: Tensor) -> Tensor:
+        if self.weight is None:
+            return F.linear(xz, self.U)
+        x, z = xz.split([self.weight.shape[1], self.U.shape[1]], dim=-1)
+        return F.linear(x, self.weight) + F.linear(z, self.U)
+
+
+class SeparateQKV(nn.Module):
+    """Query, key and value as three linears, in place of GPT-2's fused ``c_attn``."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+
+
+class InRankLlamaAttention(LlamaAttention):
+    """Query, key and value share one V."""
+
+    def __init__(self, config: InRankLlamaConfig, layer_idx: int, *, rank: int, base: bool):
+        super().__init__(config, layer_idx)
+        width = config.hidden_size
+        self.qkv_proj = SharedFactor(width, rank=rank, base=base)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(self, name, FromSharedFactor(width, width, rank=rank, base=base))
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs):
+        # The parent takes only leading sizes from its input before it projects it.
+        return super().forward(self.qkv_proj(hidden_states), *args, **kwargs)
+
+
+class InRankLlamaMLP(LlamaMLP):
+    """Gate and up share one V."""
+
+    def __init__(self, config: InRankLlamaConfig, *, rank: int, base: bool):
+        super().__init__(config)
+        self.gate_up_proj = SharedFactor(config.hidden_size, rank=rank, base=base)
+        for name in ("gate_proj", "up_proj"):
+            linear = FromSharedFactor(config.hidden_size, config.intermediate_size, rank=rank, base=base)
+            setattr(self, name, linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.gate_up_proj(x))
+
+
+FACTORISED = (FactorisedLinear, SharedFactor, FromSharedFactor)
+
+
+class DrawsFactors:
+    """How a model that is not loaded starts: all of a factorised linear is drawn as the other linears are."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, FACTORISED):
+            for name, parameter in module.named_parameters(recurse=False):
+                std = 0.0 if name == "bias" else self.config.initializer_range
+                nn.init.normal_(parameter, std=std)
+        elif not isinstance(getattr(module, "c_proj", None), FACTORISED):
+            # GPT-2's MLP and attention draw their c_proj themselves, by the name of its weight.
+            super()._init_weights(module)
+
+
+def factorise(model: nn.Module, factors: dict[str, dict]) -> None:
+    """Put a factorised linear in the place of each named one of the base model ``model``."""
+    for name, spec in factors.items():
+        dense = model.get_submodule(name)
+        inputs, outputs = dense.weight.shape if isinstance(dense, Conv1D) else dense.weight.shape[::-1]
+        model.set_submodule(
+            name, FactorisedLinear(inputs, outputs, **spec, bias=getattr(dense, "bias", None) is not None)
+        )
+
+
+class InRankGPT2Model(DrawsFactors, GPT2Model):
+    config_class = InRankGPT2Config
+
+    def __init__(self, config: InRankGPT2Config):
+        super().__init__(config)
+        if config.separate_qkv:
+            for block in self.h:
+                block.attn.c_attn = SeparateQKV(config.hidden_size)
+        factorise(self, config.factors or {})
+        self.post_init()
+
+
+class InRankGPT2LMHeadModel(DrawsFactors, GPT2LMHeadModel):
+    config_class = InRankGPT2Config
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: InRankGPT2Config):
+        GPT2PreTrainedModel.__init__(self, config)  # the parent's own would build the dense model first
+        self.transformer = InRankGPT2Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+class InRankLlamaModel(DrawsFactors, LlamaModel):
+    config_class = InRankLlamaConfig
+
+    def __init__(self, config: InRankLlamaConfig):
+        super().__init__(config)
+        factors = dict(config.factors or {})
+        for index, layer in enumerate(self.layers):
+            if spec := factors.pop(f"layers.{index}.self_attn.qkv_proj", None):
+                layer.self_attn = InRankLlamaAttention(config, index, **spec)
+            if spec := factors.pop(f"layers.{index}.mlp.gate_up_proj", None):
+                layer.mlp = InRankLlamaMLP(config, **spec)
+        factorise(self, factors)
+        self.post_init()
+
+
+class InRankLlamaForCausalLM(DrawsFactors, LlamaForCausalLM):
+    config_class = InRankLlamaConfig
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: InRankLlamaConfig):
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = InRankLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

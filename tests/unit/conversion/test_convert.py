@@ -1,0 +1,166 @@
+"""What every conversion promises: proof, nothing half done, and memory for a tensor and not for a model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from inrank_megatron.conversion import hf_dense
+from inrank_megatron.conversion.convert import check_only, convert
+from inrank_megatron.conversion.hub import located
+from inrank_megatron.errors import UserError
+from tests.unit.conversion.models import OPTIONS, make_weights, write_run
+
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "convert_checkpoint.py"
+# Prints by how many bytes the process's own memory grows while it writes, and the sizes of what it writes.
+STREAM = """
+import os, re, sys
+from pathlib import Path
+import torch
+import transformers
+from transformers import GPT2Config, LlamaConfig, GenerationConfig
+from inrank_megatron.conversion import formats, weights
+from inrank_megatron.hf import modeling_inrank
+from tests.unit.conversion.models import OPTIONS, make_weights, random_tensor
+torch.set_num_threads(1)
+small = make_weights(sys.argv[2], sys.argv[3], num_layers=24, hidden_size=384, ffn_hidden_size=1536)
+own = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+seen = []
+def read(name):
+    seen.append(own())
+    return torch.full(small.shapes[name], 0.5)
+sizes = [4 * torch.Size(shape).numel() for shape in small.shapes.values()]
+model = weights.Weights("generated", small.config, small.vocab_size, small.factors, read)
+small = weights.Weights("generated", small.config, small.vocab_size, small.factors, None)
+out = Path(sys.argv[4])
+formats.writable()[sys.argv[1]].write(model, out, OPTIONS)
+print(max(seen) - seen[0], max(sizes), sum(path.stat().st_size for path in out.glob("*.safetensors")))
+"""
+
+
+def ignore(_line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer) -> Path:
+    return write_run(make_weights("gpt2", "first phase", tokenizer=tokenizer), tmp_path / "run")
+
+
+def perturb(folder: Path, name: str, by: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[0] += by
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["hf-dense", "hf-factorised"])
+def test_one_altered_number_fails_the_check(run, tmp_path, kind):
+    target = tmp_path / "exported"
+    convert(run, target, kind, OPTIONS, tell=ignore)
+    assert check_only(run, target, OPTIONS).is_rounding
+    perturb(target, "transformer.h.1.mlp.c_fc.bias", 0.05)
+    with pytest.raises(UserError, match=r"exported: does not compute what .*run does \(largest logit"):
+        check_only(run, target, OPTIONS)
+
+
+def test_a_conversion_that_computes_something_else_leaves_nothing(run, tmp_path, monkeypatch):
+    """As if the map of the names were wrong in one place."""
+    write = hf_dense.write
+
+    def wrong(weights, folder, options) -> None:
+        write(weights, folder, options)
+        perturb(folder, "transformer.h.0.attn.c_attn.weight", 1.0)
+
+    monkeypatch.setattr(hf_dense, "write", wrong)
+    with pytest.raises(UserError, match="does not compute what"):
+        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("?")]
+)
+def test_a_conversion_that_breaks_off_leaves_nothing(run, tmp_path, monkeypatch, fault):
+    write = hf_dense.write
+
+    def breaks(weights, folder, options) -> None:
+        write(weights, folder, options)
+        raise fault
+
+    monkeypatch.setattr(hf_dense, "write", breaks)
+    with pytest.raises(UserError if isinstance(fault, OSError) else type(fault)):
+        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_target_that_exists_is_left_alone(run, tmp_path):
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/mine").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    assert (tmp_path / "exported/mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "structure"),
+    [("hf-dense", "llama", "first phase, QKV fused"), ("hf-factorised", "gpt2", "first phase, QKV separate")],
+)
+def test_writing_needs_memory_for_a_few_tensors(tmp_path, kind, family, structure):
+    command = [sys.executable, "-c", STREAM, kind, family, structure, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=TOOL.parents[1])
+    grown, largest, written = map(int, done.stdout.split())
+    assert written > 35 * largest
+    assert grown < 6 * largest, f"{grown / 1e6:.1f} MB for tensors of at most {largest / 1e6:.1f} MB"
+
+
+def test_the_tool(run, tmp_path):
+    """Its lines, its exit status, and errors without a traceback."""
+
+    def tool(*words: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(TOOL), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    target = tmp_path / "exported"
+    done = tool(run, target, "--format", "hf-factorised")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{target}: same model as {run}: largest logit difference ")
+    assert tool(run, target, "--check-only").returncode == 0
+    perturb(target, "transformer.h.0.mlp.c_fc.U", 1.0)
+    failed = tool(run, target, "--check-only")
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+    unknown = tool("a-name/that-nobody-has", tmp_path / "new", "--format", "run")
+    assert unknown.returncode == 1 and unknown.stderr.startswith(
+        "error: a-name/that-nobody-has: is no folder"
+    )
+    assert unknown.stderr.count("\n") == 1
+
+
+def test_a_name_of_the_hub_is_what_was_downloaded_before(tmp_path, monkeypatch):
+    """Offline, from the cache, as the hub's library lays it out."""
+    import huggingface_hub
+
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--someone--tiny/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0123")
+    hf_dense.write(make_weights("llama", "dense"), snapshot, OPTIONS)
+    download = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **more: download(name, cache_dir=cache, **more)
+    )
+    assert located("someone/tiny") == snapshot
+    assert located(str(tmp_path)) == tmp_path
+    for absent in ("./someone/tiny", "/no/such/folder"):
+        assert located(absent) == Path(absent)
+    with pytest.raises(UserError, match=r"^someone/else: is no folder here and cannot be had from the hub"):
+        located("someone/else")
+
+
+def test_a_run_takes_the_tokenizer_and_not_the_model_beside_it(run, tmp_path):
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    convert(tmp_path / "exported", tmp_path / "new", "run", OPTIONS, tell=ignore)
+    assert not list((tmp_path / "new/tokenizer").glob("*.safetensors"))
+    assert (tmp_path / "new/tokenizer/tokenizer.json").is_file()
