@@ -108,8 +108,9 @@ def _record(model: Model, text: Text, windows: SlidingWindows, score: Score) -> 
 
 
 def _as_lines(record: dict) -> str:
+    step = f", step {record['step']}" if record["step"] else ""
     lines = [
-        f"{record['model']} ({record['format']}, step {record['step']}) on {record['data']}",
+        f"{record['model']} ({record['format']}{step}) on {record['data']}",
         f"{record['windows']:,} windows of {record['seq_length']} tokens, a new one every {record['stride']}",
     ]
     formats: dict[str, Callable] = {

@@ -9,14 +9,18 @@ import torch
 
 from inrank_megatron.conversion.formats import format_of
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
+from inrank_megatron.conversion.hf_config import CONFIG
+from inrank_megatron.conversion.hf_factorised import in_memory
+from inrank_megatron.conversion.hf_model import auto_model, forward_of
+from inrank_megatron.conversion.hub import located
 from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.weights import Weights
+from inrank_megatron.conversion.tokenizer_files import has_tokenizer
 from inrank_megatron.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HUB = "hub model"
+FOREIGN = "transformers"
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,14 @@ def find_model(name: str, options: Options) -> Model:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    path = Path(name).expanduser()
-    if not path.exists() and _may_be_hub_name(name):
-        return _transformers_model(name)
+    path = located(name)
     try:
         module = format_of(path)
+        weights = module.open_weights(path, options)
     except UserError:
-        if (path / "config.json").is_file():
-            return _transformers_model(str(path))
+        if (path / CONFIG).is_file():
+            return _foreign_model(name, path)
         raise
-    weights = module.open_weights(path, options)
 
     def load(device: torch.device) -> Forward:
         # A format's own software is asked on the CPU only; elsewhere the weights are in the run's model.
@@ -73,64 +75,33 @@ def find_model(name: str, options: Options) -> Model:
         seq_length=weights.config.model.seq_length,
         tokenizer=None if weights.tokenizer is None else str(weights.tokenizer),
         load=load,
-        pretrained=lambda: _in_memory(weights),
+        pretrained=lambda: in_memory(weights),
         notes=weights.notes,
     )
 
 
-def _may_be_hub_name(name: str) -> bool:
-    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not name.endswith("/")
-
-
-def _transformers_model(name: str) -> Model:
+def _foreign_model(name: str, path: Path) -> Model:
+    """A causal model of transformers that no run can have."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name}: transformers cannot read its {CONFIG} ({reason}); name another model"
+        ) from None
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
-        raise UserError(
-            f"{name}: its config.json names no max_position_embeddings; name a causal model that has"
-        )
+        raise UserError(f"{name}: its {CONFIG} has no max_position_embeddings; name a causal model that has")
     return Model(
         name=name,
-        kind=HUB,
+        kind=FOREIGN,
         step=0,
         vocab_size=config.vocab_size,
         positions=positions,
         seq_length=positions,
-        tokenizer=name,
-        load=lambda device: _transformers_forward(_pretrained(name).to(device)),
-        pretrained=lambda: _pretrained(name),
-    )
-
-
-def _pretrained(name: str) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from None
-
-
-def _in_memory(weights: Weights) -> "PreTrainedModel":
-    from inrank_megatron.conversion.hf_factorised import in_memory
-
-    return in_memory(weights)
-
-
-def _transformers_forward(model: "PreTrainedModel") -> Forward:
-    return lambda tokens: model(tokens, use_cache=False).logits.float()
-
-
-def _unreadable(name: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(
-        f"{name}: no folder here in a known format, and transformers cannot load it ({reason}); name a run, "
-        "an exported folder, or a model of the hub that can be reached"
+        tokenizer=str(path) if has_tokenizer(path) else None,
+        load=lambda device: forward_of(auto_model(path).to(device)),
+        pretrained=lambda: auto_model(path),
     )

@@ -100,7 +100,7 @@ def test_a_model_that_only_transformers_knows(tmp_path, tokenizer_folder, evalua
     ids = torch.tensor([[*tokenizer.encode(prose(5, seed=1)), tokenizer.eod]])
     assert ids.shape[1] <= 33, "one window"
     expected = model(ids, labels=ids).loss.item()
-    assert record["loss"] == pytest.approx(expected, rel=1e-5) and record["format"] == "hub model"
+    assert record["loss"] == pytest.approx(expected, rel=1e-5) and record["format"] == "transformers"
 
 
 def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):
@@ -120,7 +120,7 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):
         ((without, "--data", path), "no tokenizer lies beside it"),
         ((without, "--data", path, "--tokenizer", tokenizer_folder), "has a vocabulary of 300"),
         ((tmp_path / "absent", "--data", path), "there is nothing"),
-        (("no-such-model", "--data", path), "transformers cannot load it"),
+        (("no-such-model", "--data", path), "cannot be had from the hub"),
         ((tmp_path, "--data", path), "is in no format that is known here"),
     ):
         with pytest.raises(UserError, match=message) as raised:
@@ -146,7 +146,7 @@ def test_the_tool_prints_lines_and_refuses_in_one(gpt2_run, tmp_path, capsys):
     words = [str(gpt2_run), "--data-cache-path", str(tmp_path / "cache"), "--data"]
     assert main([*words, str(path)]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"{gpt2_run} (run, step 0) on {path}\n")
+    assert shown.startswith(f"{gpt2_run} (run) on {path}\n")
     assert "word perplexity" in shown and "bits per byte" in shown
     assert main([*words, str(tmp_path / "absent")]) == 1
     refused = capsys.readouterr()
