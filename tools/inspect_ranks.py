@@ -1,6 +1,7 @@
-"""Ranks, spectra and cost of a run's factorised linears, beside the ranks of untrained factors.
+"""Ranks, spectra and cost of a model's factorised linears, beside the ranks of untrained factors.
 
-Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder or of one checkpoint in it;
+Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder, of one checkpoint in it, or of an
+export that keeps the factors;
 ``python tools/inspect_ranks.py --untrained``, the ranks that the criterion of InRank's released code finds
 without any data (the paper's table 3). One process, no GPU.
 """
@@ -16,13 +17,20 @@ def main(argv: list[str]) -> int:
     """Print; the exit status is 0, or 1 after one line about what the user can mend."""
     options = parse(argv)
     # Imported here: torch takes seconds, --help should not.
-    from inrank_megatron.inspection.command import print_run, print_untrained
+    from inrank_megatron.conversion.options import Options
+    from inrank_megatron.inspection.command import print_model, print_untrained
 
     try:
         if options.untrained:
             print_untrained(options.hidden_size, options.threshold, as_json=options.json)
         else:
-            print_run(Path(options.run), leading=options.leading, as_json=options.json, png=options.png)
+            print_model(
+                Path(options.path).expanduser(),
+                Options(allow_pickle=options.allow_pickle),
+                leading=options.leading,
+                as_json=options.json,
+                png=options.png,
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -30,10 +38,12 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; a run folder and ``--untrained`` exclude each other, and one of them is needed."""
+    """The options; a path and ``--untrained`` exclude each other, and one of them is needed."""
     parser = argparse.ArgumentParser(prog="inspect_ranks.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", nargs="?", help="run folder, or a checkpoint in it")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="run folder, a checkpoint in it, or an export with factors"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra")
     parser.add_argument(
@@ -46,12 +56,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=float, nargs="+", metavar="A", help="thresholds of --untrained [0.8 0.85 0.9]"
     )
+    parser.add_argument(
+        "--allow-pickle", action="store_true",
+        help="read files that can run code of whoever wrote them when they are opened",
+    )  # fmt: skip
     options = parser.parse_args(argv)
-    if (options.run is None) != options.untrained:
-        parser.error("give a run folder, or --untrained")
+    if (options.path is None) != options.untrained:
+        parser.error("give a run or an export, or --untrained")
     if options.untrained and options.png:
         parser.error("--png draws a run; leave it out with --untrained")
-    if options.run and (options.hidden_size or options.threshold):
+    if options.path and (options.hidden_size or options.threshold):
         parser.error("--hidden-size and --threshold belong to --untrained; a run has its own")
     return options
 

@@ -11,19 +11,19 @@ from inrank_megatron.config import replace
 from inrank_megatron.conversion.weights import Weights
 
 Forward = Callable[[Tensor], Tensor]
-"""Token ids [B, S] to FP32 logits [B, S, vocab_size]; without gradients, on the CPU."""
+"""Token ids [B, S] to FP32 logits [B, S, vocab_size]; without gradients, on the CPU unless told otherwise."""
 
 
-def gpt_forward(weights: Weights) -> Forward:
-    """Logits of the Megatron-Core model with these weights, in FP32.
+def gpt_forward(weights: Weights, *, device: torch.device | str = "cpu") -> Forward:
+    """Logits of the Megatron-Core model with these weights, in FP32; ids come and logits go on ``device``.
 
     Joins a process group of this process alone where there is none yet.
     """
-    model = load_gpt(weights)
+    model = load_gpt(weights).to(device)
 
     @torch.no_grad()
     def forward(tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return model(tokens, positions, None)[..., : weights.vocab_size].float()
 
     return forward

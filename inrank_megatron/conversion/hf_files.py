@@ -55,7 +55,7 @@ class SafetensorsFolder:
         if pickles := sorted(path.name for path in self.folder.glob("*.bin")):
             raise UserError(
                 f"{self.folder / pickles[0]}: a pickle, which can run any code when it is opened; if you "
-                "trust it, load it with transformers, save_pretrained() it as safetensors and name that folder"
+                "trust it, load it with transformers, save_pretrained() it and name the new folder"
             )
         raise UserError(f"{self.folder}: holds no *.safetensors; name a folder with the model's weights")
 

@@ -24,7 +24,14 @@ def write_settings(weights: Weights, config, folder: Path) -> None:
 
 
 def auto_forward(folder: Path) -> Forward:
-    """Logits of what ``AutoModelForCausalLM`` makes of ``folder``, in FP32, on the CPU.
+    """Logits of what ``AutoModelForCausalLM`` makes of ``folder``, in FP32, on the CPU. Raises as
+    :func:`auto_model` does.
+    """
+    return forward_of(auto_model(folder))
+
+
+def auto_model(folder: Path):
+    """What ``AutoModelForCausalLM`` makes of ``folder``, in FP32, in evaluation mode, on the CPU.
 
     Raises:
         UserError: transformers cannot load it, or its tensors are not those that it asks for.
@@ -44,12 +51,11 @@ def auto_forward(folder: Path) -> Forward:
         raise UserError(f"{folder}: transformers cannot load it ({reason}); convert again") from None
     if faults := {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}:
         raise UserError(f"{folder}: transformers finds {faults}; convert again")
-    return forward_of(model)
+    return model.eval()
 
 
 def forward_of(model) -> Forward:
-    """Logits of a model of transformers."""
-    model.eval()
+    """Logits of a model of transformers in evaluation mode."""
 
     @torch.no_grad()
     def forward(tokens: Tensor) -> Tensor:

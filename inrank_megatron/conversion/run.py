@@ -19,7 +19,7 @@ from inrank_megatron.layers.spec import FactorSpec
 NAME = "run"
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
 STATE_LEAVES = ("U0", "V0")
-"""Beside weights and moments a checkpoint holds the first values of factors."""
+"""Beside weights and moments a checkpoint holds the first values of tracked factors."""
 
 
 def matches(path: Path) -> bool:
@@ -100,9 +100,9 @@ def _reader(checkpoint: Checkpoint, specs: dict[str, FactorSpec]):
     def read(name: str) -> Tensor:
         [(_, tensor)] = checkpoint.tensors([name])
         linear, _, leaf = name.rpartition(".")
-        if leaf in ("U", "V"):
+        if leaf in ("U", "V", *STATE_LEAVES):
             columns = specs[linear].active
-            tensor = tensor[:, :columns] if leaf == "U" else tensor[:columns]
+            tensor = tensor[:, :columns] if leaf[0] == "U" else tensor[:columns]
         return tensor
 
     return read

@@ -28,7 +28,8 @@ class Weights:
         config: sizes and architecture are those of the model; ``qkv_factors`` says whether query, key and
             value are one matrix (rows in Megatron's order, head by head) or three.
         vocab_size: rows of the embedding, without padding.
-        factors: the factorised linears; of ``columns`` those in use (``active``) are stored.
+        factors: the factorised linears; of ``columns`` those in use (``active``) are stored. Only those of a
+            run may be ``tracked``: their ``U0`` and ``V0`` can be read too.
         read: the whole tensor of a name in :attr:`shapes`, on the CPU, in the precision of its file.
         step: optimizer steps that made the weights; 0 where that is not known.
         tokenizer: a folder with tokenizer files, if there is one.

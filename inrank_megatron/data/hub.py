@@ -35,21 +35,21 @@ class DatasetSplit:
             yield checked_text(row[self.column], where=f"{self.name}, row {number}", column=self.column)
 
 
-def load_splits(dataset: str, *, text_column: str) -> dict[str, DatasetSplit]:
-    """The splits "train", "valid" and "test" that the dataset ``name[:config]`` has; "train" always.
+def load_splits(dataset: str, *, text_column: str, needed: str = "train") -> dict[str, DatasetSplit]:
+    """The splits "train", "valid" and "test" that the dataset ``name[:config]`` has; ``needed`` always.
 
     A folder is read as a dataset saved by ``save_to_disk`` or as a folder of data files. A dataset with one
-    split only, of any name, gives it as "train". Raises UserError for an unknown dataset or configuration,
+    split only, of any name, gives it as ``needed``. Raises UserError for an unknown dataset or configuration,
     for one that cannot be reached, for a missing column and for a dataset without rows.
     """
     loaded = _load(dataset)
     if len(loaded) == 1:
-        chosen = {"train": next(iter(loaded))}
+        chosen = {needed: next(iter(loaded))}
     else:
         chosen = {role: name for role, names in SPLIT_NAMES.items() for name in names[::-1] if name in loaded}
-    if "train" not in chosen:
+    if needed not in chosen:
         raise UserError(
-            f"dataset {dataset} has the splits {sorted(loaded)}; training needs 'train': choose another"
+            f"dataset {dataset} has the splits {sorted(loaded)}, but {needed!r} is needed: choose another"
         )
     splits = {}
     for role, name in chosen.items():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -58,13 +58,16 @@ class PreparedData:
     meta: dict[str, Any]
 
 
-def prepare(data: DataConfig, *, progress: Progress = quiet) -> PreparedData:
+def prepare(
+    data: DataConfig, *, progress: Progress = quiet, choose: Callable[[DataConfig], Selection] = select
+) -> PreparedData:
     """The token files for the settings: those in ``data_cache_path/<key>`` if whole, else made there.
 
     The key is a hash of the content of all sources, their splits and order, and the tokenizer. Any number of
     processes may call this at once: one makes the files, the others wait and use them. A folder that an
     interruption or damage left unusable is made again. Without a tokenizer in the settings, a BPE of
-    ``vocab_size`` tokens is trained on the train split.
+    ``vocab_size`` tokens is trained on the train split. ``choose`` says which texts are meant, if not all
+    that a run would use.
 
     Raises UserError for every fault of the sources, the tokenizer or the cache folder that the user can mend.
     """
@@ -72,7 +75,7 @@ def prepare(data: DataConfig, *, progress: Progress = quiet) -> PreparedData:
     try:
         hashes = FileHashes(cache / "hashes")
         with locked(cache / "sources.lock", progress=progress):
-            selection = select(data)
+            selection = choose(data)
             tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
             key = _key(selection, tokenizer, data.vocab_size, hashes)
         with locked(cache / f"{key}.lock", progress=progress):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from huggingface_hub import snapshot_download
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -50,6 +51,19 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, special tokens included."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """int64 [vocab_size]: UTF-8 bytes of text that each id stands for, 0 for special tokens; None where
+        ids do not stand for bytes, as in a tokenizer that is not byte-level.
+        """
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
+            return None
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, index in self._backend.get_vocab(with_added_tokens=False).items():
+            lengths[index] = len(token)  # a character of the byte alphabet for each byte
+        for index, token in self._backend.get_added_tokens_decoder().items():
+            lengths[index] = 0 if token.special else len(token.content.encode())
+        return lengths
 
     def save(self, folder: Path | str) -> None:
         """Write what `load_tokenizer`, `tokenizers` and `transformers` read; the folder is made if absent."""

@@ -8,16 +8,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from inrank_megatron.conversion.options import Options
 from inrank_megatron.inspection.layers import inspect
 from inrank_megatron.inspection.show import print_tables, to_json, write_figure
 from inrank_megatron.inspection.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, untrained_table
 
 
-def print_run(path: Path, *, leading: int, as_json: bool, png: Path | None) -> None:
-    """A run's or a checkpoint's ranks; what was passed over goes to stderr."""
-    found = inspect(path)
+def print_model(path: Path, options: Options, *, leading: int, as_json: bool, png: Path | None) -> None:
+    """Ranks of a run, a checkpoint or an export; what else is to be said goes to stderr."""
+    found = inspect(path, options)
     for note in found.notes:
-        print(f"passed over: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     if png:
         write_figure(found, png)
     if as_json:

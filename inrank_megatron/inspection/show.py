@@ -19,7 +19,8 @@ from inrank_megatron.reporting.run import depth, kind_of
 WIDTH = 120  # where no terminal has one
 MATRICES = {"update": "U V - U0 V0", "product": "U V"}
 NOTE = (
-    "ratio: of the spectrum, explained by the rank; params, FLOPs: against the dense linear\n"
+    "ratio: of the spectrum, explained by the rank, by the criterion {criterion} ({settings})\n"
+    "params, FLOPs: against the dense linear\n"
     "untrained: the rank at which the criterion of the authors' released code comes to a rest on "
     "factors of this shape, buffer and threshold, with no data at all"
 )
@@ -40,7 +41,14 @@ def print_tables(found: Inspection, *, leading: int) -> None:
     console.print(headline, highlight=False, soft_wrap=True)
     console.print(_layer_table(found.layers, leading))
     console.print(_model_table(found))
-    console.print(NOTE, highlight=False)
+    console.print(_note(found), highlight=False)
+
+
+def _note(found: Inspection) -> str:
+    settings = (
+        "the run's own settings" if found.own_settings else "defaults; an export keeps no run's settings"
+    )
+    return NOTE.format(criterion=found.criterion, settings=settings)
 
 
 def _layer_table(rows: list[LayerRow], leading: int) -> Table:

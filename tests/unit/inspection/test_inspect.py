@@ -11,10 +11,16 @@ import torch
 from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.config import Config, from_flat, to_yaml
+from inrank_megatron.conversion.formats import writable
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.run import open_weights
+from inrank_megatron.conversion.weights import weight_shapes
 from inrank_megatron.errors import UserError
-from inrank_megatron.inspection.command import print_run, print_untrained
-from inrank_megatron.inspection.layers import inspect
+from inrank_megatron.inspection import layers
+from inrank_megatron.inspection.command import print_model, print_untrained
+from inrank_megatron.inspection.layers import Inspection
 from inrank_megatron.inspection.untrained import untrained_table
+from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg import oracle
 from inrank_megatron.rank.criteria import update_ratio
 from inrank_megatron.shapes import linear_shapes
@@ -30,6 +36,10 @@ SIZES = {
 }
 FC1, FC2 = "decoder.layers.0.mlp.linear_fc1", "decoder.layers.0.mlp.linear_fc2"
 RANK, COLUMNS, CAPACITY, VOCABULARY = 3, 9, 24, 300
+
+
+def inspect(path: Path) -> Inspection:
+    return layers.inspect(path, Options())
 
 
 def configuration(method: str = "inrank") -> Config:
@@ -50,12 +60,18 @@ def layer_tensors(name: str, *, tracked: bool) -> dict[str, torch.Tensor]:
 def save(root: Path, step: int, *, factorised: bool = True, tracked: bool = True) -> Path:
     """A checkpoint as a run would have written it, with both linears factorised or none."""
     writer = CheckpointWriter(root / "checkpoints", step)
-    writer.add("embedding.word_embeddings.weight", torch.zeros(VOCABULARY, 48))
     spec = {"columns": CAPACITY, "active": COLUMNS, "rank": RANK, "base": tracked, "tracked": tracked}
     names = (FC1, FC2) if factorised else ()
-    for name in names:
-        for leaf, tensor in layer_tensors(name, tracked=tracked).items():
-            writer.add(f"{name}.{leaf}", tensor)
+    factors = {
+        f"{name}.{leaf}": tensor
+        for name in names
+        for leaf, tensor in layer_tensors(name, tracked=tracked).items()
+    }
+    shapes = weight_shapes(configuration(), VOCABULARY, {name: FactorSpec(**spec) for name in names})
+    for name, shape in shapes.items():
+        writer.add(name, factors.pop(name, torch.zeros(shape)))
+    for name, tensor in factors.items():
+        writer.add(name, tensor)
     return writer.publish({"step": step, "engine": {"factors": {name: spec for name in names}}})
 
 
@@ -116,9 +132,9 @@ def test_newer_damaged_checkpoint_is_passed_over_and_named(run):
 
 
 def test_what_cannot_be_inspected(tmp_path):
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match="there is nothing"):
         inspect(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no run folder, it has no config\.yaml"):
+    with pytest.raises(UserError, match="is in no format that is known here"):
         inspect(tmp_path)
     (tmp_path / "config.yaml").write_text(to_yaml(configuration("dense")))
     with pytest.raises(UserError, match="it has no checkpoint yet"):
@@ -142,9 +158,35 @@ def test_the_tool_prints_draws_and_refuses(run, tmp_path):
 
 
 def test_tables(run, capsys):
-    print_run(run, leading=3, as_json=False, png=None)
+    print_model(run, Options(), leading=3, as_json=False, png=None)
     table = capsys.readouterr().out
     assert "0 linear_fc1" in table and "1 linear_fc2" not in table
     assert "untrained" in table and "spectra of U V - U0 V0" in table
     print_untrained([48], [0.9], as_json=True)
     assert json.loads(capsys.readouterr().out) == untrained_table([48], [0.9])
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_an_export_with_factors_has_the_ranks_of_its_run(run, tmp_path, tracked, capsys):
+    """Without the first values of the factors the spectrum is that of U V."""
+    save(run, 5, tracked=tracked)
+    writer = writable()["hf-factorised"]
+    (folder := tmp_path / "export").mkdir()
+    writer.write(open_weights(run, Options()), folder, Options())
+    found = inspect(folder)
+    assert (found.format, found.own_settings) == ("hf-factorised", False)
+    for row, own in zip(found.layers, inspect(run).layers, strict=True):
+        t = layer_tensors(row.layer, tracked=tracked)
+        dense = oracle.singular_values(t["U"], t["V"])[:COLUMNS]
+        torch.testing.assert_close(torch.tensor(row.singular_values).double(), dense, rtol=1e-6, atol=1e-6)
+        assert (row.layer, row.columns, row.parameters) == (own.layer, own.columns, own.parameters)
+        assert row.spectrum_of == "product"
+    print_model(folder, Options(), leading=3, as_json=False, png=None)
+    assert "an export keeps no run's settings" in capsys.readouterr().out
+
+
+def test_a_dense_export_has_no_ranks(run, tmp_path):
+    (folder := tmp_path / "export").mkdir()
+    writable()["hf-dense"].write(open_weights(run, Options()), folder, Options())
+    with pytest.raises(UserError, match=r"has no factorised linears.*name the run that it was made from"):
+        inspect(folder)

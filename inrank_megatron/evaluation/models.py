@@ -1,0 +1,107 @@
+"""What a user names, a run, an export or a model of the hub, ready to compute with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from inrank_megatron.conversion.formats import format_of
+from inrank_megatron.conversion.gpt import Forward, gpt_forward
+from inrank_megatron.conversion.hf_config import CONFIG
+from inrank_megatron.conversion.hf_factorised import in_memory
+from inrank_megatron.conversion.hf_model import auto_model, forward_of
+from inrank_megatron.conversion.hub import located
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.tokenizer_files import has_tokenizer
+from inrank_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FOREIGN = "transformers"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that has been found, its weights not yet read.
+
+    Attributes:
+        name: as the user gave it. kind: the name of its format. step: that made it; 0 where nobody knows.
+        positions: the longest sequence it can see. seq_length: the one that it was trained with.
+        tokenizer: folder or hub name, if there is one.
+        load: computes logits on a device; ids and logits lie there.
+        pretrained: the same model of transformers, FP32, on the CPU.
+    """
+
+    name: str
+    kind: str
+    step: int
+    vocab_size: int
+    positions: int
+    seq_length: int
+    tokenizer: str | None
+    load: Callable[[torch.device], Forward]
+    pretrained: Callable[[], "PreTrainedModel"]
+    notes: tuple[str, ...] = ()
+
+
+def find_model(name: str, options: Options) -> Model:
+    """The model ``name``: a path in a known format, another folder that transformers reads, or a hub name.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = located(name)
+    try:
+        module = format_of(path)
+        weights = module.open_weights(path, options)
+    except UserError:
+        if (path / CONFIG).is_file():
+            return _foreign_model(name, path)
+        raise
+
+    def load(device: torch.device) -> Forward:
+        # A format's own software is asked on the CPU only; elsewhere the weights are in the run's model.
+        return module.forward(path, options) if device.type == "cpu" else gpt_forward(weights, device=device)
+
+    return Model(
+        name=name,
+        kind=module.NAME,
+        step=weights.step,
+        vocab_size=weights.vocab_size,
+        positions=weights.config.model.max_position_embeddings,
+        seq_length=weights.config.model.seq_length,
+        tokenizer=None if weights.tokenizer is None else str(weights.tokenizer),
+        load=load,
+        pretrained=lambda: in_memory(weights),
+        notes=weights.notes,
+    )
+
+
+def _foreign_model(name: str, path: Path) -> Model:
+    """A causal model of transformers that no run can have."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name}: transformers cannot read its {CONFIG} ({reason}); name another model"
+        ) from None
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise UserError(f"{name}: its {CONFIG} has no max_position_embeddings; name a causal model that has")
+    return Model(
+        name=name,
+        kind=FOREIGN,
+        step=0,
+        vocab_size=config.vocab_size,
+        positions=positions,
+        seq_length=positions,
+        tokenizer=str(path) if has_tokenizer(path) else None,
+        load=lambda device: forward_of(auto_model(path).to(device)),
+        pretrained=lambda: auto_model(path),
+    )

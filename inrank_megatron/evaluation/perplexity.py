@@ -1,0 +1,83 @@
+"""Loss and perplexity of any model over all windows of a text: the same numbers on any number of ranks."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.errors import UserError
+from inrank_megatron.evaluation.windows import SlidingWindows
+
+
+@dataclass(frozen=True)
+class Score:
+    """``nats``: the loss of all ``tokens`` that were scored. ``words``, ``bytes``: of the text, if known."""
+
+    nats: float
+    tokens: int
+    words: int | None
+    bytes: int | None
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return _exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        return _exp(self.nats / self.words) if self.words else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self.nats / math.log(2) / self.bytes if self.bytes else None
+
+
+@torch.inference_mode()
+def total_loss(
+    forward: Forward, windows: SlidingWindows, *, rows: int, group: ProcessGroup, device: torch.device
+) -> float:
+    """Nats over all targets of ``windows``, summed in FP64. Collective; the same bits on every rank.
+
+    The ranks of ``group`` take batches of ``rows`` windows in turn. One all-reduce fills in each batch's sum,
+    to which one rank has contributed, and all ranks add them in the same order.
+
+    Raises:
+        UserError: on all ranks, for a loss that is no finite number.
+    """
+    count = -(-len(windows) // rows)
+    sums = torch.zeros(count, dtype=torch.float64, device=device)
+    for batch in range(group.rank(), count, group.size()):
+        indices = range(batch * rows, min((batch + 1) * rows, len(windows)))
+        sums[batch] = _batch_loss(forward, [windows.window(i) for i in indices], device)
+    dist.all_reduce(sums, group=group)
+    total = sums.sum().item()
+    if not math.isfinite(total):
+        raise UserError(
+            f"the loss on {windows.file.name} is {total}: the model's predictions are no numbers; name an "
+            "earlier checkpoint"
+        )
+    return total
+
+
+def _batch_loss(forward: Forward, windows: list[tuple[np.ndarray, int, int]], device: torch.device) -> Tensor:
+    """Summed FP64 loss of the targets that the windows score."""
+    tokens = torch.from_numpy(np.stack([tokens for tokens, _, _ in windows])).to(device)
+    places = torch.arange(tokens.shape[1] - 1, device=device)
+    first, last = (torch.tensor([w[i] for w in windows], device=device)[:, None] for i in (1, 2))
+    scored = (places >= first) & (places < last)
+    logits = forward(tokens[:, :-1])[scored]
+    return F.cross_entropy(logits, tokens[:, 1:][scored], reduction="none").double().sum()
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

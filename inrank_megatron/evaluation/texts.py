@@ -1,0 +1,107 @@
+"""The text that a model is evaluated on: a run's own held-out split, files, or a dataset."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inrank_megatron.checkpoint.locate import CONFIG, locate
+from inrank_megatron.config import load
+from inrank_megatron.data.batches import CHUNK_TOKENS
+from inrank_megatron.data.hub import load_splits
+from inrank_megatron.data.prepare import PreparedData, prepare
+from inrank_megatron.data.sources import Part, Selection
+from inrank_megatron.data.token_file import TokenFile, joined
+from inrank_megatron.data.tokenizer import Tokenizer
+from inrank_megatron.errors import UserError
+from inrank_megatron.schema import DataConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Tokens, and the tokenizer that made them. ``name``: what to call it. ``largest_id``: of any token."""
+
+    name: str
+    file: TokenFile
+    tokenizer: Tokenizer
+    largest_id: int
+
+    def num_bytes(self) -> int | None:
+        """UTF-8 bytes of the text, ends of documents left out; None where the tokenizer does not tell."""
+        lengths = self.tokenizer.byte_lengths()
+        if lengths is None:
+            return None
+        starts = range(0, self.file.num_tokens, CHUNK_TOKENS)
+        chunks = (
+            self.file.tokens(start, min(CHUNK_TOKENS, self.file.num_tokens - start)) for start in starts
+        )
+        return sum(int(lengths[tokens].sum()) for tokens in chunks)
+
+
+def own_split(path: Path, split: str) -> Text:
+    """The split "valid" or "test" of the run at ``path``, from its own settings, made again if need be.
+
+    Raises:
+        UserError: the run's text or tokenizer is gone or another one, or it has no such split.
+    """
+    run, checkpoint, _ = locate(path)
+    prepared = prepare(load(run / CONFIG).data)
+    recorded = (checkpoint.state.get("identity") or {}).get("data", prepared.folder.name)
+    if recorded != prepared.folder.name:
+        raise UserError(
+            f"{path}: was trained on data {recorded}, its settings now give {prepared.folder.name}; restore "
+            "the text and tokenizer, or name a text with --data"
+        )
+    return _text(f"{split} split of {run}", {"valid": prepared.valid, "test": prepared.test}[split], prepared)
+
+
+def files(paths: list[str], *, tokenizer: str, text_column: str, cache: str) -> Text:
+    """Whole files, one after the other. Raises UserError as the data layer does."""
+    data = DataConfig(
+        train_data_path=paths, split="1", tokenizer=tokenizer, text_column=text_column, data_cache_path=cache
+    )
+    prepared = prepare(data)
+    return _text(" ".join(paths), joined([file for file, _ in prepared.train]), prepared)
+
+
+def dataset_split(dataset: str, split: str, *, tokenizer: str, text_column: str, cache: str) -> Text:
+    """One split of ``NAME[:CONFIG]``; of a dataset with one split only, that one.
+
+    Raises:
+        UserError: as the data layer does, or there is no such split.
+    """
+    data = DataConfig(dataset=dataset, tokenizer=tokenizer, text_column=text_column, data_cache_path=cache)
+
+    def choose(data: DataConfig) -> Selection:
+        source = load_splits(dataset, text_column=data.text_column, needed=split)[split]
+        return Selection((Part("train", source, None),), (1.0, 0.0, 0.0))
+
+    prepared = prepare(data, choose=choose)
+    [(file, _)] = prepared.train
+    return _text(file.name, joined([file]), prepared)
+
+
+def _text(name: str, file: TokenFile | None, prepared: PreparedData) -> Text:
+    if file is None:
+        raise UserError(f"{name}: holds no text; name another split or a text with --data")
+    largest = max(record["largest_id"] for record in prepared.meta["files"])
+    return Text(name, file, prepared.tokenizer, largest)
+
+
+def check_tokens(text: Text, *, vocab_size: int, tokenizer: Tokenizer | None, model: str) -> None:
+    """The tokens of ``text`` mean to the model what they meant when they were made.
+
+    Args:
+        tokenizer: the model's own, if it has one.
+
+    Raises:
+        UserError: another tokenizer made them, or ids lie beyond the model's vocabulary.
+    """
+    if tokenizer is not None and tokenizer.identity != text.tokenizer.identity:
+        raise UserError(
+            f"{text.name}: its tokenizer is not that of {model}, so its ids mean other words there; leave "
+            "--tokenizer out, which takes the model's own"
+        )
+    if text.largest_id >= vocab_size:
+        raise UserError(
+            f"{text.name}: holds the token id {text.largest_id}, {model} has a vocabulary of {vocab_size}; "
+            "give the --tokenizer that the model was trained with"
+        )

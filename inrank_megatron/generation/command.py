@@ -1,0 +1,66 @@
+"""What ``tools/generate.py`` does with its options."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.errors import UserError
+from inrank_megatron.evaluation.models import find_model
+from inrank_megatron.generation.generate import Sampling, continuations, new_tokens, prompt_ids
+from inrank_megatron.platform import device
+
+BETWEEN = "---"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the prompt with what follows it; several sequences with a line between them.
+
+    Raises:
+        UserError: for what the user can mend, before the weights are read.
+    """
+    text = _prompt(arguments)
+    model = find_model(arguments.path, Options(allow_pickle=arguments.allow_pickle))
+    named = arguments.tokenizer or model.tokenizer
+    if named is None:
+        raise UserError(
+            f"{model.name}: no tokenizer lies beside it; name the one it was trained with by --tokenizer"
+        )
+    tokenizer = load_tokenizer(named)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{named}: has {tokenizer.vocab_size} tokens, {model.name} knows {model.vocab_size}; give the "
+            "--tokenizer that the model was trained with"
+        )
+    ids = prompt_ids(text, tokenizer)
+    tokens = new_tokens(arguments.max_new_tokens, prompt=len(ids), positions=model.positions)
+    for note in model.notes:
+        print(note, file=sys.stderr)
+    found = continuations(
+        model.pretrained().to(device()).eval(),
+        ids,
+        tokens=tokens,
+        eod=tokenizer.eod,
+        sampling=_sampling(arguments),
+    )
+    print(f"\n{BETWEEN}\n".join(text + tokenizer.decode(row) for row in found))
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    """The text of --prompt, a file or standard input; the line end that closes a file is no part of it."""
+    if arguments.prompt is not None:
+        return arguments.prompt
+    try:
+        if arguments.prompt_file is None:
+            return sys.stdin.read().removesuffix("\n")
+        return Path(arguments.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"prompt: cannot be read ({reason}); give --prompt or a text file") from None
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    names = ("temperature", "top_k", "top_p")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return Sampling(arguments.do_sample, arguments.seed, arguments.num_return_sequences, options)

@@ -1,0 +1,77 @@
+"""Text from a model, by transformers' ``generate`` with its cache of keys and values."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from inrank_megatron.data.tokenizer import Tokenizer
+from inrank_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """``options``: of transformers' sampling (``temperature``, ``top_k``, ``top_p``), as they were given.
+
+    ``do_sample`` False: the likeliest token each time, and ``options`` is empty.
+    """
+
+    do_sample: bool = False
+    seed: int = 0
+    sequences: int = 1
+    options: dict[str, float] = field(default_factory=dict)
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a prompt. An empty one is what stands before a document: the end of another."""
+    return tokenizer.encode(text) or [tokenizer.eod]
+
+
+def new_tokens(asked: int | None, *, prompt: int, positions: int) -> int:
+    """How many tokens to make after ``prompt`` tokens; None asks for as many as fit, at most 128.
+
+    Raises:
+        UserError: there is no room, or not for so many.
+    """
+    room = positions - prompt
+    if room < 1:
+        raise UserError(
+            f"the prompt has {prompt} tokens and the model {positions} positions, which leaves no room for "
+            "text; shorten the prompt"
+        )
+    if asked is not None and asked > room:
+        raise UserError(
+            f"max_new_tokens = {asked}: after a prompt of {prompt} tokens the model's {positions} positions "
+            f"have room for {room}; lower --max-new-tokens or shorten the prompt"
+        )
+    return min(room, DEFAULT_NEW_TOKENS) if asked is None else asked
+
+
+def continuations(
+    model: "PreTrainedModel", ids: list[int], *, tokens: int, eod: int, sampling: Sampling
+) -> list[list[int]]:
+    """The ids that follow ``ids``, up to ``tokens`` or to the end of the document, which is left out."""
+    import torch
+
+    torch.manual_seed(sampling.seed)
+    prompt = torch.tensor([ids], device=model.device)
+    with torch.inference_mode():
+        found = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens,
+            do_sample=sampling.do_sample,
+            num_return_sequences=sampling.sequences,
+            eos_token_id=eod,
+            pad_token_id=eod,
+            use_cache=True,
+            **sampling.options,
+        )
+    return [_before(eod, row[len(ids) :].tolist()) for row in found]
+
+
+def _before(eod: int, ids: list[int]) -> list[int]:
+    return ids[: ids.index(eod)] if eod in ids else ids

@@ -1,0 +1,159 @@
+"""Text from runs and exports against a slow oracle, and what is refused."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from inrank_megatron.conversion.formats import writable
+from inrank_megatron.conversion.gpt import gpt_forward
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.run import open_weights
+from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
+from inrank_megatron.errors import UserError
+from inrank_megatron.generation.command import run
+from inrank_megatron.generation.generate import new_tokens
+from tests.harness import ROOT
+from tests.runs import random_weights, write_run
+from tools.generate import parse
+
+PROMPT = "The parser of the arguments"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([Path(argparse.__file__).read_text()], vocab_size=400).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def any_run(request, tmp_path_factory, tokenizer_folder) -> Path:
+    weights = random_weights(
+        vocab_size=400, tokenizer=tokenizer_folder, ranks=6, settings={"model_type": request.param}
+    )
+    return write_run(tmp_path_factory.mktemp("runs") / request.param, weights)
+
+
+@pytest.fixture(scope="session")
+def gpt2_run(tmp_path_factory, tokenizer_folder) -> Path:
+    weights = random_weights(vocab_size=400, tokenizer=tokenizer_folder, ranks=None)
+    return write_run(tmp_path_factory.mktemp("run") / "run", weights)
+
+
+@pytest.fixture
+def generated(capsys):
+    """What the tool prints."""
+
+    def call(*words: object) -> str:
+        run(parse([str(word) for word in words]))
+        return capsys.readouterr().out.removesuffix("\n")
+
+    return call
+
+
+def oracle(folder: Path, prompt: str, *, tokens: int) -> str:
+    """The likeliest token each time, by the whole Megatron-Core model, without a cache."""
+    forward, tokenizer = (
+        gpt_forward(open_weights(folder, Options())),
+        load_tokenizer(str(folder / "tokenizer")),
+    )
+    ids = tokenizer.encode(prompt) or [tokenizer.eod]
+    start = len(ids)
+    while len(ids) < start + tokens:
+        ids.append(int(forward(torch.tensor([ids]))[0, -1].argmax()))
+        if ids[-1] == tokenizer.eod:
+            return prompt + tokenizer.decode(ids[start:-1])
+    return prompt + tokenizer.decode(ids[start:])
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_greedy_text_of_a_run_is_that_of_the_oracle(any_run, generated, prompt):
+    text = generated(any_run, "--prompt", prompt, "--max-new-tokens", 20)
+    assert text == oracle(any_run, prompt, tokens=20) and len(text) > len(prompt)
+
+
+@pytest.mark.parametrize("name", ["hf-dense", "hf-factorised"])
+def test_greedy_text_of_an_export_is_that_of_its_run(any_run, tmp_path, generated, name):
+    (folder := tmp_path / name).mkdir()
+    writable()[name].write(open_weights(any_run, Options()), folder, Options())
+    options = ("--prompt", PROMPT, "--max-new-tokens", 20)
+    assert generated(folder, *options) == generated(any_run, *options)
+
+
+def test_generation_ends_with_the_document(gpt2_run, tmp_path, generated):
+    """With a final norm that points to the end of text, it is the likeliest token everywhere."""
+    weights = open_weights(gpt2_run, Options())
+    eod = load_tokenizer(str(weights.tokenizer)).eod
+
+    def read(name: str) -> torch.Tensor:
+        tensor = weights.read(name)
+        if name == "decoder.final_layernorm.weight":
+            return torch.zeros_like(tensor)
+        embedding = "embedding.word_embeddings.weight"
+        return 10 * weights.read(embedding)[eod] if name == "decoder.final_layernorm.bias" else tensor
+
+    from dataclasses import replace
+
+    ending = write_run(tmp_path / "run", replace(weights, read=read))
+    assert generated(ending, "--prompt", PROMPT) == PROMPT
+
+
+def test_draws_depend_on_the_seed_alone(gpt2_run, generated):
+    options = ("--prompt", PROMPT, "--do-sample", "--num-return-sequences", 2, "--max-new-tokens", 12)
+    first = generated(gpt2_run, *options, "--seed", 1)
+    assert first == generated(gpt2_run, *options, "--seed", 1) != generated(gpt2_run, *options, "--seed", 2)
+    one, other = first.split("\n---\n")
+    assert one != other
+    greedy = generated(gpt2_run, "--prompt", PROMPT, "--max-new-tokens", 12)
+    least = ("--do-sample", "--top-k", 1, "--temperature", 0.5, "--top-p", 0.9)
+    assert generated(gpt2_run, "--prompt", PROMPT, "--max-new-tokens", 12, *least) == greedy
+
+
+def test_room_for_text():
+    assert [new_tokens(None, prompt=p, positions=300) for p in (1, 200, 299)] == [128, 100, 1]
+    assert new_tokens(100, prompt=200, positions=300) == 100
+    with pytest.raises(UserError, match="have room for 100; lower --max-new-tokens"):
+        new_tokens(101, prompt=200, positions=300)
+    with pytest.raises(UserError, match="leaves no room for text; shorten the prompt"):
+        new_tokens(None, prompt=300, positions=300)
+
+
+def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, generated):
+    without = write_run(tmp_path / "run", random_weights(vocab_size=300, tokenizer=None, ranks=None))
+    for words, message in (
+        ((gpt2_run, "--prompt", PROMPT * 20), "leaves no room for text"),
+        ((gpt2_run, "--prompt", PROMPT, "--max-new-tokens", 32), "lower --max-new-tokens"),
+        ((gpt2_run, "--prompt-file", tmp_path / "absent"), "prompt: cannot be read"),
+        ((without, "--prompt", PROMPT), "no tokenizer lies beside it"),
+        ((without, "--prompt", PROMPT, "--tokenizer", tokenizer_folder), "has 400 tokens"),
+        ((tmp_path / "absent", "--prompt", PROMPT), "there is nothing"),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            generated(*words)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("words", [
+    ("--top-k", "5"), ("--num-return-sequences", "2"), ("--do-sample", "--top-p", "1.5"),
+    ("--do-sample", "--temperature", "0"), ("--prompt", "a", "--prompt-file", "b"),
+])  # fmt: skip
+def test_contradictions_on_the_command_line(words):
+    with pytest.raises(SystemExit):
+        parse(["run", *words])
+
+
+def test_the_tool_reads_standard_input_and_prints_errors_in_one_line(gpt2_run):
+    def tool(*words: object, text: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "tools" / "generate.py"), *map(str, words)]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    done = tool(gpt2_run, "--max-new-tokens", 3, text=PROMPT + "\n")
+    assert done.returncode == 0 and done.stdout.startswith(PROMPT), done.stderr
+    assert done.stderr == ""
+    refused = tool(gpt2_run / "absent", text=PROMPT)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert refused.stderr.startswith("error: ")

@@ -1,0 +1,87 @@
+"""Perplexity of a run, of an export in any known format, or of a model of the Hugging Face hub, on any text.
+
+Examples::
+
+    python tools/evaluate.py runs/wikitext                                   # its own validation split
+    python tools/evaluate.py runs/wikitext --split test
+    python tools/evaluate.py exported --data wiki.test.tokens --stride 512
+    torchrun --nproc-per-node 2 tools/evaluate.py gpt2 --dataset wikitext:wikitext-103-raw-v1 --split test
+
+Every token but the first is scored exactly once, in FP32, summed in FP64; the ranks share the windows, and
+the result does not depend on their number. With --stride smaller than the sequence each token has at least
+seq_length - stride tokens of context.
+"""
+
+import argparse
+import sys
+
+from inrank_megatron.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate; the exit status is 0, or 1 after one line about what the user can mend."""
+    arguments = parse(argv)
+    # Imported here: torch takes seconds, --help should not.
+    from inrank_megatron.launcher import launcher_ranks
+    from inrank_megatron.platform import backend, prepare_process
+
+    try:
+        prepare_process()
+        # After the process is prepared: these import Megatron-Core.
+        from inrank_megatron.evaluation.command import run
+        from inrank_megatron.parallel import initialise, shutdown
+
+        parallel = initialise(backend=backend(), tensor_model_parallel_size=1)
+        try:
+            run(arguments, parallel)
+        finally:
+            shutdown()
+    except UserError as error:
+        if launcher_ranks()[0] == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; --data and --dataset exclude each other, and files have no split."""
+    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", help="text, JSONL, parquet, or a .bin/.idx prefix; taken whole"
+    )
+    parser.add_argument("--dataset", metavar="NAME[:CONFIG]", help="dataset of the Hugging Face hub")
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), help="of the dataset, or of the run itself [valid]"
+    )
+    parser.add_argument("--text-column", default="text", help="column or key that holds the text [text]")
+    parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
+    parser.add_argument("--data-cache-path", default="data_cache", help="folder of token files [data_cache]")
+    parser.add_argument("--seq-length", type=_count, help="tokens of a window [the model's]")
+    parser.add_argument("--stride", type=_count, help="tokens between two windows [seq-length]")
+    parser.add_argument("--micro-batch-size", type=_count, default=4, help="windows of one forward pass [4]")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument(
+        "--allow-pickle", action="store_true",
+        help="read files that can run code of whoever wrote them when they are opened",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.data and arguments.dataset:
+        parser.error("give --data or --dataset, not both")
+    if arguments.data and arguments.split:
+        parser.error("--split is of a dataset or of a run; files given by --data are taken whole")
+    if arguments.split == "train" and not arguments.dataset:
+        parser.error("--split train is for --dataset; a run's own splits to evaluate on are valid and test")
+    return arguments
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

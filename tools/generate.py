@@ -1,0 +1,90 @@
+"""Text from a run, from an export in any known format, or from a model of the Hugging Face hub.
+
+Examples::
+
+    python tools/generate.py runs/wikitext --prompt "The castle was built"
+    python tools/generate.py exported --prompt "The castle" --do-sample --top-p 0.9 --temperature 0.8 --seed 3
+    echo "The castle was built" | python tools/generate.py runs/wikitext --max-new-tokens 20
+
+The options are those of transformers' generate, which does the work, with its cache of keys and values.
+Without --do-sample the likeliest token follows each time. Generation ends where the document ends, too.
+"""
+
+import argparse
+import sys
+
+from inrank_megatron.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Generate; the exit status is 0, or 1 after one line about what the user can mend."""
+    arguments = parse(argv)
+    # Imported here: torch takes seconds, --help should not.
+    from inrank_megatron.platform import prepare_process
+
+    try:
+        prepare_process()
+        # After the process is prepared: it imports Megatron-Core.
+        from inrank_megatron.generation.command import run
+
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; those of sampling need --do-sample."""
+    parser = argparse.ArgumentParser(prog="generate.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="[standard input]; an empty one begins a document")
+    prompts.add_argument("--prompt-file", metavar="FILE", help="text file that holds the prompt")
+    parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
+    parser.add_argument(
+        "--max-new-tokens", type=_count, metavar="N", help="[as many as there are positions for, at most 128]"
+    )
+    parser.add_argument("--do-sample", action="store_true", help="draw tokens, do not take the likeliest")
+    parser.add_argument("--temperature", type=_positive, help="with --do-sample [1.0]")
+    parser.add_argument("--top-k", type=_count, metavar="N", help="draw from the likeliest N [50]")
+    parser.add_argument(
+        "--top-p", type=_positive, help="draw from the likeliest of this share together [1.0]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws [0]")
+    parser.add_argument(
+        "--num-return-sequences", type=_count, default=1, metavar="N", help="texts to draw [1]"
+    )
+    parser.add_argument(
+        "--allow-pickle", action="store_true",
+        help="read files that can run code of whoever wrote them when they are opened",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.top_p is not None and arguments.top_p > 1:
+        parser.error("--top-p is a share: above 0, at most 1")
+    drawn = {"temperature": None, "top_k": None, "top_p": None, "num_return_sequences": 1}
+    given = [name for name, default in drawn.items() if getattr(arguments, name) != default]
+    if given and not arguments.do_sample:
+        parser.error(
+            f"--{given[0].replace('_', '-')} needs --do-sample; the likeliest text is one and the same"
+        )
+    return arguments
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
