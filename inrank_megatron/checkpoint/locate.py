@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from inrank_megatron.checkpoint.folder import MANIFEST, Checkpoint, newest_complete
+from inrank_megatron.checkpoint.folder import MANIFEST, Checkpoint, best_complete, newest_complete
 from inrank_megatron.errors import UserError
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 
 
-def locate(path: Path) -> tuple[Path, Checkpoint, list[str]]:
+def locate(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint, list[str]]:
     """The run folder, its newest whole checkpoint or the one that ``path`` is, and what is to be said of
     newer ones that are damaged.
+
+    Args:
+        best: of a run folder not the newest but the one with the lowest validation loss.
 
     Raises:
         UserError: there is no such folder, no run or no checkpoint in it, or the checkpoint is damaged.
@@ -28,6 +31,8 @@ def locate(path: Path) -> tuple[Path, Checkpoint, list[str]]:
         if not (run / CONFIG).is_file():
             raise UserError(f"{path}: lies in no run folder, {run} has no {CONFIG}; put the checkpoint back")
         return run, Checkpoint(path), []
+    if best and (found := best_complete(path / "checkpoints")) is not None:
+        return path, Checkpoint(found, verify=False), []
     folder, faults = newest_complete(path / "checkpoints")
     if folder is None:
         reason = f"none of its checkpoints is whole: {faults[0]}" if faults else "it has no checkpoint yet"

@@ -1,6 +1,5 @@
 """Hugging Face's own GPT-2 and LLaMA: every linear one matrix. Read and written in folders of safetensors."""
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from inrank_megatron.conversion.gpt import Forward
 from inrank_megatron.conversion.hf_config import hf_settings, model_type, run_config
 from inrank_megatron.conversion.hf_files import SafetensorsFolder, write_tensors
 from inrank_megatron.conversion.hf_model import auto_forward, write_settings
-from inrank_megatron.conversion.hf_names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
+from inrank_megatron.conversion.hf_names import BUFFERS, feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
 from inrank_megatron.conversion.weights import Shapes, Weights, account, weight_shapes
@@ -22,10 +21,6 @@ from inrank_megatron.shapes import is_llama
 NAME = "hf-dense"
 FAMILIES = ("gpt2", "llama")
 GPT2_PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
-# Tables that older versions of transformers stored beside the weights and that the model computes.
-BUFFERS = re.compile(
-    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
-)
 
 
 def matches(path: Path) -> bool:
@@ -105,7 +100,7 @@ def _names(stored: SafetensorsFolder, *, llama: bool) -> dict[str, str]:
     """Name in the model -> name in the files, without buffers and without a head that is the embedding."""
     prefix = "" if llama or any(name.startswith(GPT2_PREFIX) for name in stored.shapes) else GPT2_PREFIX
     names = {name if name == HEAD else prefix + name: name for name in stored.shapes}
-    names = {name: there for name, there in names.items() if not BUFFERS.fullmatch(name)}
+    names = {name: there for name, there in names.items() if not BUFFERS.search(name)}
     if not llama and HEAD in names and EMBEDDING in names:
         if not torch.equal(stored.read(names[HEAD]), stored.read(names[EMBEDDING])):
             raise UserError(

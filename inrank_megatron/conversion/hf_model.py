@@ -1,5 +1,6 @@
 """What the formats for ``transformers`` share: the files beside the weights, and loading."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.conversion.hf_names import BUFFERS
 from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
@@ -49,6 +51,7 @@ def auto_model(folder: Path):
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: transformers cannot load it ({reason}); convert again") from None
+    loading["unexpected_keys"] = [key for key in loading["unexpected_keys"] if not BUFFERS.search(key)]
     if faults := {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}:
         raise UserError(f"{folder}: transformers finds {faults}; convert again")
     return model.eval()
@@ -73,7 +76,9 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what its callers are to change
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -28,13 +28,13 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """The FP32 masters, and W0 as stored, of a run's best checkpoint or of the checkpoint ``path``.
+    """The FP32 masters, and W0 as stored, of a run's best (or newest) checkpoint, or of the one ``path``.
 
     Raises:
         UserError: there is no such folder, no run or no whole checkpoint in it, or its tensors are not those
             that its configuration asks for.
     """
-    run, checkpoint, faults = locate(path)
+    run, checkpoint, faults = locate(path, best=not options.newest)
     config = load(run / CONFIG)
     specs = {name: FactorSpec(**spec) for name, spec in checkpoint.state["engine"]["factors"].items()}
     weights = Weights(

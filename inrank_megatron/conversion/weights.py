@@ -110,7 +110,7 @@ def account(
             for name in differing[:SHOWN]
         )
         raise UserError(
-            f"{origin}: {len(differing)} tensors differ from those of the model it describes ({shown}); its "
+            f"{origin}: tensors that differ from those of its model: {len(differing)} ({shown}); its "
             "files and its configuration do not belong together: name a whole checkpoint"
         )
 

@@ -5,7 +5,7 @@ Letters as elsewhere: O, I features, r rank, b buffer, k = r + b columns in use.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -80,7 +80,7 @@ class Inspection:
 
 
 def inspect(path: Path, options: Options) -> Inspection:
-    """Read a run (its best checkpoint), one checkpoint, or an export with factors in any known format.
+    """Read a run (its newest checkpoint), one checkpoint, or an export with factors in any known format.
 
     Memory: a small multiple of the largest tensor.
 
@@ -88,7 +88,7 @@ def inspect(path: Path, options: Options) -> Inspection:
         UserError: nothing that can be read is there, or its linears are dense.
     """
     module = format_of(path)
-    weights = module.open_weights(path, options)
+    weights = module.open_weights(path, replace(options, newest=True))
     is_run = module.NAME == "run"
     config, specs = weights.config, weights.factors
     method = config.training.method if is_run else module.NAME

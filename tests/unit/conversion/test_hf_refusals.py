@@ -160,7 +160,9 @@ def test_numbers_of_another_type(saved):
 def test_other_families_and_no_model_at_all(saved, tmp_path):
     folder = saved("llama")
     change_settings(folder, model_type="mistral")
-    with pytest.raises(UserError, match=r"is in no format that is known here \(run, hf-dense, hf-factorised"):
+    with pytest.raises(
+        UserError, match=r"is in no format that is known here \(run, peft, hf-dense, hf-factorised"
+    ):
         format_of(folder)
     with pytest.raises(UserError, match="there is nothing"):
         convert(tmp_path / "absent", tmp_path / "new", "run", OPTIONS, tell=lambda _line: None)
