@@ -6,8 +6,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Options:
     """``allow_pickle``: read files that could run code when they are opened. ``pad_ranks``: give all adapters
-    of a PEFT folder one rank that servers take. ``newest``: of a run folder the newest checkpoint instead of the
-    best.
+    of a PEFT folder one rank that servers take. ``newest``: of a run folder the newest checkpoint
+    instead of the best.
     """
 
     allow_pickle: bool = False
