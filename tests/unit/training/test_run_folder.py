@@ -12,6 +12,13 @@ from inrank_megatron.config import from_flat, load, replace
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
 
+SCALING = {"skipped": 0, "in_a_row": 0, "last_skipped": 0, "state": {}}
+STATE = {
+    "seconds": 1.0,
+    "identity": {"data": "0" * 16, "switch_step": None},
+    "engine": {"factors": {}, "optimizer_steps": {}, "loss_scaling": SCALING},
+}
+
 
 def config_of(save, **changes):
     flat = {"model_preset": "tiny", "train_iters": 10, "save": None if save is None else str(save)}
@@ -30,7 +37,7 @@ def begin(path, *, steps=(), **changes):
     for step in steps:
         writer = CheckpointWriter(path / "checkpoints", step)
         writer.add("w", torch.ones(3))
-        writer.publish({"step": step})
+        writer.publish({"step": step, **STATE})
     return config
 
 
@@ -137,6 +144,16 @@ def test_a_step_that_is_damaged_is_not_passed_over(tmp_path):
     (tmp_path / "run" / "checkpoints" / "step_00000004" / "index.json").unlink()
     with pytest.raises(UserError, match=r"step_00000004/index\.json: missing"):
         choose(replace(config, resume=4))
+
+
+def test_a_state_that_tells_too_little(tmp_path):
+    config = begin(tmp_path / "run")
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", 2)
+    writer.add("w", torch.ones(3))
+    writer.publish({"step": 2, **STATE, "engine": {"factors": {}}, "identity": {}})
+    lacks = r"state\.json: lacks identity.data, identity.switch_step, engine.optimizer_steps, engine.loss"
+    with pytest.raises(UserError, match=lacks):
+        choose(resumed(config))
 
 
 def test_weights_alone_may_go_on_as_another_run(tmp_path):
