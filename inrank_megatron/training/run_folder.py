@@ -204,6 +204,11 @@ def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder
         )
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
     if checkpoint is None:
+        if aside := [step_of(folder) for folder in published(root)]:
+            raise UserError(
+                f"{path}: its checkpoints of steps {_listed(aside)} were set aside when the run went back to "
+                "an earlier one, which is gone; name one of them with --resume"
+            )
         saved = [r["step"] for r in read_records(path / METRICS) if r.get("kind") == "checkpoint"]
         if saved:
             raise UserError(

@@ -1,6 +1,7 @@
 """Which run folder a run may use, and what it takes up there."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,18 @@ def test_a_checkpoint_is_named_by_its_step(tmp_path):
     claim(choose(replace(config, resume=6), lock), config, lock)
     del lock
     assert choose(resumed(config)).checkpoint.name == "step_00000006"
+
+
+def test_what_the_run_went_back_to_is_gone(tmp_path):
+    config = begin(tmp_path / "run", steps=(2, 4))
+    lock = FolderLock()
+    run = choose(replace(config, resume=2), lock)
+    claim(run, config, lock)
+    del lock
+    shutil.rmtree(run.checkpoint)
+    with pytest.raises(UserError, match=r"of steps 4 were set aside .* name one of them with --resume"):
+        choose(resumed(config))
+    assert choose(replace(config, resume=4)).checkpoint.name == "step_00000004"
 
 
 @pytest.mark.parametrize("resume", [0, 5, 99])
