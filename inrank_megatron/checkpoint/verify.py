@@ -26,6 +26,7 @@ ITEM_BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
     **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
+SCALING = ("skipped", "in_a_row", "last_skipped", "state")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -107,6 +108,24 @@ def read_state(folder: Path, shapes: Shapes) -> dict:
     for name, spec in state.get("engine", {}).get("factors", {}).items():
         _check_factor(path, name, spec, shapes)
     return state
+
+
+def check_resumable(folder: Path, state: Mapping) -> None:
+    """Whether ``state`` tells all that a run needs to go on from it.
+
+    Raises:
+        Damaged: it names what is missing.
+    """
+    engine, identity = state.get("engine", {}), state.get("identity", {})
+    missing = [name for name in ("step", "seconds") if name not in state]
+    missing += [f"engine.{name}" for name in ("factors",) if name not in engine]
+    if state.get("weights_only") is not True:
+        scaling = engine.get("loss_scaling", {})
+        missing += [f"identity.{name}" for name in ("data", "switch_step") if name not in identity]
+        missing += ["engine.optimizer_steps"] if "optimizer_steps" not in engine else []
+        missing += [f"engine.loss_scaling.{name}" for name in SCALING if name not in scaling]
+    if missing:
+        damaged(folder / STATE, f"lacks {', '.join(missing)}")
 
 
 def sha256(path: Path) -> str:

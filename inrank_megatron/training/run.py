@@ -142,7 +142,9 @@ def _build(
         for split, file in (("valid", data.valid), ("test", data.test))
         if file is not None
     }
-    checkpoint = Checkpoint(folder.checkpoint, verify=False) if folder.checkpoint else None
+    checkpoint = None
+    if folder.checkpoint:
+        checkpoint = parallel.in_unison(lambda: Checkpoint(folder.checkpoint, verify=False))
     identity = {"data": data.folder.name, "switch_step": switch_step(config, batches.steps_per_epoch)}
     if checkpoint:
         identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)

@@ -17,6 +17,7 @@ from inrank_megatron.checkpoint.folder import (
 )
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.checkpoint.retention import go_back, tidy
+from inrank_megatron.checkpoint.verify import check_resumable
 from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.data.tokenizer import Tokenizer
@@ -207,6 +208,11 @@ def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder
         )
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
     if checkpoint is None:
+        if aside := [step_of(folder) for folder in published(root)]:
+            raise UserError(
+                f"{path}: its checkpoints of steps {_listed(aside)} were set aside when the run went back to "
+                "an earlier one, which is gone; name one of them with --resume"
+            )
         saved = [r["step"] for r in read_records(path / METRICS) if r.get("kind") == "checkpoint"]
         if saved:
             raise UserError(
@@ -215,7 +221,9 @@ def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder
             )
         notes.append(f"{path} holds no checkpoint yet: the run starts from the beginning")
         return RunFolder(path, is_new=False, notes=notes)
-    if is_weights_only(peek(checkpoint)):
+    state = peek(checkpoint)
+    check_resumable(checkpoint, state)
+    if is_weights_only(state):
         notes.append(
             f"{checkpoint} holds weights alone: moments, their step counts and the loss scale begin anew"
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, published
+from inrank_megatron.cli import parse
+from inrank_megatron.training.run_folder import FolderLock, RunFolder, claim
 from tests.distributed.launches import TINY, Launch, data_flags, launch, records
 
 RUN = [*TINY, "--tensor-model-parallel-size", "2", "--switch-iters", "4"]
@@ -15,9 +17,11 @@ RUN += ["--save-interval", "2", "--train-iters", "12"]
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system for the run's checkpoints; the rest of the run folder is elsewhere."""
+    """A small file system for the checkpoints of a run that has just begun; its records are elsewhere."""
+    config, lock = parse(RUN + data_flags(tmp_path / "data"), world_size=2).config, FolderLock()
+    claim(RunFolder(tmp_path / "run"), config, lock)
+    del lock  # which frees it
     folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
     if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=64k", "none", str(folder)).returncode != 0:
         pytest.skip("only root may mount")
     yield folder

@@ -1,6 +1,7 @@
 """Which run folder a run may use, and what it takes up there."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
 
 TOKENIZER = train_tokenizer(["a text"], vocab_size=257)
+SCALING = {"skipped": 0, "in_a_row": 0, "last_skipped": 0, "state": {}}
+STATE = {
+    "seconds": 1.0,
+    "identity": {"data": "0" * 16, "switch_step": None},
+    "engine": {"factors": {}, "optimizer_steps": {}, "loss_scaling": SCALING},
+}
 
 
 def config_of(save, **changes):
@@ -33,7 +40,7 @@ def begin(path, *, steps=(), **changes):
     for step in steps:
         writer = CheckpointWriter(path / "checkpoints", step)
         writer.add("w", torch.ones(3))
-        writer.publish({"step": step})
+        writer.publish({"step": step, **STATE})
     return config
 
 
@@ -116,6 +123,18 @@ def test_a_checkpoint_is_named_by_its_step(tmp_path):
     assert choose(resumed(config)).checkpoint.name == "step_00000006"
 
 
+def test_what_the_run_went_back_to_is_gone(tmp_path):
+    config = begin(tmp_path / "run", steps=(2, 4))
+    lock = FolderLock()
+    run = choose(replace(config, resume=2), lock)
+    claim(run, config, lock)
+    del lock
+    shutil.rmtree(run.checkpoint)
+    with pytest.raises(UserError, match=r"of steps 4 were set aside .* name one of them with --resume"):
+        choose(resumed(config))
+    assert choose(replace(config, resume=4)).checkpoint.name == "step_00000004"
+
+
 @pytest.mark.parametrize("resume", [0, 5, 99])
 def test_a_step_that_does_not_exist(tmp_path, resume):
     config = begin(tmp_path / "run", steps=(2, 4, 6))
@@ -141,6 +160,16 @@ def test_a_step_that_is_damaged_is_not_passed_over(tmp_path):
     (tmp_path / "run" / "checkpoints" / "step_00000004" / "index.json").unlink()
     with pytest.raises(UserError, match=r"step_00000004/index\.json: missing"):
         choose(replace(config, resume=4))
+
+
+def test_a_state_that_tells_too_little(tmp_path):
+    config = begin(tmp_path / "run")
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", 2)
+    writer.add("w", torch.ones(3))
+    writer.publish({"step": 2, **STATE, "engine": {"factors": {}}, "identity": {}})
+    lacks = r"state\.json: lacks identity.data, identity.switch_step, engine.optimizer_steps, engine.loss"
+    with pytest.raises(UserError, match=lacks):
+        choose(resumed(config))
 
 
 def test_weights_alone_may_go_on_as_another_run(tmp_path):
