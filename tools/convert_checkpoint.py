@@ -7,8 +7,9 @@ Examples::
     python tools/convert_checkpoint.py openai-community/gpt2 runs/gpt2 --format run
 
 Both models compute on the same tokens; the largest difference of a logit is printed, and the conversion fails
-where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, or a folder
-in any other format that is known here, or the name of a GPT-2 or LLaMA model on the Hugging Face hub. One process, no GPU, no launcher.
+where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, a folder
+in any other format that is known here, or the name of a GPT-2 or LLaMA on the Hugging Face hub. One process,
+no GPU, no launcher.
 """
 
 import argparse

@@ -126,7 +126,6 @@ def test_the_tool(run, tmp_path):
     done = tool(run, target, "--format", "hf-factorised")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{target}: same model as {run}: largest logit difference ")
-    assert tool(run, target, "--check-only").returncode == 0
     perturb(target, "transformer.h.0.mlp.c_fc.U", 1.0)
     failed = tool(run, target, "--check-only")
     assert failed.returncode == 1 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1

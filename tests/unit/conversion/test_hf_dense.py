@@ -15,14 +15,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from inrank_megatron.config import flatten
+from inrank_megatron.config import flatten, replace
 from inrank_megatron.conversion import hf_dense, hf_files
 from inrank_megatron.conversion import run as run_format
 from inrank_megatron.conversion.convert import convert
 from inrank_megatron.conversion.formats import format_of
 from inrank_megatron.conversion.gpt import gpt_forward
 from inrank_megatron.conversion.verify import difference, sample_tokens
+from inrank_megatron.conversion.weights import weight_shapes
 from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
 from tests.unit.conversion.models import (
     CASES,
     OPTIONS,
@@ -170,9 +172,27 @@ def test_models_of_others_become_runs(tmp_path, family, dtype):
     torch.testing.assert_close(gpt_forward(weights)(TOKENS), reference, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["dense", "fixed-rank", "lora", "relora", "inrank", "inrank-efficient"])
+@pytest.mark.parametrize("qkv_factors", ["fused", "separate"])
+def test_every_method_starts_from_a_converted_model(tmp_path, method, qkv_factors):
+    hf_dense.write(make_weights("gpt2", "dense"), tmp_path, OPTIONS)
+    weights = hf_dense.open_weights(tmp_path, OPTIONS)
+    source = write_run(weights, tmp_path / "run")
+    config = replace(
+        weights.config, method=method, rank=4, factorised_linears="mlp-attention", qkv_factors=qkv_factors,
+        pretrained_checkpoint=str(source),
+    )  # fmt: skip
+    folder, notes = choose_pretrained(config)
+    assert notes == [f"starts from the weights of {folder}, step 0 of method dense"]
+    shapes = weight_shapes(config, VOCABULARY, {})
+    start = read_pretrained(folder, config)
+    start.account(shapes)
+    assert all(start(name, shape).shape == shape for name, shape in shapes.items())
+
+
 @pytest.mark.parametrize("head", ["absent", "a copy of the embedding"])
 def test_the_layout_of_the_public_gpt2(tmp_path, tokenizer, head):
-    """That file has no ``transformer.`` before its names, and every attention's causal mask among its tensors."""
+    """That file has no ``transformer.`` before its names, and causal masks among its tensors."""
     model = gpt2()
     model.config.save_pretrained(tmp_path)
     tensors = {name.removeprefix("transformer."): t.clone() for name, t in model.state_dict().items()}

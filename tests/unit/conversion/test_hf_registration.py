@@ -9,16 +9,15 @@ ORDERS = {
     "ours first": "import inrank_megatron\nfrom transformers import AutoModelForCausalLM",
     "theirs first": "from transformers import AutoModelForCausalLM\nimport inrank_megatron",
     "theirs first, the name alone": "import transformers\nimport inrank_megatron",
-    "ours first, then a model of theirs": "import inrank_megatron\nfrom transformers import MistralForCausalLM",
-    "ours first, then one that ours derive from": "import inrank_megatron\nfrom transformers import GPT2Config",
-    "ours first, then what models derive from": "import inrank_megatron\nimport transformers.modeling_layers",
+    "ours first, then a base of ours": "import inrank_megatron\nfrom transformers import GPT2Config",
+    "ours first, then a base of that": "import inrank_megatron\nimport transformers.modeling_layers",
     "the models themselves": "import inrank_megatron.hf.modeling_inrank",
 }
 KNOWS = """
 from transformers import AutoConfig, AutoModelForCausalLM
 for kind in ("inrank_gpt2", "inrank_llama"):
-    config = AutoConfig.for_model(kind, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=5,
-                                  bos_token_id=0, eos_token_id=0, factors={})
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 5}
+    config = AutoConfig.for_model(kind, **sizes, bos_token_id=0, eos_token_id=0, factors={})
     model = AutoModelForCausalLM.from_config(config)
     assert type(model).__module__ == "inrank_megatron.hf.modeling_inrank", type(model)
 import sys
