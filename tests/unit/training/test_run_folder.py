@@ -127,7 +127,7 @@ def test_what_the_run_went_back_to_is_gone(tmp_path):
     config = begin(tmp_path / "run", steps=(2, 4))
     lock = FolderLock()
     run = choose(replace(config, resume=2), lock)
-    claim(run, config, lock)
+    claim(run, config, lock, TOKENIZER)
     del lock
     shutil.rmtree(run.checkpoint)
     with pytest.raises(UserError, match=r"of steps 4 were set aside .* name one of them with --resume"):
