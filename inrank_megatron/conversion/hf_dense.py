@@ -1,6 +1,5 @@
 """Hugging Face's own GPT-2 and LLaMA: every linear one matrix. Read and written in folders of safetensors."""
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 from inrank_megatron.conversion.gpt import Forward
 from inrank_megatron.conversion.hf_config import hf_settings, model_type, run_config
 from inrank_megatron.conversion.hf_files import SafetensorsFolder, write_tensors
-from inrank_megatron.conversion.hf_model import auto_forward, write_settings
+from inrank_megatron.conversion.hf_model import BUFFERS, auto_forward, write_settings
 from inrank_megatron.conversion.hf_names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
@@ -22,10 +21,6 @@ from inrank_megatron.shapes import is_llama
 NAME = "hf-dense"
 FAMILIES = ("gpt2", "llama")
 GPT2_PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
-# Tables that older versions of transformers stored beside the weights and that the model computes.
-BUFFERS = re.compile(
-    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
-)
 
 
 def matches(path: Path) -> bool:
