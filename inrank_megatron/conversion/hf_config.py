@@ -33,8 +33,10 @@ REQUIRED = {
 
 
 def model_type(folder: Path) -> str | None:
-    """What ``config.json`` in ``folder`` says, if there is one."""
-    return (read_json(folder / CONFIG) or {}).get("model_type")
+    """What ``config.json`` in ``folder`` says, if there is one; ``folder`` may be a file."""
+    values = (read_json(folder / CONFIG) or {}) if folder.is_dir() else {}
+    kind = values.get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def hf_settings(weights: Weights) -> dict[str, Any]:

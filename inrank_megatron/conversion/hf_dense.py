@@ -10,8 +10,8 @@ from torch import Tensor
 from inrank_megatron.conversion.gpt import Forward
 from inrank_megatron.conversion.hf_config import hf_settings, model_type, run_config
 from inrank_megatron.conversion.hf_files import SafetensorsFolder, write_tensors
-from inrank_megatron.conversion.hf_model import auto_forward, write_settings
-from inrank_megatron.conversion.hf_names import BUFFERS, feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
+from inrank_megatron.conversion.hf_model import BUFFERS, auto_forward, write_settings
+from inrank_megatron.conversion.hf_names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
 from inrank_megatron.conversion.weights import Shapes, Weights, account, weight_shapes
@@ -100,7 +100,7 @@ def _names(stored: SafetensorsFolder, *, llama: bool) -> dict[str, str]:
     """Name in the model -> name in the files, without buffers and without a head that is the embedding."""
     prefix = "" if llama or any(name.startswith(GPT2_PREFIX) for name in stored.shapes) else GPT2_PREFIX
     names = {name if name == HEAD else prefix + name: name for name in stored.shapes}
-    names = {name: there for name, there in names.items() if not BUFFERS.search(name)}
+    names = {name: there for name, there in names.items() if not BUFFERS.fullmatch(name)}
     if not llama and HEAD in names and EMBEDDING in names:
         if not torch.equal(stored.read(names[HEAD]), stored.read(names[EMBEDDING])):
             raise UserError(

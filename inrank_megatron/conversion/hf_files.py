@@ -48,14 +48,15 @@ class SafetensorsFolder:
     def _find(self) -> list[str]:
         index = read_json(self.folder / INDEX)
         if index is not None and isinstance(index.get("weight_map"), dict):
-            return sorted({Path(file).name for file in index["weight_map"].values()})
+            return sorted({Path(str(file)).name for file in index["weight_map"].values()})
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if found:
             return [WHOLE] if WHOLE in found else found
         if pickles := sorted(path.name for path in self.folder.glob("*.bin")):
             raise UserError(
                 f"{self.folder / pickles[0]}: a pickle, which can run any code when it is opened; if you "
-                "trust it, load it with transformers, save_pretrained() it and name the new folder"
+                "trust it, load it with transformers, save_pretrained() it as safetensors and name that "
+                "folder"
             )
         raise UserError(f"{self.folder}: holds no *.safetensors; name a folder with the model's weights")
 

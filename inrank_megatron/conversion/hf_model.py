@@ -1,5 +1,6 @@
 """What the formats for ``transformers`` share: the files beside the weights, and loading."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,15 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.conversion.gpt import Forward
-from inrank_megatron.conversion.hf_names import BUFFERS
 from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
+
+# Tables that older versions of transformers stored beside the weights and that the model computes.
+BUFFERS = re.compile(
+    r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)|"
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+)
 
 
 def write_settings(weights: Weights, config, folder: Path) -> None:
@@ -51,8 +57,11 @@ def auto_model(folder: Path):
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: transformers cannot load it ({reason}); convert again") from None
-    loading["unexpected_keys"] = [key for key in loading["unexpected_keys"] if not BUFFERS.search(key)]
-    if faults := {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}:
+    strange = {
+        name: sorted(key for key in map(str, keys) if not BUFFERS.fullmatch(key))
+        for name, keys in loading.items()
+    }
+    if faults := {name: keys for name, keys in strange.items() if keys}:
         raise UserError(f"{folder}: transformers finds {faults}; convert again")
     return model.eval()
 

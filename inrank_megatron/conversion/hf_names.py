@@ -8,7 +8,6 @@ of its factor U; V has no rows of the output, so all pieces of one linear share 
 Letters: h hidden_size, f ffn_hidden_size, a heads, O x I the shape of a linear.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -19,8 +18,6 @@ from inrank_megatron.config import Config
 from inrank_megatron.shapes import QKV, factorises_attention, is_llama
 
 HALVES = ("gate", "up")
-# Tables that older versions of transformers stored beside the weights and that the model computes.
-BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_freq$")
 SHARES = {**dict.fromkeys(QKV, 3), **dict.fromkeys(HALVES, 2)}
 """Part of a whole tensor's rows that a piece takes, as a divisor."""
 

@@ -164,6 +164,9 @@ def test_other_families_and_no_model_at_all(saved, tmp_path):
         UserError, match=r"is in no format that is known here \(run, peft, hf-dense, hf-factorised"
     ):
         format_of(folder)
+    (tmp_path / "a-file").write_text("{}")
+    with pytest.raises(UserError, match="a-file: is in no format"):
+        format_of(tmp_path / "a-file")
     with pytest.raises(UserError, match="there is nothing"):
         convert(tmp_path / "absent", tmp_path / "new", "run", OPTIONS, tell=lambda _line: None)
 
