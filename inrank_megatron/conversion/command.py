@@ -12,7 +12,10 @@ from inrank_megatron.conversion.options import Options
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
     source, target = Path(arguments.source).expanduser(), Path(arguments.target).expanduser()
-    options = Options(allow_pickle=arguments.allow_pickle)
+    model_config = arguments.model_config and Path(arguments.model_config).expanduser()
+    options = Options(
+        allow_pickle=arguments.allow_pickle, model_config=model_config, vocab_size=arguments.vocab_size
+    )
     if arguments.check_only:
         found = check_only(source, target, options)
     else:

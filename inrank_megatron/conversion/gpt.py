@@ -19,12 +19,16 @@ def gpt_forward(weights: Weights) -> Forward:
 
     Joins a process group of this process alone where there is none yet.
     """
-    model = load_gpt(weights)
+    return gpt_logits(load_gpt(weights), vocab_size=weights.vocab_size)
+
+
+def gpt_logits(model, *, vocab_size: int) -> Forward:
+    """Logits of a model from :func:`load_gpt`."""
 
     @torch.no_grad()
     def forward(tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        return model(tokens, positions, None)[..., : weights.vocab_size].float()
+        return model(tokens, positions, None)[..., :vocab_size].float()
 
     return forward
 

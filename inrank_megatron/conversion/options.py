@@ -1,10 +1,19 @@
 """What a user may allow or ask for in a conversion."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Options:
-    """``allow_pickle``: read files that could run code when they are opened."""
+    """What a conversion may do, and what it cannot find out itself.
+
+    Args:
+        allow_pickle: read files that could run code when they are opened.
+        model_config: a configuration file, as for the launcher, of a checkpoint that does not describe its model.
+        vocab_size: the vocabulary, without padding, of a checkpoint that does not say it.
+    """
 
     allow_pickle: bool = False
+    model_config: Path | None = None
+    vocab_size: int | None = None
