@@ -1,4 +1,5 @@
-"""Convert a run, or a checkpoint of another program, into another format, and prove that it is the same model.
+"""Convert a run, or a checkpoint of another program, into another format, and prove that it is the same
+model.
 
 Examples::
 
@@ -6,8 +7,8 @@ Examples::
     python tools/convert_checkpoint.py runs/wikitext exported --check-only
 
 Both models compute on the same tokens; the largest difference of a logit is printed, and the conversion fails
-where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, or a folder
-in any other format that is known here. One process, no GPU, no launcher.
+where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, or a
+folder in any other format that is known here. One process, no GPU, no launcher.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Models of checkpoints that other programs wrote: their sizes, from Megatron-LM's arguments or a file that the user
-names, and their factors, from the tensors.
+"""Models of checkpoints that other programs wrote: their sizes, from Megatron-LM's arguments or a file that
+the user names, and their factors, from the tensors.
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,12 @@ def model_of(
     return config, _vocabulary(origin, arguments or {}, shapes[EMBEDDING][0], options), factors
 
 
+def arguments_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Megatron-LM's arguments among what a checkpoint holds, if it holds them."""
+    arguments = state.get("args")
+    return vars(arguments) if hasattr(arguments, "__dict__") else None
+
+
 def _from_arguments(origin: str, arguments: Mapping[str, Any]) -> Config:
     matching = [
         family
@@ -109,8 +115,8 @@ def _vocabulary(origin: str, arguments: Mapping[str, Any], rows: int, options: O
     size = options.vocab_size or arguments.get("vocab_size")
     if size is None:
         raise UserError(
-            f"{origin}: its embedding has {rows} rows, and how many of them are padding it does not say; give "
-            f"--vocab-size N, at most {rows}"
+            f"{origin}: its embedding has {rows} rows, and how many of them are padding it does not say; "
+            f"give --vocab-size N, at most {rows}"
         )
     if not 1 <= size <= rows:
         raise UserError(

@@ -1,8 +1,9 @@
-"""Megatron-Core's ``dist_checkpointing`` folders: weights of a ``GPTModel``, dense or factorised, saved at any
-tensor-parallel size and loaded at any other.
+"""Megatron-Core's ``dist_checkpointing`` folders: weights of a ``GPTModel``, dense or factorised, saved at
+any tensor-parallel size and loaded at any other.
 
-Written here: ``iter_NNNNNNN`` with the folder's four kinds of files, ``latest_checkpointed_iteration.txt`` beside it as
-Megatron-LM has it, and ``inrank_megatron.json`` (and the tokenizer), from which the run can be made again.
+Written here: ``iter_NNNNNNN`` with the folder's four kinds of files, ``latest_checkpointed_iteration.txt``
+beside it as Megatron-LM has it, and ``inrank_megatron.json`` (and the tokenizer), from which the run can be
+made again.
 """
 
 import json
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.config import Config, flatten, from_flat
-from inrank_megatron.conversion.foreign import model_of
+from inrank_megatron.conversion.foreign import arguments_of, model_of
 from inrank_megatron.conversion.gpt import Forward, gpt_logits, load_gpt
 from inrank_megatron.conversion.megatron_keys import (
     extra_states,
@@ -44,7 +45,8 @@ KNOWN = frozenset(
     {
         "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "signal.Signals", "_io.BytesIO",
         "megatron.core.enums.ModelType", "megatron.core.transformer.enums.AttnBackend",
-        "megatron.core.transformer.enums.CudaGraphScope", "megatron.core.optimizer.optimizer_config.OptimizerConfig",
+        "megatron.core.transformer.enums.CudaGraphScope",
+        "megatron.core.optimizer.optimizer_config.OptimizerConfig",
         "megatron.core.rerun_state_machine.RerunDiagnostic", "megatron.core.rerun_state_machine.RerunMode",
         "megatron.core.rerun_state_machine.RerunState",
     }
@@ -57,10 +59,12 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """The weights of the newest iteration in ``path``, or of ``path`` itself; rows that pad a vocabulary are cut.
+    """The weights of the newest iteration in ``path``, or of ``path`` itself; rows that pad a vocabulary are
+    cut.
 
     Raises:
-        UserError: no whole checkpoint of this kind, one that does not say what its model is, or files that name
+        UserError: no whole checkpoint of this kind, one that does not say what its model is, or files that
+        name
             something else than data.
     """
     folder = _iteration(path)
@@ -69,7 +73,7 @@ def open_weights(path: Path, options: Options) -> Weights:
     found = places(storage.shapes)
     there = {name: whole_shape(place, storage.shapes) for name, place in found.items()}
     own = _own(folder)
-    config, vocab_size, factors = own or model_of(str(folder), _arguments(common), there, options)
+    config, vocab_size, factors = own or model_of(str(folder), arguments_of(common), there, options)
     for name in OF_VOCABULARY:
         if name in there and there[name][0] >= vocab_size:
             there[name] = (vocab_size, *there[name][1:])
@@ -156,8 +160,8 @@ def _iteration(path: Path) -> Path:
     folder = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else "release")
     if not (folder / BACKEND).is_file():
         raise UserError(
-            f"{path}: {LATEST} says {latest}, and {folder.name} has no {BACKEND}; name a folder that Megatron-Core's "
-            "dist_checkpointing wrote (Megatron-LM: --ckpt-format torch_dist)"
+            f"{path}: {LATEST} says {latest}, and {folder.name} has no {BACKEND}; name a folder that "
+            "Megatron-Core's dist_checkpointing wrote (Megatron-LM: --ckpt-format torch_dist)"
         )
     return folder
 
@@ -169,15 +173,11 @@ def _common(folder: Path, options: Options) -> dict[str, Any]:
         backend = None
     if backend != "torch_dist":
         raise UserError(
-            f"{folder / BACKEND}: storage {backend}, and torch_dist alone is read here; save with --ckpt-format torch_dist"
+            f"{folder / BACKEND}: storage {backend}, and torch_dist alone is read here; save with "
+            "--ckpt-format torch_dist"
         )
     common = load(folder / COMMON, options, known=KNOWN)
     return common if isinstance(common, dict) else {}
-
-
-def _arguments(common: dict[str, Any]) -> dict[str, Any] | None:
-    arguments = common.get("args")
-    return vars(arguments) if hasattr(arguments, "__dict__") else None
 
 
 def _own(folder: Path) -> tuple[Config, int, dict[str, FactorSpec]] | None:

@@ -1,8 +1,8 @@
 """Names of a run's weights and the keys under which Megatron-Core's ``dist_checkpointing`` keeps them.
 
-Keys are those of a Transformer-Engine model, also where the model is another: norms belong to the linear after
-them. A program may have stacked all layers into one tensor, which Megatron-Core does by default, and may have
-cut SwiGLU's gate and up apart.
+Keys are those of a Transformer-Engine model, also where the model is another: norms belong to the linear
+after them. A program may have stacked all layers into one tensor, which Megatron-Core does by default, and
+may have cut SwiGLU's gate and up apart.
 """
 
 import re
@@ -20,7 +20,9 @@ OF_NO_MODEL = ("optimizer.", "chained_", "param_groups", "rng_state", "rerun_sta
 
 @dataclass(frozen=True)
 class Place:
-    """``keys``: their tensors one after the other; ``layer``: the entry that is meant where layers are stacked."""
+    """``keys``: their tensors one after the other; ``layer``: the entry that is meant where layers are
+    stacked.
+    """
 
     keys: tuple[str, ...]
     layer: int | None

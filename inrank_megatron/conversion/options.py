@@ -9,9 +9,9 @@ class Options:
     """What a conversion may do, and what it cannot find out itself.
 
     Args:
-        allow_pickle: read files that could run code when they are opened.
-        model_config: a configuration file, as for the launcher, of a checkpoint that does not describe its model.
-        vocab_size: the vocabulary, without padding, of a checkpoint that does not say it.
+        allow_pickle: read files that could run code when they are opened. model_config: a configuration file,
+        as for the launcher, of a checkpoint that does not describe its model. vocab_size: the vocabulary,
+        without padding, of a checkpoint that does not say it.
     """
 
     allow_pickle: bool = False

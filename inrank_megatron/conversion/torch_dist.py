@@ -1,13 +1,14 @@
-"""Storage of torch's distributed checkpoints, as Megatron-Core's ``torch_dist`` backend lays it out: chunks of
-tensors in ``*.distcp`` files, listed in ``.metadata``.
+"""Storage of torch's distributed checkpoints, as Megatron-Core's ``torch_dist`` backend lays it out: chunks
+of tensors in ``*.distcp`` files, listed in ``.metadata``.
 
-Chunks are read one by one, by what the list says of them. torch's own loader leaves what no chunk covers as it
-was in memory, so here the chunks of every tensor must be all of it.
+Chunks are read one by one, by what the list says of them. torch's own loader leaves what no chunk covers as
+it was in memory, so here the chunks of every tensor must be all of it.
 """
 
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -42,7 +43,8 @@ class Storage:
     """The tensors of a folder, by key.
 
     Raises:
-        UserError: the list is missing or no list, a chunk lies outside the folder, or some of a tensor is missing.
+        UserError: the list is missing or no list, a chunk lies outside the folder, or some of a tensor is
+        missing.
     """
 
     def __init__(self, folder: Path, options: Options):
@@ -101,15 +103,15 @@ class Storage:
         chunks = entry.chunks
         inside = all(
             len(c.offsets) == len(c.sizes) == len(entry.size)
-            and all(0 <= o and o + n <= s for o, n, s in zip(c.offsets, c.sizes, entry.size, strict=True))
+            and all(o >= 0 and o + n <= s for o, n, s in zip(c.offsets, c.sizes, entry.size, strict=True))
             for c in chunks
         )
         listed = all(MetadataIndex(key, c.offsets) in self._places for c in chunks)
         covered = sum(math.prod(c.sizes) for c in chunks) == math.prod(entry.size)
         if not (inside and listed and covered and not any(_overlap(*two) for two in combinations(chunks, 2))):
             raise UserError(
-                f"{self.folder}: of {key} {list(entry.size)} the files hold {len(chunks)} parts which are not all of "
-                "it, as if one rank had saved for all; save again from every tensor-parallel rank"
+                f"{self.folder}: of {key} {list(entry.size)} the files hold {len(chunks)} parts which are not "
+                "all of it, as if one rank had saved for all; save again from every tensor-parallel rank"
             )
 
 
@@ -127,9 +129,11 @@ def write_storage(
         read: the tensor of each key in ``shapes``; called twice, as its element type goes into the plan.
         empty: keys of objects that hold None, one each.
     """
-    torch.distributed.checkpoint.save(
-        {}, storage_writer=_Writer(folder), planner=_Planner(shapes, read, empty), no_dist=True
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+        torch.distributed.checkpoint.save(
+            {}, storage_writer=_Writer(folder), planner=_Planner(shapes, read, empty), no_dist=True
+        )
 
 
 class _Writer(FileSystemWriter):

@@ -1,5 +1,5 @@
-"""Files of ``torch.save``. They are pickles, which can name any function to be called: nothing that they name is
-ever called here.
+"""Files of ``torch.save``. They are pickles, which can name any function to be called: nothing that they name
+is ever called here.
 """
 
 import pickle
@@ -11,6 +11,9 @@ import torch
 
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.errors import UserError
+
+
+DICTIONARIES = ("collections.defaultdict", "pytorch_lightning.utilities.parsing.AttributeDict")
 
 
 class StandIn:
@@ -31,7 +34,8 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
 
     Args:
         known: full names of the classes, beyond tensors and plain containers, that such a file has for good
-            reason. Others are refused, unless the options allow them: a stand-in runs nothing of theirs either.
+            reason. Others are refused, unless the options allow them: a stand-in runs nothing of theirs
+            either.
 
     Raises:
         UserError: no such file, a link, another kind of file, or one that names something unknown.
@@ -41,8 +45,8 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         if (unknown := sorted(set(foreign) - set(known))) and not options.allow_pickle:
             raise UserError(
-                f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left it, give "
-                "--allow-pickle (such objects are left out, and nothing of theirs runs)"
+                f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left it, "
+                "give --allow-pickle (such objects are left out, and nothing of theirs runs)"
             )
         stand_ins = [(_stand_in(name), name) for name in foreign]
         with torch.serialization.safe_globals(stand_ins):
@@ -54,10 +58,15 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
         ) from None
 
 
-def _stand_in(name: str) -> Any:
-    if name == "collections.defaultdict":
-        return lambda *arguments: {}  # its items follow
-    return type("StandIn", (StandIn,), {})
+class _PlainDict:
+    """Makes a dictionary in the place of a class that is a dictionary with something more."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return {}
+
+
+def _stand_in(name: str) -> type:
+    return type("StandIn", (_PlainDict if name in DICTIONARIES else StandIn,), {})
 
 
 def check_plain(path: Path) -> None:
