@@ -125,7 +125,7 @@ def forward(path: Path, options: Options) -> Forward:
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:
-    """A folder for ``dist_checkpointing.load`` at any tensor-parallel size, and what makes a run of it again."""
+    """A folder for ``dist_checkpointing.load`` at any tensor-parallel size, with what makes a run of it."""
     iteration = folder / f"iter_{weights.step:07d}"
     iteration.mkdir()
     names = {key_of(name): name for name in weights.shapes}

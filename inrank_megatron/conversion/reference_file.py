@@ -21,7 +21,8 @@ HEAD_FEATURES, EPSILON = 64, 1e-5
 KNOWN = frozenset(
     {
         "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
-        "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode", "omegaconf.nodes.StringNode",
+        "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata",
+        "omegaconf.nodes.AnyNode", "omegaconf.nodes.StringNode",
         "omegaconf.nodes.IntegerNode", "omegaconf.nodes.FloatNode", "omegaconf.nodes.BooleanNode",
         "pytorch_lightning.utilities.parsing.AttributeDict", "collections.defaultdict", "typing.Any",
         "builtins.dict", "builtins.list", "builtins.str", "builtins.int", "builtins.float", "builtins.bool",

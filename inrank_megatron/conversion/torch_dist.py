@@ -110,8 +110,8 @@ class Storage:
         covered = sum(math.prod(c.sizes) for c in chunks) == math.prod(entry.size)
         if not (inside and listed and covered and not any(_overlap(*two) for two in combinations(chunks, 2))):
             raise UserError(
-                f"{self.folder}: of {key} {list(entry.size)} the files hold {len(chunks)} parts which are not "
-                "all of it, as if one rank had saved for all; save again from every tensor-parallel rank"
+                f"{self.folder}: of {key} {list(entry.size)} the files hold {len(chunks)} parts which are "
+                "not all of it, as if one rank had saved for all; save again from every tensor-parallel rank"
             )
 
 

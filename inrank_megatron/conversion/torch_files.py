@@ -12,7 +12,6 @@ import torch
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.errors import UserError
 
-
 DICTIONARIES = ("collections.defaultdict", "pytorch_lightning.utilities.parsing.AttributeDict")
 
 
@@ -45,8 +44,8 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         if (unknown := sorted(set(foreign) - set(known))) and not options.allow_pickle:
             raise UserError(
-                f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left it, "
-                "give --allow-pickle (such objects are left out, and nothing of theirs runs)"
+                f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left "
+                "it, give --allow-pickle (such objects are left out, and nothing of theirs runs)"
             )
         stand_ins = [(_stand_in(name), name) for name in foreign]
         with torch.serialization.safe_globals(stand_ins):
@@ -70,7 +69,7 @@ def _stand_in(name: str) -> type:
 
 
 def check_plain(path: Path) -> None:
-    """Raise unless ``path`` is a file and no link: a link could lead out of the folder that the user named."""
+    """Raise unless ``path`` is a file and no link: a link could lead out of the folder that was named."""
     if path.is_symlink():
         raise UserError(f"{path}: is a symbolic link; put the file itself there")
     if not path.is_file():
