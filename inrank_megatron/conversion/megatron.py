@@ -7,6 +7,7 @@ made again.
 """
 
 import json
+import pickle
 import shutil
 import warnings
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from inrank_megatron.conversion.megatron_keys import (
 )
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.torch_dist import LIST, Storage, write_storage
-from inrank_megatron.conversion.torch_files import load
+from inrank_megatron.conversion.torch_files import as_data, load
 from inrank_megatron.conversion.weights import Weights, account
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
@@ -113,9 +114,12 @@ def forward(path: Path, options: Options) -> Forward:
         "singleton_local_shards": any(key.endswith("linear_fc1.weight_w") for key in keys),
     }
     warnings.filterwarnings("ignore", message=r"`load_state_dict` is deprecated", category=FutureWarning)
+    wanted = model.sharded_state_dict(metadata=layout)
+    wanted = {name: entry for name, entry in wanted.items() if not name.endswith("_extra_state")}
     try:
-        state = dist_checkpointing.load(model.sharded_state_dict(metadata=layout), str(folder))
-    except (CheckpointingException, KeyError, RuntimeError) as error:
+        with as_data(folder / COMMON, options, known=KNOWN):
+            state = dist_checkpointing.load(wanted, str(folder))
+    except (CheckpointingException, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{folder}: Megatron-Core cannot load it ({reason}); name a whole checkpoint"

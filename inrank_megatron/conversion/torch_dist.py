@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -26,17 +27,20 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import (
     BytesIOWriteData,
     SavePlan,
+    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.restricted_pickle import load_metadata
 from inrank_megatron.conversion.torch_files import check_plain
 from inrank_megatron.errors import UserError
 
-LIST = ".metadata"
+LIST, DATA = ".metadata", "__0_0.distcp"
 
 
 class Storage:
@@ -137,9 +141,26 @@ def write_storage(
 
 
 class _Writer(FileSystemWriter):
-    """Says nothing of the machine's paths in what it writes."""
+    """One file, written item by item: torch's own writer holds all tensors until the file's end."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results = []
+        with (Path(self.path) / DATA).open("wb") as file:
+            for item in plan.items:
+                data, begin = planner.resolve_data(item), file.tell()
+                if isinstance(data, io.BytesIO):
+                    file.write(data.getbuffer())
+                else:
+                    torch.save(data, file)
+                length = file.tell() - begin
+                place = _StorageInfo(relative_path=DATA, offset=begin, length=length)
+                results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
 
     def storage_meta(self) -> StorageMeta:
+        """No path of the machine."""
         return StorageMeta()
 
 

@@ -4,6 +4,7 @@ is ever called here.
 
 import pickle
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,28 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
     """
     check_plain(path)
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        if (unknown := sorted(set(foreign) - set(known))) and not options.allow_pickle:
-            raise UserError(
-                f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left "
-                "it, give --allow-pickle (such objects are left out, and nothing of theirs runs)"
-            )
-        stand_ins = [(_stand_in(name), name) for name in foreign]
-        with torch.serialization.safe_globals(stand_ins):
+        with as_data(path, options, known=known):
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     except (OSError, ValueError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: cannot be opened as a file of torch.save ({reason}); name a whole one"
         ) from None
+
+
+def as_data(path: Path, options: Options, *, known: Collection[str] = ()) -> AbstractContextManager:
+    """A context in which torch's loader of plain weights opens ``path``, with stand-ins for what is no data.
+
+    Raises:
+        UserError: the file names something that is not ``known``, and the options do not allow it.
+    """
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    if (unknown := sorted(set(foreign) - set(known))) and not options.allow_pickle:
+        raise UserError(
+            f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left it, "
+            "give --allow-pickle (such objects are left out, and nothing of theirs runs)"
+        )
+    return torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign])
 
 
 class _PlainDict:

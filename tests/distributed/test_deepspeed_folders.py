@@ -1,5 +1,6 @@
 """Checkpoint folders of a real DeepSpeed engine, read on one process."""
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -47,9 +48,35 @@ def test_first_phase_in_fp32(tmp_path, stage, name):
     check(tmp_path, name, TP2_DP2, zero_stage=stage)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_masters_of_bf16(tmp_path, stage):
-    check(tmp_path, "lora", TP2_DP2, zero_stage=stage, bf16=True)
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp16"), (3, "fp16")]
+)
+def test_masters_of_half_precision(tmp_path, stage, precision):
+    check(tmp_path, "lora", TP2_DP2, zero_stage=stage, **{precision: True})
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_folder_with_files_of_another_save_or_without_some(tmp_path, stage):
+    tag = check(tmp_path, "lora", TP2_DP2, zero_stage=stage) / "global_step1"
+    options = described(tmp_path, "lora")
+    shard = tag / "zero_pp_rank_1_mp_rank_01_optim_states.pt"
+    shutil.copy(shard, stale := tag / "zero_pp_rank_2_mp_rank_01_optim_states.pt")
+    refuse(tag, options, "saved by 2 tensor-parallel ranks x 2 replicas")
+    stale.unlink()
+    for model in tag.glob("*mp_rank_01_model_states.pt"):
+        shutil.copy(model, tag / model.name.replace("mp_rank_01", "mp_rank_02"))
+    refuse(tag, options, "files of 3 x|masters|put these files back")
+    for model in tag.glob("*mp_rank_02_model_states.pt"):
+        model.unlink()
+    shard.rename(tmp_path / "shard")
+    refuse(tag, options, "files of 2 x 1|saved by 2")
+    (tag / shard.name.replace("rank_1_", "rank_3_")).write_bytes(b"")
+    refuse(tag, options, r"data-parallel ranks \[0, 3\] alone")
+
+
+def refuse(folder: Path, options: Options, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        deepspeed_folder.open_weights(folder, options)
 
 
 def test_working_copies_where_masters_have_no_names(tmp_path):

@@ -3,6 +3,7 @@ reverse.
 """
 
 import pickle
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,21 @@ def test_saved_at_tensor_parallel_2_is_read_whole(tmp_path, changes, base, layou
 
 
 def test_the_format_computes_through_megatrons_own_loader(tmp_path):
-    """Stacked layers and padded rows, as a training of tensor-parallel size 2 left them."""
+    """Stacked layers and padded rows, as a training of tensor-parallel size 2 left them, and the arguments
+    that Megatron-LM stores with them; what the model is, they say.
+    """
     folder = tmp_path / "saved"
     run_ranks(ranks.save, 2, 2, LLAMA, None, None, str(folder))
-    options = described(tmp_path, LLAMA)
+    model = configuration(1, **LLAMA).model
+    arguments = Namespace(
+        **{name: getattr(model, name) for name in ("num_layers", "hidden_size", "num_attention_heads")},
+        **{name: getattr(model, name) for name in ("ffn_hidden_size", "seq_length", "norm_epsilon")},
+        max_position_embeddings=model.max_position_embeddings, normalization="RMSNorm", swiglu=True,
+        position_embedding_type="rope", add_bias_linear=False, untie_embeddings_and_output_weights=True,
+        rotary_base=10000, vocab_size=VOCABULARY, params_dtype=torch.float32, save=Path("somewhere"),
+    )  # fmt: skip
+    torch.save({"iteration": 5, "args": arguments}, folder / "common.pt")
+    options = Options()
     [loaded] = run_ranks(ranks.loaded_logits, 1, str(folder), options)
     [own] = run_ranks(_own_logits, 1, str(folder), options)
     assert torch.equal(loaded, own)

@@ -1,5 +1,6 @@
 """Checkpoints as the InRank authors' program writes them, made by hand: transformers' GPT-2, other MLPs."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from inrank_megatron.config import from_flat, to_yaml
-from inrank_megatron.conversion import reference
+from inrank_megatron.conversion import reference, run
 from inrank_megatron.conversion.gpt import gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.errors import UserError
-from tests.harness import run_ranks
+from tests.harness import ROOT, run_ranks
 
 WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH = 32, 3, 4, 90, 16
 BUFFER = 4
@@ -58,7 +59,8 @@ def authors_model(*, pruned: bool) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, scale_attn_by_inverse_layer_idx=True, initializer_range=0.3,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        scale_attn_by_inverse_layer_idx=True, initializer_range=0.3,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     for index, block in enumerate(model.transformer.h):
@@ -148,6 +150,27 @@ def _omegaconf(monkeypatch):
         return made
 
     return make
+
+
+def test_the_tool_makes_a_run_of_it(tmp_path):
+    path = save(authors_model(pruned=True), tmp_path / "pruned.ckpt")
+    described(tmp_path)
+    command = [str(path), str(tmp_path / "run"), "--format", "run"]
+    status, _, stderr = _convert(*command, "--model-config", str(tmp_path / "absent.yaml"))
+    assert status == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    status, stdout, stderr = _convert(*command, "--model-config", str(tmp_path / "model.yaml"))
+    assert status == 0, stderr
+    assert "same model as" in stdout and "4 heads" in stderr
+    weights = run.open_weights(tmp_path / "run", Options())
+    assert {spec.rank for spec in weights.factors.values()} == {3, 4, 5}
+
+
+def _convert(*arguments: str) -> tuple[int, str, str]:
+    tool = ROOT / "tools" / "convert_checkpoint.py"
+    done = subprocess.run(
+        [sys.executable, str(tool), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_what_is_missing_is_asked_for(tmp_path):
