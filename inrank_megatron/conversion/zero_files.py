@@ -135,8 +135,8 @@ def open_ranks(folder: Path, options: Options) -> list[TensorParallelRank]:
         model, optim = (
             _in_order(folder, found.get((rank, kind), {}), options) for kind in ("model", "optim")
         )
+        _check_numbers(folder, model[0], ranks=ranks, model=model, optim=optim)
         opened.append(TensorParallelRank(model, optim, partitioned=partitioned, origin=folder))
-        _check_numbers(folder, opened[-1].state, ranks=ranks, model=model, optim=optim)
     return opened
 
 
