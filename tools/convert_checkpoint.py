@@ -49,6 +49,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--pad-ranks", action="store_true", help="one rank for all adapters, that servers take (peft)"
     )
+    parser.add_argument(
+        "--model-config", metavar="FILE", help="configuration, as for the launcher, of a FROM that has none"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="vocabulary without padding, of a FROM that does not say it",
+    )
     arguments = parser.parse_args(argv)
     if arguments.format is None and not arguments.check_only:
         parser.error("give --format, or --check-only to compare what was converted before")

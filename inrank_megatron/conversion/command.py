@@ -13,7 +13,12 @@ from inrank_megatron.conversion.options import Options
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
     source, target = located(arguments.source), Path(arguments.target).expanduser()
-    options = Options(allow_pickle=arguments.allow_pickle, pad_ranks=arguments.pad_ranks)
+    options = Options(
+        allow_pickle=arguments.allow_pickle,
+        model_config=arguments.model_config and Path(arguments.model_config).expanduser(),
+        vocab_size=arguments.vocab_size,
+        pad_ranks=arguments.pad_ranks,
+    )
     if arguments.check_only:
         found = check_only(source, target, options)
     else:

@@ -12,7 +12,7 @@ from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
 
-MODULES = ("run", "peft", "hf_dense", "hf_factorised")
+MODULES = ("run", "peft", "hf_dense", "hf_factorised", "megatron", "deepspeed_folder", "reference")
 """In the order in which a path is held against them."""
 
 

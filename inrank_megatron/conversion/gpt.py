@@ -19,12 +19,16 @@ def gpt_forward(weights: Weights, *, device: torch.device | str = "cpu") -> Forw
 
     Joins a process group of this process alone where there is none yet.
     """
-    model = load_gpt(weights).to(device)
+    return gpt_logits(load_gpt(weights).to(device), vocab_size=weights.vocab_size)
+
+
+def gpt_logits(model, *, vocab_size: int) -> Forward:
+    """Logits of a model from :func:`load_gpt`, on the device of the tokens, which is the model's."""
 
     @torch.no_grad()
     def forward(tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return model(tokens, positions, None)[..., : weights.vocab_size].float()
+        return model(tokens, positions, None)[..., :vocab_size].float()
 
     return forward
 

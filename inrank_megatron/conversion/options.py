@@ -1,15 +1,23 @@
 """What a user may allow or ask for in a conversion."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Options:
-    """``allow_pickle``: read files that could run code when they are opened. ``pad_ranks``: give all adapters
-    of a PEFT folder one rank that servers take. ``newest``: of a run folder the newest checkpoint
-    instead of the best.
+    """What a conversion may do, and what it cannot find out itself.
+
+    Args:
+        allow_pickle: read files that could run code when they are opened.
+        model_config: a configuration, as for the launcher, of a checkpoint that does not describe its model.
+        vocab_size: the vocabulary, without padding, of a checkpoint that does not say it.
+        pad_ranks: give all adapters of a PEFT folder one rank that servers take.
+        newest: of a run folder the newest checkpoint instead of the best.
     """
 
     allow_pickle: bool = False
+    model_config: Path | None = None
+    vocab_size: int | None = None
     pad_ranks: bool = False
     newest: bool = False

@@ -1,0 +1,41 @@
+"""Checkpoints that DeepSpeed's own engine writes. Functions that ranks run."""
+
+from torch import Tensor
+
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.fragments import read_value
+from inrank_megatron.engine.state import whole_tensors
+from inrank_megatron.linalg.factors import gather_matrix
+from tests.contract.sessions import Layout, build
+
+
+def save(
+    rank: int,
+    world_size: int,
+    name: str,
+    layout: Layout,
+    settings: dict,
+    steps: int,
+    folder: str,
+    client: dict,
+) -> dict[str, dict[str, Tensor]]:
+    """Train by a method, save by DeepSpeed: whole masters (W0: as it is stored) and whole working copies,
+    without the padding of the vocabulary.
+    """
+    session = build(name, layout, switch=2, **settings).start().train(steps)
+    engine = session.engine
+    engine.deepspeed.save_checkpoint(folder, client_state=client)
+    masters = {key: tensor for key, tensor in whole_tensors(engine) if not key.endswith(STATE)}
+    return {"masters": masters, "copies": {key: _copy(engine, key) for key in masters}}
+
+
+STATE = (".exp_avg", ".exp_avg_sq", ".U0", ".V0")
+
+
+def _copy(engine: Engine, name: str) -> Tensor:
+    parameter = dict(engine.model.named_parameters())[name]
+    tensor = read_value(parameter)
+    if getattr(parameter, "tensor_model_parallel", False):
+        group = engine.parallel.tp_group
+        tensor = gather_matrix(tensor, parameter.partition_dim, group, parameter.partition_stride)
+    return tensor[: getattr(parameter, "true_rows", tensor.shape[0])].clone()

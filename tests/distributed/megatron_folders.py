@@ -1,0 +1,129 @@
+"""Megatron-Core's own saving and loading of sharded models. Functions that ranks run, and what they start
+from.
+"""
+
+import gc
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch import Tensor
+
+from inrank_megatron.config import Config
+from inrank_megatron.config import replace as with_settings
+from inrank_megatron.conversion import megatron
+from inrank_megatron.conversion.gpt import gpt_forward
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.weights import Weights, weight_shapes
+from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.model.initialise import named_generator
+from tests.distributed.gpt_parity import (
+    LENGTH,
+    PADDED,
+    VOCABULARY,
+    configuration,
+    disturb,
+    factor_specs,
+    sample,
+    weights,
+)
+from tests.groups import join
+
+OF_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+def save(
+    rank: int,
+    world_size: int,
+    tensor_parallel: int,
+    changes: dict,
+    base: bool | None,
+    layout: dict | None,
+    folder: str,
+    only_factors: bool = False,
+) -> dict[str, Tensor]:
+    """Save a disturbed model by Megatron-Core; its whole weights, without the vocabulary's padding."""
+    parallel = join(tensor_parallel)
+    config = configuration(tensor_parallel, **changes)
+    factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
+    model = factory.build(factor_specs(config, base))
+    disturb(model, parallel)
+    state = model.sharded_state_dict(metadata=dict(layout or {}))  # Megatron-Core adds a process group to it
+    if only_factors:
+        state = {name: entry for name, entry in state.items() if name.endswith((".U", ".V"))}
+    if rank == 0:
+        Path(folder).mkdir(parents=True)
+    parallel.barrier()
+    with _children():
+        dist_checkpointing.save(
+            state, folder, content_metadata=layout, validate_access_integrity=not only_factors
+        )
+    whole = weights(model, parallel)
+    return {name: value[:VOCABULARY] if name in OF_VOCABULARY else value for name, value in whole.items()}
+
+
+def load(
+    rank: int, world_size: int, tensor_parallel: int, changes: dict, base: bool | None, folder: str
+) -> Tensor:
+    """Logits [B, S, vocabulary] of a sharded model that Megatron-Core fills from a folder written here."""
+    parallel = join(tensor_parallel)
+    config = configuration(tensor_parallel, **changes)
+    factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
+    model = factory.build(uneven(factor_specs(config, base))).eval()
+    layout = dist_checkpointing.load_content_metadata(folder)
+    state = dist_checkpointing.load(model.sharded_state_dict(metadata=layout), folder)
+    model.load_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
+    parallel.seed_random(seed=0, step=0)
+    tokens, _ = sample()
+    with torch.no_grad():
+        logits = model(tokens, torch.arange(LENGTH).expand_as(tokens), None)
+    return gather_matrix(logits, 2, parallel.tp_group)[..., :VOCABULARY]
+
+
+def logits(rank: int, world_size: int, changes: dict, base: bool | None) -> Tensor:
+    """Those of :func:`drawn`, on one process."""
+    return gpt_forward(drawn(configuration(1, **changes), base))(sample()[0])
+
+
+def loaded_logits(rank: int, world_size: int, folder: str, options: Options) -> Tensor:
+    """Those of a folder, by the format's own forward."""
+    return megatron.forward(Path(folder), options)(sample()[0])
+
+
+def uneven(specs: dict) -> dict:
+    """Ranks that differ from layer to layer, as they do after a first phase."""
+    return {
+        name: replace(spec, columns=3 + index % 5, active=3 + index % 5)
+        for index, (name, spec) in enumerate(specs.items())
+    }
+
+
+def drawn(config: Config, base: bool | None) -> Weights:
+    """Weights of noise, each a function of its name."""
+    config = with_settings(config, tensor_model_parallel_size=1)
+    factors = uneven(factor_specs(config, base))
+    shapes = weight_shapes(config, VOCABULARY, factors)
+
+    def read(name: str) -> Tensor:
+        return torch.empty(shapes[name]).normal_(0.0, 0.1, generator=named_generator(3, name))
+
+    return Weights("drawn", config, VOCABULARY, factors, read, step=12)
+
+
+@contextmanager
+def _children() -> Iterator[None]:
+    """Megatron-Core saves through processes of its own, which daemonic processes may not have."""
+    settings = multiprocessing.current_process()._config
+    settings["daemon"] = False
+    try:
+        yield
+    finally:
+        settings["daemon"] = True
+        filesystem_async._results_queue = None  # ends the process that managed it
+        gc.collect()

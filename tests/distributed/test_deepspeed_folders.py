@@ -1,0 +1,130 @@
+"""Checkpoint folders of a real DeepSpeed engine, read on one process."""
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from inrank_megatron.config import to_yaml
+from inrank_megatron.conversion import deepspeed_folder
+from inrank_megatron.conversion.options import Options
+from inrank_megatron.errors import UserError
+from tests.contract.sessions import VOCABULARY, Layout, configuration
+from tests.distributed import deepspeed_folders as ranks
+from tests.harness import run_ranks
+
+ONE, TP2, DP2, TP2_DP2 = Layout(), Layout(2, 2), Layout(2, 1), Layout(4, 2)
+
+
+def described(tmp_path: Path, name: str) -> Options:
+    (tmp_path / "model.yaml").write_text(to_yaml(configuration(name, ONE)))
+    return Options(model_config=tmp_path / "model.yaml", vocab_size=VOCABULARY)
+
+
+def check(
+    tmp_path: Path, name: str, layout: Layout, *, steps: int = 1, what: str = "masters", **settings
+) -> Path:
+    """Save and read back; every tensor to the bit."""
+    folder = tmp_path / "saved"
+    saved = run_ranks(
+        ranks.save, layout.world_size, name, layout, settings, steps, str(folder), {"iteration": steps}
+    )
+    saved = saved[0][what]
+    weights = deepspeed_folder.open_weights(folder, described(tmp_path, name))
+    assert weights.shapes.keys() == saved.keys()
+    for key, tensor in saved.items():
+        found = weights.read(key)
+        assert found.dtype == tensor.dtype and torch.equal(found, tensor), key
+    assert weights.step == steps
+    return folder
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["inrank-efficient", "llama-inrank-efficient"])
+def test_first_phase_in_fp32(tmp_path, stage, name):
+    """W0 is frozen: no shard of the optimizer holds it."""
+    check(tmp_path, name, TP2_DP2, zero_stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp16"), (3, "fp16")]
+)
+def test_masters_of_half_precision(tmp_path, stage, precision):
+    check(tmp_path, "lora", TP2_DP2, zero_stage=stage, **{precision: True})
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_folder_with_files_of_another_save_or_without_some(tmp_path, stage):
+    tag = check(tmp_path, "lora", TP2_DP2, zero_stage=stage) / "global_step1"
+    options = described(tmp_path, "lora")
+    shard = tag / "zero_pp_rank_1_mp_rank_01_optim_states.pt"
+    shutil.copy(shard, stale := tag / "zero_pp_rank_2_mp_rank_01_optim_states.pt")
+    refuse(tag, options, "saved by 2 tensor-parallel ranks x 2 replicas, and there are files of 2 x 3")
+    stale.unlink()
+    for model in tag.glob("*mp_rank_01_model_states.pt"):
+        shutil.copy(model, tag / model.name.replace("mp_rank_01", "mp_rank_02"))
+    refuse(tag, options, r"saved by 2 .*, and there are files of 3 x 2")
+    for model in tag.glob("*mp_rank_02_model_states.pt"):
+        model.unlink()
+    shard.rename(tmp_path / "shard")
+    refuse(tag, options, r"saved by 2 .* x 2 replicas, and there are files of 2 x 1")
+    (tag / shard.name.replace("rank_1_", "rank_3_")).write_bytes(b"")
+    refuse(tag, options, r"data-parallel ranks \[0, 3\] alone")
+
+
+def refuse(folder: Path, options: Options, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        deepspeed_folder.open_weights(folder, options)
+
+
+def test_working_copies_where_masters_have_no_names(tmp_path):
+    """Without ZeRO DeepSpeed stores FP32 masters as one nameless tensor."""
+    folder = check(tmp_path, "dense", DP2, what="copies", zero_stage=0, bf16=True)
+    [note] = deepspeed_folder.open_weights(folder, described(tmp_path, "dense")).notes
+    assert "working copies" in note
+
+
+@pytest.mark.parametrize("layout", [ONE, TP2, DP2], ids=["one", "tp2", "dp2"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_second_phase_on_other_layouts(tmp_path, stage, layout):
+    """After the switch, which makes a new engine; its steps count on."""
+    name = "inrank-efficient-attention"
+    check(tmp_path, name, layout, steps=3, zero_stage=stage)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeeds_own_consolidation_agrees(tmp_path, stage):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    folder = check(tmp_path, "relora", DP2, zero_stage=stage)
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(folder))
+    weights = deepspeed_folder.open_weights(folder, described(tmp_path, "relora"))
+    for name in weights.shapes:
+        assert torch.equal(weights.read(name), expected[name][: weights.shapes[name][0]]), name
+
+
+def test_what_the_folder_says_of_its_model(tmp_path):
+    """Megatron's arguments, as its programs put them beside the weights; without them the user says it."""
+    arguments = Namespace(
+        num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, seq_length=32,
+        max_position_embeddings=32, norm_epsilon=1e-5, normalization="LayerNorm", swiglu=False,
+        position_embedding_type="learned_absolute", add_bias_linear=True, bias_gelu_fusion=False,
+        untie_embeddings_and_output_weights=False, vocab_size=VOCABULARY, rotary_base=10000,
+        init_method_std=0.02,
+    )  # fmt: skip
+    folder = tmp_path / "saved"
+    run_ranks(ranks.save, 1, "dense", ONE, {"zero_stage": 1}, 1, str(folder), {"args": arguments})
+    weights = deepspeed_folder.open_weights(folder, Options())
+    assert weights.vocab_size == VOCABULARY and weights.config.model.ffn_hidden_size == 256
+    assert not weights.config.model.openai_gelu
+
+    (bare := tmp_path / "bare").mkdir()
+    state = torch.load(folder / "global_step1" / "mp_rank_00_model_states.pt", weights_only=False)
+    del state["args"]
+    torch.save(state, bare / "mp_rank_00_model_states.pt")
+    with pytest.raises(UserError, match="does not say what its model is; give --model-config FILE"):
+        deepspeed_folder.open_weights(bare, Options())
+    with pytest.raises(UserError, match="512 rows, and how many of them are padding it does not say; give"):
+        deepspeed_folder.open_weights(bare, Options(model_config=described(tmp_path, "dense").model_config))
