@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inrank_megatron.conversion.formats import Format, format_of, writable
 from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.verify import BOUND, Difference, difference, sample_tokens
+from inrank_megatron.conversion.verify import Difference, difference, sample_tokens
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
 
@@ -68,8 +68,8 @@ def _checked(
     found = difference(reader.forward(source, options), writer.forward(target, options), tokens)
     if not found.is_rounding:
         raise UserError(
-            f"{target}: does not compute what {source} does ({found}; at most {BOUND:g} is rounding); "
-            "convert again, and if it stays so report it"
+            f"{target}: does not compute what {source} does ({found}; at most {found.bound:.0e} is "
+            "rounding); convert again, and if it stays so report it"
         )
     return found
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from inrank_megatron.conversion import hf_dense
 from inrank_megatron.conversion.convert import check_only, convert
 from inrank_megatron.conversion.hub import located
+from inrank_megatron.conversion.verify import Difference
 from inrank_megatron.errors import UserError
 from tests.unit.conversion.models import OPTIONS, make_weights, write_run
 
@@ -163,3 +164,9 @@ def test_a_run_takes_the_tokenizer_and_not_the_model_beside_it(run, tmp_path):
     convert(tmp_path / "exported", tmp_path / "new", "run", OPTIONS, tell=ignore)
     assert not list((tmp_path / "new/tokenizer").glob("*.safetensors"))
     assert (tmp_path / "new/tokenizer/tokenizer.json").is_file()
+
+
+def test_the_bound_grows_with_logits_and_nothing_that_is_no_number_is_rounding():
+    assert Difference(9e-5, 0.0, 10.0).is_rounding and not Difference(1.1e-4, 0.0, 10.0).is_rounding
+    assert Difference(1.9e-4, 0.0, 100.0).is_rounding and not Difference(2.1e-4, 0.0, 100.0).is_rounding
+    assert not Difference(float("nan"), 0.0, float("nan")).is_rounding
