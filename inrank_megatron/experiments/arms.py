@@ -21,6 +21,9 @@ ARMS = {
     "InRank-Efficient, output, budget": (
         "--inrank --switch-iters {switch} --final-ranks output --parameter-budget {budget}"
     ),
+    "InRank-Efficient, output, threshold": (
+        "--inrank --switch-iters {switch} --final-ranks output --output-threshold 0.9"
+    ),
     "warm start, budget": "--method warm-start --switch-iters {switch} --parameter-budget {budget}",
     "fixed rank, random, budget": "--method fixed-rank --rank {rank} --factor-init random",
     "InRank-Efficient, refound": "--inrank --switch-iters {switch} --final-ranks refound",
