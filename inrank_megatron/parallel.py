@@ -135,6 +135,32 @@ def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes
     )
 
 
+def without_tensor_parallelism(*, backend: str) -> Parallel:
+    """The groups of a job without tensor parallelism: those that stand, else new ones.
+
+    For who computes with one model after another in one process: Megatron forgets its groups without ending
+    them, and each set of them holds dozens of threads.
+    """
+    if dist.is_initialized() and parallel_state.is_initialized():
+        groups = Parallel(
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_group=parallel_state.get_data_parallel_group(),
+        )
+        if groups.tp_size == 1 and _stand(groups):
+            return groups
+    return initialise(backend=backend, tensor_model_parallel_size=1)
+
+
+def _stand(groups: Parallel) -> bool:
+    """Whether the groups are of the present job, not of one that has been ended since."""
+    try:
+        return bool(
+            dist.get_process_group_ranks(groups.tp_group) and dist.get_process_group_ranks(groups.dp_group)
+        )
+    except KeyError:
+        return False
+
+
 def _join(backend: str, *, timeout: timedelta) -> None:
     rank, world_size = launcher_ranks()
     # One process needs no meeting point, whose port could be another job's.

@@ -40,9 +40,9 @@ def load_gpt(weights: Weights):
 
     prepare_process()
     from inrank_megatron.model.gpt import GPTFactory
-    from inrank_megatron.parallel import initialise
+    from inrank_megatron.parallel import without_tensor_parallelism
 
-    parallel = initialise(backend="gloo", tensor_model_parallel_size=1)
+    parallel = without_tensor_parallelism(backend="gloo")
     config = replace(
         weights.config, bf16=False, fp16=False, hidden_dropout=0.0, attention_dropout=0.0,
         sequence_parallel=False, tensor_model_parallel_size=1, recompute_granularity=None,
