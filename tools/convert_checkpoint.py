@@ -13,6 +13,7 @@ no GPU, no launcher.
 """
 
 import argparse
+import signal
 import sys
 
 from inrank_megatron.errors import UserError
@@ -24,11 +25,16 @@ def main(argv: list[str]) -> int:
     # Imported here: torch takes seconds, --help should not.
     from inrank_megatron.conversion.command import run
 
+    # Ends as an error does, so that what was half written goes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -54,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vocab-size",
-        type=int,
+        type=_count,
         metavar="N",
         help="vocabulary without padding, of a FROM that does not say it",
     )
@@ -62,6 +68,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.format is None and not arguments.check_only:
         parser.error("give --format, or --check-only to compare what was converted before")
     return arguments
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
 
 
 if __name__ == "__main__":

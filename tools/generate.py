@@ -52,9 +52,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top-p", type=_positive, help="draw from the likeliest of this share together [1.0]"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws [0]")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the draws, below 2^63 [0]")
     parser.add_argument(
-        "--num-return-sequences", type=_count, default=1, metavar="N", help="texts to draw [1]"
+        "--num-return-sequences",
+        type=_sequences,
+        default=1,
+        metavar="N",
+        help="texts to draw, up to 1024 [1]",
     )
     parser.add_argument(
         "--allow-pickle", action="store_true",
@@ -76,6 +80,20 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _sequences(text: str) -> int:
+    value = _count(text)
+    if value > 1024:  # they are drawn at once
+        raise argparse.ArgumentTypeError(f"{value} is above 1024")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^63")
     return value
 
 

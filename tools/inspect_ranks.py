@@ -47,11 +47,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra")
     parser.add_argument(
-        "--leading", type=int, default=3, metavar="N", help="singular values in the table [3]; JSON has all"
+        "--leading",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="singular values in the table [3]; JSON has all",
     )
     parser.add_argument("--untrained", action="store_true", help="no run: untrained factors of some widths")
     parser.add_argument(
-        "--hidden-size", type=int, nargs="+", metavar="N", help="widths of --untrained [768 1024 1280]"
+        "--hidden-size", type=_width, nargs="+", metavar="N", help="widths of --untrained [768 1024 1280]"
     )
     parser.add_argument(
         "--threshold", type=float, nargs="+", metavar="A", help="thresholds of --untrained [0.8 0.85 0.9]"
@@ -68,6 +72,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.path and (options.hidden_size or options.threshold):
         parser.error("--hidden-size and --threshold belong to --untrained; a run has its own")
     return options
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _width(text: str) -> int:
+    value = _count(text)
+    if value > 2**15:  # matrices of 4 x width x width are drawn and decomposed
+        raise argparse.ArgumentTypeError(f"{value} is above 32768")
+    return value
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from inrank_megatron.conversion.formats import Format, format_of, writable
+import psutil
+
+from inrank_megatron.checkpoint.locate import CONFIG
+from inrank_megatron.conversion.formats import Format, format_of, forward_of, read_weights, writable
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.verify import Difference, difference, sample_tokens
 from inrank_megatron.conversion.weights import Weights
@@ -24,29 +28,15 @@ def convert(
     formats = writable()
     if format_name not in formats:
         raise UserError(f"--format {format_name}: can be {', '.join(formats)}")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target}: exists already; name a new folder")
-    reader, writer = format_of(source), formats[format_name]
-    weights = reader.open_weights(source, options)
+    source, target = Path(os.path.abspath(source)), Path(os.path.abspath(target))
+    _check_target(target, source)
+    (reader, weights), writer = read_weights(source, options), formats[format_name]
     for note in weights.notes:
         tell(note)
     tell(f"{weights.origin} ({reader.NAME}, step {weights.step}) -> {target} ({format_name})")
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with _aside(target) as partial:
         writer.write(weights, partial, options)
-        found = _checked(reader, source, writer, partial, options, weights)
-        if target.exists():
-            target.rmdir()  # it is empty
-        _sync(partial)
-        partial.rename(target)
-    except OSError as error:
-        place = error.filename or partial
-        raise UserError(f"{place}: {error.strerror or error}; make room or name another folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return found
+        return _checked(reader, source, writer, partial, options, weights, name=target)
 
 
 def check_only(source: Path, target: Path, options: Options) -> Difference:
@@ -55,21 +45,73 @@ def check_only(source: Path, target: Path, options: Options) -> Difference:
     Raises:
         UserError: one of them cannot be read, or they compute something else.
     """
-    reader = format_of(source)
-    return _checked(reader, source, format_of(target), target, options, reader.open_weights(source, options))
+    reader, weights = read_weights(source, options)
+    return _checked(reader, source, format_of(target), target, options, weights, name=target)
+
+
+def _check_target(target: Path, source: Path) -> None:
+    """All that can be known before anything is read."""
+    try:
+        if target.is_symlink() and not target.exists():
+            raise UserError(f"{target}: is a link to nothing; name a new folder")
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UserError(f"{target}: exists already; name a new folder")
+    except OSError as error:
+        raise UserError(f"{target}: cannot be a folder ({error.strerror}); name another one") from None
+    above = next(path for path in target.parents if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{target}: cannot be a folder, {above} is a file; name another one")
+    if source in target.parents or (target.parent.name == "checkpoints" and _is_run(target.parent.parent)):
+        raise UserError(
+            f"{target}: lies in a model's own folder, where it would pass for a part of it; name another"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A folder of this process beside ``target``, which gets its name at the end; gone if anything fails."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        owner = left.name.split(".")[-2]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):  # killed in the middle
+            shutil.rmtree(left, ignore_errors=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _sync(partial)
+        partial.rename(target)  # which fails if another process has filled it in the meantime
+    except OSError as error:
+        place = target if error.filename in (None, str(partial)) else error.filename
+        raise UserError(
+            f"{place}: {error.strerror or error}; nothing was written there: mend that or name another folder"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _checked(
-    reader: Format, source: Path, writer: Format, target: Path, options: Options, weights: Weights
+    reader: Format,
+    source: Path,
+    writer: Format,
+    folder: Path,
+    options: Options,
+    weights: Weights,
+    *,
+    name: Path,
 ) -> Difference:
     tokens = sample_tokens(
         vocab_size=weights.vocab_size, positions=weights.config.model.max_position_embeddings
     )
-    found = difference(reader.forward(source, options), writer.forward(target, options), tokens)
+    first, second = forward_of(reader, source, options), forward_of(writer, folder, options)
+    found = difference(first, second, tokens)
     if not found.is_rounding:
         raise UserError(
-            f"{target}: does not compute what {source} does ({found}; at most {found.bound:.0e} is "
-            "rounding); convert again, and if it stays so report it"
+            f"{name}: does not compute what {source} does ({found}; at most {found.bound:.0e} is rounding); "
+            "convert again, and if it stays so report it"
         )
     return found
 

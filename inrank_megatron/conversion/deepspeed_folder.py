@@ -79,9 +79,9 @@ def forward(path: Path, options: Options) -> Forward:
 def _tag(path: Path) -> Path:
     if not (path / LATEST).is_file():
         return path
-    tag = (path / LATEST).read_text().strip()
+    tag = (path / LATEST).read_text(errors="replace").strip()[:200]
     folder = path / tag
-    if Path(tag).name != tag or folder.is_symlink() or not folder.is_dir():
+    if Path(tag).name != tag or tag == ".." or folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{path / LATEST}: says {tag!r}, and that is no folder beside it; name one that is")
     return folder
 

@@ -3,17 +3,29 @@
 A new format is one such module and one line here. Modules import what is heavy inside their functions.
 """
 
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from safetensors import SafetensorError
+from torch import Tensor
+
 from inrank_megatron.conversion.gpt import Forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
-from inrank_megatron.errors import UserError
+from inrank_megatron.errors import Unsupported, UserError
 
 MODULES = ("run", "peft", "hf_dense", "hf_factorised", "megatron", "deepspeed_folder", "reference")
 """In the order in which a path is held against them."""
+# Files of other programs can be wrong in more ways than a reader can list, and libraries open some of them.
+FAULTS = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, pickle.PickleError,
+    RuntimeError, SafetensorError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class Format(Protocol):
@@ -47,7 +59,7 @@ def format_of(path: Path) -> Format:
     """The format of what lies at ``path``.
 
     Raises:
-        UserError: nothing is there, or nothing that is known.
+        UserError: nothing is there, or (``Unsupported``) nothing that is known.
     """
     if not path.exists():
         raise UserError(f"{path}: there is nothing; name a run, an exported folder or a checkpoint")
@@ -55,4 +67,38 @@ def format_of(path: Path) -> Format:
         if module.matches(path):
             return module
     names = ", ".join(module.NAME for module in formats())
-    raise UserError(f"{path}: is in no format that is known here ({names}); name one that is")
+    raise Unsupported(f"{path}: is in no format that is known here ({names}); name one that is")
+
+
+def read_weights(path: Path, options: Options) -> tuple[Format, Weights]:
+    """The format of what lies at ``path``, and its weights. Raises UserError for whatever is wrong there,
+    also later, when a tensor is read.
+    """
+    module = format_of(path)
+    with reading(path, module.NAME):
+        weights = module.open_weights(path, options)
+
+    def read(name: str) -> Tensor:
+        with reading(path, module.NAME):
+            return weights.read(name)
+
+    return module, replace(weights, read=read)
+
+
+def forward_of(module: Format, path: Path, options: Options) -> Forward:
+    """``module.forward``; raises UserError for whatever is wrong at ``path``."""
+    with reading(path, module.NAME):
+        return module.forward(path, options)
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """What files make a reader of theirs raise becomes one line."""
+    try:
+        yield
+    except FAULTS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: cannot be read as {kind} ({type(error).__name__}: {reason}); its files are damaged or "
+            "those of another program: name a whole model"
+        ) from error

@@ -8,7 +8,7 @@ from inrank_megatron.config import Config, from_flat
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.tokenizer import load_tokenizer
-from inrank_megatron.errors import UserError
+from inrank_megatron.errors import Unsupported, UserError
 from inrank_megatron.shapes import is_llama
 
 CONFIG = "config.json"
@@ -87,7 +87,7 @@ def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int,
     """
     hf = _read(folder, family)
     for complaint in _complaints(hf, family):
-        raise UserError(f"{folder / CONFIG}: {complaint}; choose a model that is built so")
+        raise Unsupported(f"{folder / CONFIG}: {complaint}; choose a model that is built so")
     found = _llama(hf) if family == "llama" else _gpt2(hf)
     common = {
         "model_type": family,

@@ -14,8 +14,8 @@ from inrank_megatron.conversion.hf_model import BUFFERS, auto_forward, write_set
 from inrank_megatron.conversion.hf_names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
-from inrank_megatron.conversion.weights import Shapes, Weights, account, weight_shapes
-from inrank_megatron.errors import UserError
+from inrank_megatron.conversion.weights import Shapes, Weights, account, check_layers, weight_shapes
+from inrank_megatron.errors import Unsupported
 from inrank_megatron.shapes import is_llama
 
 NAME = "hf-dense"
@@ -37,6 +37,7 @@ def open_weights(path: Path, options: Options) -> Weights:
     """
     config, vocab_size, notes = run_config(path, model_type(path))
     stored = SafetensorsFolder(path)
+    check_layers(str(path), config, tensors=len(stored.shapes))
     names = _names(stored, llama=is_llama(config))
     run_shapes = weight_shapes(config, vocab_size, {})
     account(
@@ -103,7 +104,7 @@ def _names(stored: SafetensorsFolder, *, llama: bool) -> dict[str, str]:
     names = {name: there for name, there in names.items() if not BUFFERS.fullmatch(name)}
     if not llama and HEAD in names and EMBEDDING in names:
         if not torch.equal(stored.read(names[HEAD]), stored.read(names[EMBEDDING])):
-            raise UserError(
+            raise Unsupported(
                 f"{stored.folder}: lm_head.weight differs from wte.weight, and a run's GPT-2 has one matrix "
                 "for both; choose a model with a tied head"
             )

@@ -16,7 +16,7 @@ from inrank_megatron.conversion.hf_names import has_separate_qkv, put, take
 from inrank_megatron.conversion.hf_places import Place, factorisable, placed_shapes, places
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
-from inrank_megatron.conversion.weights import Shapes, Weights, account, weight_shapes
+from inrank_megatron.conversion.weights import Shapes, Weights, account, check_layers, weight_shapes
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
@@ -41,8 +41,10 @@ def open_weights(path: Path, options: Options) -> Weights:
     family = FAMILIES[model_type(path)]
     values = _values(path)
     config, vocab_size, notes = run_config(path, family, **_structure(values))
+    stored = SafetensorsFolder(path)
+    check_layers(str(path), config, tensors=len(stored.shapes))
     factors = _specs(path, config, values["factors"])
-    stored, run_shapes = SafetensorsFolder(path), weight_shapes(config, vocab_size, factors)
+    run_shapes = weight_shapes(config, vocab_size, factors)
     there = places(config, factors)
     account(str(path), there=stored.shapes, here=placed_shapes(there, run_shapes))
     back: dict[str, list[tuple[str, Place]]] = {}

@@ -52,7 +52,12 @@ def auto_model(folder: Path):
     try:
         with quiet_transformers():
             model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=False,  # left out, transformers would ask whoever sits at standard input
+                use_safetensors=True,
             )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())

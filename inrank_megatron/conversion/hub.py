@@ -18,8 +18,11 @@ def located(name: str) -> Path:
         UserError: it is neither here nor can it be had.
     """
     path = Path(name).expanduser()
-    if path.exists() or not HUB_NAME.fullmatch(name):
-        return path
+    try:
+        if path.exists() or not HUB_NAME.fullmatch(name):
+            return path
+    except OSError as error:
+        raise UserError(f"{name[:80]}: no path ({error.strerror}); name a folder that is there") from None
     from huggingface_hub import snapshot_download
 
     try:

@@ -31,7 +31,7 @@ from inrank_megatron.conversion.megatron_keys import (
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.torch_dist import LIST, Storage, write_storage
 from inrank_megatron.conversion.torch_files import as_data, load
-from inrank_megatron.conversion.weights import Weights, account
+from inrank_megatron.conversion.weights import Weights, account, check_layers
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
 
@@ -65,8 +65,7 @@ def open_weights(path: Path, options: Options) -> Weights:
 
     Raises:
         UserError: no whole checkpoint of this kind, one that does not say what its model is, or files that
-        name
-            something else than data.
+            name something else than data.
     """
     folder = _iteration(path)
     common = _common(folder, options)
@@ -75,6 +74,7 @@ def open_weights(path: Path, options: Options) -> Weights:
     there = {name: whole_shape(place, storage.shapes) for name, place in found.items()}
     own = _own(folder)
     config, vocab_size, factors = own or model_of(str(folder), arguments_of(common), there, options)
+    check_layers(str(folder), config, tensors=len(there))
     for name in OF_VOCABULARY:
         if name in there and there[name][0] >= vocab_size:
             there[name] = (vocab_size, *there[name][1:])
@@ -160,7 +160,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
 def _iteration(path: Path) -> Path:
     if not (path / LATEST).is_file():
         return path
-    latest = (path / LATEST).read_text().strip()
+    latest = (path / LATEST).read_text(errors="replace").strip()[:20]
     folder = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else "release")
     if not (folder / BACKEND).is_file():
         raise UserError(
@@ -193,7 +193,9 @@ def _own(folder: Path) -> tuple[Config, int, dict[str, FactorSpec]] | None:
         version = own["format_version"]
         factors = {name: FactorSpec(**spec) for name, spec in own["factors"].items()}
         found = (from_flat(own["config"]), int(own["vocab_size"]), factors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(1 <= spec.rank <= spec.active <= spec.columns for spec in factors.values()):
+            raise ValueError("a rank must lie between 1 and its columns")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); convert again") from None
     if version != OWN_VERSION:
         raise UserError(

@@ -4,7 +4,6 @@ Letters: O, I features of a Hugging Face module, r rank of its adapter. PEFT add
 [r, I] and B [O, r]; with alpha = r that is U V with A = V and B = U.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from inrank_megatron.conversion import hf_dense
 from inrank_megatron.conversion.gpt import Forward
-from inrank_megatron.conversion.hf_model import forward_of, quiet_transformers
+from inrank_megatron.conversion.hf_model import auto_model, forward_of, quiet_transformers
 from inrank_megatron.conversion.hf_names import HFModule, hf_modules, take
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
@@ -55,16 +54,12 @@ def forward(path: Path, options: Options) -> Forward:
     """Logits of PEFT's ``PeftModel`` on the base that lies beside the adapter."""
     _require_peft()
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    base = path / BASE
-    if not base.is_dir():
-        base = Path(json.loads((path / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
-    if not base.is_dir():
-        raise UserError(f"{path}: its base {base} is not there; put it back")
+    for part in (path / BASE, path / TENSORS):
+        if not part.exists():
+            raise UserError(f"{part}: is not there; put it back beside {CONFIG}")
     with quiet_transformers():
-        dense = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-        return forward_of(PeftModel.from_pretrained(dense, path))
+        return forward_of(PeftModel.from_pretrained(auto_model(path / BASE), path))
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

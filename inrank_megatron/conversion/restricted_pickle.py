@@ -49,8 +49,8 @@ class RestrictedUnpickler(pickle.Unpickler):
         if self._allow_pickle:
             return StandIn
         raise UserError(
-            f"names {module}.{name}, which no list of tensors needs; if the file is as its writer left it, "
-            "give --allow-pickle"
+            f"names {module}.{name}, which no list of tensors needs; name another checkpoint, or give "
+            "--allow-pickle if you trust its writer: Megatron-Core's loader then runs what it names"
         )
 
 

@@ -13,7 +13,7 @@ from inrank_megatron.config import Config, load, replace, to_yaml
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
-from inrank_megatron.conversion.weights import Weights, account, training_method
+from inrank_megatron.conversion.weights import Weights, account, check_layers, training_method
 from inrank_megatron.layers.spec import FactorSpec
 
 NAME = "run"
@@ -36,6 +36,7 @@ def open_weights(path: Path, options: Options) -> Weights:
     """
     run, checkpoint, faults = locate(path, best=not options.newest)
     config = load(run / CONFIG)
+    check_layers(str(checkpoint.folder), config, tensors=len(checkpoint.names))
     specs = {name: FactorSpec(**spec) for name, spec in checkpoint.state["engine"]["factors"].items()}
     weights = Weights(
         origin=str(checkpoint.folder),

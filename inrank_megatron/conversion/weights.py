@@ -91,6 +91,19 @@ def _linear(shape: tuple[int, int], spec: FactorSpec | None, *, bias: bool) -> S
     return leaves | ({"bias": (out,)} if bias else {})
 
 
+def check_layers(origin: str, config: Config, *, tensors: int) -> None:
+    """Before names are made of each layer: no model has more layers than tensors.
+
+    Raises:
+        UserError: it has, so its files and its configuration do not belong together.
+    """
+    if config.model.num_layers > tensors:
+        raise UserError(
+            f"{origin}: num_layers = {config.model.num_layers}, and its files hold {tensors} tensors; name a "
+            "whole checkpoint"
+        )
+
+
 def account(
     origin: str, *, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
 ) -> None:

@@ -13,6 +13,7 @@ Progress = Callable[[str, int | None], None]
 """Called with what is being done and, where known, the tokens done so far."""
 
 PATIENCE_SECONDS = 3
+LARGEST_JSON = 2**26  # bytes
 
 
 def quiet(_stage: str, _tokens: int | None) -> None:
@@ -47,10 +48,13 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict | None:
-    """The object in the file; None where there is no file or no whole object in it."""
+    """The object in the file; None where there is no plain file of at most 64 MiB with a whole one in it."""
     try:
+        # A device or a pipe would be read without end.
+        if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+            return None
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inrank_megatron.conversion.formats import format_of
+from inrank_megatron.conversion import formats
+from inrank_megatron.conversion.formats import read_weights, reading
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.hf_config import CONFIG
 from inrank_megatron.conversion.hf_factorised import in_memory
+from inrank_megatron.conversion.hf_files import SafetensorsFolder
 from inrank_megatron.conversion.hf_model import auto_model, forward_of
 from inrank_megatron.conversion.hub import located
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
-from inrank_megatron.errors import UserError
+from inrank_megatron.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,16 +57,16 @@ def find_model(name: str, options: Options) -> Model:
     """
     path = located(name)
     try:
-        module = format_of(path)
-        weights = module.open_weights(path, options)
-    except UserError:
+        module, weights = read_weights(path, options)
+    except Unsupported:
         if (path / CONFIG).is_file():
             return _foreign_model(name, path)
         raise
 
     def load(device: torch.device) -> Forward:
         # A format's own software is asked on the CPU only; elsewhere the weights are in the run's model.
-        return module.forward(path, options) if device.type == "cpu" else gpt_forward(weights, device=device)
+        cpu = device.type == "cpu"
+        return formats.forward_of(module, path, options) if cpu else gpt_forward(weights, device=device)
 
     return Model(
         name=name,
@@ -84,13 +86,9 @@ def _foreign_model(name: str, path: Path) -> Model:
     """A causal model of transformers that no run can have."""
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{name}: transformers cannot read its {CONFIG} ({reason}); name another model"
-        ) from None
+    SafetensorsFolder(path)  # refuses pickles, and an index that leads elsewhere
+    with reading(path, FOREIGN):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         raise UserError(f"{name}: its {CONFIG} has no max_position_embeddings; name a causal model that has")
@@ -102,6 +100,11 @@ def _foreign_model(name: str, path: Path) -> Model:
         positions=positions,
         seq_length=positions,
         tokenizer=str(path) if has_tokenizer(path) else None,
-        load=lambda device: forward_of(auto_model(path).to(device)),
-        pretrained=lambda: auto_model(path),
+        load=lambda device: forward_of(_loaded(path).to(device)),
+        pretrained=lambda: _loaded(path),
     )
+
+
+def _loaded(path: Path) -> "PreTrainedModel":
+    with reading(path, FOREIGN):
+        return auto_model(path)

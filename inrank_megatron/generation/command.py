@@ -49,13 +49,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _prompt(arguments: argparse.Namespace) -> str:
     """The text of --prompt, a file or standard input; the line end that closes a file is no part of it."""
-    if arguments.prompt is not None:
-        return arguments.prompt
     try:
+        if arguments.prompt is not None:
+            arguments.prompt.encode()  # of bytes that are no text a command line makes what cannot be encoded
+            return arguments.prompt
         if arguments.prompt_file is None:
             return sys.stdin.read().removesuffix("\n")
         return Path(arguments.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"prompt: cannot be read ({reason}); give --prompt or a text file") from None
 

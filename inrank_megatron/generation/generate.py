@@ -53,8 +53,13 @@ def new_tokens(asked: int | None, *, prompt: int, positions: int) -> int:
 def continuations(
     model: "PreTrainedModel", ids: list[int], *, tokens: int, eod: int, sampling: Sampling
 ) -> list[list[int]]:
-    """The ids that follow ``ids``, up to ``tokens`` or to the end of the document, which is left out."""
+    """The ids that follow ``ids``, up to ``tokens`` or to the end of the document, which is left out.
+
+    Raises:
+        UserError: the model's predictions are no numbers, or the temperature leaves none of them.
+    """
     import torch
+    from transformers import LogitsProcessorList
 
     torch.manual_seed(sampling.seed)
     prompt = torch.tensor([ids], device=model.device)
@@ -68,9 +73,20 @@ def continuations(
             eos_token_id=eod,
             pad_token_id=eod,
             use_cache=True,
+            logits_processor=LogitsProcessorList([_numbers]),
             **sampling.options,
         )
     return [_before(eod, row[len(ids) :].tolist()) for row in found]
+
+
+def _numbers(ids, scores):
+    """The scores as they are; among values that are no numbers the likeliest would be an arbitrary token."""
+    if scores.isnan().any():
+        raise UserError(
+            "the model's predictions are no numbers (NaN): its weights hold some, or --temperature is too "
+            "small; name another model or raise it"
+        )
+    return scores
 
 
 def _before(eod: int, ids: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from inrank_megatron import costs
-from inrank_megatron.conversion.formats import format_of
+from inrank_megatron.conversion.formats import read_weights
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
@@ -87,8 +87,7 @@ def inspect(path: Path, options: Options) -> Inspection:
     Raises:
         UserError: nothing that can be read is there, or its linears are dense.
     """
-    module = format_of(path)
-    weights = module.open_weights(path, replace(options, newest=True))
+    module, weights = read_weights(path, replace(options, newest=True))
     is_run = module.NAME == "run"
     config, specs = weights.config, weights.factors
     method = config.training.method if is_run else module.NAME
