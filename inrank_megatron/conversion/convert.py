@@ -29,7 +29,7 @@ def convert(
     if format_name not in formats:
         raise UserError(f"--format {format_name}: can be {', '.join(formats)}")
     source, target = Path(os.path.abspath(source)), Path(os.path.abspath(target))
-    _check_target(target, source)
+    _check_target(target)
     (reader, weights), writer = read_weights(source, options), formats[format_name]
     for note in weights.notes:
         tell(note)
@@ -49,7 +49,7 @@ def check_only(source: Path, target: Path, options: Options) -> Difference:
     return _checked(reader, source, format_of(target), target, options, weights, name=target)
 
 
-def _check_target(target: Path, source: Path) -> None:
+def _check_target(target: Path) -> None:
     """All that can be known before anything is read."""
     try:
         if target.is_symlink() and not target.exists():
@@ -61,14 +61,8 @@ def _check_target(target: Path, source: Path) -> None:
     above = next(path for path in target.parents if path.exists())
     if not above.is_dir():
         raise UserError(f"{target}: cannot be a folder, {above} is a file; name another one")
-    if source in target.parents or (target.parent.name == "checkpoints" and _is_run(target.parent.parent)):
-        raise UserError(
-            f"{target}: lies in a model's own folder, where it would pass for a part of it; name another"
-        )
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+    if target.parent.name == "checkpoints" and (target.parent.parent / CONFIG).is_file():
+        raise UserError(f"{target}: would pass for a checkpoint of that run; name a folder elsewhere")
 
 
 @contextmanager

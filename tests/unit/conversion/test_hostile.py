@@ -187,8 +187,7 @@ def test_targets_that_are_refused_before_anything_is_read(models, tmp_path, monk
         tmp_path / "file" / "x": "is a file",
         tmp_path / "link": "link to nothing",
         tmp_path / ("x" * 300): "cannot be a folder",
-        run / "checkpoints" / "step_00000099": "own folder",
-        run / "export": "own folder",
+        run / "checkpoints" / "step_00000099": "would pass for a checkpoint",
         run: "exists already",
     }.items():
         with pytest.raises(UserError, match=reason):
