@@ -224,9 +224,16 @@ def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def by_loss(root: Path) -> list[Path]:
-    """Published checkpoints with a validation loss on record, the lowest first and of equals the newest."""
-    losses = {folder: peek(folder).get("validation_loss") for folder in published(root)}
-    return sorted((f for f in losses if type(losses[f]) in (int, float)), key=losses.__getitem__)
+    """Published checkpoints with a validation loss on record, the lowest first and of equals the newest.
+
+    Those alone whose loss is over as many tokens as that of the newest: `--eval-iters` validates on a part
+    until the end of the run, and losses over other tokens do not compare.
+    """
+    states = {folder: peek(folder) for folder in published(root)}
+    judged = [f for f in states if type(states[f].get("validation_loss")) in (int, float)]
+    tokens = {folder: states[folder].get("validation_tokens") for folder in judged}
+    alike = [folder for folder in judged if tokens[folder] == tokens[judged[0]]]
+    return sorted(alike, key=lambda folder: states[folder]["validation_loss"])
 
 
 def best_complete(root: Path) -> Path | None:

@@ -248,5 +248,6 @@ _SOUND = {
     "identity": lambda value: _is_identity(value),
     "weights_only": lambda value: isinstance(value, bool),
     "validation_loss": lambda value: value is None or _is_number(value),
+    "validation_tokens": lambda value: value is None or _is_count(value),
     "engine": _is_engine,
 }

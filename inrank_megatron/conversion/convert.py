@@ -33,7 +33,8 @@ def convert(
     (reader, weights), writer = read_weights(source, options), formats[format_name]
     for note in weights.notes:
         tell(note)
-    tell(f"{weights.origin} ({reader.NAME}, step {weights.step}) -> {target} ({format_name})")
+    step = f", step {weights.step}" if weights.step else ""  # 0: nobody knows
+    tell(f"{weights.origin} ({reader.NAME}{step}) -> {target} ({format_name})")
     with _aside(target) as partial:
         writer.write(weights, partial, options)
         return _checked(reader, source, writer, partial, options, weights, name=target)

@@ -43,10 +43,10 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """Adapters are written and computed with, not read."""
+    """Adapters are written and compared, not read."""
     raise UserError(
-        f"{path}: an adapter is not converted; merge it into its base with PEFT's merge_and_unload and "
-        "save_pretrained, and convert that"
+        f"{path}: an adapter is not read; name its run, or merge it into its base with PEFT's "
+        "merge_and_unload and save_pretrained and name that"
     )
 
 

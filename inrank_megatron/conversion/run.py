@@ -77,7 +77,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     if weights.tokenizer is not None:
         copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    write_weights(folder / "checkpoints", step=0, factors=specs, tensors=_tensors(weights))
+    write_weights(folder / "checkpoints", step=weights.step, factors=specs, tensors=_tensors(weights))
 
 
 def _tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:

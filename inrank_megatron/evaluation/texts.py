@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inrank_megatron.checkpoint.locate import CONFIG, locate
+from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import load
 from inrank_megatron.data.batches import CHUNK_TOKENS
 from inrank_megatron.data.hub import load_splits
@@ -43,7 +44,10 @@ def own_split(path: Path, split: str) -> Text:
         UserError: the run's text or tokenizer is gone or another one, or it has no such split.
     """
     run, checkpoint, _ = locate(path)
-    prepared = prepare(load(run / CONFIG).data)
+    data = load(run / CONFIG).data
+    if is_weights_only(checkpoint.state) and not (data.data_path or data.train_data_path or data.dataset):
+        raise UserError(f"{path}: was converted and names no text of its own; give --data or --dataset")
+    prepared = prepare(data)
     recorded = (checkpoint.state.get("identity") or {}).get("data", prepared.folder.name)
     if recorded != prepared.folder.name:
         raise UserError(

@@ -97,14 +97,15 @@ def last_lines(run_dir: str | Path) -> str:
     resume = f"{launch} --config {quoted}/config.yaml --save {quoted} --resume auto"
     if not _notice(run):
         resume += f" --train-iters {2 * run.last_step}"
-    report = folder / "report.html"
+    report, plots = folder / "report.html", folder / "plots"
+    later = f"none yet: python tools/report.py {quoted}"
     active = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
     activation = [] if active else [f"  first        source {shlex.quote(sys.prefix)}/bin/activate"]
     return "\n".join(
         [
             f"checkpoint  {checkpoint}",
-            f"plots       {folder / 'plots'}",
-            f"report      {report if report.exists() else f'none yet: python tools/report.py {quoted}'}",
+            f"plots       {plots if plots.exists() else later}",
+            f"report      {report if report.exists() else later}",
             "",
             "what to run next:",
             *activation,

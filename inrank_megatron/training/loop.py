@@ -64,7 +64,7 @@ class Trainer:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
         self._began, self._earlier = time.monotonic(), self.progress.seconds
         self._saved_step = self.progress.step  # the newest checkpoint's; nothing of step 0 is worth one
-        self._validated = self.progress.step, math.nan
+        self._validated = self.progress.step, math.nan, 0
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
             self.folder.checkpoints,
@@ -230,7 +230,7 @@ class Trainer:
         self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
         journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
         if split == "valid":
-            self._validated = step, result.loss
+            self._validated = step, result.loss, result.tokens
         return True
 
     def _stopping(self) -> bool:
@@ -246,13 +246,15 @@ class Trainer:
         step, engine = self.progress.step, self.engine
         if self._saved_step == step:
             return
-        validated, loss = self._validated
+        validated, loss, tokens = self._validated
+        is_of_now = validated == step and math.isfinite(loss)
         state = {
             "step": step,
             "seconds": self.progress.seconds,
             "identity": self.identity,
             "weights_only": False,
-            "validation_loss": loss if validated == step and math.isfinite(loss) else None,
+            "validation_loss": loss if is_of_now else None,
+            "validation_tokens": tokens if is_of_now else None,
             "engine": engine_record(engine),
         }
         self._saver.save(whole_tensors(engine), state, snapshot_bytes=state_bytes(engine))

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import Checkpoint
-from inrank_megatron.checkpoint.locate import CONFIG, locate
+from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.config import Config, flatten, load
+from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.pretrained import PretrainedWeights
 
@@ -41,6 +42,21 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
     step = checkpoint.state["step"]
     return folder, [*notes, f"starts from the weights of {folder}, step {step} of method {there['method']}"]
+
+
+def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """The run's tokens mean what they meant to the weights of ``folder``. Runs keep their tokenizer; those
+    from before they did are not compared.
+
+    Raises:
+        UserError: the tokenizers differ.
+    """
+    own = folder.resolve().parent.parent / TOKENIZER
+    if own.is_dir() and load_tokenizer(str(own)).identity != tokenizer.identity:
+        raise UserError(
+            f"pretrained_checkpoint {folder}: was trained with another tokenizer, so its token ids mean "
+            f"other words; give --tokenizer {own}"
+        )
 
 
 def read_pretrained(folder: Path, config: Config) -> PretrainedWeights:

@@ -34,7 +34,7 @@ from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
 from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_message
-from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
+from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
 from inrank_megatron.training.run_folder import FolderLock, RunFolder, choose_run_folder, claim
 from inrank_megatron.training.stopping import StopRequest
@@ -99,6 +99,8 @@ def _run(
         with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
             data, told = prepare(config.data, progress=progress), ""
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
+        if pretrained is not None:
+            parallel.from_first_rank(lambda: check_tokenizer(source, data.tokenizer))
         trainer = _build(
             config,
             topology,

@@ -231,8 +231,8 @@ def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder
         notes.append(f"changed since the run began: {', '.join(changed)}")
     if later := [step_of(f) for f in published(root) if step is not None and step_of(f) > step]:
         notes.append(
-            f"goes back to step {step}: records of later steps go, the checkpoints of steps "
-            f"{_listed(later)} stay aside until the run comes to their step, or --resume names one"
+            f"goes back to step {step}: records of later steps go, later checkpoints (step "
+            f"{_listed(later)}) stay aside until the run comes to their step, or --resume names one"
         )
     return RunFolder(path, is_new=False, checkpoint=checkpoint, goes_back=step is not None, notes=notes)
 

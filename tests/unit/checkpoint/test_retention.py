@@ -19,10 +19,10 @@ from inrank_megatron.checkpoint.folder import (
 from inrank_megatron.checkpoint.retention import go_back, prune, tidy
 
 
-def write(root, step, loss=None):
+def write(root, step, loss=None, tokens=100):
     writer = CheckpointWriter(root, step)
     writer.add("w", torch.full((5,), float(step)))
-    return writer.publish({"step": step, "validation_loss": loss})
+    return writer.publish({"step": step, "validation_loss": loss, "validation_tokens": tokens})
 
 
 def steps(root):
@@ -132,3 +132,12 @@ def test_links_are_not_followed(tmp_path):
     (root / elsewhere.name).symlink_to(elsewhere)
     prune(root, keep_last=1, newest=newest)
     assert elsewhere.is_dir() and Checkpoint(root / elsewhere.name)
+
+
+def test_losses_over_other_tokens_do_not_compare(tmp_path):
+    """With --eval-iters the last validation alone is over the whole split: its loss may well be higher."""
+    for step, loss in ((2, 5.3), (4, 5.1), (6, 5.2)):
+        write(tmp_path, step, loss=loss)
+    assert best_complete(tmp_path).name == "step_00000004"
+    write(tmp_path, 8, loss=5.25, tokens=1000)
+    assert best_complete(tmp_path).name == "step_00000008"

@@ -112,7 +112,7 @@ def test_a_checkpoint_is_named_by_its_step(tmp_path):
     lock = FolderLock()
     run = choose(replace(config, resume=4), lock)
     assert run.checkpoint.name == "step_00000004"
-    assert "the checkpoints of steps 6 stay aside" in run.notes[-1]
+    assert "later checkpoints (step 6) stay aside" in run.notes[-1]
     assert newest_complete(run.checkpoints)[0].name == "step_00000006", "nothing happens before the claim"
     claim(run, config, lock, TOKENIZER)
     del lock
