@@ -8,6 +8,7 @@ import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, published
 from inrank_megatron.cli import parse
+from inrank_megatron.data.tokenizer import train_tokenizer
 from inrank_megatron.training.run_folder import FolderLock, RunFolder, claim
 from tests.distributed.launches import TINY, Launch, data_flags, launch, records
 
@@ -19,7 +20,7 @@ RUN += ["--save-interval", "2", "--train-iters", "12"]
 def disk(tmp_path):
     """A small file system for the checkpoints of a run that has just begun; its records are elsewhere."""
     config, lock = parse(RUN + data_flags(tmp_path / "data"), world_size=2).config, FolderLock()
-    claim(RunFolder(tmp_path / "run"), config, lock)
+    claim(RunFolder(tmp_path / "run"), config, lock, train_tokenizer(["a text"], vocab_size=257))
     del lock  # which frees it
     folder = tmp_path / "run" / "checkpoints"
     if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=64k", "none", str(folder)).returncode != 0:
