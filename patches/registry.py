@@ -9,8 +9,10 @@ from inrank_megatron_patches import (
     cuda_synchronize,
     deepspeed_build_shm_op,
     deepspeed_is_fp16_supported,
+    deepspeed_muon,
     deepspeed_see_memory_usage,
     megatron_get_rng_state,
+    megatron_jit_fuser,
     megatron_set_rng_state,
 )
 
@@ -19,10 +21,12 @@ CPU_PATCHES: tuple[ModuleType, ...] = (
     cuda_get_rng_state,
     cuda_manual_seed,
     cuda_synchronize,
+    megatron_jit_fuser,  # before the patches that import Megatron-Core
     megatron_get_rng_state,
     megatron_set_rng_state,
     deepspeed_build_shm_op,
     deepspeed_is_fp16_supported,
+    deepspeed_muon,
 )
 # These act with CUDA too: they only keep a library quiet.
 QUIET_PATCHES: tuple[ModuleType, ...] = (deepspeed_see_memory_usage,)

@@ -1,6 +1,8 @@
 """What every test gets: one thread a process, no network, no GPU, caches of its own."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Set what libraries read at import; the ranks that tests start inherit it."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("MPLBACKEND", "Agg")
     # The patches for runs without CUDA are tested too, and a rank per process must not need a device each.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    if not hasattr(config, "workerinput"):
+        # What one worker compiles, in a minute or so, the others share; they inherit it from here.
+        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what was compiled."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,7 +36,6 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     for name, folder in {
         "HF_HOME": "huggingface",
         "MPLCONFIGDIR": "matplotlib",
-        "TORCH_EXTENSIONS_DIR": "torch_extensions",
         "TRITON_CACHE_DIR": "triton",
     }.items():
         os.environ[name] = str(cache / folder)

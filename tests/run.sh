@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Install what the tests need, then run them. Arguments go to pytest: bash tests/run.sh tests/unit -k ranks
+# Install what the tests need, then run them, two files at a time. Arguments go to pytest:
+#   bash tests/run.sh -n 0 tests/unit -k ranks    -n: processes that run test files
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup_env.sh test
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -q "$@"
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile "$@"

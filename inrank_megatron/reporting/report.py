@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from inrank_megatron.reporting.console import duration
@@ -65,10 +66,10 @@ def write_report(run_dir: str | Path) -> Path:
     plots.mkdir(exist_ok=True)
     pictures = []
     for name, figure in figures(run).items():
-        write_atomically(plots / f"{name}.png", _image(figure, file_format="png"))
+        image = _png(figure)
+        write_atomically(plots / f"{name}.png", image)
         title, caption = CAPTIONS[name]
-        data = base64.b64encode(_image(figure, file_format="svg")).decode()
-        pictures.append({"title": title, "caption": caption, "data": data})
+        pictures.append({"title": title, "caption": caption, "data": base64.b64encode(image).decode()})
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = files("inrank_megatron.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
@@ -116,9 +117,11 @@ def last_lines(run_dir: str | Path) -> str:
     )
 
 
-def _image(figure: Figure, *, file_format: str) -> bytes:
+def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format=file_format, dpi=150)
+    figure.set_dpi(150)
+    # `savefig` would draw twice, once to find the layout, which drawing does by itself.
+    FigureCanvasAgg(figure).print_png(stream)
     return stream.getvalue()
 
 

@@ -28,7 +28,6 @@ from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.platform import backend, device, device_name
-from inrank_megatron.reporting.report import last_lines, write_report
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.journal import Journal
@@ -116,6 +115,9 @@ def _run(
         _train(trainer, data)
     neighbours.leave(parallel)
     if parallel.rank == 0:
+        # Imported here: no other rank draws, and Matplotlib takes a second.
+        from inrank_megatron.reporting.report import last_lines, write_report
+
         if not stop.is_urgent:
             write_report(folder.path)
         print(f"{told}{last_lines(folder.path)}", flush=True)

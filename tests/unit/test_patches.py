@@ -20,6 +20,12 @@ from inrank_megatron_patches import versions
 from inrank_megatron_patches.registry import CPU_PATCHES, PATCHES, apply_all
 
 NAMES = [patch.__name__.rpartition(".")[2] for patch in PATCHES]
+IMPORTS = {
+    "megatron_jit_fuser": "megatron.core",
+    "deepspeed_muon": "deepspeed.runtime.zero.muon.original_muon",
+}
+SYMBOLS = [name for name in NAMES if name not in IMPORTS]
+COMPILER = "torch._inductor.compile_fx"
 FOLDER = Path(__file__).resolve().parents[2] / "patches"
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the patches are for machines without CUDA")
@@ -40,7 +46,7 @@ def upstream(tmp_path_factory) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SYMBOLS)
 def test_upstream_still_fails_without_the_patch(upstream, name):
     if name == "deepspeed_is_fp16_supported" and not upstream[name]["failure"]:
         pytest.skip("this processor multiplies float16 matrices")
@@ -48,13 +54,35 @@ def test_upstream_still_fails_without_the_patch(upstream, name):
     assert upstream[name]["failure"], f"upstream works without patches/{name}.py: delete it"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SYMBOLS)
 def test_patch_mends_the_symbol(upstream, name):
     assert not upstream[name]["needed_after"]
 
 
+@pytest.mark.parametrize("name", IMPORTS)
+def test_upstream_still_imports_the_compiler(name):
+    code = f"import sys, {IMPORTS[name]}; assert {COMPILER!r} not in sys.modules"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "AssertionError" in process.stderr, f"upstream works without patches/{name}.py: delete it"
+
+
+def test_a_process_of_a_run_imports_no_compiler():
+    code = f"""if True:
+        import sys
+        from inrank_megatron.platform import prepare_process
+        prepare_process()
+        assert not {COMPILER!r} in sys.modules
+        assert not any(patch.needed() for patch in sys.modules["inrank_megatron_patches.registry"].PATCHES)
+        import megatron.core.jit, torch
+        assert megatron.core.jit.jit_fuser(print) is megatron.core.jit.jit_fuser(dynamic=True)(print) is print
+        assert torch.compile.__module__ == "torch"
+        import {", ".join(IMPORTS.values())}
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_file_of_the_folder_is_a_patch_in_the_registry():
-    helpers = {"__init__", "registry", "versions"}
+    helpers = {"__init__", "imports", "registry", "versions"}
     assert {path.stem for path in FOLDER.glob("*.py")} - helpers == set(NAMES)
 
 

@@ -1,6 +1,7 @@
 """Run by test_patches in a process of its own: what each third-party symbol does before and after its patch.
 
-Prints one JSON object: patch name -> {"needed_before", "failure", "needed_after"}.
+Prints one JSON object: patch name -> {"needed_before", "failure", "needed_after"}, without the patches that
+act on an import: here everything has been imported.
 """
 
 import contextlib
@@ -61,8 +62,9 @@ _UPSTREAM = {
 
 if __name__ == "__main__":
     names = {patch: patch.__name__.rpartition(".")[2] for patch in PATCHES}
+    names = {patch: name for patch, name in names.items() if name in _UPSTREAM}
     # All are looked at before any is applied: one patch must not hide that another is needed.
-    before = {patch: {"needed_before": patch.needed(), "failure": failure(names[patch])} for patch in PATCHES}
-    for patch in PATCHES:
+    before = {patch: {"needed_before": patch.needed(), "failure": failure(names[patch])} for patch in names}
+    for patch in names:
         patch.apply()
-    print(json.dumps({names[patch]: {**before[patch], "needed_after": patch.needed()} for patch in PATCHES}))
+    print(json.dumps({names[patch]: {**before[patch], "needed_after": patch.needed()} for patch in names}))
