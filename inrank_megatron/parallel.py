@@ -128,6 +128,7 @@ def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
         distributed_timeout_minutes=max(1, round(timeout_minutes)),
+        create_gloo_process_groups=False,  # for Megatron's own distributed optimizer: DeepSpeed's is used
     )
     return Parallel(
         tp_group=parallel_state.get_tensor_model_parallel_group(),

@@ -23,6 +23,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _share_of_cores() -> None:
+    """Keep a worker and all that it starts on its own cores: ranks that pass messages wake each other up in
+    a tenth of the time on one core, and two workers do not wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        number, workers = (os.environ[f"PYTEST_XDIST_WORKER{name}"] for name in ("", "_COUNT"))
+        cores = sorted(os.sched_getaffinity(0))[int(number.removeprefix("gw")) :: int(workers)]
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what was compiled."""
     if not hasattr(config, "workerinput"):

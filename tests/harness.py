@@ -221,6 +221,9 @@ def _join(rank: int, world_size: int, store: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(minutes=5)
     )
+    # So that a collection after every call looks at what the calls made, not at the libraries.
+    gc.collect()
+    gc.freeze()
 
 
 def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
@@ -232,15 +235,16 @@ def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
     try:
         return function(rank, world_size, *args)
     finally:
+        while at_end:
+            at_end.pop()()
         if parallel_state.is_initialized():
             parallel_state.destroy_model_parallel()
-        # Megatron forgets most of its groups without ending them, and each of the 17 holds threads: after
+        # Megatron forgets most of its groups without ending them, and each holds threads that poll: after
         # some dozens of calls they would slow the machine to a halt.
         for group in [g for g in groups if g not in known]:
             dist.destroy_process_group(group)
-        # An engine is full of cycles, and as long as it lives it holds its ended groups, whose threads poll.
-        if len(os.listdir("/proc/self/task")) > _MOST_THREADS:
-            gc.collect()
+        # An engine is full of cycles, and as long as it lives it holds its ended groups.
+        gc.collect()
 
 
 def _answer(pipe: Connection, function: Callable, *args: Any) -> None:
@@ -250,5 +254,6 @@ def _answer(pipe: Connection, function: Callable, *args: Any) -> None:
         pipe.send((False, traceback.format_exc()))
 
 
-_MOST_THREADS = 100
+at_end: list[Callable[[], None]] = []
+"""On a rank: what the function of the present call leaves to be done at its end."""
 _POOLS: dict[int, RankPool] = {}

@@ -17,6 +17,7 @@ import signal
 import sys
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -40,18 +41,14 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; a format is needed to write, not to check."""
-    parser = argparse.ArgumentParser(prog="convert_checkpoint.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = tool_parser("convert_checkpoint.py", __doc__)
     parser.add_argument("source", metavar="FROM", help="what to convert")
     parser.add_argument("target", metavar="TO", help="a new folder")
     parser.add_argument("--format", help="format of TO")
     parser.add_argument(
         "--check-only", action="store_true", help="compare an old TO with FROM; write nothing"
     )
-    parser.add_argument(
-        "--allow-pickle", action="store_true",
-        help="read files that can run code of whoever wrote them when they are opened",
-    )  # fmt: skip
+    add_allow_pickle(parser)
     parser.add_argument(
         "--pad-ranks", action="store_true", help="one rank for all adapters, that servers take (peft)"
     )
@@ -60,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vocab-size",
-        type=_count,
+        type=count,
         metavar="N",
         help="vocabulary without padding, of a FROM that does not say it",
     )
@@ -68,13 +65,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.format is None and not arguments.check_only:
         parser.error("give --format, or --check-only to compare what was converted before")
     return arguments
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 import sys
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -45,8 +46,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; --data and --dataset exclude each other, and files have no split."""
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = tool_parser("evaluate.py", __doc__)
     parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="text, JSONL, parquet, or a .bin/.idx prefix; taken whole"
@@ -58,14 +58,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--text-column", default="text", help="column or key that holds the text [text]")
     parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
     parser.add_argument("--data-cache-path", default="data_cache", help="folder of token files [data_cache]")
-    parser.add_argument("--seq-length", type=_count, help="tokens of a window [the model's]")
-    parser.add_argument("--stride", type=_count, help="tokens between two windows [seq-length]")
-    parser.add_argument("--micro-batch-size", type=_count, default=4, help="windows of one forward pass [4]")
+    parser.add_argument("--seq-length", type=count, help="tokens of a window [the model's]")
+    parser.add_argument("--stride", type=count, help="tokens between two windows [seq-length]")
+    parser.add_argument("--micro-batch-size", type=count, default=4, help="windows of one forward pass [4]")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument(
-        "--allow-pickle", action="store_true",
-        help="read files that can run code of whoever wrote them when they are opened",
-    )  # fmt: skip
+    add_allow_pickle(parser)
     arguments = parser.parse_args(argv)
     if arguments.data and arguments.dataset:
         parser.error("give --data or --dataset, not both")
@@ -74,13 +71,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.split == "train" and not arguments.dataset:
         parser.error("--split train is for --dataset; a run's own splits to evaluate on are valid and test")
     return arguments
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
 
 
 if __name__ == "__main__":

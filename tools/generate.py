@@ -14,6 +14,7 @@ import argparse
 import sys
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -36,19 +37,18 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; those of sampling need --do-sample."""
-    parser = argparse.ArgumentParser(prog="generate.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = tool_parser("generate.py", __doc__)
     parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="[standard input]; an empty one begins a document")
     prompts.add_argument("--prompt-file", metavar="FILE", help="text file that holds the prompt")
     parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
     parser.add_argument(
-        "--max-new-tokens", type=_count, metavar="N", help="[as many as there are positions for, at most 128]"
+        "--max-new-tokens", type=count, metavar="N", help="[as many as there are positions for, at most 128]"
     )
     parser.add_argument("--do-sample", action="store_true", help="draw tokens, do not take the likeliest")
     parser.add_argument("--temperature", type=_positive, help="with --do-sample [1.0]")
-    parser.add_argument("--top-k", type=_count, metavar="N", help="draw from the likeliest N [50]")
+    parser.add_argument("--top-k", type=count, metavar="N", help="draw from the likeliest N [50]")
     parser.add_argument(
         "--top-p", type=_positive, help="draw from the likeliest of this share together [1.0]"
     )
@@ -60,10 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="texts to draw, up to 1024 [1]",
     )
-    parser.add_argument(
-        "--allow-pickle", action="store_true",
-        help="read files that can run code of whoever wrote them when they are opened",
-    )  # fmt: skip
+    add_allow_pickle(parser)
     arguments = parser.parse_args(argv)
     if arguments.top_p is not None and arguments.top_p > 1:
         parser.error("--top-p is a share: above 0, at most 1")
@@ -76,18 +73,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
 def _sequences(text: str) -> int:
-    value = _count(text)
-    if value > 1024:  # they are drawn at once
-        raise argparse.ArgumentTypeError(f"{value} is above 1024")
-    return value
+    return count(text, most=1024)  # they are drawn at once
 
 
 def _seed(text: str) -> int:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +40,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; a path and ``--untrained`` exclude each other, and one of them is needed."""
-    parser = argparse.ArgumentParser(prog="inspect_ranks.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = tool_parser("inspect_ranks.py", __doc__)
     parser.add_argument(
         "path", metavar="PATH", nargs="?", help="run folder, a checkpoint in it, or an export with factors"
     )
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra")
     parser.add_argument(
         "--leading",
-        type=_count,
+        type=count,
         default=3,
         metavar="N",
         help="singular values in the table [3]; JSON has all",
@@ -60,10 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=float, nargs="+", metavar="A", help="thresholds of --untrained [0.8 0.85 0.9]"
     )
-    parser.add_argument(
-        "--allow-pickle", action="store_true",
-        help="read files that can run code of whoever wrote them when they are opened",
-    )  # fmt: skip
+    add_allow_pickle(parser)
     options = parser.parse_args(argv)
     if (options.path is None) != options.untrained:
         parser.error("give a run or an export, or --untrained")
@@ -74,18 +71,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
 def _width(text: str) -> int:
-    value = _count(text)
-    if value > 2**15:  # matrices of 4 x width x width are drawn and decomposed
-        raise argparse.ArgumentTypeError(f"{value} is above 32768")
-    return value
+    return count(text, most=2**15)  # matrices of 4 x width x width are drawn and decomposed
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from inrank_megatron.accounting import differences
 from inrank_megatron.config import Config
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.shapes import is_llama, linear_shapes
 
 Shapes = dict[str, tuple[int, ...]]
-SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -115,16 +115,11 @@ def account(
     Raises:
         UserError: it names the first tensors that differ, with both shapes.
     """
-    names = [*here, *sorted(there.keys() - here.keys())]
-    differing = [name for name in names if _shape(here.get(name)) != _shape(there.get(name))]
-    if differing:
-        shown = "; ".join(
-            f"{name} is {_shown(there.get(name))} there, {_shown(here.get(name))} expected"
-            for name in differing[:SHOWN]
-        )
+    here, there = ({name: tuple(shape) for name, shape in shapes.items()} for shapes in (here, there))
+    if differing := differences(there, here, expected="expected"):
         raise UserError(
-            f"{origin}: tensors that differ from those of its model: {len(differing)} ({shown}); its "
-            "files and its configuration do not belong together: name a whole checkpoint"
+            f"{origin}: tensors that differ from those of its model: {differing}; its files and its "
+            "configuration do not belong together: name a whole checkpoint"
         )
 
 
@@ -133,11 +128,3 @@ def training_method(factors: Mapping[str, FactorSpec]) -> str:
     if not factors:
         return "dense"
     return "lora" if any(spec.base for spec in factors.values()) else "fixed-rank"
-
-
-def _shape(shape) -> tuple[int, ...] | None:
-    return None if shape is None else tuple(shape)
-
-
-def _shown(shape) -> str:
-    return "absent" if shape is None else str(list(shape))

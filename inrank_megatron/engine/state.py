@@ -13,6 +13,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from inrank_megatron.accounting import differences
 from inrank_megatron.engine import zero_state
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value, write_value
@@ -21,7 +22,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.initialise import shard, whole_shape
-from inrank_megatron.model.pretrained import SHOWN, WholeTensors, shown_shape
+from inrank_megatron.model.pretrained import WholeTensors
 
 
 def engine_record(engine: Engine) -> dict:
@@ -119,18 +120,12 @@ def _account(
     expected: Mapping[str, tuple[int, ...]], source: WholeTensors, *, optional: Collection[str]
 ) -> None:
     """Every tensor of ``source`` has its place in the engine, and it lacks none but ``optional`` ones."""
-    there = {name: source.shape(name) for name in sorted(source.names)}
+    there = {name: source.shape(name) for name in source.names}
     wanted = {name: shape for name, shape in expected.items() if name in there or name not in optional}
-    names = [*wanted, *(name for name in there if name not in wanted)]
-    differing = [name for name in names if wanted.get(name) != there.get(name)]
-    if differing:
-        shown = "; ".join(
-            f"{name} is {shown_shape(there.get(name))} there, {shown_shape(wanted.get(name))} here"
-            for name in differing[:SHOWN]
-        )
+    if differing := differences(there, wanted):
         raise UserError(
             f"{source.folder}: tensors that differ from those of this run's model and optimizer: "
-            f"{len(differing)} ({shown}); resume with the configuration that wrote it"
+            f"{differing}; resume with the configuration that wrote it"
         )
 
 

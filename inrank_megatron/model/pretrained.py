@@ -6,12 +6,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from inrank_megatron.accounting import differences
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.initialise import QKV_LINEAR
 from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.shapes import QKV
-
-SHOWN = 4
 
 
 class WholeTensors(Protocol):
@@ -63,17 +62,10 @@ class PretrainedWeights:
             source, part = self._source(name)
             here[source] = shape if part is None else (len(QKV) * shape[0], *shape[1:])
         there = {name: self._checkpoint.shape(name) for name in self._weights}
-        names = [*here, *sorted(there.keys() - here.keys())]
-        differing = [name for name in names if here.get(name) != there.get(name)]
-        if differing:
-            shown = "; ".join(
-                f"{name} is {shown_shape(there.get(name))} there, {shown_shape(here.get(name))} here"
-                for name in differing[:SHOWN]
-            )
+        if differing := differences(there, here):
             raise UserError(
                 f"pretrained_checkpoint {self._checkpoint.folder}: tensors that differ from those of this "
-                f"run's model: {len(differing)} ({shown}); give that run's model settings and "
-                "tokenizer, or name another run"
+                f"run's model: {differing}; give that run's model settings and tokenizer, or name another run"
             )
 
     def _source(self, name: str) -> tuple[str, str | None]:
@@ -83,8 +75,3 @@ class PretrainedWeights:
         if name not in self._weights and parent.endswith(QKV_LINEAR) and f"{parent}.{leaf}" in self._weights:
             return f"{parent}.{leaf}", part
         return name, None
-
-
-def shown_shape(shape: tuple[int, ...] | None) -> str:
-    """For a message about tensors that differ."""
-    return "absent" if shape is None else str(list(shape))

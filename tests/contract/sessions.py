@@ -23,9 +23,10 @@ from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.pretrained import read_pretrained
 from tests.groups import join
+from tests.harness import at_end
 
 VOCABULARY, PADDED = 500, 512
-GLOBAL_BATCH, MICRO_BATCH = 4, 1
+GLOBAL_BATCH, ACCUMULATION = 4, 2
 CHECK = 5
 SIZES = {
     "num_layers": 2,
@@ -33,7 +34,6 @@ SIZES = {
     "num_attention_heads": 4,
     "seq_length": 32,
     "train_iters": 50,
-    "micro_batch_size": MICRO_BATCH,
     "global_batch_size": GLOBAL_BATCH,
     "lr": 1e-3,
     "clip_grad": 0.5,
@@ -124,6 +124,10 @@ class Layout:
     sequence_parallel: bool = True
     apart: bool = False  # factors beside W0 stay in rank space, which these small layers would not choose
 
+    @property
+    def data_parallel(self) -> int:
+        return self.world_size // self.tensor_parallel
+
 
 LAYOUTS = {
     "TP1 DP1": Layout(),
@@ -157,8 +161,9 @@ class Session:
         """This rank's micro-batches of a step (from 0)."""
         rows, parallel = counting_rows(step), self.engine.parallel
         for index in range(self.engine.accumulation):
-            first = (index * parallel.dp_size + parallel.dp_rank) * MICRO_BATCH
-            own = rows[first : first + MICRO_BATCH]
+            size = self.engine.config.training.micro_batch_size
+            first = (index * parallel.dp_size + parallel.dp_rank) * size
+            own = rows[first : first + size]
             yield own[:, :-1], own[:, 1:]
 
     @torch.no_grad()
@@ -216,6 +221,7 @@ def configuration(name: str, layout: Layout, **changes) -> Config:
             **METHODS[name],
             "tensor_model_parallel_size": layout.tensor_parallel,
             "sequence_parallel": layout.sequence_parallel,
+            "micro_batch_size": GLOBAL_BATCH // (ACCUMULATION * layout.data_parallel),
             **changes,
         }
     )
@@ -233,8 +239,7 @@ def build(
     """A session whose factors are still empty; with ``record`` one of the recorded structure, with
     ``pretrained`` one that starts from the weights of that checkpoint.
     """
-    while _open:
-        stop_deepspeed(_open.pop().deepspeed)
+    stop()
     config = configuration(name, layout, **changes)
     parallel = join(layout.tensor_parallel)
     by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
@@ -250,19 +255,25 @@ def build(
         padded_vocab_size=PADDED,
         pretrained=read_pretrained(pretrained, config) if pretrained else None,
     )
-    accumulation = GLOBAL_BATCH // (MICRO_BATCH * parallel.dp_size)
     engine = Engine(
         factory,
         structure,
         config=config,
         parallel=parallel,
         device=torch.device("cpu"),
-        accumulation=accumulation,
+        accumulation=ACCUMULATION,
     )
     for layer in engine.layers.values():
         layer.joint = layer.joint and not layout.apart
     _open.append(engine)
+    at_end.append(stop)
     return Session(engine, method)
+
+
+def stop() -> None:
+    """End this rank's session, if there is one."""
+    while _open:
+        stop_deepspeed(_open.pop().deepspeed)
 
 
 _open: list[Engine] = []

@@ -133,7 +133,12 @@ def test_new_columns_start_no_faster_than_others(optimizer):
     [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")],
 )
 def test_restart(layout, engine, reset):
-    """The effective weights stay, the stated share of the factors' moments goes, all else stays."""
+    """The effective weights stay, the stated share of the factors' moments goes, all else stays.
+
+    The story of restarts that threw the factors away instead of adding them to the weights, and of resets
+    that, asked for a share of the optimizer's state, cleared none of it (axolotl issue 1414), or could not
+    reach it under ZeRO (DeepSpeed issue 5615).
+    """
     half = "FP32" not in engine
     for result in run_ranks(
         around_restart, LAYOUTS[layout].world_size, LAYOUTS[layout], ENGINES[engine], reset

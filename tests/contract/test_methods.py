@@ -42,6 +42,9 @@ def test_every_method_learns_under_clipping(method):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "inrank" in name])
 def test_ranks_grow_and_never_fall(method):
+    """The story of an adaptive method whose ranks stayed at their initial values for a whole training,
+    without a word (huggingface/peft issue 1801).
+    """
     history = results(method, "TP1 DP1")[0]["ranks"]
     for earlier, later in itertools.pairwise(history):
         assert all(later[name] >= earlier[name] for name in earlier)

@@ -180,6 +180,9 @@ def failure(rank: int, world_size: int, product: Product | Update) -> str:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("factor", ["U", "V"])
 def test_values_that_are_not_finite_are_named(factor, poison):
+    """The story of a decomposition that a NaN from FP16 training reached, and whose message spoke of an
+    algorithm that did not converge (jiaweizzhao/GaLore issues 26 and 58).
+    """
     pair = {"U": RANDOM[0].clone(), "V": RANDOM[1].clone()}
     pair[factor][3, 4] = poison
     told = run_ranks(failure, 1, Product("layers.3.fc1", **pair))[0]

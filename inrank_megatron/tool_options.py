@@ -1,0 +1,35 @@
+"""What the command lines of the tools have in common. Imports nothing heavy: ``--help`` is quick."""
+
+import argparse
+
+
+def tool_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser that shows the module's description as it is written and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_allow_pickle(parser: argparse.ArgumentParser) -> None:
+    """``--allow-pickle``, for the tools that read files of other programs."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read files that can run code of whoever wrote them when they are opened",
+    )
+
+
+def count(text: str, *, most: int | None = None) -> int:
+    """The type of an option that is an integer from 1 to ``most``."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    if most is not None and value > most:
+        raise argparse.ArgumentTypeError(f"{value} is above {most}")
+    return value
