@@ -43,7 +43,7 @@ def open_weights(path: Path, options: Options) -> Weights:
     config, vocab_size, notes = run_config(path, family, **_structure(values))
     stored = SafetensorsFolder(path)
     check_layers(str(path), config, tensors=len(stored.shapes))
-    factors = _specs(path, config, values["factors"])
+    factors = _specs(path, config, values["factors"], values.get("buffers") or {})
     run_shapes = weight_shapes(config, vocab_size, factors)
     there = places(config, factors)
     account(str(path), there=stored.shapes, here=placed_shapes(there, run_shapes))
@@ -135,6 +135,7 @@ def _config(weights: Weights):
     return kind(
         **hf_settings(weights),
         factors={name: {"rank": spec.active, "base": spec.base} for name, spec in specs.items() if spec},
+        buffers={n: spec.active - spec.rank for n, spec in specs.items() if spec and spec.active > spec.rank},
         separate_qkv=has_separate_qkv(weights.config),
     )
 
@@ -151,7 +152,7 @@ def _class_of(weights: Weights):
 
 
 def _values(path: Path) -> dict:
-    """``config.json``, with ``factors`` checked as far as types go."""
+    """``config.json``, with ``factors`` and ``buffers`` checked as far as they stand alone."""
     values = read_json(path / CONFIG) or {}
     factors = values.get("factors")
     entries = factors.values() if isinstance(factors, dict) else [None]
@@ -161,6 +162,13 @@ def _values(path: Path) -> dict:
             raise UserError(
                 f"{path / CONFIG}: factors: must give rank and base of each linear; name an export of "
                 "this project"
+            )
+    buffers = values.get("buffers") or {}
+    for name, buffer in buffers.items() if isinstance(buffers, dict) else [("buffers", buffers)]:
+        if name not in factors or type(buffer) is not int or not 0 <= buffer < factors[name]["rank"]:
+            raise UserError(
+                f"{path / CONFIG}: buffers: {name}: {buffer!r}: must be a factorised linear and how many of "
+                "its columns are no rank yet, fewer than all; name an export of this project"
             )
     return values
 
@@ -175,7 +183,7 @@ def _structure(values: dict) -> dict[str, str]:
     }
 
 
-def _specs(path: Path, config: Config, listed: dict) -> dict[str, FactorSpec]:
+def _specs(path: Path, config: Config, listed: dict, buffers: dict) -> dict[str, FactorSpec]:
     linears, specs = factorisable(config), {}
     for name, entry in listed.items():
         if name not in linears:
@@ -183,6 +191,7 @@ def _specs(path: Path, config: Config, listed: dict) -> dict[str, FactorSpec]:
                 f"{path / CONFIG}: factors: {name}: is no linear that can be factorised here; name an export "
                 "of this project"
             )
-        rank, base = entry["rank"], entry["base"]
-        specs[linears[name]] = FactorSpec(columns=rank, active=rank, rank=rank, base=base, final=not base)
+        columns, base = entry["rank"], entry["base"]
+        rank = columns - buffers.get(name, 0)
+        specs[linears[name]] = FactorSpec(columns, columns, rank, base=base, final=not base)
     return {source: specs[source] for source in linears.values() if source in specs}

@@ -25,11 +25,16 @@ from transformers.pytorch_utils import Conv1D
 
 
 class InRankGPT2Config(GPT2Config):
-    """``separate_qkv``: query, key and value are three linears ``q``, ``k``, ``v`` in place of ``c_attn``."""
+    """``separate_qkv``: query, key and value are three linears ``q``, ``k``, ``v`` in place of ``c_attn``.
+
+    ``factors``: rank and base of each factorised linear. ``buffers``: how many of these columns training held
+    in reserve; the model computes with all.
+    """
 
     model_type = "inrank_gpt2"
     _auto_class = "AutoConfig"
     factors: dict | None = None
+    buffers: dict | None = None
     separate_qkv: bool = False
 
 
@@ -39,6 +44,7 @@ class InRankLlamaConfig(LlamaConfig):
     model_type = "inrank_llama"
     _auto_class = "AutoConfig"
     factors: dict | None = None
+    buffers: dict | None = None
     separate_qkv: bool = False
 
 

@@ -1,9 +1,10 @@
 """The contract of every method on every setting of the engine: the same training as one process in FP32.
 
-In FP32 the cases cover every two values of method, layout of ranks, ZeRO stage, optimizer and recomputation
-that may stand together, in BF16 and FP16 each single value, except where `settings.py` says that one case is
-enough; `tests/full.sh` runs all combinations. Every case accumulates gradients and clips, and goes through
-what its method does: growth at every fifth step, the switch after 20, restarts at every tenth.
+In FP32 the cases cover every two values of layout of ranks, ZeRO stage, optimizer and recomputation that may
+stand together, and of method, tensor and data parallelism and the others; in BF16 and FP16 each single value,
+except where `settings.py` says that one case is enough; `tests/full.sh` runs all combinations. Every case
+accumulates gradients and clips, and goes through what its method does: growth at every fifth step, the switch
+after 20, restarts at every tenth.
 """
 
 import pytest

@@ -47,14 +47,14 @@ def make_tokenizer() -> Tokenizer:
 
 
 def make_weights(family: str, structure: str, *, tokenizer: Path | None = None, **settings) -> Weights:
-    """Random weights; every factorised linear has a rank of its own."""
+    """Random weights; every factorised linear has a rank of its own, beside W0 a buffer of 1."""
     changes, base = STRUCTURES[structure]
     config = from_flat(SIZES | changes | {"model_type": family} | settings)
     factors = {}
     if base is not None:
         for number, name in enumerate(linear_shapes(config)):
-            rank = 3 + number % 4
-            factors[name] = FactorSpec(columns=rank, active=rank, rank=rank, base=base, final=not base)
+            columns = 3 + number % 4
+            factors[name] = FactorSpec(columns, columns, columns - base, base=base, final=not base)
     tensors = {
         name: random_tensor(name, shape) for name, shape in weight_shapes(config, VOCABULARY, factors).items()
     }

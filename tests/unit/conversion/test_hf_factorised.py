@@ -145,6 +145,9 @@ def test_a_model_without_factors_is_refused(tmp_path):
     [
         ({"factors": {"h.7.mlp.c_fc": {"rank": 3, "base": True}}}, "factors: h.7.mlp.c_fc: is no linear"),
         ({"factors": {"h.0.mlp.c_fc": {"rank": "3", "base": True}}}, "must give rank and base"),
+        ({"buffers": {"h.0.mlp.c_fc": 3}}, "buffers: h.0.mlp.c_fc: 3: must be"),
+        ({"buffers": {"h.9.mlp.c_fc": 1}}, "buffers: h.9.mlp.c_fc: 1: must be"),
+        ({"buffers": [1]}, "buffers: buffers"),
         ({"factors": None}, "must give rank and base"),
         ({"factors": {}}, "tensors that differ"),
         ({"separate_qkv": True}, "tensors that differ"),
@@ -153,7 +156,7 @@ def test_a_model_without_factors_is_refused(tmp_path):
 def test_settings_that_are_not_those_of_the_tensors(tmp_path, change, words):
     hf_factorised.write(make_weights("gpt2", "first phase"), tmp_path, OPTIONS)
     values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(values | change))
+    (tmp_path / "config.json").write_text(json.dumps(values | {"buffers": {}} | change))
     with pytest.raises(UserError, match=words):
         hf_factorised.open_weights(tmp_path, OPTIONS)
 
