@@ -19,8 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The patches for runs without CUDA are tested too, and a rank per process must not need a device each.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     if not hasattr(config, "workerinput"):
-        # What one worker compiles (DeepSpeed's CPU Adam) the others share; they inherit it from here. It takes
-        # three minutes with the optimisation that DeepSpeed asks for.
+        # What one worker compiles (DeepSpeed's CPU Adam) the others share; they inherit it from here. It
+        # takes three minutes with the optimisation that DeepSpeed asks for.
         folder = Path(tempfile.mkdtemp(prefix="torch-extensions-"))
         compiler = folder / "g++"
         compiler.write_text('#!/bin/sh\nexec c++ "$@" -O1 -g0\n')
