@@ -133,7 +133,7 @@ def main(kills: int = 100, seed: int = 0) -> None:
                     launch([*run, "--save", str(wholes[launcher])], launcher=launcher).process.returncode == 0
                 )
             folder = base / f"killed-{done}"
-            while last_step(folder) < ENDS - 12 and done < kills:
+            while reaches(folder, Moment("a step")) and done < kills:
                 moment = random.choice(KILLED)._replace(time=random.randint(1, 3))
                 if moment.goes_back and len(published(folder / "checkpoints")) < 2:
                     continue
