@@ -1,7 +1,5 @@
 """Growth and switch on live training: which values and moments change, and which must not."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -133,13 +131,10 @@ def test_new_columns_start_no_faster_than_others(optimizer):
     assert zero == pytest.approx(3.16, rel=0.02)
 
 
+@pytest.mark.parametrize("reset", ["full", "random", "magnitude"])
 @pytest.mark.parametrize(
-    ("layout", "engine", "reset"),
-    [
-        *itertools.product(["TP1 DP1"], ["FP32"], ["full", "random", "magnitude"]),
-        *itertools.product(["DP2"], ["BF16", "FP16 ZeRO 3"], ["random", "magnitude"]),
-        ("TP2 SP DP2", "FP32 ZeRO 3", "random"),
-    ],
+    ("layout", "engine"),
+    [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")],
 )
 def test_restart(layout, engine, reset):
     """The effective weights stay, the stated share of the factors' moments goes, all else stays.
@@ -163,7 +158,9 @@ def test_restart(layout, engine, reset):
                 old, new = before[name][key], after[name][key]
                 kept = new != 0
                 assert torch.equal(new[kept], old[kept])
-                if reset == "magnitude" and key == "exp_avg_sq":  # by which entries are chosen
+                if (
+                    reset == "magnitude" and key == "exp_avg_sq" and layout != "TP2 SP DP2"
+                ):  # where this rank holds the whole tensor
                     assert new[kept].abs().min() > old[~kept].abs().max()
                 expected = 0.0 if reset == "full" else 0.2
                 assert kept.double().mean().item() == pytest.approx(expected, abs=0.1 if expected else 0.0)
@@ -219,7 +216,7 @@ def test_switch(method, layout, engine):
 
 WEIGHED = {
     "activation-aware": ("inrank-efficient", False, list(LAYOUTS)),
-    "activation-aware in BF16": ("inrank-efficient", True, ["TP1 DP1", "TP2 SP", "DP2"]),
+    "activation-aware in BF16": ("inrank-efficient", True, list(LAYOUTS)),
     "fisher": ("inrank-efficient", False, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
     "fisher of dense linears": ("warm-start-budget", False, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
 }

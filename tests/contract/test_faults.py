@@ -58,9 +58,12 @@ def test_a_value_that_is_not_finite_stops_every_rank_before_the_update(layout, s
 
 
 SCALED = [
+    ("DP2", {"zero_stage": 1}),
     ("TP2 SP", {"zero_stage": 1}),
     ("DP2", {"zero_stage": 2, **OFFLOAD}),
+    ("TP2 SP", {"zero_stage": 2}),
     ("DP2", {"zero_stage": 3}),
+    ("TP2 SP", {"zero_stage": 3, **OFFLOAD}),
 ]
 
 

@@ -48,8 +48,14 @@ def faults(folder: Path) -> dict[str, list[str]]:
         "global_batch_size = 5": ["--global-batch-size", "5"],
         "initial_rank 2 + buffer 63 = 65": ["--buffer", "63"],
         "does not exist": ["--data-path", str(folder / "absent.txt")],
+        "is empty": ["--data-path", write(folder / "empty.txt", "")],
+        "a sequence needs seq_length + 1": [
+            "--data-path",
+            write(folder / "short.txt", "Only a few words. " * 5),
+        ],
         "token id 4999": wrong_tokens(folder),
         "holds something that is no run": [*good, "--save", str(occupied)],
+        "cannot be used as run folder": [*good, "--save", str(occupied / "thesis.txt" / "run")],
         "gradient_clipping = 0.25: contradicts": [*good, "--deepspeed_config", json_file],
         "DeepSpeed refuses its configuration": [
             *good,

@@ -75,14 +75,13 @@ def test_another_topology(whole, data, tmp_path, step, launcher):
 
 def test_fifty_steps_on_another_topology_and_stage(data, tmp_path):
     args = [*TINY, *data, "--switch-iters", "14", "--save-interval", "6", "--train-iters", "56"]
-    args += ["--num-layers", "1"]
     # At a rate at which training is smooth: one at which losses jump magnifies any rounding.
     args += ["--lr", "2e-4", "--factor-lr-multiplier", "1", "--save", str(tmp_path / "a")]
     here = [*args, "--tensor-model-parallel-size", "2"]
     assert launch(here, launcher="torchrun").process.returncode == 0
     run = cut(tmp_path / "a", tmp_path / "b", step=6)
     there = ["--tensor-model-parallel-size", "1", "--zero-stage", "3", "--save", str(run), "--resume", "auto"]
-    resumed = launch([*args, *there])
+    resumed = launch([*args, *there], launcher="torchrun")
     assert resumed.process.returncode == 0, resumed.stderr
     assert "resumed at step 6" in resumed.stdout and "zero_stage 1 -> 3" in resumed.stdout
     first, second = course(run), course(tmp_path / "a")
