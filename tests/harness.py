@@ -25,6 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.forked import server
+
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN = ROOT / "launch" / "pretrain_gpt2.py"
 _START_SECONDS = 120
@@ -86,7 +88,7 @@ class RankPool:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = server()
         with tempfile.NamedTemporaryFile(prefix="ranks-", delete=False) as file:
             store = file.name
         os.unlink(store)  # torch makes the file; only the unused name is wanted

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.harness import PRETRAIN, ROOT, start_script
+from tests.forked import Forked
+from tests.harness import PRETRAIN, ROOT, free_port, start_script
 
 # Both phases of InRank-Efficient in a model that takes milliseconds a step.
 TINY = [
@@ -31,7 +32,9 @@ class Launch:
     """A running launch; use it as a context manager, so that nothing of it outlives the test.
 
     Args:
-        launcher: ``deepspeed``, ``torchrun``, or ``python`` for one process without a launcher.
+        launcher: ``deepspeed``, ``torchrun``, ``python`` for one process without a launcher, or ``forked``
+            for ranks that have imported everything when they start.
+        num_procs: ranks.
         script: the main program, or a test's program around it.
         env: added to this process's environment.
     """
@@ -40,14 +43,20 @@ class Launch:
         self,
         args: list[str],
         *,
-        launcher: str = "python",
-        num_procs: int = 2,
+        launcher: str = "forked",
+        num_procs: int = 1,
         script: Path = PRETRAIN,
         env: dict[str, str] | None = None,
     ):
         self._mark, self._script = uuid.uuid4().hex, script
+        self._forked: list[psutil.Process] = []
         env = {**(env or {}), MARK: self._mark}
-        if launcher == "python":
+        if launcher == "forked":
+            self.process = Forked(
+                script, args, num_procs=num_procs, env={**os.environ, **env}, cwd=ROOT, port=free_port()
+            )
+            self._forked = self.process.ranks
+        elif launcher == "python":
             command, pipe = [sys.executable, str(script), *args], subprocess.PIPE
             self.process = subprocess.Popen(
                 command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env={**os.environ, **env}
@@ -75,6 +84,8 @@ class Launch:
 
     def ranks(self) -> list[psutil.Process]:
         """The ranks that run, in order."""
+        if self._forked:
+            return [process for process in self._forked if self._is_own(process)]
         found = [p for p in self.processes() if str(self._script) in p.cmdline()[1:3]]
         return sorted(found, key=lambda process: int(process.environ().get("RANK", 0)))
 
@@ -102,9 +113,12 @@ class Launch:
 
     def _is_own(self, process: psutil.Process) -> bool:
         try:
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            return alive and process.environ().get(MARK) == self._mark
-        except psutil.Error:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            if self._forked:  # whose environment, as the system shows it, is that of the server
+                return os.getsid(process.pid) in {rank.pid for rank in self._forked}
+            return process.environ().get(MARK) == self._mark
+        except (psutil.Error, ProcessLookupError):
             return False
 
 

@@ -1,9 +1,6 @@
 """The instrument that counts elements on the wire: by hand, on real ranks, and as the benchmark uses it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +10,9 @@ from inrank_megatron.benchmarks.blocks import DENSE, RANKS, phase_1, phase_2
 from inrank_megatron.benchmarks.collectives import Traffic, count, traffic
 from inrank_megatron.benchmarks.wire import mlp_pass, more_tokens
 from inrank_megatron.parallel import initialise
-from tests.harness import run_ranks
+from tests.forked import run_forked
+from tests.harness import ROOT, run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "phase-2": phase_2(RANKS["tiny"]),
     "phase-1-joint": phase_1(RANKS["tiny"], joint=True),
@@ -91,10 +88,8 @@ def mlp_on_real_ranks(rank: int, world_size: int, name: str, recompute: bool) ->
 @pytest.fixture(scope="module")
 def figures() -> list[dict]:
     """What the benchmark counts on one process that plays rank 0."""
-    command = [sys.executable, str(ROOT / "tools/bench.py"), "wire", "--preset", "tiny", "--json"]
-    run = subprocess.run(
-        [*command, "--tensor-model-parallel-size", "2", "4"], capture_output=True, text=True, check=False
-    )
+    sizes = ["--tensor-model-parallel-size", "2", "4"]
+    run = run_forked(ROOT / "tools" / "bench.py", "wire", "--preset", "tiny", "--json", *sizes)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

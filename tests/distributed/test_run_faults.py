@@ -20,7 +20,7 @@ def test_fp16_from_a_loss_scale_that_is_far_too_large(data, tmp_path):
     folder = tmp_path / "run"
     args = [*RUN, *data, "--fp16", "--initial-loss-scale", str(2.0**40), "--switch-iters", "28"]
     args += ["--train-iters", "36", "--save", str(folder)]
-    run = launch(args, launcher="torchrun")
+    run = launch(args, launcher="torchrun", num_procs=2)
     assert run.process.returncode == 0, run.stderr
     assert run.stderr == "", "third parties speak"
     steps = records(folder, "train")
@@ -42,7 +42,7 @@ def test_a_run_that_diverges_stops_and_goes_on_from_its_last_checkpoint(data, tm
     run = [*RUN, *data, "--switch-iters", "2", "--save-interval", "3", "--save", str(folder)]
     assert launch([*run, "--train-iters", "3"]).process.returncode == 0
     go_on = [*run, "--train-iters", "6", "--resume", "auto"]
-    wild = launch([*go_on, "--lr", "1e30"], launcher="torchrun")
+    wild = launch([*go_on, "--lr", "1e30"], num_procs=2)
     assert wild.process.returncode != 0
     errors = [line for line in wild.stderr.splitlines() if ": error: " in line]
     assert [line.partition(": error: ")[0] for line in sorted(errors)] == ["rank 0", "rank 1"], wild.stderr

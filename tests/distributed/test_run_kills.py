@@ -56,10 +56,11 @@ MOMENTS = [
     Moment("published, not on record", 4),
     Moment("a step", 5, signal.SIGTERM),
 ]
+LAUNCHERS = {"python": 1, "torchrun": 2}
 KILLED = [moment for moment in MOMENTS if moment.signal == signal.SIGKILL]
 
 
-def go_on(run: Sequence[str], folder: Path, *, moment: Moment | None = None, launcher="python") -> Launch:
+def go_on(run: Sequence[str], folder: Path, *, moment: Moment | None = None, **ranks) -> Launch:
     """Resume the run and, at ``moment``, send its processes the signal; some time into the phase."""
     phase_file = folder.with_suffix(".phase")
     phase_file.unlink(missing_ok=True)
@@ -69,7 +70,7 @@ def go_on(run: Sequence[str], folder: Path, *, moment: Moment | None = None, lau
         expected = resume = str(step_of(published(folder / "checkpoints")[1]))
     env = {DWELL: f"{moment.phase}/{moment.time}" if moment else "", PHASE_FILE: str(phase_file)}
     args = [*run, "--save", str(folder), "--resume", resume]
-    with Launch(args, launcher=launcher, script=SCRIPT, env=env) as started:
+    with Launch(args, **ranks, script=SCRIPT, env=env) as started:
         if moment:
             started.until(phase_file.exists, f"{moment}")
             time.sleep(random.uniform(0, 0.5 * SECONDS))
@@ -126,12 +127,11 @@ def main(kills: int = 100, seed: int = 0) -> None:
         run = [*RUN, *data_flags(base / "data")]
         wholes = {}
         while done < kills:
-            launcher = random.choice(["python", "python", "torchrun"])
+            launcher = random.choice(list(LAUNCHERS))
+            ranks = {"launcher": launcher, "num_procs": LAUNCHERS[launcher]}
             if launcher not in wholes:
                 wholes[launcher] = base / f"whole-{launcher}"
-                assert (
-                    launch([*run, "--save", str(wholes[launcher])], launcher=launcher).process.returncode == 0
-                )
+                assert launch([*run, "--save", str(wholes[launcher])], **ranks).process.returncode == 0
             folder = base / f"killed-{done}"
             while reaches(folder, Moment("a step")) and done < kills:
                 moment = random.choice(KILLED)._replace(time=random.randint(1, 3))
@@ -141,12 +141,12 @@ def main(kills: int = 100, seed: int = 0) -> None:
                     moment = moment._replace(time=1)
                 if not reaches(folder, moment):
                     continue
-                go_on(run, folder, moment=moment, launcher=launcher)
+                go_on(run, folder, moment=moment, **ranks)
                 done += 1
                 print(
                     f"{done}: {launcher}, {moment.phase} {moment.time}, step {last_step(folder)}", flush=True
                 )
-            assert go_on(run, folder, launcher=launcher).process.returncode == 0
+            assert go_on(run, folder, **ranks).process.returncode == 0
             assert course(folder) == course(wholes[launcher])
             print(f"the run killed {done} times in all so far is the undisturbed one", flush=True)
 

@@ -20,7 +20,7 @@ def test_relora_and_inrank_from_a_dense_run(tmp_path):
 
     relora = tmp_path / "relora"
     flags = [*common, *RELORA, *start, "--train-iters", "6", "--save", str(relora)]
-    done = launch([*flags, "--tensor-model-parallel-size", "2"], launcher="torchrun")
+    done = launch([*flags, "--tensor-model-parallel-size", "2"], num_procs=2)
     assert done.process.returncode == 0, done.stderr
     assert f"starts from the weights of {dense}" in done.stdout
     assert load(relora / "config.yaml").training.pretrained_checkpoint == str(dense)

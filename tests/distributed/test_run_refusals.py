@@ -85,7 +85,7 @@ def test_one_line_for_each_fault(tmp_path):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_every_rank_says_it(tmp_path, launcher):
-    refused = launch([*RUN, "--num-attention-heads", "5"], launcher=launcher)
+    refused = launch([*RUN, "--num-attention-heads", "5"], launcher=launcher, num_procs=2)
     assert refused.process.returncode != 0
     for rank in (0, 1):
         assert f"rank {rank}: error: num_attention_heads = 5: must divide hidden_size = 64" in refused.stderr

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from tests.distributed.launches import TINY, data_flags
+from tests.distributed.launches import TINY, data_flags, launch
 from tests.distributed.planted_difference import WEIGHT
-from tests.harness import run_script
 
 RUN = [*TINY, "--tensor-model-parallel-size", "2", "--switch-iters", "8", "--train-iters", "12"]
 RUN += ["--save-interval", "4", "--replica-check-interval", "3"]
@@ -13,8 +12,9 @@ RUN += ["--save-interval", "4", "--replica-check-interval", "3"]
 def test_a_planted_difference_stops_the_run(tmp_path):
     script = Path(__file__).with_name("planted_difference.py")
     args = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run")]
-    returncode, _, stderr = run_script(args, script=script)
-    assert returncode != 0
+    ended = launch(args, script=script, num_procs=2)
+    stderr = ended.stderr
+    assert ended.process.returncode != 0
     for rank in (0, 1):
         assert f"rank {rank}: error: {WEIGHT}: ranks 0, 1 differ after step 6" in stderr
     assert "The last good comparison was at step 3" in stderr

@@ -34,7 +34,7 @@ def whole(tmp_path_factory, data):
     """A finished run on two ranks with tensor parallelism 2."""
     folder = tmp_path_factory.mktemp("whole") / "run with spaces"
     args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(folder)]
-    finished = launch(args, launcher="torchrun")
+    finished = launch(args, launcher="torchrun", num_procs=2)
     assert finished.process.returncode == 0, finished.stderr
     assert finished.stderr == "", "third parties speak"
     return folder
@@ -62,11 +62,11 @@ def close(first: dict, second: dict) -> None:
     assert schedules[0] == schedules[1]
 
 
-@pytest.mark.parametrize(("step", "launcher"), [(4, "torchrun"), (12, "python")])
-def test_another_topology(whole, data, tmp_path, step, launcher):
+@pytest.mark.parametrize(("step", "launcher", "num_procs"), [(4, "forked", 2), (12, "python", 1)])
+def test_another_topology(whole, data, tmp_path, step, launcher, num_procs):
     run = cut(whole, tmp_path / "run", step=step)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
-    resumed = launch(args, launcher=launcher)
+    resumed = launch(args, launcher=launcher, num_procs=num_procs)
     assert resumed.process.returncode == 0, resumed.stderr
     assert f"resumed at step {step}" in resumed.stdout
     assert "tensor_model_parallel_size 2 -> 1" in resumed.stdout
@@ -78,10 +78,10 @@ def test_fifty_steps_on_another_topology_and_stage(data, tmp_path):
     # At a rate at which training is smooth: one at which losses jump magnifies any rounding.
     args += ["--lr", "2e-4", "--factor-lr-multiplier", "1", "--save", str(tmp_path / "a")]
     here = [*args, "--tensor-model-parallel-size", "2"]
-    assert launch(here, launcher="torchrun").process.returncode == 0
+    assert launch(here, num_procs=2).process.returncode == 0
     run = cut(tmp_path / "a", tmp_path / "b", step=6)
     there = ["--tensor-model-parallel-size", "1", "--zero-stage", "3", "--save", str(run), "--resume", "auto"]
-    resumed = launch([*args, *there], launcher="torchrun")
+    resumed = launch([*args, *there], num_procs=2)
     assert resumed.process.returncode == 0, resumed.stderr
     assert "resumed at step 6" in resumed.stdout and "zero_stage 1 -> 3" in resumed.stdout
     first, second = course(run), course(tmp_path / "a")
@@ -117,13 +117,13 @@ def test_going_back_and_forth(whole, data, tmp_path):
 def test_bf16_with_dropout_bit_for_bit(data, tmp_path):
     args = [*TINY, *data, "--bf16", "--hidden-dropout", "0.1", "--switch-iters", "6", "--save-interval", "4"]
     args += ["--train-iters", "8"]
-    assert launch([*args, "--save", str(tmp_path / "a")], launcher="torchrun").process.returncode == 0
+    assert launch([*args, "--save", str(tmp_path / "a")], num_procs=2).process.returncode == 0
     run = cut(tmp_path / "a", tmp_path / "b", step=4)
     newest = run / "checkpoints" / "step_00000004"
     broken = shutil.copytree(newest, newest.with_name("step_00000005"))
     (broken / "state.json").write_text("{}")
     (run / "checkpoints" / ".step_00000007.partial").mkdir()
-    resumed = launch([*args, "--save", str(run), "--resume", "auto"], launcher="torchrun")
+    resumed = launch([*args, "--save", str(run), "--resume", "auto"], num_procs=2)
     assert resumed.process.returncode == 0, resumed.stderr
     assert "skipped a broken checkpoint" in resumed.stdout and "step_00000005" in resumed.stdout
     assert course(run) == course(tmp_path / "a")
@@ -157,7 +157,7 @@ def test_after_the_end(whole, data, tmp_path):
     go_on = next(line for line in finished.stdout.splitlines() if line.startswith("  go on"))
     command, *words = shlex.split(go_on.removeprefix("  go on"))
     assert (command, words[:3]) == ("deepspeed", ["--num_gpus", "2", "launch/pretrain_gpt2.py"])
-    longer = launch(words[3:], launcher="deepspeed")
+    longer = launch(words[3:], launcher="deepspeed", num_procs=2)
     assert longer.process.returncode == 0, longer.stderr
     assert [r["step"] for r in records(run, "train")] == list(range(1, 2 * STEPS + 1))
     check_records(run, steps=2 * STEPS)
@@ -184,7 +184,7 @@ REFUSALS = {
 def test_a_taken_folder_is_refused_on_every_rank(whole, data, message):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(whole), *REFUSALS[message]]
-    refused = launch(args, launcher="torchrun")
+    refused = launch(args, num_procs=2)
     assert refused.process.returncode != 0
     for rank in (0, 1):
         lines = [line for line in refused.stderr.splitlines() if line.startswith(f"rank {rank}: ")]

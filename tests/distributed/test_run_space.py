@@ -54,7 +54,7 @@ def refused(started: Launch, words: str) -> None:
 def test_a_disk_that_is_full_and_one_that_is_read_only(disk, tmp_path):
     run = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run"), "--resume", "auto"]
     size(disk, "size=2300k")
-    full = launch(run, launcher="torchrun")
+    full = launch(run, launcher="torchrun", num_procs=2)
     refused(full, "No space left on device")
     whole = content(disk)
     saved = [path.name for path in published(disk)]
@@ -64,10 +64,10 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(disk, tmp_path):
         int(name[5:]) for name in saved
     )
     size(disk, "size=64m,ro")
-    refused(launch(run, launcher="torchrun"), "Read-only file system")
+    refused(launch(run, num_procs=2), "Read-only file system")
     assert content(disk) == whole
     size(disk, "size=64m,rw")
-    finished = launch([*run, "--keep-last", "1"], launcher="torchrun")
+    finished = launch([*run, "--keep-last", "1"], num_procs=2)
     assert finished.process.returncode == 0, finished.stderr
     assert f"resumed at step {int(saved[0][5:])}" in finished.stdout
     assert [record["step"] for record in records(tmp_path / "run", "train")] == list(range(1, 13))

@@ -33,7 +33,7 @@ class Stop(NamedTuple):
 
 
 STOPS = [
-    Stop("torchrun", "kill -9 of everything", kill_everything, False),
+    Stop("forked", "kill -9 of everything", kill_everything, False),
     Stop("deepspeed", "SIGTERM to the deepspeed command", lambda s: s.process.terminate(), True),
     Stop("deepspeed", "SIGTERM to DeepSpeed's launcher", lambda s: s.ranks()[0].parent().terminate(), True),
     Stop("torchrun", "SIGTERM to torchrun", lambda s: s.process.terminate(), True),
@@ -41,13 +41,15 @@ STOPS = [
     Stop("torchrun", "SIGTERM to one rank", lambda s: s.ranks()[1].terminate(), True),
     Stop("deepspeed", "Ctrl-C", lambda s: os.killpg(s.process.pid, signal.SIGINT), True),
     Stop("deepspeed", "kill -9 of DeepSpeed's launcher", lambda s: s.ranks()[0].parent().kill(), True),
-    Stop("torchrun", "kill -9 of everything, after the switch", kill_everything, False),
+    Stop("forked", "kill -9 of everything, after the switch", kill_everything, False),
 ]
 
 
 def stop(run: list[str], folder: Path, how: Stop, *, at: int) -> Launch:
     """Go on with the run, stop it after step ``at`` and check that it ends as it should."""
-    with Launch([*run, "--save", str(folder), "--resume", "auto"], launcher=how.launcher) as started:
+    with Launch(
+        [*run, "--save", str(folder), "--resume", "auto"], launcher=how.launcher, num_procs=2
+    ) as started:
         started.until(lambda: last_step(folder) >= at, f"step {at}")
         how.act(started)
         began = time.monotonic()
@@ -66,7 +68,7 @@ def stop(run: list[str], folder: Path, how: Stop, *, at: int) -> Launch:
 def test_a_run_that_is_stopped_in_every_way(tmp_path):
     run = [*RUN, *data_flags(tmp_path / "data")]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert launch([*run, "--save", str(whole)], launcher="deepspeed").process.returncode == 0
+    assert launch([*run, "--save", str(whole)], num_procs=2).process.returncode == 0
     for number, how in enumerate(STOPS, start=1):
         started = stop(run, stopped, how, at=EACH * number)
         if how.what == "SIGTERM to one rank":
@@ -75,6 +77,6 @@ def test_a_run_that_is_stopped_in_every_way(tmp_path):
             assert started.process.returncode != 0
             assert "rank 0: error: rank 1 has ended" in started.stderr
             assert "Traceback" not in started.stderr.split("rank 0: error")[0]
-    finished = launch([*run, "--save", str(stopped), "--resume", "auto"], launcher="torchrun")
+    finished = launch([*run, "--save", str(stopped), "--resume", "auto"], num_procs=2)
     assert finished.process.returncode == 0, finished.stderr
     assert course(stopped) == course(whole)

@@ -39,7 +39,7 @@ def test_final_factors_go_on_with_another_seed_and_more_steps(data, tmp_path):
     left = records(tmp_path / "a", "eval")
     run = converted(tmp_path / "a", tmp_path / "b")
     args = [*RUN, *data, "--switch-iters", "2", "--train-iters", "6", "--save", str(run), "--seed", "7"]
-    resumed = launch([*args, "--resume", "auto"], launcher="torchrun")
+    resumed = launch([*args, "--resume", "auto"], num_procs=2)
     assert resumed.process.returncode == 0, resumed.stderr
     assert "holds weights alone: moments, their step counts and the loss scale begin anew" in resumed.stdout
     assert "resumed at step 0" in resumed.stdout and "seed 1234 -> 7" in resumed.stdout

@@ -4,11 +4,13 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.forked import run_forked
+from tests.harness import ROOT
+
+BENCH = ROOT / "tools" / "bench.py"
 FIELDS = {"case", "quantity", "measured", "limit", "ratio_vs_dense", "ratio_vs_reference"}
 ARGUMENTS = {
     "wire": ["--tensor-model-parallel-size", "2"],
@@ -21,17 +23,12 @@ ARGUMENTS = {
 SEQUENCE, WIDTH, INNER = 256, 192, 768  # of the preset `tiny`
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/bench.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-
-
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict]]:
     """The rows of each subcommand on the smallest preset."""
     result = {}
     for name, arguments in ARGUMENTS.items():
-        run = bench(name, "--preset", "tiny", "--json", *arguments)
+        run = run_forked(BENCH, name, "--preset", "tiny", "--json", *arguments)
         assert run.returncode == 0, run.stderr
         result[name] = json.loads(run.stdout)
     return result
@@ -95,7 +92,8 @@ def test_truncation_is_as_good_as_the_reference(rows):
 
 
 def test_a_person_gets_a_table_with_the_machine():
-    run = bench("memory", "--preset", "tiny", "--rank", "8")
+    command = [sys.executable, str(BENCH), "memory", "--preset", "tiny", "--rank", "8"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     machine, *table = run.stdout.splitlines()
@@ -104,7 +102,7 @@ def test_a_person_gets_a_table_with_the_machine():
 
 
 def test_a_rank_beyond_the_width_is_refused():
-    run = bench("layer", "--preset", "tiny", "--rank", "193")
+    run = run_forked(BENCH, "layer", "--preset", "tiny", "--rank", "193")
     assert run.returncode == 1
     assert run.stderr.splitlines() == [
         "error: --rank 193: the MLP linears of tiny have rank 192 at most; lower it"
