@@ -4,6 +4,7 @@ Ranks are laid out as Megatron does: neighbouring ranks form a tensor-parallel g
 traffic stays inside a node; ranks with the same place in those groups form a data-parallel group.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ def _join(backend: str, *, timeout: timedelta) -> None:
     rank, world_size = launcher_ranks()
     # One process needs no meeting point, whose port could be another job's.
     store = dist.HashStore() if world_size == 1 else None
+    if world_size == 1:
+        # A tool may end without `shutdown`, and a group that outlives the interpreter can abort the process.
+        atexit.register(shutdown)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     except (dist.DistError, ValueError) as error:

@@ -10,9 +10,6 @@ STEPS = dict.fromkeys(METHODS, 25) | dict.fromkeys(("dense", "fixed-rank", "fixe
 STEPS |= {"inrank": 20, "inrank-efficient": 50, "llama-fixed-rank": 15}
 """Checks come every 5 steps, the switch after 20, restarts every 10; fewer steps where nothing changes."""
 
-SMALLER = {"num_layers": 1}
-"""A second layer doubles the messages of a step and is nothing new to an engine."""
-
 SGD_RATE = 0.1
 """Adam moves every weight by about its learning rate; SGD needs a larger one to learn in so few steps."""
 
@@ -26,13 +23,13 @@ the FP32 masters average that.
 @functools.cache
 def serial(method: str, sgd: bool) -> dict:
     """One process, FP32, ZeRO 1, without offload or recomputation."""
-    settings = SMALLER | ({"optimizer": "sgd", "lr": SGD_RATE} if sgd else {})
+    settings = {"optimizer": "sgd", "lr": SGD_RATE} if sgd else {}
     return run_ranks(run, 1, method, LAYOUTS["TP1 DP1"], settings, STEPS[method], timeout=240)[0]
 
 
 def compare(case: Case) -> dict:
     """The largest differences over steps and ranks, and whether they are within the tolerances."""
-    method, layout, settings = case["method"], LAYOUTS[case["layout"]], SMALLER | changes(case)
+    method, layout, settings = case["method"], LAYOUTS[case["layout"]], changes(case)
     sgd = case["optimizer"] == "sgd"
     if sgd:
         settings["lr"] = SGD_RATE

@@ -11,8 +11,6 @@ from inrank_megatron.errors import UserError
 from tests.contract.sessions import LAYOUTS, METHODS, VOCABULARY, configuration
 
 LAYOUT_NAMES = ("TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2")
-# About how much longer a case takes than on one process; ZeRO 3 takes 2.5 times as long as other stages.
-SECONDS = {"TP1 DP1": 1.0, "TP2 SP": 2.5, "DP2": 1.8, "TP2 SP DP2": 6.0}
 # Each with the memory that it steps on. DeepSpeed's fused Adam is for GPUs: its operator compiles on a CPU,
 # in a minute or two that a test suite does not have.
 OPTIMIZERS = {
@@ -39,8 +37,9 @@ FACTORS = {
     "optimizer": tuple(OPTIMIZERS),
     "recompute": (False, True),
 }
+# From last to first: where a value meets all others elsewhere, the larger layout and the higher stage stay.
 HALF = {
-    **FACTORS,
+    **{name: values[::-1] for name, values in FACTORS.items()},
     "method": (
         "dense",
         "llama-relora",
@@ -90,34 +89,21 @@ def product(factors: dict[str, tuple]) -> Iterator[Case]:
 
 
 def pairwise(factors: dict[str, tuple], *, of: str | None = None) -> list[Case]:
-    """Combinations in which every two values that are legal together meet, chosen greedily; those that take
-    long have to bring more. A method meets tensor and data parallelism each, not every layout.
+    """Combinations in which every two values that are legal together meet, chosen greedily.
 
     ``of``: only the pairs that hold a value of this factor, where the others meet elsewhere.
     """
     cases = list(product(factors))
-    pairs = [{pair for pair in _pairs(case) if of is None or of in dict(pair)} for case in cases]
+    pairs = [
+        {pair for pair in itertools.combinations(case.items(), 2) if of is None or of in dict(pair)}
+        for case in cases
+    ]
     missing, chosen = set().union(*pairs), []
     while missing:
-        best = max(range(len(cases)), key=lambda i: len(missing & pairs[i]) / _seconds(cases[i]) ** 0.3)
+        best = max(range(len(cases)), key=lambda index: len(missing & pairs[index]))
         missing -= pairs[best]
         chosen.append(cases[best])
     return chosen
-
-
-def _pairs(case: Case) -> set[tuple]:
-    layout = LAYOUTS[case["layout"]]
-    sizes = {"tensor parallel": layout.tensor_parallel, "data parallel": layout.data_parallel}
-    return {
-        pair
-        for view in (case, {**case, "layout": None, **sizes})
-        for pair in itertools.combinations(view.items(), 2)
-        if ("method" in dict(pair)) == ("data parallel" in view) and ("layout", None) not in pair
-    }
-
-
-def _seconds(case: Case) -> float:
-    return SECONDS[case["layout"]] * (2.5 if case["zero_stage"] == 3 else 1)
 
 
 def once() -> list[Case]:
