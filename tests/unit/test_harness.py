@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.forked import run_forked
 from tests.harness import RankError, run_ranks
 
 
@@ -38,3 +39,20 @@ def test_failing_rank_is_raised_here_and_the_next_call_works():
 def test_silent_ranks_end_at_the_time_limit():
     with pytest.raises(RankError, match=r"ranks \[0, 1\] gave no answer in 1 s"):
         run_ranks(_sleep, 2, timeout=1)
+
+
+def test_a_fork_is_a_program_of_its_own(tmp_path, monkeypatch):
+    """Its name, arguments, environment, standard output and status, and nothing of the fork before."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import os, sys\n"
+        "print(__name__, *sys.argv[1:], os.environ['FOR_FORKS'], hasattr(sys, 'left'), flush=True)\n"
+        "sys.left = True\n"
+        "if sys.argv[1] == 'kill': os.kill(os.getpid(), 9)\n"
+        "sys.exit(sys.argv[1])\n"
+    )
+    for word, status, stderr in [("a fault", 1, "a fault\n"), ("kill", -9, "")]:
+        monkeypatch.setenv("FOR_FORKS", word.upper())
+        ended = run_forked(script, word)
+        assert (ended.returncode, ended.stderr) == (status, stderr)
+        assert ended.stdout == f"__main__ {word} {word.upper()} False\n"
