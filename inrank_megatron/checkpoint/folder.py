@@ -7,7 +7,6 @@ wrote it.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from inrank_megatron.checkpoint.verify import (
     read_state,
     sha256,
 )
+from inrank_megatron.disk import sync
 from inrank_megatron.errors import UserError
 
 FILE_BYTES = 2**30
@@ -114,7 +114,7 @@ class CheckpointWriter:
             if tensors:
                 file = f"tensors_{len(set(self._index.values())):05d}.safetensors"
                 save_file(tensors, self.partial / file)
-                _fsync(self.partial / file)
+                sync(self.partial / file)
                 self._index.update(dict.fromkeys(tensors, file))
 
     def _complete(self, state: dict) -> None:
@@ -126,12 +126,12 @@ class CheckpointWriter:
         }
         _write_json(self.partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
         for path in (self.partial / STATE, self.partial / INDEX, self.partial / MANIFEST, self.partial):
-            _fsync(path)
+            sync(path)
         replaced = self.final.with_name(f".{self.final.name}{REPLACED}")
         if self.final.exists():
             self.final.rename(replaced)
         self.partial.rename(self.final)
-        _fsync(self.final.parent)
+        sync(self.final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -227,9 +227,10 @@ def by_loss(root: Path) -> list[Path]:
     """Published checkpoints with a validation loss on record, the lowest first and of equals the newest.
 
     Those alone whose loss is over as many tokens as that of the newest: `--eval-iters` validates on a part
-    until the end of the run, and losses over other tokens do not compare.
+    until the end of the run, and losses over other tokens do not compare. What was set aside is no part of
+    the run.
     """
-    states = {folder: peek(folder) for folder in published(root)}
+    states = {folder: peek(folder) for folder in published(root) if not is_set_aside(folder)}
     judged = [f for f in states if type(states[f].get("validation_loss")) in (int, float)]
     tokens = {folder: states[folder].get("validation_tokens") for folder in judged}
     alike = [folder for folder in judged if tokens[folder] == tokens[judged[0]]]
@@ -253,11 +254,3 @@ def best_complete(root: Path) -> Path | None:
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

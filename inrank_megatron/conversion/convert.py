@@ -13,6 +13,7 @@ from inrank_megatron.conversion.formats import Format, format_of, forward_of, re
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.verify import Difference, difference, sample_tokens
 from inrank_megatron.conversion.weights import Weights
+from inrank_megatron.disk import sync
 from inrank_megatron.errors import UserError
 
 
@@ -79,6 +80,7 @@ def _aside(target: Path) -> Iterator[Path]:
         yield partial
         _sync(partial)
         partial.rename(target)  # which fails if another process has filled it in the meantime
+        sync(target.parent)
     except OSError as error:
         place = target if error.filename in (None, str(partial)) else error.filename
         raise UserError(
@@ -114,8 +116,4 @@ def _checked(
 def _sync(folder: Path) -> None:
     """Every byte is on the disk before the folder gets its name."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from inrank_megatron.disk import sync
+
 Progress = Callable[[str, int | None], None]
 """Called with what is being done and, where known, the tokens done so far."""
 
@@ -72,18 +74,10 @@ def write_json(path: Path, value: dict) -> None:
 def publish(partial: Path, final: Path) -> None:
     """Flush the folder ``partial`` to disk, then rename it to ``final``, which must not exist."""
     for path in sorted(partial.rglob("*"), reverse=True):
-        _fsync(path)
-    _fsync(partial)
+        sync(path)
+    sync(partial)
     os.rename(partial, final)
-    _fsync(final.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 @contextmanager

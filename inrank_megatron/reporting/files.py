@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.disk import sync
+
 METRICS, RANKS = "metrics.jsonl", "ranks.jsonl"
 
 
@@ -56,5 +58,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)

@@ -45,8 +45,8 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """The run's tokens mean what they meant to the weights of ``folder``. Runs keep their tokenizer; those
-    from before they did are not compared.
+    """The run's tokens mean what they meant to the weights of the checkpoint ``folder``, from which it starts
+    or goes on. Runs keep their tokenizer; those from before they did are not compared.
 
     Raises:
         UserError: the tokenizers differ.
@@ -54,8 +54,8 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     own = folder.resolve().parent.parent / TOKENIZER
     if own.is_dir() and load_tokenizer(str(own)).identity != tokenizer.identity:
         raise UserError(
-            f"pretrained_checkpoint {folder}: was trained with another tokenizer, so its token ids mean "
-            f"other words; give --tokenizer {own}"
+            f"{folder}: was trained with another tokenizer, so its token ids mean other words; give "
+            f"--tokenizer {own}, or, if it was made from the text, restore that"
         )
 
 

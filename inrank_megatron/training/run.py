@@ -87,7 +87,7 @@ def _run(
     neighbours.join(parallel)
     lock = FolderLock()
     folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
-    pretrained = None
+    source = pretrained = None
     if folder.checkpoint is None and config.training.pretrained_checkpoint is not None:
         source, notes = parallel.from_first_rank(lambda: choose_pretrained(config))
         pretrained = parallel.in_unison(lambda: read_pretrained(source, config))
@@ -98,8 +98,8 @@ def _run(
         with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
             data, told = prepare(config.data, progress=progress), ""
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
-        if pretrained is not None:
-            parallel.from_first_rank(lambda: check_tokenizer(source, data.tokenizer))
+        if (weights := folder.checkpoint or source) is not None:
+            parallel.from_first_rank(lambda: check_tokenizer(weights, data.tokenizer))
         trainer = _build(
             config,
             topology,

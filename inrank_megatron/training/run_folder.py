@@ -21,6 +21,7 @@ from inrank_megatron.checkpoint.verify import check_resumable
 from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.data.tokenizer import Tokenizer
+from inrank_megatron.disk import sync
 from inrank_megatron.errors import UserError
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
@@ -137,6 +138,7 @@ def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer
         write_atomically(run.path / CONFIG, to_yaml(config).encode())
         tokenizer.save(run.path / TOKENIZER)
         run.checkpoints.mkdir(exist_ok=True)
+        sync(run.path)
         if run.goes_back:
             go_back(run.checkpoints, step_of(run.checkpoint))
     except OSError as error:

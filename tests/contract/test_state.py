@@ -48,6 +48,19 @@ def test_a_llama_goes_on_elsewhere(phase):
     goes_on_elsewhere("llama-inrank-efficient", "TP2 SP", "TP1 DP1", PHASES[phase])
 
 
+@pytest.mark.parametrize("step", [2 * CHECK - 2, 2 * CHECK + 1])
+@pytest.mark.parametrize("method", ["relora", "llama-relora"])
+def test_restarts_come_elsewhere_as_they_would_have_come_here(method, step):
+    """Before the restart after ten steps, which then draws the same new V and resets the same moments, and
+    past it, where the learning rate warms up again.
+    """
+    goes_on_elsewhere(method, "TP2 SP", "DP2", step)
+
+
+def test_lora_goes_on_elsewhere():
+    goes_on_elsewhere("lora", "DP2", "TP2 SP", CHECK)
+
+
 def goes_on_elsewhere(
     method: str, here: str, there: str, step: int, *, settings: tuple[dict, dict] = ({}, {})
 ) -> None:
@@ -75,7 +88,7 @@ def test_switch_comes_elsewhere_as_it_would_have_come_here(case):
         assert result["losses"] == pytest.approx(left["losses"], rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["dense", "fixed-rank", "inrank"])
+@pytest.mark.parametrize("method", ["dense", "fixed-rank", "inrank", "relora"])
 def test_training_goes_on_exactly_on_the_same_layout(method):
     left, resumed = round_trip(method, "TP2 SP", "TP2 SP", CHECK + 1)
     assert all((result["fixed"], result["losses"]) == (left["fixed"], left["losses"]) for result in resumed)

@@ -70,7 +70,7 @@ def plant() -> None:
     )
     before(folder, "save_file", "the tensors")
     before(folder, "_write_json", lambda path, value: f"the {path.stem}")
-    before(folder, "_fsync", lambda path: path.name.endswith(".partial") and "the flush")
+    before(folder, "sync", lambda path: path.name.endswith(".partial") and "the flush")
     Path.rename = after_rename(Path.rename)
 
 

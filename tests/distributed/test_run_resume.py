@@ -201,10 +201,12 @@ def test_only_broken_checkpoints_and_changed_data(whole, data, tmp_path):
     try:
         corpus.write_text(text.replace("the ", "a ", 1))
         changed = launch(args)
+        others = launch([*args, "--tokenizer", str(run / "tokenizer")])
     finally:
         corpus.write_text(text)
-    assert changed.process.returncode == 1
-    assert "was trained on data" in changed.stderr and changed.stderr.count("\n") == 1
+    assert changed.process.returncode == others.process.returncode == 1
+    assert "another tokenizer" in changed.stderr and changed.stderr.count("\n") == 1
+    assert "was trained on data" in others.stderr and others.stderr.count("\n") == 1
     (run / "checkpoints" / "step_00000004" / "index.json").unlink()
     broken = launch(args)
     assert broken.process.returncode == 1

@@ -6,6 +6,7 @@ import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.weights import write_weights
+from inrank_megatron.data.tokenizer import train_tokenizer
 from inrank_megatron.engine.state import recorded_structure
 from tests.distributed.launches import TINY, data_flags, launch, records
 
@@ -23,6 +24,7 @@ def converted(run, target):
     """A folder as a tool leaves it: the configuration and the weights, as step 0."""
     target.mkdir()
     shutil.copy(run / "config.yaml", target)
+    shutil.copytree(run / "tokenizer", target / "tokenizer")
     checkpoint = Checkpoint(run / "checkpoints" / f"step_{STEPS:08d}")
     write_weights(
         target / "checkpoints",
@@ -52,6 +54,21 @@ def test_final_factors_go_on_with_another_seed_and_more_steps(data, tmp_path):
     own = Checkpoint(run / "checkpoints" / "step_00000006")
     assert "weights_only" not in own.state or own.state["weights_only"] is False
     assert len(own.state["identity"]["data"]) > 12
+
+
+def test_another_tokenizer_is_refused_and_the_weights_keep_theirs(data, tmp_path):
+    first = [*RUN, *data, "--switch-iters", "4", "--train-iters", str(STEPS), "--save", str(tmp_path / "a")]
+    assert launch(first).process.returncode == 0
+    run = converted(tmp_path / "a", tmp_path / "b")
+    train_tokenizer(["words of another text"] * 50, vocab_size=512).save(tmp_path / "other")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    args = [*RUN, *data, "--switch-iters", "4", "--train-iters", "12", "--resume", "auto"]
+    for folder in (run, tmp_path / "a"):
+        refused = launch([*args, "--save", str(folder), "--tokenizer", str(tmp_path / "other")])
+        assert refused.process.returncode == 1
+        assert "was trained with another tokenizer" in refused.stderr and refused.stderr.count("\n") == 1
+        assert f"give --tokenizer {folder / 'tokenizer'}" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_dense_weights_go_on_and_start_others(data, tmp_path):

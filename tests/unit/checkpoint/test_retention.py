@@ -85,6 +85,16 @@ def test_a_kill_in_a_removal_leaves_whole_ones_alone(tmp_path, monkeypatch, at):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_best_of_a_course_that_was_left_is_not_the_run_s(tmp_path):
+    for step, loss in {2: 4.0, 4: 3.0, 6: 0.5, 8: 1.0}.items():
+        write(tmp_path, step, loss)
+    go_back(tmp_path, 4)
+    assert best_complete(tmp_path).name == "step_00000004"
+    prune(tmp_path, keep_last=1, newest=write(tmp_path, 5, 3.5))
+    assert best_complete(tmp_path).name == "step_00000004"
+    assert steps(tmp_path) == [4, 5, 6, 8]
+
+
 def test_going_back_sets_later_ones_aside(tmp_path):
     for step in (2, 4, 6, 8):
         write(tmp_path, step, loss=float(step))
