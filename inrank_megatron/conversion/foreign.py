@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inrank_megatron.config import Config, from_flat, load, replace
+from inrank_megatron.conversion.older_names import present_arguments
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
@@ -74,9 +75,9 @@ def model_of(
 
 
 def arguments_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Megatron-LM's arguments among what a checkpoint holds, if it holds them."""
+    """Megatron-LM's arguments, by their present names, among what a checkpoint holds, if it holds them."""
     arguments = state.get("args")
-    return vars(arguments) if hasattr(arguments, "__dict__") else None
+    return present_arguments(vars(arguments)) if hasattr(arguments, "__dict__") else None
 
 
 def _from_arguments(origin: str, arguments: Mapping[str, Any]) -> Config:

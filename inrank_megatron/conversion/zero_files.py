@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrank_megatron.conversion.older_names import PREFIX, check_version, flat, present_name
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.torch_files import load
 from inrank_megatron.errors import UserError
@@ -60,9 +61,8 @@ class TensorParallelRank:
         groups = [part.get("optimizer_state_dict", {}) for part in optim]
         self.masters = bool(groups) and all(FLAT_1 in g or FLAT_3 in g for g in groups)
         if not partitioned:
-            for name, tensor in model[0]["module"].items():
-                if isinstance(tensor, Tensor):
-                    self._add(name, tensor.shape, lambda tensor=tensor: tensor)
+            for name, tensor in flat(model[0]["module"]):
+                self._add(name, tensor.shape, lambda tensor=tensor: tensor)
         else:
             self._add_frozen(model)
         if self.masters and FLAT_3 in groups[0]:
@@ -77,6 +77,9 @@ class TensorParallelRank:
 
     def _add(self, name: str, shape: Sequence[int], read: Read) -> None:
         name = name.removeprefix("module.")
+        if name.startswith(PREFIX):
+            check_version(self._origin, self.state)
+            name = present_name(name)
         self._reads[name], self.shapes[name] = read, tuple(shape)
 
     def _add_frozen(self, model: Sequence[dict]) -> None:

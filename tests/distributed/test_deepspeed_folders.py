@@ -105,6 +105,75 @@ def test_deepspeeds_own_consolidation_agrees(tmp_path, stage):
         assert torch.equal(weights.read(name), expected[name][: weights.shapes[name][0]]), name
 
 
+OLDER = {
+    "decoder": "encoder",
+    "linear_qkv": "query_key_value",
+    "linear_proj": "dense",
+    "linear_fc1": "dense_h_to_4h",
+    "linear_fc2": "dense_4h_to_h",
+    "pre_mlp_layernorm": "post_attention_layernorm",
+}
+
+
+def older(name: str) -> str:
+    """Megatron-DeepSpeed's name of a tensor."""
+    bare = name.removeprefix("module.")
+    return "language_model." + ".".join(OLDER.get(word, word) for word in bare.split("."))
+
+
+def as_megatron_deepspeed_saves(tag: Path, arguments: Namespace, version: float = 3.0) -> None:
+    """Its names, of working copies in nested dictionaries as its ``state_dict_for_save_checkpoint`` makes."""
+    for path in tag.glob("*model_states.pt"):
+        state = torch.load(path, weights_only=False)
+        module = {
+            "embedding": {"word_embeddings": {}, "position_embeddings": {}},
+            "encoder": {},
+            "output_layer": {},
+        }
+        for name, tensor in state["module"].items():
+            part, _, rest = older(name).removeprefix("language_model.").partition(".")
+            place = module[part]
+            if part == "embedding":
+                kind, _, rest = rest.partition(".")
+                place = place[kind]
+            place[rest] = tensor
+        state["module"] = {"language_model": module}
+        state["param_shapes"] = [
+            {older(name): shape for name, shape in group.items()} for group in state["param_shapes"]
+        ]
+        state |= {"args": arguments, "checkpoint_version": version}
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_megatron_deepspeeds_names_and_arguments(tmp_path, name):
+    llama = {"model_type": "llama"} if name == "llama" else {}
+    settings = {"zero_stage": 1, "bf16": True, **llama}
+    saved = run_ranks(
+        ranks.save, 4, "dense", TP2_DP2, settings, 1, str(tmp_path / "saved"), {"iteration": 1}
+    )[0]["masters"]
+    tag = tmp_path / "saved" / "global_step1"
+    model = configuration("dense", ONE, **llama).model
+    arguments = Namespace(
+        **{size: getattr(model, size) for size in ("num_layers", "hidden_size", "num_attention_heads")},
+        ffn_hidden_size=model.ffn_hidden_size, seq_length=32, max_position_embeddings=32,
+        layernorm_epsilon=model.norm_epsilon, normalization="rmsnorm" if llama else "layernorm",
+        swiglu=bool(llama), use_rotary_position_embeddings=bool(llama), add_position_embedding=not llama,
+        add_bias_linear=not llama, bias_gelu_fusion=True, rope_theta=10000, vocab_size=VOCABULARY,
+        untie_embeddings_and_output_weights=bool(llama), init_method_std=0.02,
+    )  # fmt: skip
+    as_megatron_deepspeed_saves(tag, arguments)
+    weights = deepspeed_folder.open_weights(tag, Options())
+    assert weights.config.model.norm_epsilon == model.norm_epsilon
+    assert weights.config.model.openai_gelu is not bool(llama), "its fused GELU is the tanh approximation"
+    assert weights.shapes.keys() == saved.keys()
+    for key, tensor in saved.items():
+        assert torch.equal(weights.read(key), tensor), key
+    path = tag / "mp_rank_00_model_states.pt"
+    torch.save(torch.load(path, weights_only=False) | {"checkpoint_version": 1.0}, path)
+    refuse(tag, Options(), "checkpoint_version = 1.0: must be at least 2")
+
+
 def test_what_the_folder_says_of_its_model(tmp_path):
     """Megatron's arguments, as its programs put them beside the weights; without them the user says it."""
     arguments = Namespace(
