@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from inrank_megatron.rank.buffer import default_buffer
+
 FIRST = "InRank-Efficient, grown"
 """The arm whose ranks size the arms that are compared at "the found rank"."""
 
-# In the order in which they run. {found} is the mean rank that FIRST came to, rounded up, {found_share} the
-# same as a parameter budget; {rank} and {budget} are given, {switch} is a quarter of the steps, {warmup} a
-# fortieth.
+# In the order in which they run. {found} is the mean rank that FIRST came to over all seeds, rounded up,
+# {found_share} the same as a parameter budget; {rank} and {budget} are given, {switch} is a quarter of the
+# steps, {warmup} a fortieth. The presets are made for width 768 and for long runs: {buffer} is theirs in
+# proportion to the width, and {warmup} stands for their 200 steps before the first check.
 ARMS = {
     "dense": "--method dense",
     FIRST: "--inrank --switch-iters {switch} --final-ranks grown",
@@ -33,6 +36,25 @@ ARMS = {
     "LoRA, budget": "--method lora --rank {rank}",
     "ReLoRA, budget": (
         "--method relora --rank {rank} --relora-interval {switch} --relora-warmup-iters {warmup}"
+    ),
+    "InRank-Efficient, plain truncation": "--inrank --switch-iters {switch} --truncation plain",
+    "InRank-Efficient, Fisher truncation": "--inrank --switch-iters {switch} --truncation fisher",
+    "InRank-Efficient, criterion eq7": "--inrank --switch-iters {switch} --rank-criterion eq7",
+    "InRank-Efficient, criterion released": "--inrank --switch-iters {switch} --rank-criterion released",
+    "InRank-Efficient, random start": "--inrank --switch-iters {switch} --factor-init random",
+    "InRank-Efficient, without W0": (
+        "--inrank --switch-iters {switch} --no-frozen-base --factor-init kaiming --rank-criterion released"
+    ),
+    "InRank-Efficient, preset paper": (
+        "--inrank --inrank-preset paper --switch-iters {switch} --buffer {buffer} --factor-lr-multiplier 1"
+    ),
+    "InRank-Efficient, preset released": (
+        "--inrank --inrank-preset released --switch-iters {switch} --buffer {buffer} "
+        "--rank-check-start {warmup} --factor-lr-multiplier 1"
+    ),
+    "InRank-Efficient, one rate": "--inrank --switch-iters {switch} --factor-lr-multiplier 1",
+    "fixed rank, random, found rank, one rate": (
+        "--method fixed-rank --rank {found} --factor-init random --factor-lr-multiplier 1"
     ),
 }
 
@@ -65,11 +87,11 @@ class Result:
 
 
 def flags(
-    arm: str, *, steps: int, found: Size | None, budget: Size, multiplier: float = 1.0
+    arm: str, *, steps: int, found: Size | None, budget: Size, width: int, multiplier: float = 1.0
 ) -> list[str] | None:
     """The launcher's flags of an arm; None as long as it lacks the size that InRank finds.
 
-    ``multiplier``: learning rate of factors over that of the rest.
+    ``multiplier``: learning rate of factors over that of the rest, where the arm does not fix it.
     """
     if found is None and "{found" in ARMS[arm]:
         return None
@@ -83,10 +105,13 @@ def flags(
             found_share=found and f"{found.share + 1e-6:.6f}",
             rank=int(budget.rank),
             budget=f"{budget.share:g}",
+            buffer=default_buffer(width),
         )
         .split()
     )
-    return own if arm == "dense" else [*own, "--factor-lr-multiplier", f"{multiplier:g}"]
+    if arm == "dense" or "--factor-lr-multiplier" in own:
+        return own
+    return [*own, "--factor-lr-multiplier", f"{multiplier:g}"]
 
 
 def best_rate(by_rate: Mapping[float, Result | None]) -> float | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from inrank_megatron.cli import parse
 from inrank_megatron.config import Config, from_flat
@@ -162,7 +163,8 @@ def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
 def _run(study: Study, arm: str, rate: float, seed: int, steps: int) -> None:
     folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
     sizes = {"found": _found(study), "budget": _budget(study)}
-    own = flags(arm, steps=steps, multiplier=study.multiplier, **sizes)
+    width = study.config.model.hidden_size
+    own = flags(arm, steps=steps, multiplier=study.multiplier, width=width, **sizes)
     if _ended(folder) or own is None:
         return
     study.tell(f"{folder.relative_to(study.output)} ...")
@@ -233,9 +235,13 @@ def _budget(study: Study) -> Size:
 
 
 def _found(study: Study) -> Size | None:
-    """What InRank-Efficient comes to with the first seed, at its best rate; None: not known yet."""
+    """What InRank-Efficient comes to at its best rate, the mean over the seeds; None: not known yet."""
     steps = study.config.training.train_iters
     rate = _choice(study, FIRST, steps)
     if rate is None:
         return None
-    return read_result(study.folder(FIRST, rate=rate, seed=study.seeds[0], steps=steps)).size
+    folders = [study.folder(FIRST, rate=rate, seed=seed, steps=steps) for seed in study.seeds]
+    if not all(_ended(folder) for folder in folders):
+        return None
+    sizes = [result.size for folder in folders if (result := read_result(folder))]
+    return Size(fmean(size.rank for size in sizes), fmean(size.share for size in sizes))

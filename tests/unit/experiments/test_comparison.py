@@ -47,16 +47,16 @@ def test_rates_go_on_beyond_an_edge_until_the_best_lies_inside():
 
 def test_arms_wait_for_the_found_size_and_then_have_at_least_it():
     arm = "fixed rank, random, found rank"
-    assert flags(arm, steps=100, found=None, budget=BUDGET) is None
-    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET)
+    assert flags(arm, steps=100, found=None, budget=BUDGET, width=64) is None
+    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET, width=64)
     assert given[given.index("--rank") + 1] == "13"
-    shared = flags("warm start, found size", steps=100, found=Size(12.25, 0.08), budget=BUDGET)
+    shared = flags("warm start, found size", steps=100, found=Size(12.25, 0.08), budget=BUDGET, width=64)
     assert 0.08 < float(shared[shared.index("--parameter-budget") + 1]) < 0.08001
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_accepted_by_the_launcher(arm, tmp_path):
-    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET)
+    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET, width=64)
     config = study(tmp_path, extra=given).config
     assert config.training.train_iters == 100
     if "{switch}" in ARMS[arm] and "relora" not in ARMS[arm]:
@@ -133,6 +133,21 @@ def test_finished_runs_make_a_table_and_are_not_run_again(tmp_path, capsys):
     assert [row["arm"] for row in tables] == ["dense", FIRST]
     assert all(row["test_perplexity"] == [31, 32] and row["lr"] == 2e-3 for row in tables)
     assert capsys.readouterr().out == ""
+
+
+def test_found_size_is_the_mean_over_all_seeds(tmp_path, monkeypatch):
+    plan = study(tmp_path)
+    ranks = {}
+    monkeypatch.setattr(compare, "_choice", lambda *_: 1e-3)
+    monkeypatch.setattr(
+        compare,
+        "read_result",
+        lambda folder: result(size=ranks[folder.name]) if folder.name in ranks else None,
+    )
+    ranks["lr0.001-seed1-steps100"] = Size(14.0, 0.1)
+    assert compare._found(plan) is None
+    ranks["lr0.001-seed2-steps100"] = Size(15.5, 0.2)
+    assert compare._found(plan) == Size(14.75, pytest.approx(0.15))
 
 
 def test_half_a_grid_is_a_table_of_the_arms_whose_rate_is_known(tmp_path):
