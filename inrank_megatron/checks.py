@@ -311,6 +311,11 @@ def _check_engine(config: Config, tp: int) -> None:
         "cpu-adam or adamw",
     )
     _require(
+        stage < 3 or optimizer != "apex-fused-adam",
+        "optimizer = 'apex-fused-adam' with zero_stage = 3: ZeRO 3 steps part by part, and apex counts each "
+        "part as a step of every parameter; give --optimizer fused-adam, or --zero-stage 1 or 2",
+    )
+    _require(
         offload or optimizer != "cpu-adam",
         "optimizer = 'cpu-adam': steps on state in the host's memory; give --offload-optimizer too, or "
         "--optimizer adamw",

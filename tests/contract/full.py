@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tests.contract.compare import compare
 from tests.contract.sessions import METHODS
-from tests.contract.settings import FACTORS, LAYOUT_NAMES, Case, name_of, product
+from tests.contract.settings import FACTORS, LAYOUT_NAMES, OPTIMIZERS, Case, name_of, product
 from tests.harness import RankError, close_pools
 
 EVERYTHING = {**FACTORS, "method": tuple(METHODS), "layout": (*LAYOUT_NAMES, "TP2 without SP")}
-EVERYTHING |= {"precision": ("fp32", "bf16", "fp16")}
+EVERYTHING |= {"optimizer": tuple(OPTIMIZERS), "precision": ("fp32", "bf16", "fp16")}
 
 
 def cases(share: str) -> Iterator[Case]:

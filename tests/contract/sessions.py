@@ -3,6 +3,7 @@
 Top-level functions that ranks run; the assertions are in the test modules beside this one.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ from tests.harness import at_end
 VOCABULARY, PADDED = 500, 512
 GLOBAL_BATCH, ACCUMULATION = 4, 2
 CHECK = 5
+STAND_INS = Path(__file__).resolve().parent.parent / "stand_ins"
+"""Holds an `apex` that keeps its state as NVIDIA's does."""
+
 SIZES = {
     "num_layers": 2,
     "hidden_size": 64,
@@ -53,6 +57,20 @@ METHODS = {
         "factorised_linears": "mlp-attention",
         "recompute_granularity": "full",
         **GROWING,
+    },
+    "llama-dense": {"method": "dense", "model_type": "llama"},
+    "llama-lora": {"method": "lora", "model_type": "llama", "rank": 8},
+    "llama-inrank": {
+        "method": "inrank",
+        "model_type": "llama",
+        "factorised_linears": "mlp-attention",
+        **GROWING,
+    },
+    "llama-warm-start": {
+        "method": "warm-start",
+        "model_type": "llama",
+        "factorised_linears": "mlp-attention",
+        "truncation": "fisher",
     },
     "llama-fixed-rank": {"method": "fixed-rank", "model_type": "llama", "rank": 15},
     "llama-relora": {
@@ -83,6 +101,13 @@ METHODS = {
         "rank_criterion": "released",
         "frozen_base": False,
         "factor_init": "kaiming",
+        **GROWING,
+    },
+    # Its buffer and its 200 steps before the first check are those of larger models and longer runs.
+    "inrank-efficient-preset-released": {
+        "method": "inrank-efficient",
+        "inrank_preset": "released",
+        "rank_check_start": 0,
         **GROWING,
     },
     "inrank-efficient-patience": {
@@ -210,8 +235,7 @@ class Session:
 
     def apply(self, changes: list) -> None:
         self.engine.apply(changes, step=self.step, batches=self.batch)
-        if changes:
-            self.ranks.append(dict(self.engine.ranks))
+        self.ranks.append(dict(self.engine.ranks))
 
 
 def configuration(name: str, layout: Layout, **changes) -> Config:
@@ -241,6 +265,8 @@ def build(
     """
     stop()
     config = configuration(name, layout, **changes)
+    if config.optimizer.optimizer == "apex-fused-adam" and str(STAND_INS) not in sys.path:
+        sys.path.insert(0, str(STAND_INS))
     parallel = join(layout.tensor_parallel)
     by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
     method = make_method(config, switch_step=switch if by_step else None)
@@ -281,7 +307,7 @@ _open: list[Engine] = []
 
 
 def run(rank: int, world_size: int, name: str, layout: Layout, settings: dict, steps: int) -> dict:
-    """A whole training: losses, gradient norms, ranks after every check."""
+    """A whole training: loss, gradient norm and ranks of every step."""
     session = build(name, layout, **settings).start().train(steps)
     return {"losses": session.losses, "grad_norms": session.grad_norms, "ranks": session.ranks}
 
@@ -383,9 +409,11 @@ def output_gradients(session: Session, batches: Iterable[int]) -> dict[str, Tens
     return {name: torch.cat(rows).mean(dim=0) for name, rows in squares.items()}
 
 
-def around_restart(rank: int, world_size: int, layout: Layout, settings: dict, reset: str) -> dict:
+def around_restart(
+    rank: int, world_size: int, layout: Layout, settings: dict, reset: str, share: float
+) -> dict:
     """State, effective weights and loss before and after ReLoRA's first restart."""
-    changes = {"relora_reset": reset, "relora_reset_share": 0.8}
+    changes = {"relora_reset": reset, "relora_reset_share": share}
     session = build("relora", layout, **settings, **changes).start().train(2 * CHECK - 1)
     session.train_step()
     before, tensors, loss = states(session), snapshot(session), session.fixed_loss()

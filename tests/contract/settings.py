@@ -11,20 +11,29 @@ from inrank_megatron.errors import UserError
 from tests.contract.sessions import LAYOUTS, METHODS, VOCABULARY, configuration
 
 LAYOUT_NAMES = ("TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2")
-# Each with the memory that it steps on. DeepSpeed's fused Adam is for GPUs: its operator compiles on a CPU,
-# in a minute or two that a test suite does not have.
+# Each with the memory that it steps on.
 OPTIMIZERS = {
     "adamw": {},
     "adamw offloaded": {"offload_optimizer": True},
     "cpu-adam offloaded": {"optimizer": "cpu-adam", "offload_optimizer": True},
     "sgd": {"optimizer": "sgd"},
+    "fused-adam": {"optimizer": "fused-adam"},
+    "apex-fused-adam": {"optimizer": "apex-fused-adam"},
 }
+# DeepSpeed's fused Adam is for GPUs. Its operator compiles on a CPU too, in a minute that only the full
+# product has; it keeps its state as its CPU Adam does. Apex has a stand-in here, worth a case a stage.
+RARE = ("fused-adam", "apex-fused-adam")
 # Rows that differ from others in what is decided or drawn alone, which happens once: one case for each is
 # enough.
 ONCE = (
     "fixed-rank-random",
+    "llama-dense",
+    "llama-lora",
+    "llama-inrank",
+    "llama-warm-start",
     "llama-fixed-rank",
     "inrank-efficient-eq7",
+    "inrank-efficient-preset-released",
     "inrank-efficient-patience",
     "inrank-efficient-refound",
     "inrank-efficient-paper",
@@ -34,7 +43,7 @@ FACTORS = {
     "method": tuple(name for name in METHODS if name not in ONCE),
     "layout": LAYOUT_NAMES,
     "zero_stage": (1, 0, 2, 3),
-    "optimizer": tuple(OPTIMIZERS),
+    "optimizer": tuple(name for name in OPTIMIZERS if name not in RARE),
     "recompute": (False, True),
 }
 # From last to first: where a value meets all others elsewhere, the larger layout and the higher stage stay.
@@ -107,12 +116,14 @@ def pairwise(factors: dict[str, tuple], *, of: str | None = None) -> list[Case]:
 
 
 def once() -> list[Case]:
-    """One case for each row, and for the layout, that needs no more."""
+    """One case for each row, and for the layout and the optimizer, that needs no more."""
     common = {"zero_stage": 1, "optimizer": "adamw", "recompute": False}
     cases = [{"method": name, "layout": "TP2 SP DP2", **common} for name in ONCE]
     # Without sequence parallelism layers have other collectives: with W0, without it, dense, and LLaMA's.
     apart = ("dense", "inrank-efficient", "llama-inrank-efficient")
-    return cases + [{"method": name, "layout": "TP2 without SP", **common} for name in apart]
+    cases += [{"method": name, "layout": "TP2 without SP", **common} for name in apart]
+    apex = common | {"method": "inrank-efficient", "layout": "DP2", "optimizer": "apex-fused-adam"}
+    return cases + [apex | {"zero_stage": stage} for stage in (0, 1, 2)]
 
 
 def name_of(case: Case) -> str:

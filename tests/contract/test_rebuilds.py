@@ -1,8 +1,10 @@
 """A switch builds a second model and engine in the process: the first must be gone."""
 
 import gc
+import itertools
 import threading
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -45,6 +47,40 @@ def rebuild_often(
         session.train(1)
         counts.append(census())
     return counts
+
+
+OFTEN = {
+    "inrank": {"rank_check_interval": 1, "buffer": 2, "threshold": 1.0},
+    "relora": {"relora_interval": 1},
+}
+
+
+def change_often(
+    rank: int, world_size: int, name: str, layout: Layout, settings: dict
+) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """A census after each of eleven steps, and the ranks then: each step ends in a growth or a restart."""
+    session, counts = build(name, layout, **OFTEN[name], **settings).start(), []
+    for _ in range(11):
+        session.train(1)
+        counts.append(census())
+    return counts, session.ranks
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"zero_stage": 2, "offload_optimizer": True}])
+@pytest.mark.parametrize("name", OFTEN)
+def test_changes_leave_nothing_behind(name, settings):
+    """Ten growths, or ten restarts, on one engine: nothing is alive after the last that was not after the
+    first but the columns themselves, whose views grow with the rank."""
+    for counts, ranks in run_ranks(change_often, 2, name, LAYOUTS["DP2"], settings):
+        if name == "inrank":
+            assert all(
+                now > before
+                for a, b in itertools.pairwise(ranks)
+                for before, now in zip(a.values(), b.values(), strict=True)
+            )
+        first, last = counts[0], counts[-1]
+        more = {kind: (first[kind], count) for kind, count in last.items() if count > first[kind]}
+        assert not more, more
 
 
 def test_rebuilds_leave_nothing_behind():

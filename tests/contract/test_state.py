@@ -57,6 +57,13 @@ def test_restarts_come_elsewhere_as_they_would_have_come_here(method, step):
     goes_on_elsewhere(method, "TP2 SP", "DP2", step)
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_apex_goes_on_elsewhere(phase):
+    """Its step lies in the parameter group."""
+    apex = {"optimizer": "apex-fused-adam"}
+    goes_on_elsewhere("inrank-efficient", "DP2", "TP2 SP", PHASES[phase], settings=(apex, apex))
+
+
 def test_lora_goes_on_elsewhere():
     goes_on_elsewhere("lora", "DP2", "TP2 SP", CHECK)
 

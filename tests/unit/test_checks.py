@@ -210,6 +210,15 @@ BAD = [
         {"offload_optimizer": True, "optimizer": "apex-fused-adam"},
         ["optimizer = 'apex-fused-adam' with offload_optimizer", "--optimizer cpu-adam or adamw"],
     ),
+    (
+        1,
+        {"zero_stage": 3, "optimizer": "apex-fused-adam"},
+        [
+            "optimizer = 'apex-fused-adam' with zero_stage = 3",
+            "--optimizer fused-adam",
+            "--zero-stage 1 or 2",
+        ],
+    ),
     (1, {"optimizer": "cpu-adam"}, ["optimizer = 'cpu-adam'", "--offload-optimizer", "--optimizer adamw"]),
     (1, {"initial_loss_scale": 1000.0}, ["initial_loss_scale = 1000", "power of two", "give 1024"]),
     (1, {"initial_loss_scale": 0.5}, ["initial_loss_scale = 0.5", "give 1"]),
@@ -235,7 +244,7 @@ ENGINES = [
     (1, {"zero_stage": 2, "optimizer": "cpu-adam", "offload_optimizer": True}),
     (1, {"optimizer": "sgd", "offload_optimizer": True, "bf16": True}),
     (1, {"optimizer": "fused-adam", "zero_stage": 0}),
-    (1, {"optimizer": "apex-fused-adam", "zero_stage": 3}),
+    (1, {"optimizer": "apex-fused-adam", "zero_stage": 2}),
     (1, {"fp16": True, "initial_loss_scale": 1.0}),
     (1, {"fp16": True, "initial_loss_scale": 2.0**40}),
 ]

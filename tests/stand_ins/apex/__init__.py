@@ -1,0 +1,1 @@
+"""Stands in for NVIDIA apex, which is built for GPUs: see `tests/contract/sessions.py`."""

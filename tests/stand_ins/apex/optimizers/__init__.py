@@ -1,0 +1,3 @@
+from apex.optimizers.fused_adam import FusedAdam
+
+__all__ = ["FusedAdam"]
