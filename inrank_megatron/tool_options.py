@@ -1,6 +1,7 @@
 """What the command lines of the tools have in common. Imports nothing heavy: ``--help`` is quick."""
 
 import argparse
+from pathlib import Path
 
 
 def tool_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -19,6 +20,22 @@ def add_allow_pickle(parser: argparse.ArgumentParser) -> None:
         "--allow-pickle",
         action="store_true",
         help="read files that can run code of whoever wrote them when they are opened",
+    )
+
+
+def add_model_description(parser: argparse.ArgumentParser) -> None:
+    """``--model-config`` and ``--vocab-size``, for checkpoints of other programs that lack them."""
+    parser.add_argument(
+        "--model-config",
+        type=lambda text: Path(text).expanduser(),
+        metavar="FILE",
+        help="configuration, as for the launcher, of a checkpoint that has none",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=count,
+        metavar="N",
+        help="vocabulary without padding, of a checkpoint that does not say it",
     )
 
 

@@ -17,7 +17,7 @@ import signal
 import sys
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
+from inrank_megatron.tool_options import add_allow_pickle, add_model_description, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -52,15 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--pad-ranks", action="store_true", help="one rank for all adapters, that servers take (peft)"
     )
-    parser.add_argument(
-        "--model-config", metavar="FILE", help="configuration, as for the launcher, of a FROM that has none"
-    )
-    parser.add_argument(
-        "--vocab-size",
-        type=count,
-        metavar="N",
-        help="vocabulary without padding, of a FROM that does not say it",
-    )
+    add_model_description(parser)
     arguments = parser.parse_args(argv)
     if arguments.format is None and not arguments.check_only:
         parser.error("give --format, or --check-only to compare what was converted before")

@@ -1,9 +1,10 @@
-"""Ranks, spectra and cost of a model's factorised linears, beside the ranks of untrained factors.
+"""Ranks, spectra and cost of a model's linears, factorised ones beside the ranks of untrained factors.
 
-Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder, of one checkpoint in it, or of an
-export that keeps the factors;
+Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder (its best checkpoint), of one
+checkpoint in it, of a folder in any other format that can be converted, or of a model of the hub;
 ``python tools/inspect_ranks.py --untrained``, the ranks that the criterion of InRank's released code finds
-without any data (the paper's table 3). One process, no GPU.
+without any data (the paper's table 3). A dense linear's rank is the smallest at which the criterion holds on
+its own spectrum. One process, no GPU.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import sys
 from pathlib import Path
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
+from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
     """Print; the exit status is 0, or 1 after one line about what the user can mend."""
     options = parse(argv)
     # Imported here: torch takes seconds, --help should not.
+    from inrank_megatron.conversion.hub import located
     from inrank_megatron.conversion.options import Options
     from inrank_megatron.inspection.command import print_model, print_untrained
 
@@ -26,8 +28,12 @@ def main(argv: list[str]) -> int:
             print_untrained(options.hidden_size, options.threshold, as_json=options.json)
         else:
             print_model(
-                Path(options.path).expanduser(),
-                Options(allow_pickle=options.allow_pickle),
+                located(options.path),
+                Options(
+                    allow_pickle=options.allow_pickle,
+                    model_config=options.model_config,
+                    vocab_size=options.vocab_size,
+                ),
                 leading=options.leading,
                 as_json=options.json,
                 png=options.png,
@@ -42,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The options; a path and ``--untrained`` exclude each other, and one of them is needed."""
     parser = tool_parser("inspect_ranks.py", __doc__)
     parser.add_argument(
-        "path", metavar="PATH", nargs="?", help="run folder, a checkpoint in it, or an export with factors"
+        "path", metavar="PATH", nargs="?", help="run folder, one checkpoint, export, or name on the hub"
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra")
@@ -61,11 +67,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--threshold", type=float, nargs="+", metavar="A", help="thresholds of --untrained [0.8 0.85 0.9]"
     )
     add_allow_pickle(parser)
+    add_model_description(parser)
     options = parser.parse_args(argv)
     if (options.path is None) != options.untrained:
-        parser.error("give a run or an export, or --untrained")
+        parser.error("give a run, a checkpoint or an export, or --untrained")
     if options.untrained and options.png:
-        parser.error("--png draws a run; leave it out with --untrained")
+        parser.error("--png draws a model; leave it out with --untrained")
     if options.path and (options.hidden_size or options.threshold):
         parser.error("--hidden-size and --threshold belong to --untrained; a run has its own")
     return options

@@ -237,19 +237,20 @@ def by_loss(root: Path) -> list[Path]:
     return sorted(alike, key=lambda folder: states[folder]["validation_loss"])
 
 
-def best_complete(root: Path) -> Path | None:
+def best_complete(root: Path) -> tuple[Path | None, list[str]]:
     """The whole checkpoint with the lowest validation loss on record; where none has one the newest.
-    None if no checkpoint is whole.
+    None if no checkpoint is whole. With it a message for every better one that is damaged.
 
     Raises:
         UserError: one may be whole, but this process or this version cannot read it.
     """
+    faults = []
     for folder in by_loss(root):
         try:
-            return Checkpoint(folder).folder
-        except Damaged:
-            continue
-    return newest_complete(root)[0]
+            return Checkpoint(folder).folder, faults
+        except Damaged as fault:
+            faults.append(str(fault))
+    return newest_complete(root)
 
 
 def _write_json(path: Path, value: dict) -> None:

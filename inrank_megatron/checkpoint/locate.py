@@ -11,7 +11,7 @@ TOKENIZER = "tokenizer"
 
 def locate(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint, list[str]]:
     """The run folder, its newest whole checkpoint or the one that ``path`` is, and what is to be said of
-    newer ones that are damaged.
+    newer (or better) ones that are damaged.
 
     Args:
         best: of a run folder not the newest but the one with the lowest validation loss.
@@ -31,9 +31,7 @@ def locate(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint, list[st
         if not (run / CONFIG).is_file():
             raise UserError(f"{path}: lies in no run folder, {run} has no {CONFIG}; put the checkpoint back")
         return run, Checkpoint(path), []
-    if best and (found := best_complete(path / "checkpoints")) is not None:
-        return path, Checkpoint(found, verify=False), []
-    folder, faults = newest_complete(path / "checkpoints")
+    folder, faults = (best_complete if best else newest_complete)(path / "checkpoints")
     if folder is None:
         reason = f"none of its checkpoints is whole: {faults[0]}" if faults else "it has no checkpoint yet"
         raise UserError(f"{path}: {reason}; name a run with a whole checkpoint, which --save-interval writes")

@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> None:
     source, target = located(arguments.source), Path(arguments.target).expanduser()
     options = Options(
         allow_pickle=arguments.allow_pickle,
-        model_config=arguments.model_config and Path(arguments.model_config).expanduser(),
+        model_config=arguments.model_config,
         vocab_size=arguments.vocab_size,
         pad_ranks=arguments.pad_ranks,
     )

@@ -80,7 +80,7 @@ def read_weights(path: Path, options: Options) -> tuple[Format, Weights]:
 
     def read(name: str) -> Tensor:
         with reading(path, module.NAME):
-            return weights.read(name)
+            return weights.read(name).detach()  # DeepSpeed pickles parameters
 
     return module, replace(weights, read=read)
 

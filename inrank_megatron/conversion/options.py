@@ -13,11 +13,9 @@ class Options:
         model_config: a configuration, as for the launcher, of a checkpoint that does not describe its model.
         vocab_size: the vocabulary, without padding, of a checkpoint that does not say it.
         pad_ranks: give all adapters of a PEFT folder one rank that servers take.
-        newest: of a run folder the newest checkpoint instead of the best.
     """
 
     allow_pickle: bool = False
     model_config: Path | None = None
     vocab_size: int | None = None
     pad_ranks: bool = False
-    newest: bool = False

@@ -28,13 +28,13 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """The FP32 masters, and W0 as stored, of a run's best (or newest) checkpoint, or of the one ``path``.
+    """The FP32 masters, and W0 as stored, of a run's best checkpoint, or of the one ``path``.
 
     Raises:
         UserError: there is no such folder, no run or no whole checkpoint in it, or its tensors are not those
             that its configuration asks for.
     """
-    run, checkpoint, faults = locate(path, best=not options.newest)
+    run, checkpoint, faults = locate(path, best=True)
     config = load(run / CONFIG)
     check_layers(str(checkpoint.folder), config, tensors=len(checkpoint.names))
     specs = {name: FactorSpec(**spec) for name, spec in checkpoint.state["engine"]["factors"].items()}

@@ -15,7 +15,7 @@ from inrank_megatron.inspection.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS,
 
 
 def print_model(path: Path, options: Options, *, leading: int, as_json: bool, png: Path | None) -> None:
-    """Ranks of a run, a checkpoint or an export; what else is to be said goes to stderr."""
+    """Ranks of a model in any known format; what else is to be said goes to stderr."""
     found = inspect(path, options)
     for note in found.notes:
         print(note, file=sys.stderr)

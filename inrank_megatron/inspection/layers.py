@@ -1,23 +1,26 @@
-"""What a run or an export says of each factorised linear, one layer in memory at a time, on one process.
+"""What a checkpoint says of each factorised linear, or of each linear if all are dense; one layer in memory
+at a time, on one process.
 
 Letters as elsewhere: O, I features, r rank, b buffer, k = r + b columns in use.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from inrank_megatron import costs
 from inrank_megatron.conversion.formats import read_weights
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
-from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.untrained import untrained_ranks
 from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.linalg.factors import check_finite
 from inrank_megatron.linalg.spectra import Product, Update, singular_values
 from inrank_megatron.methods.changes import LayerView
 from inrank_megatron.methods.growth import GrowthRule
@@ -26,13 +29,16 @@ from inrank_megatron.shapes import linear_shapes
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One factorised linear at the step of a checkpoint.
+    """One linear at the step of a checkpoint.
 
     Attributes:
-        rank, columns: r, and the columns in use (r + b in the first phase, r after the switch).
-        untrained_rank: where the criterion of the released code ends on untrained factors of this shape.
+        rank, columns: r, and the columns in use (r + b in the first phase, r after the switch). Of a dense
+            linear the smallest rank whose explained ratio reaches the inspection's threshold, and min(O, I).
+        untrained_rank: where the criterion of the released code ends on untrained factors of this shape; None
+            for a dense linear.
         explained_ratio: of ``rank``, by the inspection's criterion, on the spectrum ``spectrum_of``.
-        spectrum_of: ``update``, ``U V - U0 V0``, where the first values are kept; else ``product``, ``U V``.
+        spectrum_of: ``update``, ``U V - U0 V0``, where the first values are kept; else ``product``, ``U V``;
+            ``weight`` of a dense linear.
         singular_values: all of them up to ``min(O, I)``, descending.
         parameters: of the factors; with W0 also ``frozen_parameters``. A dense linear has
             ``dense_parameters``.
@@ -42,7 +48,7 @@ class LayerRow:
     layer: str
     rank: int
     columns: int
-    untrained_rank: float
+    untrained_rank: float | None
     explained_ratio: float
     spectrum_of: str
     singular_values: tuple[float, ...]
@@ -58,11 +64,11 @@ class Inspection:
     """A model's layers, and the whole model's cost against the dense one.
 
     Attributes:
-        folder: a checkpoint, or an export. format: that it is in.
+        folder: the checkpoint that was read, or an export. format: that it is in.
         method: of the run; for an export the name of its format.
-        criterion: by which ratios are taken; ``own_settings``: the run's own, with its buffer and threshold,
-            else the defaults.
-        notes: what a user should be told, as of newer checkpoints that are damaged.
+        criterion: by which ratios are taken, ``threshold``: what they shall reach; ``own_settings``: the
+            run's own, with its buffer, else the defaults or those that were given.
+        notes: what a user should be told, as of better checkpoints that are damaged.
     """
 
     folder: Path
@@ -70,6 +76,7 @@ class Inspection:
     step: int
     method: str
     criterion: str
+    threshold: float
     own_settings: bool
     layers: list[LayerRow]
     parameters: int
@@ -80,37 +87,27 @@ class Inspection:
 
 
 def inspect(path: Path, options: Options) -> Inspection:
-    """Read a run (its newest checkpoint), one checkpoint, or an export with factors in any known format.
+    """Read a run (its best checkpoint), one checkpoint, or a model in any other known format.
 
-    Memory: a small multiple of the largest tensor.
+    Memory: a small multiple of the largest tensor, where the format is read tensor by tensor.
 
     Raises:
-        UserError: nothing that can be read is there, or its linears are dense.
+        UserError: nothing that can be read is there, or its weights are not finite.
     """
-    module, weights = read_weights(path, replace(options, newest=True))
+    module, weights = read_weights(path, options)
     is_run = module.NAME == "run"
     config, specs = weights.config, weights.factors
-    method = config.training.method if is_run else module.NAME
-    if not specs:
-        raise _no_ranks(
-            path, f"a run of method {method}" if is_run else f"this {method} model", is_run=is_run
-        )
-    untrained, shapes = untrained_ranks(config), linear_shapes(config)
-    with _group_of_one() as group:
-        rows = [
-            _row(name, spec, weights, group, shape=shapes[name], untrained=untrained[shapes[name]])
-            for name, spec in specs.items()
-        ]
-    ranks = {name: spec.active for name, spec in specs.items()}
+    ranks = {name: spec.active for name, spec in specs.items()} or None
     base, vocabulary = any(spec.base for spec in specs.values()), weights.vocab_size
     return Inspection(
         folder=Path(weights.origin),
         format=module.NAME,
         step=weights.step,
-        method=method,
+        method=config.training.method if is_run else module.NAME,
         criterion=config.inrank.rank_criterion,
+        threshold=config.inrank.threshold,
         own_settings=is_run,
-        layers=rows,
+        layers=_factorised_rows(weights) if specs else _dense_rows(weights),
         parameters=costs.parameters(config, vocabulary, ranks=ranks, frozen_base=base).total,
         dense_parameters=costs.parameters(config, vocabulary).total,
         flops_per_token=costs.flops_per_token(config, vocabulary, ranks=ranks, frozen_base=base),
@@ -119,9 +116,53 @@ def inspect(path: Path, options: Options) -> Inspection:
     )
 
 
-def _no_ranks(path: Path, what: str, *, is_run: bool) -> UserError:
-    remedy = "name a run of another method" if is_run else "name the run that it was made from"
-    return UserError(f"{path}: {what} has no factorised linears, so no ranks; {remedy}")
+def _factorised_rows(weights: Weights) -> list[LayerRow]:
+    untrained, shapes = untrained_ranks(weights.config), linear_shapes(weights.config)
+    with _group_of_one() as group:
+        return [
+            _factorised_row(name, spec, weights, group, shape=shapes[name], untrained=untrained[shapes[name]])
+            for name, spec in weights.factors.items()
+        ]
+
+
+def _dense_rows(weights: Weights) -> list[LayerRow]:
+    """Of every linear of every block, also where no method would factorise it."""
+    rule = GrowthRule.from_config(weights.config)
+    return [
+        _dense_row(name.removesuffix(".weight"), weights.read(name), rule, step=weights.step)
+        for name, shape in weights.shapes.items()
+        if name.startswith("decoder.layers.") and len(shape) == 2
+    ]
+
+
+def _dense_row(name: str, weight: Tensor, rule: GrowthRule, *, step: int) -> LayerRow:
+    check_finite(weight, what=f"{name} at step {step}")
+    (out, inp), least = weight.shape, min(weight.shape)
+    view = LayerView(
+        name=name,
+        output_size=out,
+        input_size=inp,
+        rank=least,
+        active=least,
+        capacity=least,
+        max_rank=least,
+        singular_values=tuple(torch.linalg.svdvals(weight.double()).tolist()),
+    )
+    rank, flops = rule.refound(view), costs.linear_flops_per_token((out, inp), None)
+    return LayerRow(
+        layer=name,
+        rank=rank,
+        columns=least,
+        untrained_rank=None,
+        explained_ratio=rule.explained_ratio(view, rank),
+        spectrum_of="weight",
+        singular_values=view.singular_values,
+        parameters=out * inp,
+        frozen_parameters=0,
+        dense_parameters=out * inp,
+        flops_per_token=flops,
+        dense_flops_per_token=flops,
+    )
 
 
 @contextmanager
@@ -137,7 +178,7 @@ def _group_of_one() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def _row(
+def _factorised_row(
     name: str,
     spec: FactorSpec,
     weights: Weights,

@@ -17,13 +17,17 @@ from inrank_megatron.reporting.plots import BLUE, GREY, VERMILION
 from inrank_megatron.reporting.run import depth, kind_of
 
 WIDTH = 120  # where no terminal has one
-MATRICES = {"update": "U V - U0 V0", "product": "U V"}
+MATRICES = {"update": "U V - U0 V0", "product": "U V", "weight": "W"}
 NOTE = (
-    "ratio: of the spectrum, explained by the rank, by the criterion {criterion} ({settings})\n"
+    "ratio: of the spectrum, explained by the rank, by the criterion {criterion}\n"
+    "settings: {settings}\n"
     "params, FLOPs: against the dense linear\n"
+)
+FACTORISED = (
     "untrained: the rank at which the criterion of the authors' released code comes to a rest on "
     "factors of this shape, buffer and threshold, with no data at all"
 )
+DENSE = "rank: the smallest whose ratio reaches {threshold}; the linears are dense and have no other"
 
 
 def to_json(found: Inspection) -> str:
@@ -46,9 +50,16 @@ def print_tables(found: Inspection, *, leading: int) -> None:
 
 def _note(found: Inspection) -> str:
     settings = (
-        "the run's own settings" if found.own_settings else "defaults; an export keeps no run's settings"
+        "the run's own"
+        if found.own_settings
+        else "--model-config's or defaults; an export keeps no run's settings"
     )
-    return NOTE.format(criterion=found.criterion, settings=settings)
+    last = DENSE if _is_dense(found) else FACTORISED
+    return (NOTE + last).format(criterion=found.criterion, settings=settings, threshold=found.threshold)
+
+
+def _is_dense(found: Inspection) -> bool:
+    return all(row.untrained_rank is None for row in found.layers)
 
 
 def _layer_table(rows: list[LayerRow], leading: int) -> Table:
@@ -61,7 +72,7 @@ def _layer_table(rows: list[LayerRow], leading: int) -> Table:
         table.add_row(
             f"{depth(row.layer)} {kind_of(row.layer)}",
             str(row.rank),
-            f"{row.untrained_rank:.0f}",
+            "-" if row.untrained_rank is None else f"{row.untrained_rank:.0f}",
             str(row.columns),
             f"{row.explained_ratio:.3f}",
             _share(row.parameters + row.frozen_parameters, row.dense_parameters),
@@ -72,7 +83,7 @@ def _layer_table(rows: list[LayerRow], leading: int) -> Table:
 
 
 def _model_table(found: Inspection) -> Table:
-    table = Table("whole model", "factorised", "dense", "share", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("whole model", "this", "dense", "share", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, own, dense in (
         ("parameters", found.parameters, found.dense_parameters),
         ("FLOPs a token, forward and backward", found.flops_per_token, found.dense_flops_per_token),
@@ -86,7 +97,7 @@ def _share(own: int, dense: int) -> str:
 
 
 def write_figure(found: Inspection, path: Path) -> None:
-    """Ranks by depth beside the untrained fixed point, and the spectra, a column for each kind of linear.
+    """Ranks by depth, of factors beside the untrained fixed point, and spectra, a column a kind of linear.
 
     Raises:
         UserError: the file cannot be written.
@@ -107,9 +118,9 @@ def inspection_figure(found: Inspection) -> Figure:
     for (above, below), (kind, rows) in zip(panels.T, kinds.items(), strict=True):
         blocks = [depth(row.layer) for row in rows]
         above.bar(blocks, [row.rank for row in rows], color=BLUE, label="rank")
-        above.plot(
-            blocks, [row.untrained_rank for row in rows], color=VERMILION, marker="_", label="untrained"
-        )
+        if not _is_dense(found):
+            untrained = [row.untrained_rank for row in rows]
+            above.plot(blocks, untrained, color=VERMILION, marker="_", label="untrained")
         above.set(title=kind, xlabel="block")
         for row in rows:
             values = np.array(row.singular_values)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.checkpoint.retention import prune
+from inrank_megatron.memory import available_memory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.training.journal import Journal
 
@@ -123,8 +123,8 @@ class Saver:
 
 
 def fits_in_memory(snapshot_bytes: int) -> bool:
-    """Whether a copy of the whole state may lie in this machine's memory while it is written."""
-    return snapshot_bytes <= MEMORY_SHARE * psutil.virtual_memory().available
+    """Whether a copy of the whole state may lie in memory while it is written."""
+    return snapshot_bytes <= MEMORY_SHARE * available_memory()
 
 
 @dataclass

@@ -11,6 +11,7 @@ from inrank_megatron.config import to_yaml
 from inrank_megatron.conversion import deepspeed_folder
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.errors import UserError
+from inrank_megatron.inspection.layers import inspect
 from tests.contract.sessions import VOCABULARY, Layout, configuration
 from tests.distributed import deepspeed_folders as ranks
 from tests.harness import run_ranks
@@ -84,6 +85,17 @@ def test_working_copies_where_masters_have_no_names(tmp_path):
     folder = check(tmp_path, "dense", DP2, what="copies", zero_stage=0, bf16=True)
     [note] = deepspeed_folder.open_weights(folder, described(tmp_path, "dense")).notes
     assert "working copies" in note
+
+
+@pytest.mark.parametrize(("name", "matrix"), [("dense", "weight"), ("inrank-efficient", "U")])
+def test_ranks_are_inspected(tmp_path, name, matrix):
+    folder = check(tmp_path, name, DP2, zero_stage=2)
+    options = described(tmp_path, name)
+    weights, found = deepspeed_folder.open_weights(folder, options), inspect(folder, options)
+    assert (found.format, found.step) == ("deepspeed", 1)
+    for row in found.layers:
+        assert row.columns == min(weights.shapes[f"{row.layer}.{matrix}"])
+        assert 1 <= row.rank <= row.columns == len(row.singular_values)
 
 
 @pytest.mark.parametrize("layout", [ONE, TP2, DP2], ids=["one", "tp2", "dp2"])

@@ -15,6 +15,7 @@ from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.restricted_pickle import load_metadata
 from inrank_megatron.conversion.torch_dist import Storage
 from inrank_megatron.errors import UserError
+from inrank_megatron.inspection.layers import inspect
 from tests.distributed import megatron_folders as ranks
 from tests.distributed.gpt_parity import VOCABULARY, configuration
 from tests.harness import run_ranks
@@ -62,6 +63,11 @@ def test_saved_at_tensor_parallel_2_is_read_whole(tmp_path, changes, base, layou
     assert weights.shapes.keys() == saved.keys()
     for name, tensor in saved.items():
         assert torch.equal(weights.read(name), tensor), name
+    found = inspect(folder, options)
+    assert found.format == "megatron"
+    matrix = "weight" if base is None else "U"
+    for row in found.layers:
+        assert row.columns == min(saved[f"{row.layer}.{matrix}"].shape)
 
 
 def test_the_format_computes_through_megatrons_own_loader(tmp_path):

@@ -16,7 +16,10 @@ from inrank_megatron.conversion import reference, run
 from inrank_megatron.conversion.gpt import gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.errors import UserError
+from inrank_megatron.inspection.layers import inspect
+from inrank_megatron.inspection.show import to_json
 from tests.harness import ROOT, run_ranks
+from tools.inspect_ranks import main
 
 WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH = 32, 3, 4, 90, 16
 BUFFER = 4
@@ -117,6 +120,22 @@ def test_computes_what_the_authors_modules_do(tmp_path, pruned):
     used = fc1.used
     assert torch.equal(weights.read("decoder.layers.1.mlp.linear_fc1.U"), fc1.B[:, :used])
     assert torch.equal(weights.read("decoder.layers.1.mlp.linear_fc1.V"), fc1.A[:used])
+
+
+def test_ranks_are_inspected(tmp_path, capsys):
+    model = authors_model(pruned=False)
+    path, options = save(model, tmp_path / "last.ckpt"), described(tmp_path, buffer=BUFFER)
+    assert main([str(path), "--json", "--model-config", str(options.model_config)]) == 0
+    found = inspect(path, options)
+    assert capsys.readouterr().out == to_json(found) + "\n"
+    assert (found.format, found.step, len(found.layers)) == ("reference", 130, 2 * LAYERS)
+    for index, row in enumerate(found.layers):
+        mlp = model.transformer.h[index // 2].mlp
+        linear = mlp.fc2 if index % 2 else mlp.fc1
+        assert (row.rank, row.columns) == (3 + index // 2, linear.used)
+        product = linear.B[:, : linear.used] @ linear.A[: linear.used]
+        expected = torch.linalg.svdvals(product.detach().double())[: linear.used]
+        torch.testing.assert_close(torch.tensor(row.singular_values).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_buffer_comes_from_the_saved_configuration_if_it_is_there(tmp_path, monkeypatch):

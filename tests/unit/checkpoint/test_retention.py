@@ -41,7 +41,7 @@ def test_the_last_stay_and_the_best(tmp_path):
         prune(tmp_path, keep_last=2, newest=newest)
     assert steps(tmp_path) == [4, 8, 10]
     assert not list(tmp_path.glob(".*"))
-    assert best_complete(tmp_path).name == "step_00000004"
+    assert best_complete(tmp_path)[0].name == "step_00000004"
 
 
 def test_the_best_is_replaced_by_a_better_one(tmp_path):
@@ -89,9 +89,9 @@ def test_the_best_of_a_course_that_was_left_is_not_the_run_s(tmp_path):
     for step, loss in {2: 4.0, 4: 3.0, 6: 0.5, 8: 1.0}.items():
         write(tmp_path, step, loss)
     go_back(tmp_path, 4)
-    assert best_complete(tmp_path).name == "step_00000004"
+    assert best_complete(tmp_path)[0].name == "step_00000004"
     prune(tmp_path, keep_last=1, newest=write(tmp_path, 5, 3.5))
-    assert best_complete(tmp_path).name == "step_00000004"
+    assert best_complete(tmp_path)[0].name == "step_00000004"
     assert steps(tmp_path) == [4, 5, 6, 8]
 
 
@@ -120,18 +120,18 @@ def test_what_was_set_aside_can_be_chosen_again(tmp_path):
 
 
 def test_the_best_complete(tmp_path):
-    assert best_complete(tmp_path) is None
+    assert best_complete(tmp_path) == (None, [])
     for step in (2, 4):
         write(tmp_path, step)
-    assert best_complete(tmp_path).name == "step_00000004", "the newest if no loss is on record"
+    assert best_complete(tmp_path)[0].name == "step_00000004", "the newest if no loss is on record"
     for step, loss in {6: 2.0, 8: 2.0, 10: 9.0}.items():
         write(tmp_path, step, loss)
-    assert best_complete(tmp_path).name == "step_00000008", "the newer of equals"
+    assert best_complete(tmp_path)[0].name == "step_00000008", "the newer of equals"
     spoil(tmp_path / "step_00000008")
-    assert best_complete(tmp_path).name == "step_00000006"
+    assert best_complete(tmp_path)[0].name == "step_00000006"
     for step in (6, 10, 4):
         spoil(tmp_path / f"step_{step:08d}")
-    assert best_complete(tmp_path).name == "step_00000002"
+    assert best_complete(tmp_path)[0].name == "step_00000002"
 
 
 def test_links_are_not_followed(tmp_path):
@@ -148,6 +148,6 @@ def test_losses_over_other_tokens_do_not_compare(tmp_path):
     """With --eval-iters the last validation alone is over the whole split: its loss may well be higher."""
     for step, loss in ((2, 5.3), (4, 5.1), (6, 5.2)):
         write(tmp_path, step, loss=loss)
-    assert best_complete(tmp_path).name == "step_00000004"
+    assert best_complete(tmp_path)[0].name == "step_00000004"
     write(tmp_path, 8, loss=5.25, tokens=1000)
-    assert best_complete(tmp_path).name == "step_00000008"
+    assert best_complete(tmp_path)[0].name == "step_00000008"

@@ -1,8 +1,10 @@
 """``tools/inspect_ranks.py``: what it reads from checkpoints, and what it refuses."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg import oracle
 from inrank_megatron.rank.criteria import update_ratio
 from inrank_megatron.shapes import linear_shapes
+from tests.runs import random_weights, write_run
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "inspect_ranks.py"
 SIZES = {
@@ -57,11 +60,11 @@ def layer_tensors(name: str, *, tracked: bool) -> dict[str, torch.Tensor]:
     return {"U": u + moved, "V": v} | ({"U0": u, "V0": v} if tracked else {})
 
 
-def save(root: Path, step: int, *, factorised: bool = True, tracked: bool = True) -> Path:
-    """A checkpoint as a run would have written it, with both linears factorised or none."""
+def save(root: Path, step: int, *, tracked: bool = True, loss: float | None = None) -> Path:
+    """A checkpoint as a run would have written it."""
     writer = CheckpointWriter(root / "checkpoints", step)
     spec = {"columns": CAPACITY, "active": COLUMNS, "rank": RANK, "base": tracked, "tracked": tracked}
-    names = (FC1, FC2) if factorised else ()
+    names = (FC1, FC2)
     factors = {
         f"{name}.{leaf}": tensor
         for name in names
@@ -72,7 +75,8 @@ def save(root: Path, step: int, *, factorised: bool = True, tracked: bool = True
         writer.add(name, factors.pop(name, torch.zeros(shape)))
     for name, tensor in factors.items():
         writer.add(name, tensor)
-    return writer.publish({"step": step, "engine": {"factors": {name: spec for name in names}}})
+    state = {"step": step, "engine": {"factors": {name: spec for name in names}}, "validation_loss": loss}
+    return writer.publish(state)
 
 
 @pytest.fixture
@@ -136,12 +140,21 @@ def test_what_cannot_be_inspected(tmp_path):
         inspect(tmp_path / "absent")
     with pytest.raises(UserError, match="is in no format that is known here"):
         inspect(tmp_path)
-    (tmp_path / "config.yaml").write_text(to_yaml(configuration("dense")))
+    (tmp_path / "config.yaml").write_text(to_yaml(configuration()))
     with pytest.raises(UserError, match="it has no checkpoint yet"):
         inspect(tmp_path)
-    save(tmp_path, 4, factorised=False)
-    with pytest.raises(UserError, match="a run of method dense has no factorised linears"):
-        inspect(tmp_path)
+
+
+def test_of_a_run_the_best_checkpoint_is_read_and_named(run, capsys):
+    save(run, 5, loss=3.0)
+    best = save(run, 6, loss=2.0)
+    save(run, 7, loss=2.5)
+    assert inspect(run).step == 6
+    print_model(run, Options(), leading=3, as_json=False, png=None)
+    assert f"{best}: inrank, step 6" in capsys.readouterr().out
+    (best / "tensors_00000.safetensors").write_bytes(b"damaged")
+    found = inspect(run)
+    assert found.step == 7 and "step_00000006" in found.notes[0]
 
 
 def tool(*args: str) -> subprocess.CompletedProcess:
@@ -185,8 +198,61 @@ def test_an_export_with_factors_has_the_ranks_of_its_run(run, tmp_path, tracked,
     assert "an export keeps no run's settings" in capsys.readouterr().out
 
 
-def test_a_dense_export_has_no_ranks(run, tmp_path):
+LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+
+
+@pytest.mark.parametrize("settings", [{}, {"model_type": "llama"}], ids=["gpt2", "llama"])
+def test_a_dense_model_has_the_rank_of_every_spectrum(tmp_path, settings):
+    weights = random_weights(vocab_size=VOCABULARY, tokenizer=None, ranks=None, settings=settings)
+    found = inspect(write_run(tmp_path / "run", weights))
+    assert (found.method, found.threshold) == ("dense", 0.9)
+    assert [row.layer for row in found.layers] == [f"decoder.layers.{i}.{n}" for i in (0, 1) for n in LINEARS]
+    for row in found.layers:
+        dense = torch.linalg.svdvals(weights.read(f"{row.layer}.weight").double()).numpy()
+        ratios = [update_ratio(dense, r, length=48) for r in range(1, 49)]
+        assert row.rank == 1 + next(i for i, ratio in enumerate(ratios) if ratio >= 0.9)
+        assert row.singular_values == pytest.approx(dense, rel=1e-9)
+        assert (row.columns, row.explained_ratio) == (48, pytest.approx(ratios[row.rank - 1], rel=1e-9))
+        assert (row.untrained_rank, row.spectrum_of) == (None, "weight")
+        assert row.parameters == row.dense_parameters == math.prod(weights.shapes[f"{row.layer}.weight"])
+    assert (found.parameters, found.flops_per_token) == (found.dense_parameters, found.dense_flops_per_token)
+
     (folder := tmp_path / "export").mkdir()
-    writable()["hf-dense"].write(open_weights(run, Options()), folder, Options())
-    with pytest.raises(UserError, match=r"has no factorised linears.*name the run that it was made from"):
+    writable()["hf-dense"].write(weights, folder, Options())
+    exported = inspect(folder)
+    assert (exported.format, exported.own_settings) == ("hf-dense", False)
+    for row, own in zip(exported.layers, found.layers, strict=True):
+        assert (row.layer, row.rank) == (own.layer, own.rank)
+
+
+def test_a_dense_model_is_printed_and_drawn(tmp_path, capsys):
+    run = write_run(tmp_path / "run", random_weights(vocab_size=VOCABULARY, tokenizer=None, ranks=None))
+    print_model(run, Options(), leading=3, as_json=False, png=tmp_path / "ranks.png")
+    table = capsys.readouterr().out
+    assert "1 linear_qkv" in table and "spectra of W\n" in table and "whose ratio reaches 0.9" in table
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    weights = random_weights(vocab_size=VOCABULARY, tokenizer=None, ranks=None)
+    run = write_run(tmp_path / "run", replace(weights, read=lambda name: weights.read(name) / 0))
+    with pytest.raises(UserError, match="linear_qkv at step 0 holds NaN or Inf"):
+        inspect(run)
+
+
+@pytest.mark.parametrize("ranks", [None, 6])
+def test_a_megatron_folder(tmp_path, ranks):
+    weights = random_weights(vocab_size=VOCABULARY, tokenizer=None, ranks=ranks)
+    (folder := tmp_path / "megatron").mkdir()
+    writable()["megatron"].write(weights, folder, Options())
+    found, own = inspect(folder), inspect(write_run(tmp_path / "run", weights))
+    assert (found.format, found.layers) == ("megatron", own.layers)
+
+
+def test_an_adapter_is_refused_and_its_base_read(tmp_path):
+    weights = random_weights(vocab_size=VOCABULARY, tokenizer=None, ranks=6)
+    (folder := tmp_path / "adapter").mkdir()
+    writable()["peft"].write(weights, folder, Options())
+    with pytest.raises(UserError, match="an adapter is not read; name its run, or merge it"):
         inspect(folder)
+    assert inspect(folder / "base").format == "hf-dense"
