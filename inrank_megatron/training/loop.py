@@ -72,6 +72,7 @@ class Trainer:
             device=self.engine.device,
             journal=self.journal,
             keep_last=self.config.training.keep_last,
+            verified=self.folder.checkpoint,
         )
         try:
             return self._train()
