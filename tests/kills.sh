@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kill runs at random moments of a save, of growth and of the switch, and compare each with the undisturbed run.
-# An hour or more of work on two cores.
+# Kill runs at any time and at each moment of a save, of growth and of the switch, and compare each run with the
+# undisturbed one. An hour or more of work on two cores.
 #   bash tests/kills.sh [KILLS] [SEED]    100 kills with seed 0 unless told otherwise
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

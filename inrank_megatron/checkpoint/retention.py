@@ -1,6 +1,7 @@
 """Which checkpoints of a run stay, and what a killed process left of those that did not."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import (
@@ -14,15 +15,20 @@ from inrank_megatron.checkpoint.folder import (
     published,
     step_of,
 )
+from inrank_megatron.checkpoint.verify import Damaged
+from inrank_megatron.errors import UserError
 
 REMOVED = ".removed"
 
 
-def prune(root: Path, *, keep_last: int, newest: Path) -> None:
-    """Remove checkpoints before ``newest`` beyond the ``keep_last`` last, but not the best of all.
+def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> None:
+    """Remove checkpoints before ``newest`` beyond the ``keep_last`` last whole ones and the best whole one.
 
-    ``newest`` has just been published. Nothing is removed before it has been read back and found whole. Later
-    ones, from before the run went back to an earlier step, are not touched.
+    ``newest`` has just been published. Nothing is removed before it and all that count as kept have been read
+    back and found whole. Later ones, from before the run went back to an earlier step, are not touched.
+
+    Args:
+        verified: whole ones that need not be read once more; those found here are added.
 
     Raises:
         Damaged: ``newest`` is not whole; all others are still there.
@@ -30,16 +36,38 @@ def prune(root: Path, *, keep_last: int, newest: Path) -> None:
     """
     so_far = [folder for folder in published(root) if step_of(folder) <= step_of(newest)]
     course = [folder for folder in so_far if not is_set_aside(folder)]
-    kept = {newest, *course[:keep_last], *by_loss(root)[:1]}
-    old = [folder for folder in so_far if folder not in kept and not folder.is_symlink()]
-    if old:
-        Checkpoint(newest)
-    for folder in old:
+    last, judged = {newest, *course[:keep_last]}, by_loss(root)
+    if all(folder in last or folder in judged[:1] or folder.is_symlink() for folder in so_far):
+        return
+    Checkpoint(newest)
+    verified.add(newest)
+    kept = {*last, *_first_whole(course, keep_last, verified), *_first_whole(judged, 1, verified)}
+    for folder in so_far:
+        if folder in kept or folder.is_symlink():
+            continue
         # A folder that is half removed must not look like a checkpoint.
         hidden = folder.with_name(f".{folder.name}{REMOVED}")
         shutil.rmtree(hidden, ignore_errors=True)
         folder.rename(hidden)
         shutil.rmtree(hidden)
+
+
+def _first_whole(folders: Iterable[Path], count: int, verified: set[Path]) -> list[Path]:
+    """The first ``count`` whole ones, and what comes before them and may be whole but cannot be read."""
+    found, unread = [], []
+    for folder in folders:
+        if len(found) == count:
+            break
+        try:
+            if folder not in verified:
+                Checkpoint(folder)
+                verified.add(folder)
+            found.append(folder)
+        except Damaged:
+            continue
+        except UserError:
+            unread.append(folder)
+    return found + unread
 
 
 def go_back(root: Path, step: int) -> None:

@@ -76,8 +76,11 @@ class MetricsWriter:
         word_perplexity: float | None,
         tokens: int,
         elapsed_seconds: float,
+        part: dict[str, float] | None = None,
     ) -> None:
-        """Loss (nats a token) and perplexities of ``split`` (``valid`` or ``test``) after ``step`` steps."""
+        """Loss (nats a token) and perplexities of ``split`` (``valid`` or ``test``) after ``step`` steps.
+        ``part``: ``loss`` and ``tokens`` of the part that earlier evaluations were over, if they were.
+        """
         _append(
             self._metrics,
             {
@@ -88,6 +91,7 @@ class MetricsWriter:
                 "perplexity": perplexity,
                 "word_perplexity": word_perplexity,
                 "tokens": tokens,
+                "part": part,
                 "elapsed_seconds": elapsed_seconds,
             },
         )

@@ -10,15 +10,19 @@ import torch.distributed as dist
 
 from inrank_megatron.data.batches import EvalWindows
 from inrank_megatron.engine.engine import Engine
+from inrank_megatron.parallel import Parallel
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``loss``: mean nats a token over ``tokens`` targets. ``word_perplexity``: None without words."""
+    """``loss``: mean nats a token over ``tokens`` targets. ``word_perplexity``: None without words.
+    ``part``: the same over the first windows alone, if that was asked for.
+    """
 
     loss: float
     tokens: int
     word_perplexity: float | None
+    part: "Evaluation | None" = None
 
     @property
     def perplexity(self) -> float:
@@ -32,6 +36,7 @@ def evaluate(
     *,
     rows: int,
     limit: int,
+    part: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Mean token loss over ``windows``, summed in FP64.
@@ -41,6 +46,7 @@ def evaluate(
     Args:
         rows: windows of one forward pass.
         limit: score the first ``limit`` windows; word perplexity needs all of them.
+        part: give the result of the first ``part`` windows too; they fill whole passes of all ranks.
         stop: asked on every rank before each pass, with the same answer on all; True ends the evaluation.
 
     Returns:
@@ -48,11 +54,14 @@ def evaluate(
     """
     parallel, device = engine.parallel, engine.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums_of_part = None
     engine.model.eval()
     try:
         for start in range(0, limit, rows * parallel.dp_size):
             if stop():
                 return None
+            if start == part:
+                sums_of_part = sums.clone()
             own = range(start + parallel.dp_rank * rows, min(start + (parallel.dp_rank + 1) * rows, limit))
             if own:
                 batch = [windows.window(i) for i in own]
@@ -63,10 +72,16 @@ def evaluate(
                 sums += torch.stack([losses[scored].sum(), valid.sum().double()])
     finally:
         engine.model.train()
-    dist.all_reduce(sums, group=parallel.dp_group)
-    loss, tokens = (sums[0] / sums[1]).item(), int(sums[1].item())
+    first = None if sums_of_part is None else Evaluation(*_mean(sums_of_part, parallel), None)
+    loss, tokens = _mean(sums, parallel)
     words = windows.file.num_words if limit == len(windows) else None
-    return Evaluation(loss, tokens, _exp(sums[0].item() / words) if words else None)
+    return Evaluation(loss, tokens, _exp(sums[0].item() / words) if words else None, first)
+
+
+def _mean(sums: torch.Tensor, parallel: Parallel) -> tuple[float, int]:
+    """Loss and tokens from this rank's ``sums``, which become those of all ranks."""
+    dist.all_reduce(sums, group=parallel.dp_group)
+    return (sums[0] / sums[1]).item(), int(sums[1].item())
 
 
 def _exp(value: float) -> float:

@@ -48,6 +48,7 @@ class Journal:
 
     def evaluation(self, step: int, split: str, result: Evaluation, *, elapsed_seconds: float) -> None:
         if self._active:
+            part = result.part
             self._metrics.evaluation(
                 step,
                 split=split,
@@ -55,18 +56,28 @@ class Journal:
                 perplexity=result.perplexity,
                 word_perplexity=result.word_perplexity,
                 tokens=result.tokens,
+                part=part and {"loss": part.loss, "tokens": part.tokens},
                 elapsed_seconds=elapsed_seconds,
             )
             words = "" if result.word_perplexity is None else f", {result.word_perplexity:.2f} a word"
             perplexities = f"perplexity {result.perplexity:.2f} a token{words}"
             self.message(f"step {step}: {split} loss {result.loss:.4f}, {perplexities}")
 
-    def has_evaluation(self, step: int, split: str, *, tokens: int) -> bool:
-        """Whether an earlier session of the run has recorded this evaluation; False on other ranks than 0."""
+    def recorded_evaluation(self, step: int, split: str, *, tokens: int) -> Evaluation | None:
+        """This evaluation, if an earlier session of the run has recorded it; None on other ranks than 0."""
         if not self._active or step != self._start_step:
-            return False
+            return None
         wanted = {"kind": "eval", "step": step, "split": split, "tokens": tokens}
-        return any(wanted.items() <= record.items() for record in read_records(self._folder.path / METRICS))
+        for record in read_records(self._folder.path / METRICS):
+            if all(record.get(name) == value for name, value in wanted.items()):
+                part = record.get("part")
+                return Evaluation(
+                    record["loss"],
+                    tokens,
+                    record["word_perplexity"],
+                    part and Evaluation(part["loss"], part["tokens"], None),
+                )
+        return None
 
     def checks(self, step: int, views: list[LayerView], decisions: list[SetRank]) -> None:
         """The outcome of a rank check, layer by layer."""

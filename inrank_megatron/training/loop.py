@@ -10,6 +10,7 @@ import torch
 
 from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
@@ -30,10 +31,17 @@ PHASE_1_COLUMNS = "phase_1_columns"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. ``seconds``: training time so far, over all its sessions."""
+    """Where a run stands. ``seconds``: training time so far, over all its sessions.
+
+    ``validation_loss``, ``validation_tokens``: of this step, over the part of the split that all validations
+    of the run have in common. ``weights_only``: no step has been made since weights alone were read.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    validation_loss: float | None = None
+    validation_tokens: int | None = None
+    weights_only: bool = False
 
 
 @dataclass
@@ -63,8 +71,7 @@ class Trainer:
     def train(self) -> bool:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
         self._began, self._earlier = time.monotonic(), self.progress.seconds
-        self._saved_step = self.progress.step  # the newest checkpoint's; nothing of step 0 is worth one
-        self._validated = self.progress.step, math.nan, 0
+        self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
             self.folder.checkpoints,
@@ -72,6 +79,7 @@ class Trainer:
             device=self.engine.device,
             journal=self.journal,
             keep_last=self.config.training.keep_last,
+            verified=self.folder.checkpoint,
         )
         try:
             return self._train()
@@ -205,7 +213,8 @@ class Trainer:
         training, step = self.config.training, self.progress.step
         if _due(step, training.eval_interval) and step < training.train_iters:
             self._evaluate("valid")
-        if _due(step, training.save_interval) and step < training.train_iters:
+        saves = _due(step, training.save_interval) or step == self._saved.step
+        if saves and step < training.train_iters:
             self._save()
 
     def _evaluate(self, split: str) -> bool:
@@ -217,20 +226,28 @@ class Trainer:
         windows, journal = self.windows.get(split), self.journal
         if windows is None:
             return True
-        limit = len(windows)
-        if training.eval_iters is not None and step < training.train_iters:
-            limit = min(limit, training.eval_iters * self.topology.global_batch_size)
+        usual = limit = len(windows)
+        if training.eval_iters is not None and split == "valid":
+            usual = min(usual, training.eval_iters * self.topology.global_batch_size)
+            limit = usual if step < training.train_iters else limit
         tokens = min(limit * windows.seq_length, windows.num_targets)
-        if self.engine.parallel.from_first_rank(lambda: journal.has_evaluation(step, split, tokens=tokens)):
-            return True
+        recorded = self.engine.parallel.from_first_rank(
+            lambda: journal.recorded_evaluation(step, split, tokens=tokens)
+        )
         rows = self.topology.micro_batch_size
-        result = evaluate(self.engine, windows, rows=rows, limit=limit, stop=self._stopping)
+        result = recorded or evaluate(
+            self.engine, windows, rows=rows, limit=limit, part=usual, stop=self._stopping
+        )
         if result is None:
             return False
-        self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
-        journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
+        if recorded is None:
+            self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
+            journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
         if split == "valid":
-            self._validated = step, result.loss, result.tokens
+            common = result.part or result
+            self.progress = replace(
+                self.progress, validation_loss=common.loss, validation_tokens=common.tokens
+            )
         return True
 
     def _stopping(self) -> bool:
@@ -242,28 +259,39 @@ class Trainer:
         return self._saver.stops(self.stop.reason() is not None)
 
     def _save(self) -> None:
-        """Have a checkpoint of the present step written, unless the newest one is of this step already."""
-        step, engine = self.progress.step, self.engine
-        if self._saved_step == step:
+        """Have a checkpoint of the present step written, unless the newest one is of this step already.
+
+        One that a stop left without this step's validation is replaced; weights alone, which are the user's,
+        stay what they are.
+        """
+        step, engine, saved = self.progress.step, self.engine, self._saved
+        is_complete = saved.validation_tokens == self.progress.validation_tokens
+        if saved.step == step and (is_complete or saved.weights_only):
             return
-        validated, loss, tokens = self._validated
-        is_of_now = validated == step and math.isfinite(loss)
+        loss = self.progress.validation_loss
         state = {
             "step": step,
             "seconds": self.progress.seconds,
             "identity": self.identity,
             "weights_only": False,
-            "validation_loss": loss if is_of_now else None,
-            "validation_tokens": tokens if is_of_now else None,
+            "validation_loss": loss if loss is not None and math.isfinite(loss) else None,
+            "validation_tokens": self.progress.validation_tokens,
             "engine": engine_record(engine),
         }
         self._saver.save(whole_tensors(engine), state, snapshot_bytes=state_bytes(engine))
-        self._saved_step = step
+        self._saved = self.progress
 
 
 def resume_progress(checkpoint: Checkpoint) -> Progress:
     """Where the run stood when ``checkpoint`` was written."""
-    return Progress(step=checkpoint.state["step"], seconds=checkpoint.state["seconds"])
+    state = checkpoint.state
+    return Progress(
+        step=state["step"],
+        seconds=state["seconds"],
+        validation_loss=state.get("validation_loss"),
+        validation_tokens=state.get("validation_tokens"),
+        weights_only=is_weights_only(state),
+    )
 
 
 def _due(step: int, interval: int | None) -> bool:

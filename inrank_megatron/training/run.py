@@ -36,6 +36,7 @@ from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_
 from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
 from inrank_megatron.training.run_folder import FolderLock, RunFolder, choose_run_folder, claim
+from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
 
@@ -216,6 +217,8 @@ def _train(trainer: Trainer, data: PreparedData) -> None:
     with trainer.journal as journal:
         for note in trainer.folder.notes:
             journal.message(note)
+        if "valid" in trainer.windows and (warning := without_best(trainer.config)):
+            journal.message(warning)
         journal.message(_headline(trainer))
         finished = trainer.train()
     if first:

@@ -1,8 +1,9 @@
 """Checkpoints written beside the training: it waits for a copy of its state, not for the disk."""
 
+import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.checkpoint.retention import prune
+from inrank_megatron.config import Config
 from inrank_megatron.memory import available_memory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.training.journal import Journal
@@ -33,12 +35,21 @@ class Saver:
 
     Args:
         root: where checkpoints lie, in the run folder. keep_last: how many stay beside the best; None: all.
+        verified: a checkpoint that this process has read and found whole.
     """
 
     def __init__(
-        self, root: Path, *, parallel: Parallel, device: torch.device, journal: Journal, keep_last: int | None
+        self,
+        root: Path,
+        *,
+        parallel: Parallel,
+        device: torch.device,
+        journal: Journal,
+        keep_last: int | None,
+        verified: Path | None,
     ):
         self._root, self._keep_last = root, keep_last
+        self._verified = set() if verified is None else {verified}
         self._parallel, self._device, self._journal = parallel, device, journal
         self._task: _Task | None = None  # on rank 0, while a checkpoint is in flight
 
@@ -58,7 +69,7 @@ class Saver:
             if writer:
                 writer.add(name, tensor)
         if writer:
-            self._task = _Task(writer, state, keep_last=self._keep_last, began=began, waits=not deferred)
+            self._task = _Task(writer, state, clear=self._clear_away, began=began, waits=not deferred)
         if not deferred:
             self.wait()
 
@@ -87,6 +98,10 @@ class Saver:
         if ended:
             self._record()
         return stops
+
+    def _clear_away(self, newest: Path) -> None:
+        if self._keep_last is not None:
+            prune(self._root, keep_last=self._keep_last, newest=newest, verified=self._verified)
 
     def _outcome(self) -> Standing:
         failed = self._task is not None and self._task.fault is not None
@@ -127,6 +142,21 @@ def fits_in_memory(snapshot_bytes: int) -> bool:
     return snapshot_bytes <= MEMORY_SHARE * available_memory()
 
 
+def without_best(config: Config) -> str | None:
+    """What to say of ``keep_last`` where the last checkpoint alone will have a validation loss."""
+    t = config.training
+    if None in (t.keep_last, t.save_interval, t.eval_interval) or t.save_interval >= t.train_iters:
+        return None
+    both = math.lcm(t.save_interval, t.eval_interval)
+    if both < t.train_iters:
+        return None
+    return (
+        f"keep_last = {t.keep_last}: the best checkpoint cannot be kept, as none before the last gets a "
+        f"validation loss: save_interval = {t.save_interval} and eval_interval = {t.eval_interval} coincide "
+        f"at step {both} first, of {t.train_iters}; make --save-interval a multiple of --eval-interval"
+    )
+
+
 @dataclass
 class _Saved:
     """A published checkpoint. ``seconds``: of the whole save; the training waited for ``blocked_seconds``."""
@@ -142,14 +172,21 @@ class _Task:
     """One checkpoint being written by a thread, which ends with ``saved`` or with a ``fault``.
 
     Args:
+        clear: removes checkpoints that are older than the one given, now that it is published.
         began: ``time.monotonic()`` when the training stopped for it.
         waits: the training waits for the end.
     """
 
     def __init__(
-        self, writer: CheckpointWriter, state: dict, *, keep_last: int | None, began: float, waits: bool
+        self,
+        writer: CheckpointWriter,
+        state: dict,
+        *,
+        clear: Callable[[Path], None],
+        began: float,
+        waits: bool,
     ):
-        self._writer, self._state, self._keep_last = writer, state, keep_last
+        self._writer, self._state, self._clear = writer, state, clear
         self._began, self._blocked = began, None if waits else time.monotonic() - began
         self.saved: _Saved | None = None
         self.fault: Exception | None = None
@@ -172,9 +209,7 @@ class _Task:
             self.fault = fault
 
     def _clear_away(self, saved: _Saved) -> None:
-        if self._keep_last is None:
-            return
         try:
-            prune(saved.path.parent, keep_last=self._keep_last, newest=saved.path)
+            self._clear(saved.path)
         except OSError as error:
             saved.notes.append(f"older checkpoints cannot be removed ({error}); the run goes on")

@@ -1,7 +1,7 @@
 """The main program, which dwells at one moment of its work so that a test can end it there.
 
-``DWELL`` names the moment and the how-manieth it is; when it comes, the file ``PHASE_FILE`` is written, and
-the program waits there for some seconds. Launched by test_run_kills.
+``DWELL`` names the moment, the how-manieth it is and seconds; when it comes, the file ``PHASE_FILE`` is
+written, and the program waits there for so long. Launched by test_run_kills.
 """
 
 import os
@@ -13,18 +13,23 @@ from inrank_megatron.platform import prepare_process
 
 PRETRAIN = Path(__file__).resolve().parents[2] / "launch" / "pretrain_gpt2.py"
 DWELL, PHASE_FILE = "TEST_DWELL", "TEST_PHASE_FILE"
-SECONDS = 2.0
-TENSOR = "embedding.position_embeddings.weight"  # neither the first of a checkpoint nor the last
 _met: dict[str, int] = {}
 
 
-def at(phase: str) -> None:
-    """Dwell if it is the one."""
-    wanted, _, time_of_it = os.environ.get(DWELL, "").partition("/")
+def is_now(phase: str) -> bool:
+    """Whether it is the one; asked each time that it comes."""
     _met[phase] = _met.get(phase, 0) + 1
-    if phase == wanted and _met[phase] == int(time_of_it):
-        Path(os.environ[PHASE_FILE]).write_text(phase)
-        time.sleep(SECONDS)
+    return os.environ.get(DWELL, "").rpartition("/")[0] == f"{phase}/{_met[phase]}"
+
+
+def dwell() -> None:
+    Path(os.environ[PHASE_FILE]).touch()
+    time.sleep(float(os.environ[DWELL].rpartition("/")[2]))
+
+
+def at(phase: str) -> None:
+    if is_now(phase):
+        dwell()
 
 
 def before(owner, name: str, phase) -> None:
@@ -38,6 +43,20 @@ def before(owner, name: str, phase) -> None:
         return function(*args, **options)
 
     setattr(owner, name, dwelling)
+
+
+def half_written(save_file):
+    """A save of tensors during which half of the file is there for a while."""
+
+    def dwelling(tensors, path):
+        save_file(tensors, path)
+        if is_now("inside a tensor file"):
+            content = path.read_bytes()
+            os.truncate(path, len(content) // 2)
+            dwell()
+            path.write_bytes(content)
+
+    return dwelling
 
 
 def after_rename(rename):
@@ -68,6 +87,7 @@ def plant() -> None:
         "add",
         lambda _, name, tensor: name.endswith("position_embeddings.weight") and "the copy",
     )
+    folder.save_file = half_written(folder.save_file)
     before(folder, "save_file", "the tensors")
     before(folder, "_write_json", lambda path, value: f"the {path.stem}")
     before(folder, "sync", lambda path: path.name.endswith(".partial") and "the flush")

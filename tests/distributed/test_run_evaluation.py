@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from inrank_megatron.checkpoint.folder import Checkpoint, published
 from tests.distributed.evaluation import SEQUENCE, TOKENS, WORDS, results
+from tests.distributed.launches import TINY, data_flags, launch, records
 from tests.harness import run_ranks
 
 
@@ -19,7 +21,7 @@ def test_one_rank_agrees_with_a_plain_loop(alone):
         assert whole["loss"] == pytest.approx(plain, rel=1e-6)
         assert whole["tokens"] == TOKENS - 1
         assert whole["word_perplexity"] == pytest.approx(math.exp(plain * (TOKENS - 1) / WORDS), rel=1e-5)
-    for part in found[2:]:
+    for part in found[2:4]:
         assert part["tokens"] == 3 * SEQUENCE and part["word_perplexity"] is None
         assert part["loss"] != pytest.approx(plain, rel=1e-3)
 
@@ -30,3 +32,19 @@ def test_every_topology_agrees(alone, world_size, tp):
         for one, other in zip(alone[0], found, strict=True):
             assert one["tokens"] == other["tokens"]
             assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_the_best_of_a_run_that_validates_on_a_part(tmp_path):
+    """It is told by what all validations have in common: the last one is over the whole split."""
+    args = [*TINY, "--tensor-model-parallel-size", "1", "--switch-iters", "3", "--train-iters", "10"]
+    args += ["--lr", "0.06", "--lr-warmup-iters", "9"]  # too high from the fourth step on
+    args += ["--save-interval", "2", "--eval-interval", "2", "--eval-iters", "1", "--keep-last", "1"]
+    finished = launch([*args, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run")])
+    assert finished.process.returncode == 0, finished.stderr
+    evaluations = [r for r in records(tmp_path / "run", "eval") if r["split"] == "valid"]
+    *earlier, last = [(r["part"] or r)["loss"] for r in evaluations]
+    assert earlier[1] < min(earlier[0], *earlier[2:], last) - 0.01
+    assert last != evaluations[-1]["loss"] and evaluations[-1]["tokens"] > evaluations[0]["tokens"]
+    kept = [Checkpoint(path).state for path in published(tmp_path / "run" / "checkpoints")]
+    found = [(s["step"], s["validation_loss"], s["validation_tokens"]) for s in kept]
+    assert found == [(10, last, 4 * 64), (4, earlier[1], 4 * 64)]

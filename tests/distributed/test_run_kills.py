@@ -1,79 +1,106 @@
 """A run that is killed at any moment of a save, of growth or of the switch goes on as if nothing had been.
 
-The test below visits every moment once. ``tests/kills.sh`` visits a hundred or more of them at random, on two
-ranks as well, in an hour or so:
+The test below visits the moments once. ``tests/kills.sh`` visits a hundred or more of them, and kills at any
+time of a session as well, with one process, tensor parallelism and ZeRO 3 in turn, in an hour or so:
 
     bash tests/kills.sh [KILLS] [SEED]
 """
 
+import json
 import random
 import re
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, newest_complete, published, step_of
-from tests.distributed.dwelling import DWELL, PHASE_FILE, SECONDS
+from tests.distributed.dwelling import DWELL, PHASE_FILE
 from tests.distributed.launches import TINY, Launch, course, data_flags, last_step, launch
 
 SCRIPT = Path(__file__).with_name("dwelling.py")
-RUN = [*TINY, "--tensor-model-parallel-size", "1", "--hidden-dropout", "0.1", "--switch-iters", "24"]
+RUN = [*TINY, "--hidden-dropout", "0.1", "--switch-iters", "24"]
 RUN += ["--train-iters", "90", "--save-interval", "2", "--eval-interval", "3", "--eval-iters", "1"]
 RUN += ["--keep-last", "3"]
 ENDS = 90
+EARLY = {"growth": 20, "the switch": 24}  # and the last step before which it still comes
+DWELLS = 2.0
+ANY_TIME = "any time"
+
+
+class Kind(NamedTuple):
+    name: str
+    launcher: str
+    num_procs: int
+    flags: tuple[str, ...]
+
+
+ALONE = Kind("one process", "python", 1, ("--tensor-model-parallel-size", "1"))
+KINDS = [
+    ALONE,
+    Kind("ZeRO 3", "torchrun", 2, ("--tensor-model-parallel-size", "1", "--zero-stage", "3")),
+    Kind("TP 2", "torchrun", 2, ("--tensor-model-parallel-size", "2")),
+]
 
 
 class Moment(NamedTuple):
-    """A phase, the how-manieth in a session it is, the signal, and whether the run first goes back."""
+    """A phase, the how-manieth in a session it is, the signal, and whether the run first goes back.
+
+    ``within``: seconds from the phase on in which the signal comes; at `ANY_TIME` from the first step on.
+    """
 
     phase: str
     time: int = 1
     signal: int = signal.SIGKILL
     goes_back: bool = False
+    within: float = 0.5 * DWELLS
 
 
 # The growth after step 20 and the switch after 24 come in this order with nothing between them: training goes
 # on while a checkpoint is written, so that other moments let an unknown number of steps pass. What replaces a
-# step needs a run that went back.
+# step needs a run that went back. After a stop in an evaluation the next session first saves that step again.
 MOMENTS = [
     Moment("the copy"),
-    Moment("the tensors"),
+    Moment("inside a tensor file"),
     Moment("the state", 2),
-    Moment("the index", 2),
+    Moment("the manifest", 2),
     Moment("a removal", 3),
     Moment("an evaluation", 2, signal.SIGTERM),
+    Moment("published, not on record"),
     Moment("growth", 5),
     Moment("the switch"),
     Moment("between the renames", 1, goes_back=True),
     Moment("the manifest", 2, signal.SIGTERM),
     Moment("the flush", 3),
-    Moment("published, not on record", 4),
     Moment("a step", 5, signal.SIGTERM),
 ]
-LAUNCHERS = {"python": 1, "torchrun": 2}
-KILLED = [moment for moment in MOMENTS if moment.signal == signal.SIGKILL]
+KILLED = {m.phase: m for m in MOMENTS if m.signal == signal.SIGKILL}
+KILLED |= {phase: Moment(phase) for phase in ("the tensors", "the index")}
 
 
 def go_on(run: Sequence[str], folder: Path, *, moment: Moment | None = None, **ranks) -> Launch:
-    """Resume the run and, at ``moment``, send its processes the signal; some time into the phase."""
+    """Resume the run and, some time into the phase of ``moment``, send its processes the signal."""
     phase_file = folder.with_suffix(".phase")
     phase_file.unlink(missing_ok=True)
     expected = expected_start(folder)
     resume = "auto"
     if moment and moment.goes_back:
         expected = resume = str(step_of(published(folder / "checkpoints")[1]))
-    env = {DWELL: f"{moment.phase}/{moment.time}" if moment else "", PHASE_FILE: str(phase_file)}
+    env = {PHASE_FILE: str(phase_file)}
+    if moment:
+        env[DWELL] = "a step/1/0" if moment.phase == ANY_TIME else f"{moment.phase}/{moment.time}/{DWELLS}"
     args = [*run, "--save", str(folder), "--resume", resume]
     with Launch(args, **ranks, script=SCRIPT, env=env) as started:
         if moment:
             started.until(phase_file.exists, f"{moment}")
-            time.sleep(random.uniform(0, 0.5 * SECONDS))
+            time.sleep(random.uniform(0, moment.within))
             for process in started.processes():
                 process.send_signal(moment.signal)
         started.wait()
@@ -104,13 +131,20 @@ def after_a_stop(folder: Path, started: Launch) -> None:
 
 @pytest.mark.timeout(1200)
 def test_a_run_that_is_killed_at_every_moment(tmp_path):
-    run = [*RUN, *data_flags(tmp_path / "data")]
+    run = [*RUN, *ALONE.flags, *data_flags(tmp_path / "data")]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert launch([*run, "--save", str(whole)]).process.returncode == 0
+    without_loss = None
     for moment in MOMENTS:
         started = go_on(run, killed, moment=moment)
+        if without_loss:
+            assert Checkpoint(without_loss).state["validation_loss"] is not None
+            without_loss = None
         if moment.signal == signal.SIGTERM:
             after_a_stop(killed, started)
+        if moment.phase == "an evaluation":
+            without_loss = published(killed / "checkpoints")[0]
+            assert Checkpoint(without_loss).state["validation_loss"] is None
     assert go_on(run, killed).process.returncode == 0
     assert course(killed) == course(whole)
     left = [step_of(path) for path in published(killed / "checkpoints")]
@@ -121,44 +155,61 @@ def test_a_run_that_is_killed_at_every_moment(tmp_path):
 def main(kills: int = 100, seed: int = 0) -> None:
     """Random moments, in one run after another, each compared with the undisturbed one."""
     random.seed(seed)
-    done = 0
+    counts = Counter(dict.fromkeys([ANY_TIME, *KILLED], 0))
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        run = [*RUN, *data_flags(base / "data")]
+        data = data_flags(base / "data")
         wholes = {}
-        while done < kills:
-            launcher = random.choice(list(LAUNCHERS))
-            ranks = {"launcher": launcher, "num_procs": LAUNCHERS[launcher]}
-            if launcher not in wholes:
-                wholes[launcher] = base / f"whole-{launcher}"
-                assert launch([*run, "--save", str(wholes[launcher])], **ranks).process.returncode == 0
-            folder = base / f"killed-{done}"
-            while reaches(folder, Moment("a step")) and done < kills:
-                moment = random.choice(KILLED)._replace(time=random.randint(1, 3))
-                if moment.goes_back and len(published(folder / "checkpoints")) < 2:
-                    continue
-                if moment.goes_back or moment.phase == "the switch":
-                    moment = moment._replace(time=1)
-                if not reaches(folder, moment):
-                    continue
-                go_on(run, folder, moment=moment, **ranks)
-                done += 1
-                print(
-                    f"{done}: {launcher}, {moment.phase} {moment.time}, step {last_step(folder)}", flush=True
-                )
+        for kind in cycle(random.sample(KINDS, len(KINDS))):
+            run, ranks = [*RUN, *kind.flags, *data], {"launcher": kind.launcher, "num_procs": kind.num_procs}
+            if kind not in wholes:
+                wholes[kind] = base / f"whole-{len(wholes)}"
+                assert launch([*run, "--save", str(wholes[kind])], **ranks).process.returncode == 0
+            seconds = json.loads((wholes[kind] / "summary.json").read_text())["train_seconds"]
+            folder = base / f"killed-{counts.total()}"
+            for_this_run = min(-(-kills // len(KINDS)), kills - counts.total())
+            while for_this_run and (moment := draw(folder, counts, seconds / for_this_run)):
+                ended = go_on(run, folder, moment=moment, **ranks).process.returncode
+                if ended == 0:  # before its time had come
+                    break
+                counts[moment.phase] += 1
+                for_this_run -= 1
+                what = f"{moment.phase} {moment.time}"
+                print(f"{counts.total()}: {kind.name}, {what}, step {last_step(folder)}", flush=True)
             assert go_on(run, folder, **ranks).process.returncode == 0
-            assert course(folder) == course(wholes[launcher])
-            print(f"the run killed {done} times in all so far is the undisturbed one", flush=True)
+            assert course(folder) == course(wholes[kind])
+            print(f"the run killed {counts.total()} times in all so far is the undisturbed one", flush=True)
+            if counts.total() >= kills:
+                break
+    for phase, count in counts.most_common():
+        print(f"{count:4} {phase}")
+
+
+def draw(folder: Path, counts: Counter, seconds: float) -> Moment | None:
+    """The next moment: any time for a third of the kills, else a phase that has come least; None at the end.
+
+    Args:
+        seconds: of the whole run, undisturbed, for each of its kills that are still to come.
+    """
+    left = 1 - int(expected_start(folder) or 0) / ENDS
+    if counts[ANY_TIME] < counts.total() / 3 and reaches(folder, Moment(ANY_TIME)):
+        return Moment(ANY_TIME, within=left * seconds)
+    # Of phases that have come as often the early ones first: later on the run does not meet them any more.
+    for phase in sorted(KILLED, key=lambda p: (counts[p], EARLY.get(p, ENDS), random.random())):
+        goes_back = KILLED[phase].goes_back
+        once = goes_back or phase == "the switch"
+        moment = Moment(phase, 1 if once else random.randint(1, 3), goes_back=goes_back)
+        if goes_back and len(published(folder / "checkpoints")) < 2:
+            continue
+        if reaches(folder, moment):
+            return moment
+    return None
 
 
 def reaches(folder: Path, moment: Moment) -> bool:
     """Whether a session from the newest checkpoint meets the moment before its end."""
     start = int(expected_start(folder) or 0)
-    if moment.phase == "the switch":
-        return start < 24
-    if moment.phase == "growth":
-        return start < 20
-    return start < ENDS - 16
+    return start < EARLY.get(moment.phase, ENDS - 16)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 
 from inrank_megatron.checkpoint import retention
 from inrank_megatron.checkpoint.folder import (
+    MANIFEST,
     Checkpoint,
     CheckpointWriter,
     Damaged,
@@ -38,7 +39,7 @@ def spoil(folder):
 def test_the_last_stay_and_the_best(tmp_path):
     for step, loss in {2: 4.0, 4: 1.0, 6: 2.0, 8: None, 10: 3.0}.items():
         newest = write(tmp_path, step, loss)
-        prune(tmp_path, keep_last=2, newest=newest)
+        prune(tmp_path, keep_last=2, verified=set(), newest=newest)
     assert steps(tmp_path) == [4, 8, 10]
     assert not list(tmp_path.glob(".*"))
     assert best_complete(tmp_path)[0].name == "step_00000004"
@@ -46,7 +47,7 @@ def test_the_last_stay_and_the_best(tmp_path):
 
 def test_the_best_is_replaced_by_a_better_one(tmp_path):
     for step, loss in {2: 4.0, 4: 1.0, 6: 0.5, 8: 2.0}.items():
-        prune(tmp_path, keep_last=1, newest=write(tmp_path, step, loss))
+        prune(tmp_path, keep_last=1, verified=set(), newest=write(tmp_path, step, loss))
     assert steps(tmp_path) == [6, 8]
 
 
@@ -56,7 +57,7 @@ def test_nothing_goes_before_the_new_one_is_whole(tmp_path):
     newest = write(tmp_path, 6)
     spoil(newest)
     with pytest.raises(Damaged):
-        prune(tmp_path, keep_last=1, newest=newest)
+        prune(tmp_path, keep_last=1, verified=set(), newest=newest)
     assert steps(tmp_path) == [2, 4, 6]
 
 
@@ -77,7 +78,7 @@ def test_a_kill_in_a_removal_leaves_whole_ones_alone(tmp_path, monkeypatch, at):
     if at == "before the rename":
         monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        prune(tmp_path, keep_last=1, newest=tmp_path / "step_00000004")
+        prune(tmp_path, keep_last=1, verified=set(), newest=tmp_path / "step_00000004")
     monkeypatch.undo()
     assert all(Checkpoint(folder) for folder in published(tmp_path))
     tidy(tmp_path)
@@ -90,7 +91,7 @@ def test_the_best_of_a_course_that_was_left_is_not_the_run_s(tmp_path):
         write(tmp_path, step, loss)
     go_back(tmp_path, 4)
     assert best_complete(tmp_path)[0].name == "step_00000004"
-    prune(tmp_path, keep_last=1, newest=write(tmp_path, 5, 3.5))
+    prune(tmp_path, keep_last=1, verified=set(), newest=write(tmp_path, 5, 3.5))
     assert best_complete(tmp_path)[0].name == "step_00000004"
     assert steps(tmp_path) == [4, 5, 6, 8]
 
@@ -102,7 +103,7 @@ def test_going_back_sets_later_ones_aside(tmp_path):
     assert steps(tmp_path) == [2, 4, 6, 8]
     assert newest_complete(tmp_path)[0].name == "step_00000004"
     newest = write(tmp_path, 7)
-    prune(tmp_path, keep_last=2, newest=newest)
+    prune(tmp_path, keep_last=2, verified=set(), newest=newest)
     # 6 has been passed, 8 has not; 2 is the best.
     assert steps(tmp_path) == [2, 4, 7, 8] and is_set_aside(tmp_path / "step_00000008")
     assert newest_complete(tmp_path)[0] == newest
@@ -134,18 +135,47 @@ def test_the_best_complete(tmp_path):
     assert best_complete(tmp_path)[0].name == "step_00000002"
 
 
+def test_a_damaged_one_does_not_count(tmp_path):
+    """Of the last or of the best; one that may be whole but cannot be read stays beside those that do."""
+    for step, loss in {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0, 10: 5.0, 12: 6.0}.items():
+        newest = write(tmp_path, step, loss)
+    for step in (4, 10):
+        spoil(tmp_path / f"step_{step:08d}")
+    manifest = tmp_path / "step_00000008" / MANIFEST
+    of_another_version = manifest.read_text().replace('"format_version": 2', '"format_version": 1')
+    manifest.write_text(of_another_version)
+    prune(tmp_path, keep_last=2, verified=set(), newest=newest)
+    assert steps(tmp_path) == [6, 8, 10, 12]
+
+
+def test_what_is_verified_is_not_read_again(tmp_path, monkeypatch):
+    read = []
+
+    def checkpoint(folder):
+        read.append(step_of(folder))
+        return Checkpoint(folder)
+
+    monkeypatch.setattr(retention, "Checkpoint", checkpoint)
+    verified = {write(tmp_path, 2, 1.0)}
+    for step in (4, 6, 8):
+        prune(tmp_path, keep_last=2, verified=verified, newest=write(tmp_path, step, 2.0))
+    assert read == [8, 6], "nothing before there is something to remove"
+    prune(tmp_path, keep_last=2, verified=verified, newest=write(tmp_path, 10, 2.0))
+    assert read == [8, 6, 10]
+
+
 def test_links_are_not_followed(tmp_path):
     """A folder that lies elsewhere is read like any other and never removed."""
     root = tmp_path / "checkpoints"
     elsewhere = write(tmp_path / "elsewhere", 2)
     newest = write(root, 4)
     (root / elsewhere.name).symlink_to(elsewhere)
-    prune(root, keep_last=1, newest=newest)
+    prune(root, keep_last=1, verified=set(), newest=newest)
     assert elsewhere.is_dir() and Checkpoint(root / elsewhere.name)
 
 
 def test_losses_over_other_tokens_do_not_compare(tmp_path):
-    """With --eval-iters the last validation alone is over the whole split: its loss may well be higher."""
+    """As of before --eval-iters was changed."""
     for step, loss in ((2, 5.3), (4, 5.1), (6, 5.2)):
         write(tmp_path, step, loss=loss)
     assert best_complete(tmp_path)[0].name == "step_00000004"

@@ -10,7 +10,8 @@ from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.run_folder import RunFolder
 
-RESULT = Evaluation(loss=2.0, tokens=100, word_perplexity=None)
+PART = Evaluation(loss=2.5, tokens=50, word_perplexity=None)
+RESULT = Evaluation(loss=2.0, tokens=100, word_perplexity=None, part=PART)
 
 
 def journal(path, *, active=True, start_step=0, is_new=False):
@@ -25,7 +26,7 @@ def test_other_ranks_write_nothing(tmp_path):
     with journal(tmp_path, active=False) as other:
         other.evaluation(4, "valid", RESULT, elapsed_seconds=1.0)
         other.event("checkpoint", 4, "saved")
-        assert not other.has_evaluation(4, "valid", tokens=100)
+        assert other.recorded_evaluation(4, "valid", tokens=100) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -34,10 +35,10 @@ def test_what_an_earlier_session_evaluated(tmp_path):
         for step in (4, 8):
             first.evaluation(step, "valid", RESULT, elapsed_seconds=1.0)
     with journal(tmp_path, start_step=4) as resumed:
-        assert resumed.has_evaluation(4, "valid", tokens=100)
-        assert not resumed.has_evaluation(4, "test", tokens=100)
-        assert not resumed.has_evaluation(4, "valid", tokens=50), "of fewer windows"
-        assert not resumed.has_evaluation(8, "valid", tokens=100), "of a step that is repeated"
+        assert resumed.recorded_evaluation(4, "valid", tokens=100) == RESULT
+        assert resumed.recorded_evaluation(4, "test", tokens=100) is None
+        assert resumed.recorded_evaluation(4, "valid", tokens=50) is None, "of fewer windows"
+        assert resumed.recorded_evaluation(8, "valid", tokens=100) is None, "of a step that is repeated"
     assert steps(tmp_path) == [4]
 
 

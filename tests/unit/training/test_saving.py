@@ -10,9 +10,10 @@ import torch
 
 from inrank_megatron.checkpoint import folder
 from inrank_megatron.checkpoint.folder import Checkpoint, published
+from inrank_megatron.config import from_flat
 from inrank_megatron.errors import UserError
 from inrank_megatron.training import saving
-from inrank_megatron.training.saving import Saver
+from inrank_megatron.training.saving import Saver, without_best
 
 DEVICE = torch.device("cpu")
 
@@ -48,7 +49,7 @@ def records():
 @pytest.fixture
 def make(tmp_path, records):
     def made(**options):
-        options = {"keep_last": None, **options}
+        options = {"keep_last": None, "verified": None, **options}
         return Saver(tmp_path / "checkpoints", parallel=Alone(), device=DEVICE, journal=records, **options)
 
     return made
@@ -186,3 +187,21 @@ def test_older_ones_go(make, tmp_path, monkeypatch, records):
     assert records.messages == [
         "older checkpoints cannot be removed ([Errno 13] Permission denied); the run goes on"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, True),
+        ({"train_iters": 13}, False),
+        ({"save_interval": 8}, False),
+        ({"save_interval": None}, False),
+        ({"save_interval": 12}, False),
+        ({"keep_last": None}, False),
+    ],
+)
+def test_intervals_that_never_coincide(changes, said):
+    flat = {"model_preset": "tiny", "train_iters": 12, "keep_last": 1, "save_interval": 3, "eval_interval": 4}
+    warning = without_best(from_flat(flat | changes))
+    assert (warning is not None) == said
+    assert not said or "coincide at step 12 first, of 12; make --save-interval" in warning
