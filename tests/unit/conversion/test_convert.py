@@ -1,16 +1,20 @@
 """What every conversion promises: proof, nothing half done, and memory for a tensor and not for a model."""
 
+import gc
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from inrank_megatron.conversion import hf_dense
+from inrank_megatron.conversion import run as run_format
 from inrank_megatron.conversion.convert import check_only, convert
 from inrank_megatron.conversion.hub import located
-from inrank_megatron.conversion.verify import Difference
+from inrank_megatron.conversion.verify import Difference, difference
 from inrank_megatron.errors import UserError
 from tests.unit.conversion.models import OPTIONS, make_weights, write_run
 
@@ -166,7 +170,49 @@ def test_a_run_takes_the_tokenizer_and_not_the_model_beside_it(run, tmp_path):
     assert (tmp_path / "new/tokenizer/tokenizer.json").is_file()
 
 
-def test_the_bound_grows_with_logits_and_nothing_that_is_no_number_is_rounding():
-    assert Difference(9e-5, 0.0, 10.0).is_rounding and not Difference(1.1e-4, 0.0, 10.0).is_rounding
-    assert Difference(1.9e-4, 0.0, 100.0).is_rounding and not Difference(2.1e-4, 0.0, 100.0).is_rounding
-    assert not Difference(float("nan"), 0.0, float("nan")).is_rounding
+def test_what_passes_for_rounding():
+    assert Difference(9e-5, 0.0).is_rounding and not Difference(1.1e-4, 0.0).is_rounding
+    assert not Difference(1.1e-4, 0.0, magnitude=150.0).is_rounding, "the bound is one that a user can see"
+    assert Difference(1.1e-4, 0.0, tolerance=2e-4).is_rounding
+    assert Difference(0.0, 1.9e-4).is_rounding and not Difference(0.0, 2.1e-4).is_rounding
+    assert not Difference(float("nan"), 0.0).is_rounding and not Difference(0.0, float("nan")).is_rounding
+    assert str(Difference(1.5e-7, 2e-13)) == (
+        "largest logit difference 1.50e-07 (at most 0.0001), KL 2.00e-13 nats a token (at most 0.0002)"
+    )
+
+
+@pytest.mark.parametrize("by", [1e-3, 0.1, 1.0, 20.0])
+def test_no_kl_is_beyond_what_the_logits_allow(by):
+    generator = torch.Generator().manual_seed(0)
+    first = 5 * torch.randn(50, 3, 7, generator=generator)
+    second = first + by * (2 * torch.rand(50, 3, 7, generator=generator).round() - 1)
+    found = difference(first, second, tolerance=1.001 * by)
+    assert found.kl > 0 and found.is_rounding
+
+
+def test_a_tolerance_that_is_given(run, tmp_path):
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    perturb(tmp_path / "exported", "transformer.h.1.mlp.c_fc.bias", 0.05)
+    with pytest.raises(UserError, match=r"0\.0001\), KL .* 0\.0002\); largest logit .*--tolerance"):
+        check_only(run, tmp_path / "exported", OPTIONS)
+    assert check_only(run, tmp_path / "exported", replace(OPTIONS, tolerance=1.0)).is_rounding
+
+
+def test_the_proof_holds_one_model_at_a_time(run, tmp_path, monkeypatch):
+    """Seen from the run's own forward, which both sides have here."""
+    from megatron.core.models.gpt import GPTModel
+
+    alive, forward = [], run_format.forward
+
+    def seen(path, options):
+        alive.append(sum(issubclass(type(thing), GPTModel) for thing in gc.get_objects()))
+        return forward(path, options)
+
+    monkeypatch.setattr(run_format, "forward", seen)
+    gc.collect()
+    gc.disable()  # that no collection of its own hides what stays
+    try:
+        convert(run, tmp_path / "again", "run", OPTIONS, tell=ignore)
+    finally:
+        gc.enable()
+    assert len(alive) == 2 and alive[1] == alive[0]
