@@ -1,6 +1,7 @@
 """What the command lines of the tools have in common. Imports nothing heavy: ``--help`` is quick."""
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -49,4 +50,15 @@ def count(text: str, *, most: int | None = None) -> int:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     if most is not None and value > most:
         raise argparse.ArgumentTypeError(f"{value} is above {most}")
+    return value
+
+
+def positive(text: str) -> float:
+    """The type of an option that is a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
     return value

@@ -7,7 +7,7 @@ Examples::
     python tools/convert_checkpoint.py openai-community/gpt2 runs/gpt2 --format run
 
 Both models compute on the same tokens; the largest difference of a logit is printed, and the conversion fails
-where it is more than rounding. FROM may be a run folder (its best checkpoint), one checkpoint in it, a folder
+where it is above --tolerance. FROM may be a run folder (its best checkpoint), one checkpoint in it, a folder
 in any other format that is known here, or the name of a GPT-2 or LLaMA on the Hugging Face hub. One process,
 no GPU, no launcher.
 """
@@ -16,8 +16,9 @@ import argparse
 import signal
 import sys
 
+from inrank_megatron.conversion.options import TOLERANCE
 from inrank_megatron.errors import UserError
-from inrank_megatron.tool_options import add_allow_pickle, add_model_description, tool_parser
+from inrank_megatron.tool_options import add_allow_pickle, add_model_description, positive, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +54,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--pad-ranks", action="store_true", help="one rank for all adapters, that servers take (peft)"
     )
     add_model_description(parser)
+    parser.add_argument(
+        "--tolerance",
+        type=positive,
+        default=TOLERANCE,
+        metavar="X",
+        help="largest difference of a logit that passes for rounding (%(default)g)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.format is None and not arguments.check_only:
         parser.error("give --format, or --check-only to compare what was converted before")

@@ -43,20 +43,22 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 class CheckpointWriter:
-    """Collects whole tensors into files of about ``FILE_BYTES`` and publishes the folder at the end.
+    """Collects whole tensors into files of about ``file_bytes`` and publishes the folder at the end.
 
     A write that fails is reported by :meth:`publish` alone: the ranks that gather tensors for this one must
     all come to the end before they can learn of it.
 
     Args:
         deferred: keep all tensors and touch no file before :meth:`publish`, which may then run in another
-            thread. Else files are written as they fill: at most ``FILE_BYTES`` plus one tensor in memory.
+            thread. Else files are written as they fill: at most ``file_bytes`` plus one tensor in memory.
+        file_bytes: ``FILE_BYTES`` where none is given.
     """
 
-    def __init__(self, root: Path, step: int, *, deferred: bool = False):
+    def __init__(self, root: Path, step: int, *, deferred: bool = False, file_bytes: int | None = None):
         self.final = step_folder(root, step)
         self.partial = root / f".{self.final.name}{PARTIAL}"
         self.deferred = deferred
+        self._file_bytes = FILE_BYTES if file_bytes is None else file_bytes
         self._pending: list[dict[str, Tensor]] = [{}]  # one for each file
         self._bytes = 0  # of the last of them
         self._names: set[str] = set()
@@ -73,7 +75,7 @@ class CheckpointWriter:
         if self._fault is None:
             self._pending[-1][name] = tensor.detach().to("cpu", copy=True).contiguous()
             self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes >= FILE_BYTES:
+        if self._bytes >= self._file_bytes:
             if not self.deferred:
                 self._attempt(self._flush)
             self._pending.append({})

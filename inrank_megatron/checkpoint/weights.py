@@ -11,7 +11,12 @@ from inrank_megatron.layers.spec import FactorSpec
 
 
 def write_weights(
-    root: Path, *, step: int, factors: Mapping[str, FactorSpec], tensors: Iterable[tuple[str, Tensor]]
+    root: Path,
+    *,
+    step: int,
+    factors: Mapping[str, FactorSpec],
+    tensors: Iterable[tuple[str, Tensor]],
+    file_bytes: int | None = None,
 ) -> Path:
     """Publish a checkpoint without optimizer state under ``root`` (a run's ``checkpoints``); its folder.
 
@@ -21,12 +26,13 @@ def write_weights(
         tensors: whole tensors by the names of ``engine/state.py``: every trained parameter (FP32), with
             ``<layer>.U`` [O, K] and ``<layer>.V`` [K, I] of exactly ``columns`` K, ``<layer>.weight`` where
             W0 stands beside them, ``<layer>.U0`` and ``<layer>.V0`` where initial values are ``tracked``.
+        file_bytes: see :class:`CheckpointWriter`.
 
     Raises:
         ValueError: the tensors of a factorised linear are not those that its spec calls for.
         UserError: something could not be written.
     """
-    writer, shapes = CheckpointWriter(root, step), {}
+    writer, shapes = CheckpointWriter(root, step, file_bytes=file_bytes), {}
     for name, tensor in tensors:
         writer.add(name, tensor)
         shapes[name] = tuple(tensor.shape)

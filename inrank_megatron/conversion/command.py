@@ -18,6 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
         model_config=arguments.model_config,
         vocab_size=arguments.vocab_size,
         pad_ranks=arguments.pad_ranks,
+        tolerance=arguments.tolerance,
     )
     if arguments.check_only:
         found = check_only(source, target, options)

@@ -103,12 +103,14 @@ def _checked(
     tokens = sample_tokens(
         vocab_size=weights.vocab_size, positions=weights.config.model.max_position_embeddings
     )
-    first, second = forward_of(reader, source, options), forward_of(writer, folder, options)
-    found = difference(first, second, tokens)
+    first = forward_of(reader, source, options)(tokens)
+    second = forward_of(writer, folder, options)(tokens)
+    found = difference(first, second, tolerance=options.tolerance)
     if not found.is_rounding:
         raise UserError(
-            f"{name}: does not compute what {source} does ({found}; at most {found.bound:.0e} is rounding); "
-            "convert again, and if it stays so report it"
+            f"{name}: does not compute what {source} does ({found}; largest logit {found.magnitude:.3g}); "
+            "convert again, and if it stays so report it; if the logits are so large that this is rounding, "
+            "give a larger --tolerance"
         )
     return found
 

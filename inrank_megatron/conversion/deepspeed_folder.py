@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from inrank_megatron.accounting import differences
 from inrank_megatron.conversion.foreign import arguments_of, model_of
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights, account
-from inrank_megatron.conversion.zero_files import FILE, open_ranks
+from inrank_megatron.conversion.zero_files import FILE, MIXED, TensorParallelRank, open_ranks
 from inrank_megatron.errors import UserError
 from inrank_megatron.shapes import is_llama
 
@@ -36,13 +37,12 @@ def open_weights(path: Path, options: Options) -> Weights:
     """FP32 masters where the folder has them, else the working copies (of W0 always); padding rows are cut.
 
     Raises:
-        UserError: no whole checkpoint, one that does not say what its model is, tensors of another model, or
-            files that name something else than data.
+        UserError: no whole checkpoint, one that does not say what its model is, tensors of another model,
+            files that name something else than data or, also on reading a tensor, that are of several saves.
     """
     folder = _tag(path)
     ranks = open_ranks(folder, options)
-    shards = [{name: shape for name, shape in rank.shapes.items() if NO_WEIGHT not in name} for rank in ranks]
-    there = {name: _whole_shape(name, shape, len(ranks)) for name, shape in shards[0].items()}
+    there = {name: _whole_shape(name, shape, len(ranks)) for name, shape in _shapes(ranks).items()}
     state = ranks[0].state
     config, vocab_size, factors = model_of(str(folder), arguments_of(state), there, options)
     for name in OF_VOCABULARY:
@@ -52,7 +52,7 @@ def open_weights(path: Path, options: Options) -> Weights:
 
     def read(name: str) -> Tensor:
         if (axis := _axis(name)) is None:
-            return ranks[0].read(name)
+            return _replicated(name, ranks)
         gate_and_up = 2 if llama and ".linear_fc1." in name and axis == 0 else 1
         whole = _joined([rank.read(name) for rank in ranks], axis, gate_and_up)
         return whole[:vocab_size] if name in OF_VOCABULARY else whole
@@ -84,6 +84,29 @@ def _tag(path: Path) -> Path:
     if Path(tag).name != tag or tag == ".." or folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{path / LATEST}: says {tag!r}, and that is no folder beside it; name one that is")
     return folder
+
+
+def _shapes(ranks: Sequence[TensorParallelRank]) -> dict[str, tuple[int, ...]]:
+    """Of each weight's share, which Megatron makes of one size on all ranks."""
+    first, *others = (
+        {name: shape for name, shape in rank.shapes.items() if NO_WEIGHT not in name} for rank in ranks
+    )
+    for rank, shapes in zip(ranks[1:], others, strict=True):
+        if differing := differences(shapes, first, expected=f"in {ranks[0].file.name}"):
+            raise UserError(f"{rank.file}: tensors that differ between ranks: {differing}; {MIXED}")
+    return first
+
+
+def _replicated(name: str, ranks: Sequence[TensorParallelRank]) -> Tensor:
+    first = ranks[0].read(name)
+    for rank in ranks[1:]:
+        if not torch.equal(first, other := rank.read(name)):
+            largest = (first.float() - other.float()).abs().max().item()
+            raise UserError(
+                f"{rank.file}: {name} differs by up to {largest:.1e} from that in {ranks[0].file.name}, and "
+                f"all ranks have the same; {MIXED}"
+            )
+    return first
 
 
 def _axis(name: str) -> int | None:

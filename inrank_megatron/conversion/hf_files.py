@@ -88,7 +88,7 @@ def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], read: Cal
     for number, names in enumerate(shards, start=1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = WHOLE if len(shards) == 1 else several
-        _write_file(folder / file, {name: shapes[name] for name in names}, read)
+        write_file(folder / file, {name: shapes[name] for name in names}, read)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = ELEMENT * sum(math.prod(shape) for shape in shapes.values())
@@ -108,8 +108,8 @@ def _shards(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
     return shards
 
 
-def _write_file(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
-    """The library's own writer would need all of the file's tensors at once."""
+def write_file(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
+    """As :func:`write_tensors`, one file; the library's own writer would need all of its tensors at once."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+TOLERANCE = 1e-4
+"""Difference of a logit in FP32 that rounding explains."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -13,9 +16,11 @@ class Options:
         model_config: a configuration, as for the launcher, of a checkpoint that does not describe its model.
         vocab_size: the vocabulary, without padding, of a checkpoint that does not say it.
         pad_ranks: give all adapters of a PEFT folder one rank that servers take.
+        tolerance: largest difference of a logit that passes for rounding.
     """
 
     allow_pickle: bool = False
     model_config: Path | None = None
     vocab_size: int | None = None
     pad_ranks: bool = False
+    tolerance: float = TOLERANCE

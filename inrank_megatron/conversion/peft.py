@@ -7,23 +7,26 @@ Letters: O, I features of a Hugging Face module, r rank of its adapter. PEFT add
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as changed
+from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
 from torch import Tensor
 
 from inrank_megatron.conversion import hf_dense
 from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.conversion.hf_files import write_file
 from inrank_megatron.conversion.hf_model import auto_model, forward_of, quiet_transformers
-from inrank_megatron.conversion.hf_names import HFModule, hf_modules, take
+from inrank_megatron.conversion.hf_names import HFModule, hf_modules, hf_shapes, take
 from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.weights import Weights
+from inrank_megatron.conversion.weights import Shapes, Weights, weight_shapes
 from inrank_megatron.errors import UserError
 from inrank_megatron.shapes import is_llama
 
 NAME = "peft"
 BASE = "base"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for its largest LoRA rank; other servers take these too."""
@@ -31,9 +34,11 @@ SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class Adapter:
-    """Of one Hugging Face module: its rank, and a function that reads A [r, I] and B [O, r], FP32."""
+    """Of one Hugging Face module: r, O and I, and a function that reads A [r, I] and B [O, r], FP32."""
 
     rank: int
+    out: int
+    inp: int
     read: Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -81,15 +86,27 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
         ranks = dict.fromkeys(ranks, _served(max(ranks.values())))
     (folder / BASE).mkdir()
     hf_dense.write(changed(weights, factors={}), folder / BASE, options)
-    tensors = {}
-    for name, adapter in adapters.items():
-        a, b = adapter.read()
-        extra = ranks[name] - adapter.rank
-        prefix = f"base_model.model.{name}"
-        tensors[f"{prefix}.lora_A.weight"] = torch.cat([a, a.new_zeros(extra, a.shape[1])]).contiguous()
-        tensors[f"{prefix}.lora_B.weight"] = torch.cat([b, b.new_zeros(b.shape[0], extra)], 1).contiguous()
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    write_file(folder / TENSORS, *_adapter_tensors(adapters, ranks))
     _write_config(folder, ranks, weights)
+
+
+def _adapter_tensors(
+    adapters: dict[str, Adapter], ranks: dict[str, int]
+) -> tuple[Shapes, Callable[[str], Tensor]]:
+    """Shapes of A and B, filled up to ``ranks``, by PEFT's names, and the tensor of a name."""
+    shapes: Shapes = {}
+    for name, adapter in adapters.items():
+        shapes[f"{PREFIX}{name}{A}"] = (ranks[name], adapter.inp)
+        shapes[f"{PREFIX}{name}{B}"] = (adapter.out, ranks[name])
+    factors = lru_cache(maxsize=1)(lambda name: adapters[name].read())
+
+    def read(tensor: str) -> Tensor:
+        name = tensor.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
+        a, b = factors(name)
+        extra = ranks[name] - adapters[name].rank
+        return F.pad(a, (0, 0, 0, extra)) if tensor.endswith(A) else F.pad(b, (0, extra))
+
+    return shapes, read
 
 
 def _write_config(folder: Path, ranks: dict[str, int], weights: Weights) -> None:
@@ -121,15 +138,15 @@ def _target(name: str) -> str:
 
 def _adapters(weights: Weights) -> dict[str, Adapter]:
     """Of every module that is factorised, by its name in the Hugging Face model."""
-    modules = hf_modules(weights.config).values()
-    return {
-        module.name: Adapter(
-            sum(weights.factors[piece.source].active for piece in module.pieces),
-            lambda module=module: _factors(module, weights),
-        )
-        for module in modules
-        if module.pieces[0].source in weights.factors
-    }
+    shapes = hf_shapes(weights.config, weight_shapes(weights.config, weights.vocab_size, {}))
+    adapters = {}
+    for module in hf_modules(weights.config).values():
+        if module.pieces[0].source in weights.factors:
+            shape = shapes[f"{module.name}.weight"]
+            out, inp = shape[::-1] if module.transposed else shape
+            rank = sum(weights.factors[piece.source].active for piece in module.pieces)
+            adapters[module.name] = Adapter(rank, out, inp, lambda module=module: _factors(module, weights))
+    return adapters
 
 
 def _factors(module: HFModule, weights: Weights) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,13 @@
 """Run folders, or one checkpoint in them: the best checkpoint's weights; and new ones, to train on from."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace as changed
 from pathlib import Path
 
 from torch import Tensor
 
-from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.folder import FILE_BYTES, Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.config import Config, load, replace, to_yaml
@@ -77,7 +78,14 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     if weights.tokenizer is not None:
         copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
     (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    write_weights(folder / "checkpoints", step=weights.step, factors=specs, tensors=_tensors(weights))
+    largest = 4 * max(math.prod(shape) for shape in weights.shapes.values())
+    write_weights(
+        folder / "checkpoints",
+        step=weights.step,
+        factors=specs,
+        tensors=_tensors(weights),
+        file_bytes=min(FILE_BYTES, largest),  # so that few tensors wait for their file
+    )
 
 
 def _tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:

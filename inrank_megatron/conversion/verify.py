@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.conversion.options import TOLERANCE
 
 BATCH, LONGEST = 2, 128
-BOUND, RELATIVE = 1e-4, 2e-6
-"""Differences of a logit in FP32 that rounding explains: 1e-4, or some 30 units in the last place of the
-largest logit where that is more (from 50 on; those of the public GPT-2 exceed 100).
-"""
 
 
 @dataclass(frozen=True)
@@ -20,23 +17,30 @@ class Difference:
     Args:
         largest: difference of any logit. magnitude: of the largest logit.
         kl: mean Kullback-Leibler divergence of the second's predictions from the first's, nats a token.
+        tolerance: what ``largest`` may be.
     """
 
     largest: float
     kl: float
     magnitude: float = 0.0
+    tolerance: float = TOLERANCE
 
     @property
-    def bound(self) -> float:
-        """What ``largest`` may be."""
-        return max(BOUND, RELATIVE * self.magnitude)
+    def kl_bound(self) -> float:
+        """What ``kl`` may be. Logits that differ by at most d move their log-sum-exp by at most d, hence no
+        log-probability, and no mean of such differences, by more than 2 d.
+        """
+        return 2 * self.tolerance
 
     @property
     def is_rounding(self) -> bool:
-        return self.largest <= self.bound  # false for NaN
+        return self.largest <= self.tolerance and self.kl <= self.kl_bound  # false for NaN
 
     def __str__(self) -> str:
-        return f"largest logit difference {self.largest:.2e}, KL {self.kl:.2e} nats a token"
+        return (
+            f"largest logit difference {self.largest:.2e} (at most {self.tolerance:g}), "
+            f"KL {self.kl:.2e} nats a token (at most {self.kl_bound:g})"
+        )
 
 
 def sample_tokens(*, vocab_size: int, positions: int) -> torch.Tensor:
@@ -47,11 +51,11 @@ def sample_tokens(*, vocab_size: int, positions: int) -> torch.Tensor:
     return tokens
 
 
-def difference(first: Forward, second: Forward, tokens: torch.Tensor) -> Difference:
-    """Both on ``tokens``; vocabularies of another size differ by infinity."""
-    one, other = first(tokens).double(), second(tokens).double()
+def difference(first: Tensor, second: Tensor, *, tolerance: float = TOLERANCE) -> Difference:
+    """Of both models' logits; vocabularies of another size differ by infinity."""
+    one, other = first.double(), second.double()
     if one.shape != other.shape:
-        return Difference(float("inf"), float("inf"))
+        return Difference(float("inf"), float("inf"), tolerance=tolerance)
     log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
     kl = (log_one.exp() * (log_one - log_other)).sum(-1).mean()
-    return Difference((one - other).abs().max().item(), kl.item(), one.abs().max().item())
+    return Difference((one - other).abs().max().item(), kl.item(), one.abs().max().item(), tolerance)

@@ -9,7 +9,7 @@ parameter is cut by itself, and ``zero_pp_rank_Y_mp_rank_XX_model_states.pt`` ho
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ KNOWN = frozenset(
 """What DeepSpeed, and the arguments of a Megatron program, need."""
 FLAT_1, FLAT_3 = "single_partition_of_fp32_groups", "fp32_flat_groups"
 """FP32 masters under ZeRO 1 and 2, and under ZeRO 3."""
+STEPS = ("global_steps", "iteration")
+"""How far model states say that they are."""
+MIXED = "files of several saves are mixed: name a whole checkpoint"
 Read = Callable[[], Tensor]
 
 
@@ -47,6 +50,7 @@ class TensorParallelRank:
         model: model states by data-parallel rank; without ZeRO 3 the one that there is.
         optim: optimizer states by data-parallel rank, or none.
         partitioned: whether ZeRO 3 wrote them, which has no whole working copies.
+        file: the first of the model states.
 
     Attributes:
         state: what the engine saved beside the weights.
@@ -54,9 +58,10 @@ class TensorParallelRank:
         masters: whether FP32 masters are read where there are some.
     """
 
-    def __init__(self, model: Sequence[dict], optim: Sequence[dict], *, partitioned: bool, origin: Path):
-        self._origin, self.state = origin, model[0]
+    def __init__(self, model: Sequence[dict], optim: Sequence[dict], *, partitioned: bool, file: Path):
+        self._origin, self.state, self.file = file.parent, model[0], file
         self._reads: dict[str, Read] = {}
+        self._copies: dict[str, Read] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         groups = [part.get("optimizer_state_dict", {}) for part in optim]
         self.masters = bool(groups) and all(FLAT_1 in g or FLAT_3 in g for g in groups)
@@ -70,16 +75,26 @@ class TensorParallelRank:
         elif self.masters:
             self._add_masters_by_group([g[FLAT_1] for g in groups], groups[0].get("param_alignment_paddings"))
         elif partitioned:
-            raise UserError(f"{origin}: ZeRO 3 keeps the weights in *_optim_states.pt; put these files back")
+            raise UserError(
+                f"{self._origin}: ZeRO 3 keeps the weights in *_optim_states.pt; put these files back"
+            )
 
     def read(self, name: str) -> Tensor:
-        return self._reads[name]()
+        """The master, or the copy where there is none. Raises UserError for a master of another step."""
+        tensor = self._reads[name]()
+        if name in self._copies and not torch.equal(tensor.to((copy := self._copies[name]()).dtype), copy):
+            raise UserError(
+                f"{self.file}: {name} is not what its FP32 master in *_optim_states.pt rounds to; {MIXED}"
+            )
+        return tensor
 
     def _add(self, name: str, shape: Sequence[int], read: Read) -> None:
         name = name.removeprefix("module.")
         if name.startswith(PREFIX):
             check_version(self._origin, self.state)
             name = present_name(name)
+        if name in self._reads:
+            self._copies[name] = self._reads[name]
         self._reads[name], self.shapes[name] = read, tuple(shape)
 
     def _add_frozen(self, model: Sequence[dict]) -> None:
@@ -112,10 +127,7 @@ class TensorParallelRank:
 
     def _check(self, needed: int, there: int) -> None:
         if needed > there:
-            raise UserError(
-                f"{self._origin}: the shards hold {there} elements of {needed}; they are not all of one "
-                "save: name a whole checkpoint"
-            )
+            raise UserError(f"{self._origin}: the shards hold {there} elements of {needed}; {MIXED}")
 
 
 def open_ranks(folder: Path, options: Options) -> list[TensorParallelRank]:
@@ -133,13 +145,24 @@ def open_ranks(folder: Path, options: Options) -> list[TensorParallelRank]:
     ranks = sorted({rank for rank, kind in found if kind == "model"})
     if not ranks:
         raise UserError(f"{folder}: has no *mp_rank_*_model_states.pt; name a folder that DeepSpeed saved")
-    opened = []
+    opened: list[TensorParallelRank] = []
+    told: dict[str, tuple[Path, Any]] = {}
     for rank in ranks:
-        model, optim = (
-            _in_order(folder, found.get((rank, kind), {}), options) for kind in ("model", "optim")
-        )
+        files = {kind: found.get((rank, kind), {}) for kind in ("model", "optim")}
+        model, optim = (_in_order(folder, files[kind], options) for kind in files)
         _check_numbers(folder, model[0], ranks=ranks, model=model, optim=optim)
-        opened.append(TensorParallelRank(model, optim, partitioned=partitioned, origin=folder))
+        for index, state in enumerate(model):
+            _check_steps(files["model"][index], {name: state.get(name) for name in STEPS}, told)
+        for index, state in enumerate(optim):
+            steps = sorted(set(_optimizer_steps(state.get("optimizer_state_dict"))))
+            _check_steps(files["optim"][index], {"the optimizer's step": steps}, told)
+        opened.append(TensorParallelRank(model, optim, partitioned=partitioned, file=files["model"][0]))
+    with_optim = sorted({rank for rank, kind in found if kind == "optim"})
+    if with_optim not in ([], ranks):
+        raise UserError(
+            f"{folder}: *_optim_states.pt of tensor-parallel ranks {with_optim} and *_model_states.pt of "
+            f"{ranks}; put the others back"
+        )
     return opened
 
 
@@ -174,3 +197,24 @@ def _check_numbers(folder: Path, state: dict, *, ranks: list[int], model: list, 
             f"of {len(ranks)} x {len(optim) or len(model)}; some are missing, or files of several saves are "
             "mixed: name a whole checkpoint"
         )
+
+
+def _check_steps(path: Path, steps: Mapping[str, Any], told: dict[str, tuple[Path, Any]]) -> None:
+    """UserError unless ``path`` says what the first of its kind said, which ``told`` keeps."""
+    for name, value in steps.items():
+        first, expected = told.setdefault(name, (path, value))
+        if value != expected:
+            raise UserError(f"{path}: {name} = {value}, in {first.name} {expected}; {MIXED}")
+
+
+def _optimizer_steps(state: Any) -> Iterator[float]:
+    """Every ``step`` in an optimizer's state, which is all that it says of when it was saved."""
+    if isinstance(state, Mapping):
+        for name, value in state.items():
+            if name == "step" and isinstance(value, (int, float, Tensor)):
+                yield float(value)
+            else:
+                yield from _optimizer_steps(value)
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from _optimizer_steps(value)

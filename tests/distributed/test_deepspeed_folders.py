@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from inrank_megatron.config import to_yaml
 from inrank_megatron.conversion import deepspeed_folder
@@ -78,6 +79,66 @@ def test_a_folder_with_files_of_another_save_or_without_some(tmp_path, stage):
 def refuse(folder: Path, options: Options, match: str) -> None:
     with pytest.raises(UserError, match=match):
         deepspeed_folder.open_weights(folder, options)
+
+
+def refuse_reading(folder: Path, options: Options, name: str, match: str) -> None:
+    weights = deepspeed_folder.open_weights(folder, options)
+    with pytest.raises(UserError, match=match):
+        weights.read(name)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_files_of_another_step_of_the_same_job(tmp_path, stage):
+    tags = []
+    for steps in (1, 2):
+        folder = str(tmp_path / f"of-{steps}")
+        run_ranks(ranks.save, 4, "lora", TP2_DP2, {"zero_stage": stage}, steps, folder, {"iteration": steps})
+        tags.append(Path(folder) / f"global_step{steps}")
+    options, (tag, later) = described(tmp_path, "lora"), tags
+    files = sorted(path.name for path in tag.iterdir())
+    assert len(files) == {2: 6, 3: 8}[stage]
+    for name in files:
+        shutil.copytree(tag, mixed := tmp_path / "mixed")
+        shutil.copy(later / name, mixed)
+        quantity = "global_steps" if "model" in name else "the optimizer's step"
+        refuse(mixed, options, rf"_states\.pt: {quantity} = .*_states\.pt .*files of several saves are mixed")
+        shutil.rmtree(mixed)
+    if stage == 2:  # stage 3 has no working copies to hold them against
+        for name in files:
+            if "optim" in name:
+                shutil.copy(later / name, tag)
+        name = "decoder.layers.1.mlp.linear_fc1.bias"
+        refuse_reading(tag, options, name, f"00_model_states.pt: {name} is not what its FP32 master")
+
+
+def test_ranks_that_do_not_fit_together(tmp_path):
+    """As the files of other jobs of the same sizes and steps would look."""
+    tag = check(tmp_path, "lora", TP2, zero_stage=0) / "global_step1"
+    options, path = described(tmp_path, "lora"), tag / "mp_rank_01_model_states.pt"
+    state = torch.load(path, weights_only=False)
+    weight, bias = "decoder.layers.0.mlp.linear_fc1.weight", "decoder.layers.1.mlp.linear_fc2.bias"
+
+    def plant(**changes: Tensor | None) -> None:
+        module = {name: value for name, value in (state["module"] | changes).items() if value is not None}
+        torch.save(state | {"module": module}, path)
+
+    plant(**{weight: None})
+    refuse(tag, options, rf"01_model.*: 1 \({weight} is absent there, \[128, 64\] in mp_rank_00_model")
+    plant(**{"new.weight": torch.ones(2)})
+    refuse(tag, options, r"01_model.*: 1 \(new.weight is \[2\] there, absent in mp_rank_00_model")
+    plant(**{weight: state["module"][weight][:64]})
+    refuse(tag, options, rf"01_model.*: 1 \({weight} is \[64, 64\] there, \[128, 64\] in mp_rank_00_model")
+    plant(**{bias: state["module"][bias] + 0.5})
+    refuse_reading(
+        tag, options, bias, rf"01_model.*: {bias} differs by up to 5.0e-01 from that in mp_rank_00"
+    )
+
+
+def test_optimizer_files_of_some_ranks(tmp_path):
+    tag = check(tmp_path, "lora", TP2, zero_stage=1) / "global_step1"
+    [shard] = tag.glob("*mp_rank_01_optim_states.pt")
+    shard.unlink()
+    refuse(tag, described(tmp_path, "lora"), r"optim_states.pt of tensor-parallel ranks \[0\] and .*\[0, 1\]")
 
 
 def test_working_copies_where_masters_have_no_names(tmp_path):

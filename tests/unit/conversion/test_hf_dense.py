@@ -125,8 +125,7 @@ def test_the_activation_goes_both_ways(tmp_path, openai_gelu, name):
     assert json.loads((tmp_path / "config.json").read_text())["activation_function"] == name
     weights = hf_dense.open_weights(tmp_path, OPTIONS)
     assert weights.config.model.openai_gelu == openai_gelu
-    both = gpt_forward(weights), hf_dense.forward(tmp_path, OPTIONS)
-    assert difference(*both, TOKENS).is_rounding
+    assert difference(gpt_forward(weights)(TOKENS), hf_dense.forward(tmp_path, OPTIONS)(TOKENS)).is_rounding
 
 
 def test_large_models_are_cut_into_files_with_an_index(tmp_path, monkeypatch):
@@ -140,7 +139,7 @@ def test_large_models_are_cut_into_files_with_an_index(tmp_path, monkeypatch):
     stored = {name: path.name for path in files for name in load_file(path)}
     assert index["weight_map"] == stored
     assert_same(weights, hf_dense.open_weights(tmp_path, OPTIONS))
-    assert difference(gpt_forward(weights), hf_dense.forward(tmp_path, OPTIONS), TOKENS).is_rounding
+    assert difference(gpt_forward(weights)(TOKENS), hf_dense.forward(tmp_path, OPTIONS)(TOKENS)).is_rounding
 
 
 def gpt2(**settings) -> GPT2LMHeadModel:

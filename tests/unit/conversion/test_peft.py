@@ -42,7 +42,7 @@ def test_peft_computes_the_same(tmp_path, family, structure, padded):
     weights = make_weights(family, structure)
     folder = written(tmp_path / "adapter", weights, pad_ranks=padded)
     assert peft.matches(folder) and not hf_dense.matches(folder)
-    found = difference(gpt_forward(weights), peft.forward(folder, Options()), TOKENS)
+    found = difference(gpt_forward(weights)(TOKENS), peft.forward(folder, Options())(TOKENS))
     assert found.is_rounding, found
     config, ranks = json.loads((folder / peft.CONFIG).read_text()), ranks_in(folder)
     assert config["lora_alpha"] == config["r"] == max(ranks.values())
@@ -58,7 +58,7 @@ def test_the_base_alone_is_another_model(tmp_path):
     weights = make_weights("gpt2", "first phase")
     folder = written(tmp_path / "adapter", weights)
     base = hf_dense.forward(folder / peft.BASE, Options())
-    assert difference(gpt_forward(weights), base, TOKENS).largest > 0.1
+    assert difference(gpt_forward(weights)(TOKENS), base(TOKENS)).largest > 0.1
 
 
 def test_one_rank_for_all_needs_no_pattern(tmp_path):
