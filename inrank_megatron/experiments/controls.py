@@ -35,12 +35,16 @@ SETTINGS = {
     "lr": 2e-3,
     "lr_warmup_iters": 20,
     "method": "inrank",
+    "factor_lr_multiplier": 4.0,  # InRank-Efficient's default
 }
 STEPS = 200
 VARIANTS: dict[str, dict] = {
     "defaults": {},
     "noise for gradients": {"control": "noise"},
     "shuffled tokens": {"control": "shuffled"},
+    "one rate": {"factor_lr_multiplier": 1.0},
+    "one rate, noise for gradients": {"factor_lr_multiplier": 1.0, "control": "noise"},
+    "one rate, shuffled tokens": {"factor_lr_multiplier": 1.0, "control": "shuffled"},
     "alpha 0.8": {"threshold": 0.8},
     "alpha 0.95": {"threshold": 0.95},
     "buffer 8": {"buffer": 8},

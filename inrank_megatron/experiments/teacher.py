@@ -102,6 +102,7 @@ def student_config(teacher: Teacher, **settings) -> Config:
             "seq_length": 1,
             "micro_batch_size": 64,
             "method": "inrank",
+            "factor_lr_multiplier": 4.0,  # InRank-Efficient's default
             "seed": teacher.seed,
             "weight_decay": 0.0,
             "clip_grad": 0.0,
@@ -144,6 +145,7 @@ def learn(teacher: Teacher, config: Config, parallel: Parallel) -> Learned:
 WIDTH, RANKS, STEPS = 256, (4, 16, 64), 2000
 VARIANTS: dict[str, dict] = {
     "defaults": {},
+    "one rate": {"factor_lr_multiplier": 1.0},
     "first check at 500": {"rank_check_interval": 500},
     "buffer 8": {"buffer": 8},
     # The largest rank is left out of the question: by default it would be 128 - 100 columns.
