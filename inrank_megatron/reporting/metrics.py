@@ -1,5 +1,7 @@
 """What a run records while it trains: ``metrics.jsonl``, ``ranks.jsonl`` and TensorBoard events."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,14 +115,26 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close all three; a second call does nothing."""
-        self._metrics.close()
-        self._ranks.close()
+        for stream in (self._metrics, self._ranks):
+            with _naming(stream):
+                stream.close()
         self._events.close()
 
 
 def _append(stream: TextIO, record: dict[str, Any]) -> None:
-    stream.write(json_line(record))
-    stream.flush()
+    with _naming(stream):
+        stream.write(json_line(record))
+        stream.flush()
+
+
+@contextmanager
+def _naming(stream: TextIO) -> Iterator[None]:
+    """Give an OSError the file's name: a write to an open file has none, nor has its closing."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = stream.name
+        raise
 
 
 def _remove_after(path: Path, step: int) -> None:

@@ -71,8 +71,8 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
         if error.errno not in REFUSALS:
             raise
         raise UserError(
-            f"{error.filename or config.training.save}: {error.strerror}; mend that, then continue with "
-            "--resume auto"
+            f"{error.filename or config.training.save or 'the output'}: {error.strerror}; mend that, then "
+            "continue with --resume auto"
         ) from error
 
 

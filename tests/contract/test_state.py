@@ -17,6 +17,14 @@ OTHERS = {
 }
 """Method, step, and where it goes from and to; the switch comes within the three steps that follow."""
 
+EXACT = {
+    "0": {"zero_stage": 0},
+    "2": {"zero_stage": 2},
+    "3": {"zero_stage": 3},
+    "2 offloaded": {"zero_stage": 2, "offload_optimizer": True},
+}
+"""Beside the default, stage 1, that the tests of a method have."""
+
 
 def round_trip(
     method: str, here: str, there: str, step: int, *, settings: tuple[dict, dict] = ({}, {})
@@ -99,6 +107,16 @@ def test_switch_comes_elsewhere_as_it_would_have_come_here(case):
 def test_training_goes_on_exactly_on_the_same_layout(method):
     left, resumed = round_trip(method, "TP2 SP", "TP2 SP", CHECK + 1)
     assert all((result["fixed"], result["losses"]) == (left["fixed"], left["losses"]) for result in resumed)
+
+
+@pytest.mark.parametrize("stage", EXACT)
+def test_training_goes_on_exactly_at_every_zero_stage(stage):
+    """Past the first growth and over the switch, where each stage keeps masters and moments elsewhere."""
+    settings = EXACT[stage]
+    left, resumed = round_trip("inrank-efficient", "DP2", "DP2", CHECK + 1, settings=(settings, settings))
+    assert left["switched"] == (False, True)
+    for result in resumed:
+        assert (result["fixed"], result["losses"]) == (left["fixed"], left["losses"])
 
 
 def test_state_of_another_model_is_refused():

@@ -43,11 +43,16 @@ def content(disk: Path) -> dict[Path, bytes]:
 
 def refused(started: Launch, words: str) -> None:
     """Both ranks say the same in one line, and the launch fails."""
+    assert all(words in line and "cannot be written" in line for line in errors(started))
+
+
+def errors(started: Launch) -> list[str]:
+    """The one line of each rank, of a launch that has failed."""
     assert started.process.returncode != 0
-    errors = sorted(line for line in started.stderr.splitlines() if ": error: " in line)
-    assert [line.partition(": ")[0] for line in errors] == ["rank 0", "rank 1"], started.stderr
-    assert all(words in line and "cannot be written" in line for line in errors), errors
+    lines = sorted(line for line in started.stderr.splitlines() if ": error: " in line)
+    assert [line.partition(": ")[0] for line in lines] == ["rank 0", "rank 1"], started.stderr
     assert 'pretrain_gpt2.py", line' not in started.stderr, "a traceback"
+    return lines
 
 
 @pytest.mark.timeout(900)
@@ -72,3 +77,19 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(disk, tmp_path):
     assert f"resumed at step {int(saved[0][5:])}" in finished.stdout
     assert [record["step"] for record in records(tmp_path / "run", "train")] == list(range(1, 13))
     assert [path.name for path in published(disk)] == ["step_00000012"]
+
+
+def test_a_disk_without_room_for_records(tmp_path):
+    run = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run")]
+    full = launch(run, num_procs=2, script=Path(__file__).with_name("filling.py"))
+    first, second = errors(full)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert f"{metrics}: No space left on device; mend that, then continue with --resume auto" in first
+    assert "rank 0 has ended" in second and "--resume auto" in second
+    saved = published(tmp_path / "run" / "checkpoints")
+    assert saved and all(Checkpoint(path) for path in saved)
+    assert [record["step"] for record in records(tmp_path / "run", "train")] == [1, 2, 3, 4, 5]
+    finished = launch([*run, "--resume", "auto"], num_procs=2)
+    assert finished.process.returncode == 0, finished.stderr
+    assert f"resumed at step {int(saved[0].name[5:])}" in finished.stdout
+    assert [record["step"] for record in records(tmp_path / "run", "train")] == list(range(1, 13))
