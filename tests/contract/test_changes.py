@@ -147,13 +147,17 @@ def test_new_columns_start_no_faster_than_others(optimizer):
     assert zero == pytest.approx(3.16, rel=0.02)
 
 
+RESTARTS = [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")]
+RESETS = [("full", 0.9), ("random", 0.9), ("magnitude", 0.9)]
+HIGHER = [("random", 0.999), ("magnitude", 0.999)]
+
+
 @pytest.mark.parametrize(
-    ("reset", "share"),
-    [("full", 0.9), ("random", 0.9), ("random", 0.999), ("magnitude", 0.9), ("magnitude", 0.999)],
-)
-@pytest.mark.parametrize(
-    ("layout", "engine"),
-    [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")],
+    ("layout", "engine", "reset", "share"),
+    [
+        *[(*where, *what) for where in RESTARTS for what in RESETS],
+        *[(*where, *what) for where in (RESTARTS[0], RESTARTS[-1]) for what in HIGHER],
+    ],
 )
 def test_restart(layout, engine, reset, share):
     """The effective weights stay, the stated share of the factors' moments goes, all else stays.

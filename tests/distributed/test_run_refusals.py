@@ -78,7 +78,8 @@ def test_one_line_for_each_fault(tmp_path):
         with one:
             assert one.wait() != 0, message
         assert message in one.stderr and one.stderr.count("\n") == 1, one.stderr
-        assert one.stdout == "", one.stdout
+        progress = ("tokenizing ", "checking ")  # of data, on a slow machine
+        assert all(line.startswith(progress) for line in one.stdout.splitlines()), one.stdout
         assert not saves[message].exists(), message
     assert (tmp_path / "occupied" / "thesis.txt").read_text() == "do not lose me"
 
