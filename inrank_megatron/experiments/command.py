@@ -30,7 +30,12 @@ def main(argv: list[str]) -> None:
     parallel = initialise(backend=backend(), tensor_model_parallel_size=1)
     module = import_module(f"inrank_megatron.experiments.{options.what}")
     rows = module.measure(
-        parallel, options.seeds, only=options.only, steps=options.steps, tell=partial(print, file=sys.stderr)
+        parallel,
+        options.seeds,
+        only=options.only,
+        steps=options.steps,
+        multiplier=options.factor_lr_multiplier,
+        tell=partial(print, file=sys.stderr),
     )
     shutdown()
     if options.json:
@@ -90,8 +95,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
         command.add_argument("--steps", type=int, help="steps of each training, at least one check's")
         command.add_argument("--only", nargs="+", metavar="NAME", help="these rows' variants, by name [all]")
+        _add_multiplier(command, 4.0)  # InRank-Efficient's default
     _add_compare(commands)
     return parser.parse_args(argv)
+
+
+def _add_multiplier(command: argparse.ArgumentParser, default: float) -> None:
+    note = f"learning rate of factors over that of the rest [{default:g}]"
+    command.add_argument("--factor-lr-multiplier", type=float, default=default, metavar="X", help=note)
 
 
 def _add_compare(commands) -> None:
@@ -102,8 +113,7 @@ def _add_compare(commands) -> None:
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     command.add_argument("--rates", type=float, nargs="+", default=rates, help=f"learning rates {rates}")
     command.add_argument("--budget", type=float, default=0.3, help="parameter budget of some arms [0.3]")
-    note = "learning rate of factors over that of the rest [1]"
-    command.add_argument("--factor-lr-multiplier", type=float, default=1.0, metavar="X", help=note)
+    _add_multiplier(command, 1.0)
     command.add_argument("--only", nargs="+", metavar="ARM", help="these arms, by name [all]")
     command.add_argument("--equal-flops", action="store_true", help="also as many steps as dense's FLOPs buy")
     command.add_argument(

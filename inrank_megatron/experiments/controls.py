@@ -35,16 +35,12 @@ SETTINGS = {
     "lr": 2e-3,
     "lr_warmup_iters": 20,
     "method": "inrank",
-    "factor_lr_multiplier": 4.0,  # InRank-Efficient's default
 }
 STEPS = 200
 VARIANTS: dict[str, dict] = {
     "defaults": {},
     "noise for gradients": {"control": "noise"},
     "shuffled tokens": {"control": "shuffled"},
-    "one rate": {"factor_lr_multiplier": 1.0},
-    "one rate, noise for gradients": {"factor_lr_multiplier": 1.0, "control": "noise"},
-    "one rate, shuffled tokens": {"factor_lr_multiplier": 1.0, "control": "shuffled"},
     "alpha 0.8": {"threshold": 0.8},
     "alpha 0.95": {"threshold": 0.95},
     "buffer 8": {"buffer": 8},
@@ -106,6 +102,7 @@ def measure(
     *,
     only: Sequence[str] | None,
     steps: int | None,
+    multiplier: float,
     tell: Callable[[str], None],
 ) -> list[dict]:
     """A row for each variant.
@@ -114,7 +111,8 @@ def measure(
     ``refound``: the criterion's ranks of the spectra at the first and the last check if ranks could fall.
     Movements are against the first row.
     """
-    base, variants = SETTINGS | {"train_iters": steps or STEPS}, chosen(VARIANTS, only)
+    base = SETTINGS | {"train_iters": steps or STEPS, "factor_lr_multiplier": multiplier}
+    variants = chosen(VARIANTS, only)
     data = prepare(from_flat(base).data)
     rows = []
     for name, settings in variants.items():

@@ -102,7 +102,6 @@ def student_config(teacher: Teacher, **settings) -> Config:
             "seq_length": 1,
             "micro_batch_size": 64,
             "method": "inrank",
-            "factor_lr_multiplier": 4.0,  # InRank-Efficient's default
             "seed": teacher.seed,
             "weight_decay": 0.0,
             "clip_grad": 0.0,
@@ -145,7 +144,6 @@ def learn(teacher: Teacher, config: Config, parallel: Parallel) -> Learned:
 WIDTH, RANKS, STEPS = 256, (4, 16, 64), 2000
 VARIANTS: dict[str, dict] = {
     "defaults": {},
-    "one rate": {"factor_lr_multiplier": 1.0},
     "first check at 500": {"rank_check_interval": 500},
     "buffer 8": {"buffer": 8},
     # The largest rank is left out of the question: by default it would be 128 - 100 columns.
@@ -168,6 +166,7 @@ def measure(
     *,
     only: Sequence[str] | None,
     steps: int | None,
+    multiplier: float,
     tell: Callable[[str], None],
 ) -> list[dict]:
     """A row for each variant and teacher; lists have one entry a seed."""
@@ -177,6 +176,7 @@ def measure(
             settings = {"value": 8.0} | settings
             teachers = [Teacher(WIDTH, rank, settings["value"], seed) for seed in seeds]
             changes = {key: value for key, value in settings.items() if key != "value"}
+            changes["factor_lr_multiplier"] = multiplier
             configs = [student_config(t, train_iters=steps or STEPS, lr=2e-3, **changes) for t in teachers]
             found = [learn(t, config, parallel) for t, config in zip(teachers, configs, strict=True)]
             own = teachers[0].own_rank(configs[0].inrank.threshold)

@@ -34,7 +34,7 @@ def test_teacher_has_the_stated_spectrum():
 
 
 def student(rank: int, world_size: int, steps: int, interval: int) -> Learned:
-    config = student_config(TEACHER, train_iters=steps, rank_check_interval=interval, lr=1e-3, buffer=8)
+    config = student_config(TEACHER, train_iters=steps, rank_check_interval=interval, lr=4e-3, buffer=8)
     return learn(TEACHER, config, join(1))
 
 
