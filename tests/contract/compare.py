@@ -9,7 +9,10 @@ from tests.harness import run_ranks
 STEPS = 50
 """Checks come every 5 steps, the switch after 20, restarts every 10."""
 
-FEWER = dict.fromkeys(METHODS, 25) | dict.fromkeys(("dense", "fixed-rank", "lora"), 15)
+FEWER = {
+    name: 15 if settings["method"] in ("dense", "fixed-rank", "lora") else 25
+    for name, settings in METHODS.items()
+}
 FEWER |= {"inrank": 20, "inrank-efficient": STEPS}
 """Steps of most of the suite's cases: fewer where nothing changes."""
 

@@ -46,15 +46,14 @@ FACTORS = {
     "optimizer": tuple(name for name in OPTIMIZERS if name not in RARE),
     "recompute": (False, True),
 }
-# From last to first: where a value meets all others elsewhere, the larger layout and the higher stage stay.
 HALF = {
-    **{name: values[::-1] for name, values in FACTORS.items()},
+    **FACTORS,
     "method": (
         "dense",
-        "llama-relora",
+        "inrank-efficient",
         "inrank",
         "inrank-efficient-fisher",
-        "inrank-efficient",
+        "llama-relora",
         "warm-start",
     ),
     "precision": ("bf16", "fp16"),
