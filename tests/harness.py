@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -30,6 +31,8 @@ from tests.forked import server
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN = ROOT / "launch" / "pretrain_gpt2.py"
 _START_SECONDS = 120
+# A function that ends well leaves some fifteen.
+_MOST_THREADS = 60
 
 
 class RankError(AssertionError):
@@ -235,7 +238,7 @@ def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
     groups = dist.distributed_c10d._world.pg_map
     known = set(groups)
     try:
-        return function(rank, world_size, *args)
+        result = function(rank, world_size, *args)
     finally:
         while at_end:
             at_end.pop()()
@@ -247,6 +250,10 @@ def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
             dist.destroy_process_group(group)
         # An engine is full of cycles, and as long as it lives it holds its ended groups.
         gc.collect()
+    threads = psutil.Process().num_threads()
+    if threads > _MOST_THREADS:
+        raise RuntimeError(f"{function.__name__} left {threads} threads behind: stop its engine at its end")
+    return result
 
 
 def _answer(pipe: Connection, function: Callable, *args: Any) -> None:

@@ -14,6 +14,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
+from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.parallel import DeepSpeedMPU, initialise
 
 _SEQUENCE, _VOCABULARY = 32, 128
@@ -45,6 +46,7 @@ def train(rank: int, world_size: int, tensor_model_parallel_size: int, bf16: boo
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())
+    stop_deepspeed(engine)
     return losses
 
 
