@@ -10,10 +10,12 @@ from inrank_megatron.checks import check
 from inrank_megatron.config import from_flat
 from inrank_megatron.data.batches import EvalWindows
 from inrank_megatron.data.token_file import TokenFile
+from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.parallel import initialise
 from inrank_megatron.training.evaluate import evaluate
+from tests.harness import at_end
 
 SEQUENCE, TOKENS, WORDS, VOCABULARY = 16, 150, 40, 257
 
@@ -56,7 +58,7 @@ def _engine(world_size: int, tp: int) -> Engine:
         config, parallel, vocab_size=VOCABULARY, padded_vocab_size=topology.padded_vocab_size
     )
     parallel.seed_random(seed=0, step=0)
-    return Engine(
+    engine = Engine(
         factory,
         {},
         config=config,
@@ -64,6 +66,8 @@ def _engine(world_size: int, tp: int) -> Engine:
         device=torch.device("cpu"),
         accumulation=topology.accumulation_steps,
     )
+    at_end.append(lambda: stop_deepspeed(engine.deepspeed))
+    return engine
 
 
 @torch.no_grad()
