@@ -1,11 +1,13 @@
 """The command line of a run: flags generated from the schema, over a YAML file with the same names."""
 
 import argparse
+import contextlib
 import functools
 import importlib.resources
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -53,12 +55,18 @@ class Launch:
         config_path: the YAML file that it started from.
         dry_run: print the plan and stop.
         deepspeed_config: content of the DeepSpeed JSON that was given, or None.
+        from_file: names of the settings that are the file's.
     """
 
     config: Config
     config_path: Path
     dry_run: bool
     deepspeed_config: dict[str, Any] | None
+    from_file: frozenset[str]
+
+    def naming_its_file(self) -> contextlib.AbstractContextManager[None]:
+        """Errors within say which of the settings that they are about come from the file."""
+        return _naming(self.from_file, self.config_path)
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,10 +97,13 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     flags = {name: value for name, value in vars(known).items() if name in fields()}
     path = Path(known.config) if known.config is not None else find_config("quickstart.yaml")
     flags |= _method(known.inrank, flags)
-    config = resolve(from_flat(_merge(read_file(path), flags)), world_size=world_size)
+    settings = _merge(read_file(path), flags)
+    from_file = frozenset(settings) - set(flags)
+    with _naming(from_file, path):
+        config = resolve(from_flat(settings), world_size=world_size)
     _refuse_idle(flags, config)
     given = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
-    return Launch(config, path, known.dry_run, given)
+    return Launch(config, path, known.dry_run, given, from_file)
 
 
 def find_config(name: str) -> Path:
@@ -198,6 +209,17 @@ def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:
 def _merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     replaced = {other for name in flags for other in ALTERNATIVES.get(name, ())}
     return {name: value for name, value in file.items() if name not in replaced} | flags
+
+
+@contextlib.contextmanager
+def _naming(from_file: frozenset[str], path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        names = [name for name in sorted(from_file) if re.search(rf"\b{name} (= |\d)", str(error))]
+        if not names:
+            raise
+        raise UserError(f"{error} ({', '.join(names)}: from {path})") from error
 
 
 def _refuse_idle(flags: dict[str, Any], config: Config) -> None:

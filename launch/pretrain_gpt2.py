@@ -23,7 +23,8 @@ def main() -> None:
     neighbours = Neighbours(rank=rank)
     try:
         launch = parse(sys.argv[1:], world_size=world_size)
-        check(launch.config, world_size=world_size)
+        with launch.naming_its_file():
+            check(launch.config, world_size=world_size)
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
         from inrank_megatron.platform import prepare_process
 

@@ -53,6 +53,25 @@ def test_no_argument_is_the_quickstart():
     assert (launch.config.training.method, launch.dry_run, launch.deepspeed_config) == ("dense", False, None)
 
 
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--method", "relora"], "train_iters"),
+        (["--train-iters", "10"], "lr_warmup_iters"),
+        (["--global-batch-size", "7"], "micro_batch_size"),
+        (["--lr-warmup-iters", "300", "--train-iters", "260"], None),
+    ],
+)
+def test_an_error_about_a_setting_that_nobody_gave_names_its_file(argv, named):
+    """Of the quickstart, which a user may not know to be in force."""
+    with pytest.raises(UserError) as error:
+        launch = parse(argv, world_size=1)
+        with launch.naming_its_file():
+            check(launch.config, world_size=1)
+    note = f" ({named}: from {find_config('quickstart.yaml')})"
+    assert str(error.value).endswith(note) if named else "quickstart" not in str(error.value)
+
+
 def test_installed_package_finds_its_configs(tmp_path, monkeypatch):
     package = tmp_path / "inrank_megatron_configs"
     package.mkdir()
