@@ -3,7 +3,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -57,7 +57,6 @@ def open_weights(path: Path, options: Options) -> Weights:
         whole = _joined([rank.read(name) for rank in ranks], axis, gate_and_up)
         return whole[:vocab_size] if name in OF_VOCABULARY else whole
 
-    masters = all(rank.masters for rank in ranks)
     weights = Weights(
         origin=str(folder),
         config=config,
@@ -65,7 +64,7 @@ def open_weights(path: Path, options: Options) -> Weights:
         factors=factors,
         read=read,
         step=state.get("iteration") or state.get("global_steps") or 0,  # an engine counts its own
-        notes=() if masters else (f"{folder}: has no FP32 masters by name; working copies are read",),
+        notes=tuple(_notes(folder, ranks)),
     )
     account(weights.origin, there=there, here=weights.shapes)
     return weights
@@ -84,6 +83,19 @@ def _tag(path: Path) -> Path:
     if Path(tag).name != tag or tag == ".." or folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{path / LATEST}: says {tag!r}, and that is no folder beside it; name one that is")
     return folder
+
+
+def _notes(folder: Path, ranks: Sequence[TensorParallelRank]) -> Iterator[str]:
+    if not all(rank.masters for rank in ranks):
+        yield f"{folder}: has no FP32 masters by name; working copies are read"
+    made, updates = ranks[0].state.get("global_steps"), ranks[0].updates
+    if made is not None and updates is not None:
+        made -= ranks[0].state.get("skipped_steps") or 0
+        if updates != made:
+            yield (
+                f"{folder}: the optimizer counts {updates:g} updates, the engine {made}; either it was "
+                "started anew, or *_optim_states.pt, which hold the weights, are of another save"
+            )
 
 
 def _shapes(ranks: Sequence[TensorParallelRank]) -> dict[str, tuple[int, ...]]:

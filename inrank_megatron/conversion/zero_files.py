@@ -56,6 +56,8 @@ class TensorParallelRank:
         state: what the engine saved beside the weights.
         shapes: of each weight.
         masters: whether FP32 masters are read where there are some.
+        updates: steps that the optimizer has made by its own count, where that is all that tells whether the
+            masters are of the same save: under ZeRO 3, which has no working copies.
     """
 
     def __init__(self, model: Sequence[dict], optim: Sequence[dict], *, partitioned: bool, file: Path):
@@ -65,6 +67,7 @@ class TensorParallelRank:
         self.shapes: dict[str, tuple[int, ...]] = {}
         groups = [part.get("optimizer_state_dict", {}) for part in optim]
         self.masters = bool(groups) and all(FLAT_1 in g or FLAT_3 in g for g in groups)
+        self.updates = max(_optimizer_steps(groups), default=None) if partitioned else None
         if not partitioned:
             for name, tensor in flat(model[0]["module"]):
                 self._add(name, tensor.shape, lambda tensor=tensor: tensor)

@@ -103,10 +103,14 @@ def test_files_of_another_step_of_the_same_job(tmp_path, stage):
         quantity = "global_steps" if "model" in name else "the optimizer's step"
         refuse(mixed, options, rf"_states\.pt: {quantity} = .*_states\.pt .*files of several saves are mixed")
         shutil.rmtree(mixed)
-    if stage == 2:  # stage 3 has no working copies to hold them against
-        for name in files:
-            if "optim" in name:
-                shutil.copy(later / name, tag)
+    assert not deepspeed_folder.open_weights(tag, options).notes
+    for name in files:
+        if "optim" in name:
+            shutil.copy(later / name, tag)
+    if stage == 3:  # which has no working copies to hold them against
+        (note,) = deepspeed_folder.open_weights(tag, options).notes
+        assert "the optimizer counts 2 updates, the engine 1; " in note
+    else:
         name = "decoder.layers.1.mlp.linear_fc1.bias"
         refuse_reading(tag, options, name, f"00_model_states.pt: {name} is not what its FP32 master")
 
