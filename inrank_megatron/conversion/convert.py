@@ -103,7 +103,7 @@ def _checked(
     tokens = sample_tokens(
         vocab_size=weights.vocab_size, positions=weights.config.model.max_position_embeddings
     )
-    first = forward_of(reader, source, options)(tokens)
+    first = forward_of(reader, source, options, weights)(tokens)
     second = forward_of(writer, folder, options)(tokens)
     found = difference(first, second, tolerance=options.tolerance)
     if not found.is_rounding:

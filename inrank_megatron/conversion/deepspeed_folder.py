@@ -1,5 +1,6 @@
 """Checkpoint folders of DeepSpeed's engine around a Megatron-Core GPT model, dense or factorised: ZeRO 0 to
-3, any tensor-parallel size. Read only.
+3, any tensor-parallel size. Read only, and without software of its own here: DeepSpeed loads such a folder
+on the processes that saved it alone.
 """
 
 import re
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from inrank_megatron.accounting import differences
 from inrank_megatron.conversion.foreign import arguments_of, model_of
-from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights, account
 from inrank_megatron.conversion.zero_files import FILE, MIXED, TensorParallelRank, open_ranks
@@ -68,11 +68,6 @@ def open_weights(path: Path, options: Options) -> Weights:
     )
     account(weights.origin, there=there, here=weights.shapes)
     return weights
-
-
-def forward(path: Path, options: Options) -> Forward:
-    """Logits of the run's own model: DeepSpeed loads such a folder on the processes that saved it alone."""
-    return gpt_forward(open_weights(path, options))
 
 
 def _tag(path: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Protocol
 from safetensors import SafetensorError
 from torch import Tensor
 
-from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import Unsupported, UserError
@@ -29,7 +29,7 @@ FAULTS = (
 
 
 class Format(Protocol):
-    """A module of this package that reads a format and, if it has ``write``, writes it."""
+    """A module of this package that reads a format. ``forward`` and ``write`` are there or not."""
 
     NAME: str
 
@@ -40,7 +40,7 @@ class Format(Protocol):
         """The weights, each read when it is asked for. Raises UserError for what is no whole model."""
 
     def forward(self, path: Path, options: Options) -> Forward:
-        """Logits by the software that the format is for, where there is one that runs here."""
+        """Logits by the software that the format is for, where that is other than this project's model."""
 
     def write(self, weights: Weights, folder: Path, options: Options) -> None:
         """Write into the empty ``folder``; memory stays a small multiple of the largest tensor."""
@@ -85,8 +85,12 @@ def read_weights(path: Path, options: Options) -> tuple[Format, Weights]:
     return module, replace(weights, read=read)
 
 
-def forward_of(module: Format, path: Path, options: Options) -> Forward:
-    """``module.forward``; raises UserError for whatever is wrong at ``path``."""
+def forward_of(module: Format, path: Path, options: Options, weights: Weights | None = None) -> Forward:
+    """Logits by ``module.forward`` or, where there is none, by this project's model on the ``weights`` of
+    ``path``, which are opened if they are not given. Raises UserError for whatever is wrong at ``path``.
+    """
+    if not hasattr(module, "forward"):
+        return gpt_forward(read_weights(path, options)[1] if weights is None else weights)
     with reading(path, module.NAME):
         return module.forward(path, options)
 

@@ -11,7 +11,6 @@ from inrank_megatron.checkpoint.folder import FILE_BYTES, Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.config import Config, load, replace, to_yaml
-from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.weights import Weights, account, check_layers, training_method
@@ -56,11 +55,6 @@ def open_weights(path: Path, options: Options) -> Weights:
         here=changed(weights, factors=whole).shapes,
     )
     return weights
-
-
-def forward(path: Path, options: Options) -> Forward:
-    """Logits of the run's own Megatron-Core model."""
-    return gpt_forward(open_weights(path, options))
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

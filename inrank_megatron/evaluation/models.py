@@ -65,8 +65,9 @@ def find_model(name: str, options: Options) -> Model:
 
     def load(device: torch.device) -> Forward:
         # A format's own software is asked on the CPU only; elsewhere the weights are in the run's model.
-        cpu = device.type == "cpu"
-        return formats.forward_of(module, path, options) if cpu else gpt_forward(weights, device=device)
+        if device.type == "cpu":
+            return formats.forward_of(module, path, options, weights)
+        return gpt_forward(weights, device=device)
 
     return Model(
         name=name,
