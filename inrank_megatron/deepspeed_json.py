@@ -122,6 +122,7 @@ def _decided(config: Config, topology: Topology) -> dict[str, tuple[Any, str]]:
         "fp16.enabled": (training.fp16, "fp16"),
         **(_fp16(training) if training.fp16 else {}),
         "data_types.grad_accum_dtype": ("fp32", "gradient accumulation"),
+        "zero_optimization.compute_grad_norm": (True, "stop at a gradient that is not finite"),
         "zero_optimization.stage": (parallel.zero_stage, "zero_stage"),
         "zero_optimization.offload_optimizer.device": (
             "cpu" if parallel.offload_optimizer else "none",

@@ -16,7 +16,7 @@ import argparse
 import sys
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
+from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -63,6 +63,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--micro-batch-size", type=count, default=4, help="windows of one forward pass [4]")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     add_allow_pickle(parser)
+    add_model_description(parser)
     arguments = parser.parse_args(argv)
     if arguments.data and arguments.dataset:
         parser.error("give --data or --dataset, not both")

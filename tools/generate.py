@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.tool_options import add_allow_pickle, count, tool_parser
+from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -61,6 +61,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="texts to draw, up to 1024 [1]",
     )
     add_allow_pickle(parser)
+    add_model_description(parser)
     arguments = parser.parse_args(argv)
     if arguments.top_p is not None and arguments.top_p > 1:
         parser.error("--top-p is a share: above 0, at most 1")

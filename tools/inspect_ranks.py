@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     # Imported here: torch takes seconds, --help should not.
     from inrank_megatron.conversion.hub import located
-    from inrank_megatron.conversion.options import Options
+    from inrank_megatron.conversion.options import options_of
     from inrank_megatron.inspection.command import print_model, print_untrained
 
     try:
@@ -29,11 +29,7 @@ def main(argv: list[str]) -> int:
         else:
             print_model(
                 located(options.path),
-                Options(
-                    allow_pickle=options.allow_pickle,
-                    model_config=options.model_config,
-                    vocab_size=options.vocab_size,
-                ),
+                options_of(options),
                 leading=options.leading,
                 as_json=options.json,
                 png=options.png,

@@ -251,7 +251,8 @@ def best_complete(root: Path) -> tuple[Path | None, list[str]]:
             return Checkpoint(folder).folder, faults
         except Damaged as fault:
             faults.append(str(fault))
-    return newest_complete(root)
+    folder, others = newest_complete(root)
+    return folder, list(dict.fromkeys([*faults, *others]))
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -2,24 +2,19 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from inrank_megatron.conversion.convert import check_only, convert
 from inrank_megatron.conversion.hub import located
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.options import options_of
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
     source, target = located(arguments.source), Path(arguments.target).expanduser()
-    options = Options(
-        allow_pickle=arguments.allow_pickle,
-        model_config=arguments.model_config,
-        vocab_size=arguments.vocab_size,
-        pad_ranks=arguments.pad_ranks,
-        tolerance=arguments.tolerance,
-    )
+    options = replace(options_of(arguments), pad_ranks=arguments.pad_ranks, tolerance=arguments.tolerance)
     if arguments.check_only:
         found = check_only(source, target, options)
     else:

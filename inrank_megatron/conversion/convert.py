@@ -54,8 +54,8 @@ def check_only(source: Path, target: Path, options: Options) -> Difference:
 def _check_target(target: Path) -> None:
     """All that can be known before anything is read."""
     try:
-        if target.is_symlink() and not target.exists():
-            raise UserError(f"{target}: is a link to nothing; name a new folder")
+        if target.is_symlink():
+            raise UserError(f"{target}: is a link; name the folder that it leads to, or a new one")
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise UserError(f"{target}: exists already; name a new folder")
     except OSError as error:

@@ -27,8 +27,8 @@ FAMILIES = {
 """Megatron-LM's arguments that make each architecture."""
 UNKNOWN_HERE = (
     "num_experts", "qk_layernorm", "apply_layernorm_1p", "apply_residual_connection_post_layernorm",
-    "use_rope_scaling", "rotary_interleaved", "squared_relu", "multi_latent_attention", "add_qkv_bias",
-    "group_query_attention",
+    "use_rope_scaling", "rotary_seq_len_interpolation_factor", "rotary_interleaved", "squared_relu",
+    "multi_latent_attention", "add_qkv_bias", "group_query_attention",
 )  # fmt: skip
 """Arguments that, if set, make a model which cannot be built here."""
 

@@ -1,5 +1,6 @@
 """Models by their name on the Hugging Face hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,10 @@ def located(name: str) -> Path:
     """
     path = Path(name).expanduser()
     try:
-        if path.exists() or not HUB_NAME.fullmatch(name):
+        if path.exists():
+            # Whole, so that a checkpoint named from within its folder is known by those above it.
+            return Path(os.path.abspath(path))
+        if not HUB_NAME.fullmatch(name):
             return path
     except OSError as error:
         raise UserError(f"{name[:80]}: no path ({error.strerror}); name a folder that is there") from None

@@ -8,7 +8,6 @@ made again.
 
 import json
 import pickle
-import shutil
 import warnings
 from dataclasses import asdict
 from dataclasses import replace as changed
@@ -29,6 +28,7 @@ from inrank_megatron.conversion.megatron_keys import (
     whole_shape,
 )
 from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.torch_dist import LIST, Storage, write_storage
 from inrank_megatron.conversion.torch_files import as_data, load
 from inrank_megatron.conversion.weights import Weights, account, check_layers
@@ -153,7 +153,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     own["config"] = flatten(weights.config) | {"save": None, "pretrained_checkpoint": None}
     (folder / OWN).write_text(json.dumps(own, indent=1))
     if weights.tokenizer is not None:
-        shutil.copytree(weights.tokenizer, folder / TOKENIZER)
+        copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
     (folder / LATEST).write_text(str(weights.step))
 
 

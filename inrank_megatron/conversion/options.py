@@ -1,5 +1,6 @@
 """What a user may allow or ask for in a conversion."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,3 +25,12 @@ class Options:
     vocab_size: int | None = None
     pad_ranks: bool = False
     tolerance: float = TOLERANCE
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What ``add_allow_pickle`` and ``add_model_description`` have put on a tool's command line."""
+    return Options(
+        allow_pickle=arguments.allow_pickle,
+        model_config=arguments.model_config,
+        vocab_size=arguments.vocab_size,
+    )

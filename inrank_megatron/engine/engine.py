@@ -226,7 +226,8 @@ class Engine:
                 capacity=layer.capacity if layer else d,
                 max_rank=linear.max_rank,
                 final=layer is not None and self._built[name].final,
-                grown_at=max(self.grown_at.get(name, 0), self.loss_scaling.last_skipped),
+                grown_at=self.grown_at.get(name, 0),
+                skipped_at=self.loss_scaling.last_skipped,
                 updated=self.loss_scaling.in_a_row == 0,
                 singular_values=tuple(values[name].tolist()) if name in values else (),
             )

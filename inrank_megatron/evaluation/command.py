@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.options import options_of
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import Model, find_model
@@ -49,7 +49,7 @@ def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:
 
 
 def _prepared(arguments: argparse.Namespace) -> tuple[Model, Text, SlidingWindows]:
-    model = find_model(arguments.path, Options(allow_pickle=arguments.allow_pickle))
+    model = find_model(arguments.path, options_of(arguments))
     seq_length = arguments.seq_length or model.seq_length
     if seq_length > model.positions:
         raise UserError(

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.conversion.options import options_of
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: for what the user can mend, before the weights are read.
     """
     text = _prompt(arguments)
-    model = find_model(arguments.path, Options(allow_pickle=arguments.allow_pickle))
+    model = find_model(arguments.path, options_of(arguments))
     named = arguments.tokenizer or model.tokenizer
     if named is None:
         raise UserError(
@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
         eod=tokenizer.eod,
         sampling=_sampling(arguments),
     )
-    print(f"\n{BETWEEN}\n".join(text + tokenizer.decode(row) for row in found))
+    # Some decoders drop the space before the first word that they are given.
+    start = len(tokenizer.decode(ids))
+    print(f"\n{BETWEEN}\n".join(text + tokenizer.decode(ids + row)[start:] for row in found))
 
 
 def _prompt(arguments: argparse.Namespace) -> str:

@@ -59,8 +59,9 @@ def continuations(
         UserError: the model's predictions are no numbers, or the temperature leaves none of them.
     """
     import torch
-    from transformers import LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList
 
+    model.generation_config = GenerationConfig()  # the hub's may punish repetition or search with beams
     torch.manual_seed(sampling.seed)
     prompt = torch.tensor([ids], device=model.device)
     with torch.inference_mode():

@@ -46,8 +46,7 @@ class LayerView:
         rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
             K. All three are min(O, I) for a dense linear.
         max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
-        final: as in :class:`FactorSpec`. grown_at: likewise, or the last step that overflowed if that is
-            later: nothing can be said of growth then.
+        final, grown_at: as in :class:`FactorSpec`. skipped_at: the last step that overflowed; 0: none.
         updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
         singular_values: the spectrum that was asked for, descending; empty if none was.
     """
@@ -61,6 +60,7 @@ class LayerView:
     max_rank: int
     final: bool = False
     grown_at: int = 0
+    skipped_at: int = 0
     updated: bool = True
     singular_values: tuple[float, ...] = ()
 

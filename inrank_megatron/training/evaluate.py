@@ -63,13 +63,14 @@ def evaluate(
             if start == part:
                 sums_of_part = sums.clone()
             own = range(start + parallel.dp_rank * rows, min(start + (parallel.dp_rank + 1) * rows, limit))
-            if own:
-                batch = [windows.window(i) for i in own]
-                tokens = torch.from_numpy(np.stack([t for t, _ in batch])).to(device)
-                valid = torch.tensor([v for _, v in batch], device=device)
-                losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
-                scored = torch.arange(losses.shape[1], device=device) < valid[:, None]
-                sums += torch.stack([losses[scored].sum(), valid.sum().double()])
+            # A rank without a window of its own computes one and scores none of it: under ZeRO 3 the others
+            # gather parameters from it in their pass.
+            batch = [windows.window(i) for i in own] or [(windows.window(start)[0], 0)]
+            tokens = torch.from_numpy(np.stack([t for t, _ in batch])).to(device)
+            valid = torch.tensor([v for _, v in batch], device=device)
+            losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
+            scored = torch.arange(losses.shape[1], device=device) < valid[:, None]
+            sums += torch.stack([losses[scored].sum(), valid.sum().double()])
     finally:
         engine.model.train()
     first = None if sums_of_part is None else Evaluation(*_mean(sums_of_part, parallel), None)

@@ -176,7 +176,12 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         f"{name} {stored[name]!r} there, {wanted[name]!r} here" for name in different if name not in free
     ]
     if fixed:
-        raise UserError(f"{path}: holds another run ({'; '.join(fixed)}); choose another folder with --save")
+        # Where nobody gave it, the batch follows from the processes and the micro-batch, which may change.
+        batch = stored["global_batch_size"]
+        same = "" if batch in (None, wanted["global_batch_size"]) else f"give --global-batch-size {batch} or "
+        raise UserError(
+            f"{path}: holds another run ({'; '.join(fixed)}); {same}choose another folder with --save"
+        )
     if resume == "never":
         raise UserError(
             f"{path}: holds this run already; continue it with --resume auto or choose another --save"

@@ -36,9 +36,9 @@ def windows() -> EvalWindows:
     return EvalWindows(file, seq_length=SEQUENCE)
 
 
-def results(rank: int, world_size: int, tp: int) -> tuple[list[dict], float | None]:
+def results(rank: int, world_size: int, tp: int, zero_stage: int = 1) -> tuple[list[dict], float | None]:
     """Evaluations of 10 and of 3 windows, by 1 and by 4 rows; on one rank also the plain loop's loss."""
-    engine = _engine(world_size, tp)
+    engine = _engine(world_size, tp, zero_stage)
     found = [evaluate(engine, windows(), rows=rows, limit=limit) for limit in (10, 3) for rows in (1, 4)]
     found += [evaluate(engine, windows(), rows=1, limit=4)]
     whole = evaluate(engine, windows(), rows=1, limit=10, part=4)
@@ -48,10 +48,12 @@ def results(rank: int, world_size: int, tp: int) -> tuple[list[dict], float | No
     return [dataclasses.asdict(result) for result in found], _plain_loss(engine) if world_size == 1 else None
 
 
-def _engine(world_size: int, tp: int) -> Engine:
+def _engine(world_size: int, tp: int, zero_stage: int) -> Engine:
     sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": SEQUENCE}
     batch = {"micro_batch_size": 1, "global_batch_size": 4, "train_iters": 4}
-    config = from_flat({**sizes, **batch, "tensor_model_parallel_size": tp, "init_method_std": 0.2})
+    config = from_flat(
+        {**sizes, **batch, "tensor_model_parallel_size": tp, "init_method_std": 0.2, "zero_stage": zero_stage}
+    )
     parallel = initialise(backend="gloo", tensor_model_parallel_size=tp)
     topology = check(config, world_size=world_size, vocab_size=VOCABULARY)
     factory = GPTFactory(
@@ -65,6 +67,8 @@ def _engine(world_size: int, tp: int) -> Engine:
         parallel=parallel,
         device=torch.device("cpu"),
         accumulation=topology.accumulation_steps,
+        # Under ZeRO 3 each forward pass gathers even parameters as small as these.
+        deepspeed_json={"zero_optimization": {"stage3_param_persistence_threshold": 0}},
     )
     at_end.append(lambda: stop_deepspeed(engine.deepspeed))
     return engine

@@ -26,9 +26,12 @@ def test_one_rank_agrees_with_a_plain_loop(alone):
         assert part["loss"] != pytest.approx(plain, rel=1e-3)
 
 
-@pytest.mark.parametrize(("world_size", "tp"), [(2, 1), (2, 2), (4, 1), (4, 2)])
-def test_every_topology_agrees(alone, world_size, tp):
-    for found, _ in run_ranks(results, world_size, tp):
+@pytest.mark.parametrize(
+    ("world_size", "tp", "zero_stage"), [(2, 1, 1), (2, 2, 1), (4, 1, 1), (4, 2, 1), (2, 1, 3), (4, 2, 3)]
+)
+def test_every_topology_agrees(alone, world_size, tp, zero_stage):
+    """Windows do not come out even: in the last pass some ranks have none."""
+    for found, _ in run_ranks(results, world_size, tp, zero_stage, timeout=120):
         for one, other in zip(alone[0], found, strict=True):
             assert one["tokens"] == other["tokens"]
             assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)

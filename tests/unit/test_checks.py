@@ -342,6 +342,7 @@ def test_agreeing_deepspeed_json_passes_and_keeps_the_rest():
         ({"gradient_clipping": 0.5}, ["gradient_clipping = 0.5", "clip_grad = 1.0"]),
         ({"bf16": {"enabled": True}}, ["bf16.enabled = True", "bf16 = False"]),
         ({"bf16": {"check_grad_overflow": False}}, ["check_grad_overflow = False", "= True"]),
+        ({"zero_optimization": {"compute_grad_norm": False}}, ["compute_grad_norm = False", "= True"]),
         (
             {"fp16": {"fp16_master_weights_and_grads": True}},
             ["fp16.fp16_master_weights_and_grads = True", "not available yet"],

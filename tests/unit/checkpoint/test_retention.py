@@ -132,7 +132,10 @@ def test_the_best_complete(tmp_path):
     assert best_complete(tmp_path)[0].name == "step_00000006"
     for step in (6, 10, 4):
         spoil(tmp_path / f"step_{step:08d}")
-    assert best_complete(tmp_path)[0].name == "step_00000002"
+    found, faults = best_complete(tmp_path)
+    assert found.name == "step_00000002"
+    passed_over = [step for step in (4, 6, 8, 10) if any(f"step_{step:08d}" in fault for fault in faults)]
+    assert passed_over == [4, 6, 8, 10] and len(faults) == 4
 
 
 def test_a_damaged_one_does_not_count(tmp_path):

@@ -273,3 +273,11 @@ def test_a_source_is_opened_once(run, tmp_path, monkeypatch):
     monkeypatch.setattr(run_format, "open_weights", seen)
     convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
     assert opened == [run]
+
+
+def test_of_a_model_s_folder_only_the_tokenizer_goes_on(run, tmp_path):
+    """An export's weights lie beside its tokenizer."""
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    convert(tmp_path / "exported", tmp_path / "to", "megatron", OPTIONS, tell=ignore)
+    kept = {path.name for path in (tmp_path / "to" / "tokenizer").iterdir()}
+    assert "tokenizer.json" in kept and not any("model" in name or name == "config.json" for name in kept)

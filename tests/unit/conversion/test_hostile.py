@@ -182,10 +182,13 @@ def test_what_a_killed_conversion_left_is_cleared_away_and_nothing_else(models, 
 def test_targets_that_are_refused_before_anything_is_read(models, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link to a folder").symlink_to(tmp_path / "elsewhere")
     run = damaged(models, tmp_path, "run")
     for target, reason in {
         tmp_path / "file" / "x": "is a file",
-        tmp_path / "link": "link to nothing",
+        tmp_path / "link": "is a link",
+        tmp_path / "link to a folder": "is a link",
         tmp_path / ("x" * 300): "cannot be a folder",
         run / "checkpoints" / "step_00000099": "would pass for a checkpoint",
         run: "exists already",

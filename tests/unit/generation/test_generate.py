@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from inrank_megatron.conversion.formats import writable
 from inrank_megatron.conversion.gpt import gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.run import open_weights
-from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
+from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
+from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.command import run
-from inrank_megatron.generation.generate import new_tokens
+from inrank_megatron.generation.generate import Sampling, continuations, new_tokens
 from tests.harness import ROOT
 from tests.runs import random_weights, write_run
 from tools.generate import parse
@@ -100,6 +103,25 @@ def test_generation_ends_with_the_document(gpt2_run, tmp_path, generated):
 
     ending = write_run(tmp_path / "run", replace(weights, read=read))
     assert generated(ending, "--prompt", PROMPT) == PROMPT
+
+
+def test_the_space_before_the_first_new_word(tmp_path, generated):
+    """SentencePiece's decoder drops the one that its text begins with."""
+    words = {f"\u2581{word}": i for i, word in enumerate(["the", "parser", "of", "was", "read"])}
+    backend = tokenizers.Tokenizer(models.WordLevel(words | {"<|endoftext|>": 5}, unk_token="<|endoftext|>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    Tokenizer(backend, end_of_text="<|endoftext|>").save(tmp_path / "words")
+    weights = random_weights(vocab_size=6, tokenizer=tmp_path / "words", ranks=None)
+    text = generated(write_run(tmp_path / "run", weights), "--prompt", "the parser", "--max-new-tokens", 5)
+    assert text.startswith("the parser ") and set(text.split()) <= set(["the", "parser", "of", "was", "read"])
+
+
+def test_a_model_s_own_ways_of_generating_do_not_count(gpt2_run):
+    greedy = {"tokens": 12, "eod": 0, "sampling": Sampling()}
+    model = find_model(str(gpt2_run), Options()).pretrained().eval()
+    plain = continuations(model, [5, 6, 7], **greedy)
+    model.generation_config.repetition_penalty = 3.0
+    assert continuations(model, [5, 6, 7], **greedy) == plain
 
 
 def test_draws_depend_on_the_seed_alone(gpt2_run, generated):

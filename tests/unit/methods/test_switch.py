@@ -98,6 +98,15 @@ def test_patience_counts_checks_since_any_layer_grew(grown_at, switch):
     assert method.spectrum_at(switch, layers) is None
 
 
+@pytest.mark.parametrize(("skipped_at", "switch"), [(35, 41), (40, 61)])
+def test_an_overflow_counts_for_patience_at_a_check_alone(skipped_at, switch):
+    """Else loss scaling, which tries a larger scale now and then, would put off the switch for ever."""
+    layers = [replace(growing(), skipped_at=skipped_at)]
+    method = patient()
+    steps = [s for s in range(41, 100) if isinstance_last(method.changes(s, layers), Refactor)]
+    assert steps[0] == switch
+
+
 def isinstance_last(changes, kind) -> bool:
     return bool(changes) and isinstance(changes[-1], kind)
 

@@ -96,6 +96,9 @@ def test_what_is_refused(tmp_path):
         choose(config)
     with pytest.raises(UserError, match=r"another run \(seed 1234 there, 5 here\)"):
         choose(resumed(config, seed=5))
+    other = begin(tmp_path / "other", steps=(2,), global_batch_size=8)
+    with pytest.raises(UserError, match=r"size 8 there, 4 here.*give --global-batch-size 8 or choose"):
+        choose(resumed(other, global_batch_size=4))
     with pytest.raises(UserError, match=r"another run .*switch_iters None there, 7 here"):
         choose(resumed(config, method="inrank-efficient", switch_iters=7))
     (tmp_path / "run" / "config.yaml").unlink()
