@@ -248,6 +248,11 @@ def _check_factors(config: Config) -> None:
             "rank_criterion = 'update': judges the change beside a frozen W0, and frozen_base is off; give "
             "--rank-criterion released or eq7",
         )
+        _require(
+            not inrank.absorb_columns,
+            "absorb_columns on: is a subtraction from a frozen W0, and frozen_base is off; give "
+            "--no-absorb-columns or --frozen-base",
+        )
     names = " or ".join(name for name in legal if name)
     _require(
         start in legal,

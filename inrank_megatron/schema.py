@@ -206,11 +206,15 @@ class InRankConfig(Section):
     )
     initial_column_norm: Positive = _about("norm of the first columns of U and rows of V", 0.5)
     new_column_norm: Positive = _about("norm of columns added later", 0.1)
-    absorb_columns: bool = _about(
-        "subtract new columns' product from W0, so that they do not change the function", True
+    absorb_columns: bool | None = _about(
+        "subtract the product of columns at their start from W0, so that they do not change the function; "
+        "left out: with a pretrained checkpoint only",
+        None,
     )
-    new_column_moments: Literal["mean", "zero"] = _about(
-        "Adam's second moment of columns added later: the mean of those in use, or zero", "mean"
+    new_column_moments: Literal["zero", "mean"] | None = _about(
+        "Adam's second moment of columns added later: zero, or the mean of those in use; left out: zero, but "
+        "mean where Adam's betas would make their first step larger than the learning rate",
+        None,
     )
     rank: Count | None = _about("the rank of fixed-rank, lora and relora", None)
     relora_interval: Count = _about("steps between two merges of U V into W0 (relora)", 1000)

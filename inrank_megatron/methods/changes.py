@@ -108,7 +108,7 @@ class SetRank:
     capped: bool
     column_norm: float | None
     absorb: bool
-    moments: NewMoments = "mean"
+    moments: NewMoments = "zero"
 
 
 @dataclass(frozen=True)

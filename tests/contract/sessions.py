@@ -88,12 +88,14 @@ METHODS = {
         "factorised_linears": "mlp-attention",
         "qkv_factors": "separate",
         "recompute_granularity": "full",
+        "absorb_columns": True,
         **GROWING,
     },
     "inrank-efficient-eq7": {
         "method": "inrank-efficient",
         "rank_criterion": "eq7",
         "threshold": 0.6,
+        "absorb_columns": True,
         **GROWING,
     },
     "inrank-efficient-released": {
@@ -115,6 +117,7 @@ METHODS = {
         "switch_patience": 2,
         "truncation": "plain",
         "rank_multiple_of": 4,
+        "new_column_moments": "mean",
         **GROWING,
     },
     "inrank-efficient-refound": {"method": "inrank-efficient", "final_ranks": "refound", **GROWING},
@@ -491,6 +494,7 @@ def starts(rank: int, world_size: int, layout: Layout) -> dict:
     inrank = build("inrank", layout)
     gradients = dense_gradients(inrank) if world_size == 1 else None
     tensors = {"inrank": snapshot(inrank.start()), "gradients": gradients}
+    tensors["absorbed"] = snapshot(build("inrank", layout, absorb_columns=True).start())
     fixed = build("fixed-rank", layout).start()
     initial = {name: fixed.engine.factory.initial_weight(name) for name in fixed.engine.layers}
     return tensors | {"fixed-rank": snapshot(fixed), "initial": initial}

@@ -50,7 +50,9 @@ def assert_same(before: dict, after: dict, name: str) -> None:
 
 
 def test_starts():
-    """Gradient directions that descend, absorbed into W0; the best factors of the initial matrix."""
+    """Gradient directions that descend, W0 as it is or less their product; the best factors of the initial
+    matrix.
+    """
     results = {
         layout: run_ranks(starts, LAYOUTS[layout].world_size, LAYOUTS[layout])[0]
         for layout in ("TP1 DP1", "DP2", "TP2 SP DP2")
@@ -70,19 +72,32 @@ def test_starts():
             # it more.
             descent, s = -(gradient * (u @ v)).sum(), torch.linalg.svdvals(gradient)
             torch.testing.assert_close(descent, 0.25 * s[:k].sum(), rtol=1e-4, atol=0)
-            torch.testing.assert_close(w + u @ v, initial, rtol=0, atol=1e-7)
+            torch.testing.assert_close(w, initial, rtol=0, atol=1e-7)
+            absorbed = {leaf: result["absorbed"][f"{layer}.{leaf}"].double() for leaf in ("weight", "U", "V")}
+            assert torch.equal(absorbed["U"], u)
+            assert torch.equal(absorbed["V"], v)
+            torch.testing.assert_close(absorbed["weight"] + u @ v, initial, rtol=0, atol=1e-7)
             u, v = (result["fixed-rank"][f"{layer}.{leaf}"].double() for leaf in ("U", "V"))
             best = torch.mm(*oracle.truncate(initial, u.shape[1]))
             torch.testing.assert_close(u @ v, best, rtol=0, atol=1e-6 * float(best.norm()))
 
 
-@pytest.mark.parametrize(("layout", "engine"), WHERE)
-def test_growth(layout, engine):
-    """New columns are absorbed into W0, start with a first moment of zero and the mean second moment of the
-    others, and leave everything else to the bit.
+ABSORBED = {"absorb_columns": True, "new_column_moments": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "engine", "growth"),
+    [
+        *[pytest.param(*where, ABSORBED, id="-".join(where)) for where in WHERE],
+        *[pytest.param(*where, {}, id="-".join((*where, "default"))) for where in (WHERE[0], WHERE[-2])],
+    ],
+)
+def test_growth(layout, engine, growth):
+    """New columns start with a first moment of zero and a second of zero or of the others' mean. Absorbed
+    into W0 they do not change the loss, else by little. All else stays to the bit.
     """
-    half = "FP32" not in engine
-    for result in run_ranks(around_growth, LAYOUTS[layout].world_size, LAYOUTS[layout], ENGINES[engine]):
+    half, where = "FP32" not in engine, LAYOUTS[layout]
+    for result in run_ranks(around_growth, where.world_size, where, ENGINES[engine] | growth):
         before, after = result["before"], result["after"]
         assert before.keys() == after.keys()
         assert any(result["grown"][name] > k for name, k in result["active"].items())
@@ -107,9 +122,14 @@ def test_growth(layout, engine):
             second = values[5]
             assert torch.equal(values[2][:, :old], second[:, :old])
             mean = values[2][:, :old].double().mean(dim=1, keepdim=True).expand(-1, new - old)
-            torch.testing.assert_close(second[:, old:new].double(), mean, rtol=1e-5, atol=0)
+            expected = mean if growth else torch.zeros_like(mean)
+            torch.testing.assert_close(second[:, old:new].double(), expected, rtol=1e-5, atol=0)
             assert not second[:, new:].any()
         loss_before, loss_after = result["loss"]
+        if not growth:
+            assert loss_after == pytest.approx(loss_before, rel=1e-2)
+            assert loss_after != loss_before
+            continue
         # Half precision rounds W0, so absorbing a product moves each weight by half a unit in the last place.
         assert loss_after == pytest.approx(loss_before, rel=1e-3 if half else 1e-6)
 
@@ -133,18 +153,19 @@ def test_new_columns_start_no_faster_than_others(optimizer):
     No entry may take more than once the rate, as none does in a run's first step.
     """
     settings = {**optimizer, "adam_beta2": 0.999, "weight_decay": 0.0}
-    mean, zero = (
+    default, zero, zero_at_the_default_beta = (
         run_ranks(
             first_step_of_new_columns,
             1,
             LAYOUTS["TP1 DP1"],
-            settings | {"new_column_moments": moments},
+            settings | changes,
             timeout=280,  # DeepSpeed compiles its operator
         )[0]
-        for moments in ("mean", "zero")
+        for changes in ({}, {"new_column_moments": "zero"}, {"adam_beta2": 0.95})
     )
-    assert mean < 1.0
+    assert default < 1.0
     assert zero == pytest.approx(3.16, rel=0.02)
+    assert zero_at_the_default_beta == pytest.approx(0.447, rel=0.02)
 
 
 RESTARTS = [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")]

@@ -184,6 +184,11 @@ BAD = [
         {"method": "inrank", "frozen_base": False, "rank_criterion": "released"},
         ["factor_init = None", "without frozen_base", "random or kaiming"],
     ),
+    (
+        1,
+        {"method": "inrank", "frozen_base": False, "rank_criterion": "released", "absorb_columns": True},
+        ["absorb_columns on", "--no-absorb-columns or --frozen-base"],
+    ),
     (1, {"method": "fixed-rank", "rank": 8, "factor_init": "gradient"}, ["'gradient'", "spectral or random"]),
     (1, {"method": "inrank", "buffer": 191}, ["initial_rank 2 + buffer 191 = 193", "192", "lower"]),
     (1, {"method": "inrank", "initial_rank": 192}, ["initial_rank 192 + buffer 25 = 217", "192"]),

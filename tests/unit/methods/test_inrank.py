@@ -43,8 +43,8 @@ def test_default_buffer_follows_the_width():
     assert {name: spec.active - spec.rank for name, spec in specs.items()} == {"small": 8, "paper": 100}
 
 
-def test_start_is_the_standard_initialisation():
-    assert method().start() == [InitialiseFactors(source="gradient", column_norm=0.5, absorb=True)]
+def test_start_is_the_first_gradient():
+    assert method().start() == [InitialiseFactors(source="gradient", column_norm=0.5, absorb=False)]
 
 
 def test_spectrum_is_asked_for_at_every_check_and_no_other_step():
@@ -76,7 +76,8 @@ def test_columns_after_the_switch_fill_the_tile_of_the_device():
 
 def test_growth_keeps_the_buffer():
     change = only_check(view(STEEP, active=8))
-    assert (change.rank, change.active, change.capped, change.absorb) == (3, 9, False, True)
+    assert (change.rank, change.active, change.capped) == (3, 9, False)
+    assert (change.absorb, change.moments) == (False, "zero")
     assert change.explained_ratio >= 0.9
     assert change.column_norm == 0.1
 

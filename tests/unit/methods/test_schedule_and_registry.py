@@ -67,9 +67,9 @@ def test_settings_reach_the_method():
         "eq7_window": "fixed",
         "initial_column_norm": 0.2,
         "new_column_norm": 0.3,
-        "new_column_moments": "zero",
+        "new_column_moments": "mean",
         "factor_init": "random",
-        "absorb_columns": False,
+        "absorb_columns": True,
         "rank_multiple_of": 8,
         "activation_batches": 3,
         "truncation": "fisher",
@@ -84,9 +84,9 @@ def test_settings_reach_the_method():
         "source": "random",
         "initial_column_norm": 0.2,
         "new_column_norm": 0.3,
-        "new_column_moments": "zero",
+        "new_column_moments": "mean",
         "frozen_base": True,
-        "absorb": False,
+        "absorb": True,
     }
     grown = make_method(config("inrank", **settings), switch_step=None)
     assert vars(grown) == expected | {"switch": None}
@@ -94,10 +94,37 @@ def test_settings_reach_the_method():
     assert vars(efficient) == expected | {"switch": switch}
 
 
-def test_without_w0_there_is_nothing_to_absorb_into():
+def test_without_w0_columns_are_kaiming_entries():
     settings = {"frozen_base": False, "rank_criterion": "released", "factor_init": "kaiming"}
     method = make_method(config("inrank", **settings), switch_step=None)
     assert method.start() == [InitialiseFactors(source="kaiming", column_norm=None, absorb=False)]
+
+
+def test_weights_from_elsewhere_are_left_as_they_are():
+    def absorbs(**settings):
+        return make_method(config("inrank", **settings), switch_step=None).absorb
+
+    assert not absorbs()
+    assert absorbs(pretrained_checkpoint="runs/dense")
+    assert not absorbs(pretrained_checkpoint="runs/dense", absorb_columns=False)
+
+
+@pytest.mark.parametrize(
+    ("beta1", "beta2", "moments"),
+    [
+        (0.9, 0.95, "zero"),
+        (0.9, 0.99, "zero"),
+        (0.9, 0.991, "mean"),
+        (0.9, 0.999, "mean"),
+        (0.0, 0.5, "mean"),
+    ],
+)
+def test_late_columns_take_no_first_step_larger_than_the_rate(beta1, beta2, moments):
+    """The first step of moments at zero is (1 - beta1) / sqrt(1 - beta2): 0.45, 1, 1.05, 3.2, 1.4."""
+    betas = {"adam_beta1": beta1, "adam_beta2": beta2}
+    assert make_method(config("inrank", **betas), switch_step=None).new_column_moments == moments
+    given = make_method(config("inrank", new_column_moments="zero", **betas), switch_step=None)
+    assert given.new_column_moments == "zero"
 
 
 @pytest.mark.parametrize(
