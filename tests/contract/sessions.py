@@ -267,6 +267,8 @@ def build(
     ``pretrained`` one that starts from the weights of that checkpoint.
     """
     stop()
+    if pretrained:
+        changes["pretrained_checkpoint"] = str(pretrained)
     config = configuration(name, layout, **changes)
     if config.optimizer.optimizer == "apex-fused-adam" and str(STAND_INS) not in sys.path:
         sys.path.insert(0, str(STAND_INS))
