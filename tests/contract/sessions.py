@@ -42,8 +42,14 @@ SIZES = {
     "lr": 1e-3,
     "clip_grad": 0.5,
 }
-# No learning rate above `lr`: the bounds on rounding are those of 1e-3.
-GROWING = {"rank_check_interval": CHECK, "buffer": 8, "factor_lr_multiplier": 1.0}
+# The bounds on rounding are those of a learning rate of 1e-3: none above it, and a start on the scale of
+# these small weights, whose largest singular values are a third of those at width 768.
+GROWING = {
+    "rank_check_interval": CHECK,
+    "buffer": 8,
+    "factor_lr_multiplier": 1.0,
+    "initial_column_norm": 0.1,
+}
 METHODS = {
     "dense": {"method": "dense"},
     "fixed-rank": {"method": "fixed-rank", "rank": 15},
@@ -131,7 +137,6 @@ METHODS = {
     "inrank-efficient-paper": {
         "method": "inrank-efficient",
         "inrank_preset": "paper",
-        "initial_column_norm": 0.1,
         **GROWING,
     },
     "warm-start": {"method": "warm-start"},

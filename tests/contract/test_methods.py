@@ -34,9 +34,14 @@ def test_fp32_is_the_serial_training(layout, method="inrank-efficient"):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_under_clipping(method):
-    """Also a guard of this suite: a comparison of runs that stand still or never clip would show little."""
+    """Also a guard of this suite: a comparison of runs that stand still or never clip would show little.
+
+    What InRank lowers by its start from the first batch's gradient is that batch's loss alone, so the loss
+    before training is the dense model's.
+    """
     result = results(method, "TP1 DP1")[0]
-    assert result["losses"][-1] < 0.99 * result["losses"][0]
+    before = results("llama-dense" if "llama" in method else "dense", "TP1 DP1")[0]["losses"][0]
+    assert result["losses"][-1] < 0.99 * before
     assert min(result["grad_norms"]) > SIZES["clip_grad"]
 
 
