@@ -202,8 +202,6 @@ def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
         flat.setdefault("ffn_hidden_size", -(-8 * width // (3 * 64)) * 64 if llama else 4 * width)
     if type(length := flat.get("seq_length")) is int:
         flat.setdefault("max_position_embeddings", length)
-    # docs/comparison.md: what suits the factors is far too much for the embedding and the attention.
-    flat.setdefault("factor_lr_multiplier", 4.0 if flat.get("method") == "inrank-efficient" else 1.0)
     return flat
 
 

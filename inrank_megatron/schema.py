@@ -122,9 +122,7 @@ class OptimizerConfig(Section):
     adam_eps: Positive = _about("epsilon of Adam", 1e-8)
     sgd_momentum: Fraction = _about("momentum of SGD", 0.9)
     clip_grad: NonNegative = _about("largest global gradient norm; 0: no clipping", 1.0)
-    factor_lr_multiplier: Positive = _about(
-        "learning rate of U and V over that of the rest; left out: 4 (inrank-efficient without a preset) or 1"
-    )
+    factor_lr_multiplier: Positive = _about("learning rate of U and V over that of the rest", 1.0)
 
 
 class TrainingConfig(Section):

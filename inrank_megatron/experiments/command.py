@@ -95,14 +95,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
         command.add_argument("--steps", type=int, help="steps of each training, at least one check's")
         command.add_argument("--only", nargs="+", metavar="NAME", help="these rows' variants, by name [all]")
-        _add_multiplier(command, 4.0)  # InRank-Efficient's default
+        _add_multiplier(command)
     _add_compare(commands)
     return parser.parse_args(argv)
 
 
-def _add_multiplier(command: argparse.ArgumentParser, default: float) -> None:
-    note = f"learning rate of factors over that of the rest [{default:g}]"
-    command.add_argument("--factor-lr-multiplier", type=float, default=default, metavar="X", help=note)
+def _add_multiplier(command: argparse.ArgumentParser) -> None:
+    note = "learning rate of factors over that of the rest [1]"
+    command.add_argument("--factor-lr-multiplier", type=float, default=1.0, metavar="X", help=note)
 
 
 def _add_compare(commands) -> None:
@@ -113,7 +113,7 @@ def _add_compare(commands) -> None:
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     command.add_argument("--rates", type=float, nargs="+", default=rates, help=f"learning rates {rates}")
     command.add_argument("--budget", type=float, default=0.3, help="parameter budget of some arms [0.3]")
-    _add_multiplier(command, 1.0)
+    _add_multiplier(command)
     command.add_argument("--only", nargs="+", metavar="ARM", help="these arms, by name [all]")
     command.add_argument("--equal-flops", action="store_true", help="also as many steps as dense's FLOPs buy")
     command.add_argument(

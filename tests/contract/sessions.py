@@ -42,12 +42,11 @@ SIZES = {
     "lr": 1e-3,
     "clip_grad": 0.5,
 }
-# The bounds on rounding are those of a learning rate of 1e-3: none above it, and a start on the scale of
-# these small weights, whose largest singular values are a third of those at width 768.
+# A start on the scale of these small weights, whose largest singular values are a third of those at width
+# 768: a larger one magnifies rounding.
 GROWING = {
     "rank_check_interval": CHECK,
     "buffer": 8,
-    "factor_lr_multiplier": 1.0,
     "initial_column_norm": 0.1,
 }
 METHODS = {

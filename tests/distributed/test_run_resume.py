@@ -74,8 +74,7 @@ def test_another_topology(whole, data, tmp_path, step, launcher, num_procs):
 
 
 # At a rate at which training is smooth: one at which losses jump magnifies any rounding.
-LONG = [*TINY, "--switch-iters", "14", "--save-interval", "6", "--train-iters", "68"]
-LONG += ["--lr", "2e-4", "--factor-lr-multiplier", "1"]
+LONG = [*TINY, "--switch-iters", "14", "--save-interval", "6", "--train-iters", "68", "--lr", "2e-4"]
 
 
 @pytest.fixture(scope="module")

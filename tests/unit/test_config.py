@@ -112,21 +112,6 @@ def test_a_preset_of_inrank_does_not_reach_other_methods():
     assert (inrank.factor_init, inrank.frozen_base, inrank.buffer) == (None, True, None)
 
 
-@pytest.mark.parametrize(
-    ("run", "multiplier"),
-    [
-        ({"method": "inrank-efficient"}, 4.0),
-        ({"method": "inrank-efficient", "factor_lr_multiplier": 2.0}, 2.0),
-        ({"method": "inrank-efficient", "inrank_preset": "paper"}, 1.0),
-        ({"method": "inrank-efficient", "inrank_preset": "released"}, 1.0),
-        ({"method": "inrank"}, 1.0),
-        ({"method": "dense"}, 1.0),
-    ],
-)
-def test_factors_learn_faster_where_that_was_measured_to_be_better(run, multiplier):
-    assert from_flat(BASE | run).optimizer.factor_lr_multiplier == multiplier
-
-
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_a_preset_is_stored_with_what_it_filled_and_what_overrode_it(tmp_path, preset):
     config = from_flat(BASE | {"method": "inrank", "inrank_preset": preset, "threshold": 0.7, "buffer": 3})
