@@ -31,7 +31,8 @@ def test_fp16_from_a_loss_scale_that_is_far_too_large(data, tmp_path):
     assert run.stdout.count("overflow, nothing is updated") == len(lost)
     checked = {record["step"] for record in records(folder, "ranks") if record["event"] == "check"}
     assert checked == {step for step in range(4, 29, 4) if step not in lost}
-    assert steps[-1]["phase"] == 2 and steps[-1]["loss"] < steps[0]["loss"]
+    # The start knows the first batch from its gradient; the second is lost too, and so before any update.
+    assert steps[-1]["phase"] == 2 and steps[-1]["loss"] < steps[1]["loss"]
     assert "<img" in (folder / "report.html").read_text() and list((folder / "plots").glob("loss.png"))
     assert json.loads((folder / "summary.json").read_text())["finished"] is True
 
