@@ -31,6 +31,7 @@ from inrank_megatron.methods.changes import (
     Change,
     InitialiseFactors,
     LayerView,
+    LostCheck,
     Metric,
     Refactor,
     Restart,
@@ -227,7 +228,6 @@ class Engine:
                 max_rank=linear.max_rank,
                 final=layer is not None and self._built[name].final,
                 grown_at=self.grown_at.get(name, 0),
-                skipped_at=self.loss_scaling.last_skipped,
                 updated=self.loss_scaling.in_a_row == 0,
                 singular_values=tuple(values[name].tolist()) if name in values else (),
             )
@@ -248,6 +248,8 @@ class Engine:
                     self._initialise(change, batches)
                 case SetRank():
                     self._set_rank(change, step)
+                case LostCheck():
+                    self.grown_at[change.layer] = step
                 case Restart():
                     self._restart(change, step)
                 case Refactor():

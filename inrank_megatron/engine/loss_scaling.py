@@ -10,12 +10,12 @@ class LossScaling:
 
     Attributes:
         skipped: steps without an update so far, over the whole run.
-        in_a_row: the latest of them that followed each other. last_skipped: the last one, 0 if none was.
+        in_a_row: the latest of them that followed each other.
     """
 
     def __init__(self, *, enabled: bool, limit: int):
         self.enabled, self._limit = enabled, limit
-        self.skipped = self.in_a_row = self.last_skipped = 0
+        self.skipped = self.in_a_row = 0
         self._last_chance = False
         self._optimizer, self._left = None, {}
 
@@ -44,7 +44,6 @@ class LossScaling:
         self.in_a_row = self.in_a_row + 1 if overflow else 0
         self.skipped += overflow
         if overflow:
-            self.last_skipped = step
             self._forget_gradients()
         at_minimum, self._last_chance = self._last_chance, self._cannot_halve()
         if overflow and (at_minimum or self.in_a_row >= self._limit):
@@ -57,13 +56,11 @@ class LossScaling:
 
     def record(self) -> dict:
         """For a checkpoint."""
-        counts = {"skipped": self.skipped, "in_a_row": self.in_a_row, "last_skipped": self.last_skipped}
-        return counts | {"state": self._state()}
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "state": self._state()}
 
     def load(self, record: dict) -> None:
         """As a checkpoint recorded it."""
         self.skipped, self.in_a_row = record["skipped"], record["in_a_row"]
-        self.last_skipped = record["last_skipped"]
         self._set_state(record["state"])
 
     def _state(self) -> dict:

@@ -14,7 +14,7 @@ class FactorSpec:
         base: whether a frozen ``W0`` stands beside the factors.
         tracked: whether every column's initial value is kept, for the spectrum of the update.
         final: whether the rank stays as it is to the end of the run.
-        grown_at: the step after which the rank last grew, 0 if it never did.
+        grown_at: the step after which the rank last grew or a check was lost, 0 if neither ever was.
     """
 
     columns: int

@@ -46,7 +46,7 @@ class LayerView:
         rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
             K. All three are min(O, I) for a dense linear.
         max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
-        final, grown_at: as in :class:`FactorSpec`. skipped_at: the last step that overflowed; 0: none.
+        final, grown_at: as in :class:`FactorSpec`.
         updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
         singular_values: the spectrum that was asked for, descending; empty if none was.
     """
@@ -60,7 +60,6 @@ class LayerView:
     max_rank: int
     final: bool = False
     grown_at: int = 0
-    skipped_at: int = 0
     updated: bool = True
     singular_values: tuple[float, ...] = ()
 
@@ -112,6 +111,15 @@ class SetRank:
 
 
 @dataclass(frozen=True)
+class LostCheck:
+    """A rank check in whose step nothing was learnt, as it overflowed. Whether the rank would have grown
+    is not known: the layer's ``grown_at`` becomes this step. Values, moments and ranks stay.
+    """
+
+    layer: str
+
+
+@dataclass(frozen=True)
 class Restart:
     """ReLoRA's restart: every layer's ``U V`` is added to W0, then U = 0 and V is drawn anew (``lora``).
 
@@ -140,7 +148,7 @@ class Refactor:
     metric: Metric = PLAIN
 
 
-Change = InitialiseFactors | SetRank | Restart | Refactor
+Change = InitialiseFactors | SetRank | LostCheck | Restart | Refactor
 
 
 class Method(Protocol):

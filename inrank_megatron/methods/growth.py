@@ -83,11 +83,8 @@ class GrowthRule:
         return step > self.after and step % self.interval == 0
 
     def quiet_checks(self, step: int, layers: Sequence[LayerView]) -> int:
-        """Checks up to ``step``, itself included, since a rank last grew in any layer, or since
-        the last overflow if that is later and took the place of a check.
-        """
-        lost = [layer.skipped_at for layer in layers if self.due(layer.skipped_at)]
-        last = max([self.after, *lost, *(layer.grown_at for layer in layers)])
+        """Checks up to ``step``, itself included, since in any layer a rank last grew or a check was lost."""
+        last = max([self.after, *(layer.grown_at for layer in layers)])
         return max(0, step // self.interval - last // self.interval)
 
     def check(self, layer: LayerView) -> Growth:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.methods.changes import InitialiseFactors, NewMoments, SetRank
+from inrank_megatron.methods.changes import InitialiseFactors, LostCheck, NewMoments, SetRank
 from inrank_megatron.methods.growth import GrowthRule
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.schema import OptimizerConfig
@@ -103,10 +103,10 @@ class InRank:
         spectrum, switches = self.spectrum_at(step, layers), self._switches(step, layers)
         seen = layers if spectrum == self.growth.spectrum else []
         refinds = switches and self.switch.refound
-        checks = [] if refinds else [self._check(layer) for layer in seen if layer.updated]
+        checks = [] if refinds else [self._check(layer) for layer in seen]
         if not switches:
             return checks
-        ranks = {check.layer: check.rank for check in checks}
+        ranks = {check.layer: check.rank for check in checks if isinstance(check, SetRank)}
         if refinds:
             ranks = {layer.name: self.growth.refound(layer) for layer in seen}
         layers = [replace(layer, rank=ranks.get(layer.name, layer.rank)) for layer in layers]
@@ -127,7 +127,9 @@ class InRank:
             return step == self.switch.step
         return self.growth.quiet_checks(step - 1, layers) >= self.switch.patience
 
-    def _check(self, layer) -> SetRank:
+    def _check(self, layer) -> SetRank | LostCheck:
+        if not layer.updated:
+            return LostCheck(layer.name)
         growth = self.growth.check(layer)
         return SetRank(
             layer=layer.name,

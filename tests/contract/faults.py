@@ -86,7 +86,8 @@ def spoilt_steps(rank: int, world_size: int, layout: Layout, settings: dict, val
 def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, steps: int) -> dict:
     """A training whose first loss scales are far too large, over rank checks; then one spoilt step."""
     session = build("inrank", layout, fp16=True, initial_loss_scale=2.0**40, **settings).start()
-    seen = {"skipped": [], "scales": [], "losses": [session.fixed_loss()], "changed": [], "ranks": []}
+    seen = {name: [] for name in ("skipped", "scales", "losses", "changed", "ranks", "grown_at")}
+    seen["losses"].append(session.fixed_loss())
     for _ in range(steps):
         before = everything(session) if all(seen["skipped"]) else {}  # afterwards no step is skipped
         skipped = step(session).skipped
@@ -94,6 +95,7 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
             seen["changed"] += different(before, everything(session))
         if session.step % CHECK == 0:
             seen["ranks"].append((list(session.engine.ranks.values()), check(session)))
+            seen["grown_at"].append(set(session.engine.grown_at.values()))
         seen["skipped"].append(skipped)
         seen["scales"].append(session.engine.loss_scaling.scale)
     seen["losses"].append(session.fixed_loss())

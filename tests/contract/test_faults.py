@@ -84,6 +84,10 @@ def test_loss_scaling_skips_steps_on_every_rank_and_goes_on(layout, settings):
         assert result["losses"][1] < result["losses"][0] - 0.01
         assert result["spoilt"] == (True, math.inf, [])
         assert result["next"] is False
+        # A lost check counts for patience as growth does.
+        in_vain = range(5, lost + 1, 5)
+        assert result["grown_at"][: len(in_vain)] == [{step} for step in in_vain]
+        assert max(result["grown_at"][-1]) > lost
     assert one["ranks"] == other["ranks"]
     assert one["ranks"][-1][1] != one["ranks"][0][0], "no rank grew at all"
 

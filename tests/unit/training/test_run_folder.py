@@ -15,7 +15,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
 
 TOKENIZER = train_tokenizer(["a text"], vocab_size=257)
-SCALING = {"skipped": 0, "in_a_row": 0, "last_skipped": 0, "state": {}}
+SCALING = {"skipped": 0, "in_a_row": 0, "state": {}}
 STATE = {
     "seconds": 1.0,
     "identity": {"data": "0" * 16, "switch_step": None},
