@@ -5,6 +5,7 @@ leaves open are those that need the number of processes (`resolve`). `to_yaml` a
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ INRANK_PRESETS = {
     },
 }
 
+CALM_UPDATE = 1.25
+"""Up to here new columns start with moments of zero; 1.17 at betas of 0.9 and 0.95."""
+
 
 def sections() -> dict[str, type[Section]]:
     """Section name -> its model, in the order of files and help."""
@@ -105,7 +109,7 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
         for section, model in sections().items()
     }
     try:
-        return Config(**nested)
+        return _with_columns(Config(**nested))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
 
@@ -203,6 +207,32 @@ def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
     if type(length := flat.get("seq_length")) is int:
         flat.setdefault("max_position_embeddings", length)
     return flat
+
+
+def _with_columns(config: Config) -> Config:
+    """With what InRank gives its columns if that was left out: on record, as it decides what is trained."""
+    inrank, optimizer = config.inrank, config.optimizer
+    if not config.training.method.startswith("inrank"):
+        return config
+    absorbs = inrank.frozen_base and config.training.pretrained_checkpoint is not None
+    calm = largest_update(optimizer.adam_beta1, optimizer.adam_beta2) <= CALM_UPDATE
+    filled = {
+        "absorb_columns": absorbs if inrank.absorb_columns is None else inrank.absorb_columns,
+        "new_column_moments": inrank.new_column_moments or ("zero" if calm else "mean"),
+    }
+    return config.model_copy(update={"inrank": inrank.model_copy(update=filled)})
+
+
+def largest_update(beta1: float, beta2: float) -> float:
+    """The largest update, in units of the learning rate, that Adam makes of any gradients from moments of
+    zero on if its bias corrections are 1 already; infinite if there is no bound.
+
+    ``|m| / sqrt(v) <= (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2))`` for
+    ``m = (1 - beta1) sum beta1^i g_i``, ``v = (1 - beta2) sum beta2^i g_i^2`` (Cauchy-Schwarz).
+    """
+    if beta1**2 >= beta2:
+        return math.inf
+    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
 
 
 def _preset_for(flat: dict[str, Any], preset: Any) -> dict[str, Any]:

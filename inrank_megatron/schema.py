@@ -211,7 +211,7 @@ class InRankConfig(Section):
     )
     new_column_moments: Literal["zero", "mean"] | None = _about(
         "Adam's second moment of columns added later: zero, or the mean of those in use; left out: zero, but "
-        "mean where Adam's betas would make their first step larger than the learning rate",
+        "mean where Adam's betas would let them make steps well above the learning rate",
         None,
     )
     rank: Count | None = _about("the rank of fixed-rank, lora and relora", None)

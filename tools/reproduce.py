@@ -1,7 +1,7 @@
-"""Run the experiments behind the claims in ``docs/rank_evidence.md`` again.
+"""Run the experiments behind ``docs/rank_evidence.md`` and ``docs/comparison.md`` again.
 
 Example: ``python tools/reproduce.py teacher``. ``--help`` lists the experiments, ``--json`` prints rows for
-programs. Each runs on one process and says on stderr how far it is.
+programs. Each says on stderr how far it is.
 """
 
 import sys

@@ -275,13 +275,18 @@ class Engine:
                     layer,
                     layer.active,
                     change.source,
-                    norm=change.column_norm or norm_like(initial_weight(name), layer.active),
+                    norm=self._first_norm(change, name),
                     generator=named_generator(seed, f"{name}/first columns"),
                 )
                 for name, layer in self.layers.items()
             }
         for name, (left, right) in shards.items():
             self._place(name, left, right, start=0, absorb=change.absorb)
+
+    def _first_norm(self, change: InitialiseFactors, name: str) -> float | None:
+        if change.column_norm or change.source != "random":  # the others have norms of their own
+            return change.column_norm
+        return norm_like(self.factory.initial_weight(name), self.layers[name].active)
 
     def _at_a_loss_scale(self, compute: Callable[[float], dict[str, Tensor]]) -> dict[str, Tensor]:
         """``compute(scale)``, from gradients of losses multiplied by a scale that float16 bears."""

@@ -33,6 +33,8 @@ from inrank_megatron.shapes import linear_shapes
 
 SETTINGS = "compare.json"
 LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
+DIVERGED = ("nothing was updated", "overflowed float16")
+"""What the launcher says of a loss or gradient that is not finite, in FP32 or BF16 and in FP16."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _tune(study: Study, arm: str, steps: int) -> float | None:
         before = len(_tried(study, arm, steps))
         _run_all(study, [(arm, rate, study.seeds[0], steps) for rate in missing])
         if len(_tried(study, arm, steps)) == before:
-            break  # the arm still waits for its size, or its runs are stopped from outside
+            break  # the arm still waits for its size
     return _choice(study, arm, steps)
 
 
@@ -176,8 +178,13 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int) -> None:
             stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
         )  # fmt: skip
         log.write(f"exit status {ended.returncode}\n")
+    if not _ended(folder):
+        raise UserError(
+            f"{folder}: the run failed with status {ended.returncode}, and not for its learning rate; mend "
+            f"what {_log(folder)} tells at its end and give the command again"
+        )
     if ended.returncode:
-        study.tell(f"failed with status {ended.returncode}: see {_log(folder)}")
+        study.tell(f"the rate is too high: {_log(folder)}")
 
 
 def _log(folder: Path) -> Path:
@@ -185,11 +192,12 @@ def _log(folder: Path) -> Path:
 
 
 def _ended(folder: Path) -> bool:
-    """Whether a run has finished, or has failed by itself: a rate can be too high for a method."""
+    """Whether a run has finished, or came to no finite loss: a rate can be too high for a method."""
     if read_result(folder) is not None:
         return True
     log = _log(folder)
-    return log.exists() and log.read_text(encoding="utf-8").endswith("exit status 1\n")
+    told = log.read_text(encoding="utf-8") if log.exists() else ""
+    return told.endswith("exit status 1\n") and any(words in told for words in DIVERGED)
 
 
 def read_result(folder: Path) -> Result | None:

@@ -7,7 +7,6 @@ from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.methods.changes import InitialiseFactors, LostCheck, NewMoments, SetRank
 from inrank_megatron.methods.growth import GrowthRule
 from inrank_megatron.methods.switch import Switch
-from inrank_megatron.schema import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,7 @@ class InRank:
     Args:
         source: where the starting columns come from (``InitialiseFactors``).
         initial_column_norm, new_column_norm: norm of each starting column, and of those added later.
-        new_column_moments: second moments of columns added later (``SetRank``); a configuration that leaves
-            them out gets ``zero``, and ``mean`` where that would make a first step larger than the rate.
+        new_column_moments: second moments of columns added later (``SetRank``).
         frozen_base: whether W0 stands beside the factors; without it ``W = U V`` (the authors' code).
         absorb: whether the product of columns at their start is subtracted from W0.
         switch: how the factors are refactored (InRank-Efficient); None: never (InRank).
@@ -49,17 +47,15 @@ class InRank:
 
     @classmethod
     def from_config(cls, config, *, switch_step):
-        inrank, absorb = config.inrank, config.inrank.absorb_columns
-        if absorb is None:
-            absorb = config.training.pretrained_checkpoint is not None
+        inrank = config.inrank
         return cls(
             growth=GrowthRule.from_config(config),
             source=inrank.factor_init or "gradient",
             initial_column_norm=inrank.initial_column_norm,
             new_column_norm=inrank.new_column_norm,
             frozen_base=inrank.frozen_base,
-            absorb=absorb,
-            new_column_moments=inrank.new_column_moments or _new_moments(config.optimizer),
+            absorb=inrank.absorb_columns,
+            new_column_moments=inrank.new_column_moments,
         )
 
     def structure(self, min_dims):
@@ -154,13 +150,3 @@ class InRankEfficient(InRank):
     def from_config(cls, config, *, switch_step):
         inrank = super().from_config(config, switch_step=switch_step)
         return replace(inrank, switch=Switch.from_config(config, switch_step=switch_step))
-
-
-def _new_moments(optimizer: OptimizerConfig) -> NewMoments:
-    """``zero`` where a late column's first step, over the learning rate, is 1 at most.
-
-    Adam's bias corrections are then those of all columns together, 1: the step is
-    ``(1 - beta1) g / sqrt((1 - beta2) g^2)``.
-    """
-    first_step = (1 - optimizer.adam_beta1) / (1 - optimizer.adam_beta2) ** 0.5
-    return "zero" if first_step <= 1 else "mean"

@@ -23,6 +23,7 @@ from inrank_megatron.config import Config, flatten, load, sections, to_yaml
 from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.disk import sync
 from inrank_megatron.errors import UserError
+from inrank_megatron.methods.registry import idle_settings
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 
@@ -169,7 +170,8 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
             f"{path}: holds something that is no run; choose a new or an empty folder with --save"
         )
     stored, wanted = flatten(load(path / CONFIG)), flatten(config)
-    different = [name for name in wanted if stored[name] != wanted[name]]
+    idle = idle_settings(config.training.method)
+    different = [name for name in wanted if stored[name] != wanted[name] and name not in idle]
     resume = config.training.resume
     free = FREE_WITH_WEIGHTS_ONLY if _goes_on_from_weights(path, resume) else FREE
     fixed = [
@@ -178,9 +180,10 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
     if fixed:
         # Where nobody gave it, the batch follows from the processes and the micro-batch, which may change.
         batch = stored["global_batch_size"]
-        same = "" if batch in (None, wanted["global_batch_size"]) else f"give --global-batch-size {batch} or "
+        theirs = f"its settings, as in --config {path / CONFIG},"
+        same = theirs if batch in (None, wanted["global_batch_size"]) else f"--global-batch-size {batch}"
         raise UserError(
-            f"{path}: holds another run ({'; '.join(fixed)}); {same}choose another folder with --save"
+            f"{path}: holds another run ({'; '.join(fixed)}); give {same} or choose another --save"
         )
     if resume == "never":
         raise UserError(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from inrank_megatron.config import (
     GPT2_PRESETS,
@@ -10,6 +11,7 @@ from inrank_megatron.config import (
     fields,
     flatten,
     from_flat,
+    largest_update,
     load,
     replace,
     resolve,
@@ -206,3 +208,36 @@ def test_bad_files_are_named(tmp_path, content, words):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml: cannot be read \(No such file"):
         load(tmp_path / "none.yaml")
+
+
+def test_what_inrank_gives_its_columns_is_on_record():
+    """A default that changes must not change a run that goes on."""
+
+    def columns(**settings):
+        inrank = from_flat(BASE | {"method": "inrank"} | settings).inrank
+        return inrank.absorb_columns, inrank.new_column_moments
+
+    assert columns() == (False, "zero")
+    assert columns(adam_beta2=0.999) == (False, "mean")
+    assert columns(pretrained_checkpoint="runs/dense") == (True, "zero")
+    assert columns(pretrained_checkpoint="runs/dense", frozen_base=False) == (False, "zero")
+    given = {"absorb_columns": True, "new_column_moments": "mean"}
+    assert columns(**given) == (True, "mean")
+    dense = from_flat(BASE).inrank
+    assert (dense.absorb_columns, dense.new_column_moments) == (None, None)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.99), (0.0, 0.5)])
+def test_the_largest_update_is_adams(betas):
+    """No gradients lead to more, and those that grow as (beta2 / beta1)^t come up to it."""
+    beta1, beta2 = betas
+    back = torch.arange(2000, dtype=torch.float64)
+    first, second = (1 - beta1) * beta1**back, (1 - beta2) * beta2**back
+
+    def update(gradients):
+        return ((first * gradients).sum(-1) / (second * gradients**2).sum(-1).sqrt()).abs()
+
+    limit = largest_update(beta1, beta2)
+    assert update((beta1 / beta2) ** back) == pytest.approx(limit, rel=1e-9)
+    noise = torch.randn(100, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert update(noise).max() < limit

@@ -175,6 +175,19 @@ def test_a_state_that_tells_too_little(tmp_path):
         choose(resumed(config))
 
 
+def test_what_the_method_does_not_read_may_differ(tmp_path):
+    """Another version of the program may have other defaults for it."""
+    config = begin(tmp_path / "run", steps=(2,))
+    assert config.training.method == "dense"
+    assert choose(resumed(config, absorb_columns=True)).checkpoint is not None
+    inrank = begin(tmp_path / "inrank", method="inrank")
+    theirs = (
+        r"absorb_columns False there, True here\); give its settings, as in --config .*inrank/config.yaml, or"
+    )
+    with pytest.raises(UserError, match=theirs):
+        choose(resumed(inrank, absorb_columns=True))
+
+
 def test_weights_alone_may_go_on_as_another_run(tmp_path):
     config = begin(tmp_path / "run")
     write_weights(tmp_path / "run" / "checkpoints", step=0, factors={}, tensors=[("w", torch.ones(2))])
