@@ -26,6 +26,11 @@ the FP32 masters average that. A rank is where an explained ratio crosses the th
 weights that differ by rounding may cross it one column apart.
 """
 
+LARGE_START = (1e-5, 3e-4, 0)
+"""The same in FP32 for columns that start at the default norm of 0.5. Beside weights of width 64 their
+products are large, and so is the rounding of what is computed from them.
+"""
+
 
 @functools.cache
 def serial(method: str, sgd: bool) -> dict:
@@ -48,6 +53,8 @@ def compare(case: Case, steps: int = STEPS) -> dict:
     )
     rank = max(_rank_difference(result["ranks"], reference["ranks"][:steps]) for result in results)
     limits = TOLERANCES[case.get("precision", "fp32")]
+    if method == "inrank-efficient-default-start" and limits == TOLERANCES["fp32"]:
+        limits = LARGE_START
     return {
         "loss": loss,
         "grad_norm": norm,

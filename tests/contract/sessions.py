@@ -23,6 +23,7 @@ from inrank_megatron.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.pretrained import read_pretrained
+from inrank_megatron.training.schedule import learning_rate
 from tests.groups import join
 from tests.harness import at_end
 
@@ -43,7 +44,7 @@ SIZES = {
     "clip_grad": 0.5,
 }
 # A start on the scale of these small weights, whose largest singular values are a third of those at width
-# 768: a larger one magnifies rounding.
+# 768: the default's magnifies rounding, see `compare.py`.
 GROWING = {
     "rank_check_interval": CHECK,
     "buffer": 8,
@@ -57,6 +58,11 @@ METHODS = {
     "relora": {"method": "relora", "rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2},
     "inrank": {"method": "inrank", **GROWING},
     "inrank-efficient": {"method": "inrank-efficient", **GROWING},
+    "inrank-efficient-default-start": {
+        "method": "inrank-efficient",
+        "rank_check_interval": CHECK,
+        "buffer": 8,
+    },
     "inrank-efficient-attention": {
         "method": "inrank-efficient",
         "factorised_linears": "mlp-attention",
@@ -222,7 +228,11 @@ class Session:
     def train_step(self) -> None:
         """A step without the method's changes."""
         self.step += 1
-        lr = self.engine.config.optimizer.lr
+        config, lr = self.engine.config, self.engine.config.optimizer.lr
+        if (
+            config.training.method == "relora"
+        ):  # whose schedule is part of the method; others stay at the peak
+            lr = learning_rate(self.step, config)
         result = self.engine.train_step(self.batch(self.step - 1), step=self.step, lr=lr)
         self.losses.append(result.loss)
         self.grad_norms.append(result.grad_norm)

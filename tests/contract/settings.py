@@ -27,6 +27,7 @@ RARE = ("fused-adam", "apex-fused-adam")
 # enough.
 ONCE = (
     "fixed-rank-random",
+    "inrank-efficient-default-start",
     "llama-dense",
     "llama-lora",
     "llama-inrank",

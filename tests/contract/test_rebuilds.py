@@ -49,6 +49,16 @@ def rebuild_often(
     return counts
 
 
+def switch_often(rank: int, world_size: int, layout: Layout) -> list[dict[str, int]]:
+    """A census after each of eleven switches, each of a session of its own, and a step after it."""
+    counts = []
+    for _ in range(11):
+        session = build("inrank-efficient", layout, switch=1).start().train(2)
+        assert session.is_final
+        counts.append(census())
+    return counts
+
+
 OFTEN = {
     "inrank": {"rank_check_interval": 1, "buffer": 2, "threshold": 1.0},
     "relora": {"relora_interval": 1},
@@ -81,6 +91,13 @@ def test_changes_leave_nothing_behind(name, settings):
         first, last = counts[0], counts[-1]
         more = {kind: (first[kind], count) for kind, count in last.items() if count > first[kind]}
         assert not more, more
+
+
+def test_switches_leave_nothing_behind():
+    for counts in run_ranks(switch_often, 2, LAYOUTS["DP2"], timeout=240):
+        first, last = counts[0], counts[-1]
+        more = {kind: (first[kind], count) for kind, count in last.items() if count > first[kind]}
+        assert not more, counts
 
 
 def test_rebuilds_leave_nothing_behind():
