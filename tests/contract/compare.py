@@ -52,9 +52,9 @@ def compare(case: Case, steps: int = STEPS) -> dict:
         for key in ("losses", "grad_norms")
     )
     rank = max(_rank_difference(result["ranks"], reference["ranks"][:steps]) for result in results)
-    limits = TOLERANCES[case.get("precision", "fp32")]
-    if method == "inrank-efficient-default-start" and limits == TOLERANCES["fp32"]:
-        limits = LARGE_START
+    precision = case.get("precision", "fp32")
+    large = (method, precision) == ("inrank-efficient-default-start", "fp32")
+    limits = LARGE_START if large else TOLERANCES[precision]
     return {
         "loss": loss,
         "grad_norm": norm,
