@@ -325,10 +325,29 @@ _open: list[Engine] = []
 """The engine of this rank's session before: its hooks outlive it unless it is stopped."""
 
 
-def run(rank: int, world_size: int, name: str, layout: Layout, settings: dict, steps: int) -> dict:
-    """A whole training: loss, gradient norm and ranks of every step."""
-    session = build(name, layout, **settings).start().train(steps)
-    return {"losses": session.losses, "grad_norms": session.grad_norms, "ranks": session.ranks}
+def run(
+    rank: int,
+    world_size: int,
+    name: str,
+    layout: Layout,
+    settings: dict,
+    steps: int,
+    given: list[list] | None = None,
+) -> dict:
+    """A whole training: loss, gradient norm, ranks and the method's changes of every step; with ``given``
+    these changes are carried out instead.
+    """
+    session, changes = build(name, layout, **settings).start(), []
+    for index in range(steps):
+        session.train_step()
+        changes.append(session.decide())
+        session.apply(given[index] if given else changes[-1])
+    return {
+        "losses": session.losses,
+        "grad_norms": session.grad_norms,
+        "ranks": session.ranks,
+        "changes": changes,
+    }
 
 
 # ---- one change, seen from both sides ------------------------------------------------------------------
