@@ -7,10 +7,12 @@ clips, and goes through what its method does: growth at every fifth step, the sw
 every tenth.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from tests.contract.compare import FEWER, STEPS, compare, serial
-from tests.contract.sessions import LAYOUTS, SIZES, run
+from tests.contract.sessions import CHECK, LAYOUTS, SIZES, run
 from tests.contract.settings import FACTORS, HALF, Case, name_of, once, pairwise
 from tests.harness import run_ranks
 
@@ -41,3 +43,18 @@ def test_a_case_moves_and_clips(sgd):
     assert result["losses"][0] == still["losses"][0]
     assert abs(result["losses"][9] - still["losses"][9]) > 1e-3
     assert min(result["grad_norms"]) > SIZES["clip_grad"]
+
+
+def test_a_training_can_follow_the_ranks_of_another():
+    """What a case in half precision is compared with when a rank comes out one column apart."""
+    own = serial("inrank-efficient", False)
+    steps = CHECK + 1
+    given = own["changes"][:steps]
+    first = given[CHECK - 1]
+    layer = first[0].layer
+    given[CHECK - 1] = [replace(first[0], rank=first[0].rank + 1, active=first[0].active + 1), *first[1:]]
+    result = run_ranks(run, 1, "inrank-efficient", LAYOUTS["TP1 DP1"], {}, steps, given)[0]
+    assert result["changes"][:CHECK] == own["changes"][:CHECK], "the same state, the same decisions"
+    assert result["ranks"][CHECK - 1] == own["ranks"][CHECK - 1] | {layer: first[0].rank + 1}
+    assert result["losses"][:CHECK] == own["losses"][:CHECK]
+    assert result["losses"][CHECK] != own["losses"][CHECK]
