@@ -1,7 +1,7 @@
 """Do learned ranks come from the data? A small GPT against controls that have none, and in other settings.
 
-``noise``: every gradient is replaced by noise of the same norm, entry by entry where it is not zero, so that
-columns out of use stay so. ``shuffled``: the tokens of each global batch change places, so that only their
+``noise``: every gradient, those of the start among them, is replaced by noise of the same norm, entry by
+entry where it is not zero, so that columns out of use stay so. ``shuffled``: the tokens of each global batch change places, so that only their
 frequencies are left to learn. The other variants change one setting of the method each.
 """
 
@@ -84,7 +84,9 @@ def _batches(config: Config, data: PreparedData, *, shuffled: bool) -> Batches:
 
 
 def noisy_gradients(engine: Engine) -> None:
-    """From now on every trained parameter's gradient is noise of its norm."""
+    """From now on every gradient is noise of its norm: trained parameters', and those of W0 that factors may
+    start from.
+    """
     generator = torch.Generator(engine.device).manual_seed(engine.config.training.seed)
 
     def noise(gradient: Tensor) -> Tensor:
@@ -94,6 +96,11 @@ def noisy_gradients(engine: Engine) -> None:
 
     for _, parameter in engine.parameters():
         parameter.register_hook(noise)
+    for layer in engine.layers.values():
+        if layer.weight is not None:
+            layer.weight.requires_grad_(True)  # a frozen tensor takes no hook, but keeps one
+            layer.weight.register_hook(noise)
+            layer.weight.requires_grad_(False)
 
 
 def measure(

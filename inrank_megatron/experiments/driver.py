@@ -43,7 +43,7 @@ def train(
 ) -> Outcome:
     """Train by the method of ``config``; ``min_dims`` as for ``Method.structure``.
 
-    ``prepare`` is called with the engine once its factors have their first values.
+    ``prepare`` is called with the engine before its factors have their first values.
 
     Raises:
         UserError: the training ends before the first rank check.
@@ -56,8 +56,8 @@ def train(
     method, outcome = make_method(config, switch_step=None), Outcome()
     structure: Mapping[str, FactorSpec] = method.structure(min_dims)
     engine = Engine(factory, structure, config=config, parallel=parallel, device=device(), accumulation=1)
-    engine.apply(method.start(), step=0, batches=batches)
     prepare(engine)
+    engine.apply(method.start(), step=0, batches=batches)
     for step in range(1, config.training.train_iters + 1):
         result = engine.train_step(batches(step - 1), step=step, lr=learning_rate(step, config))
         outcome.losses.append(result.loss)

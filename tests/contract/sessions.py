@@ -54,9 +54,25 @@ METHODS = {
     "dense": {"method": "dense"},
     "fixed-rank": {"method": "fixed-rank", "rank": 15},
     "fixed-rank-random": {"method": "fixed-rank", "rank": 15, "factor_init": "random"},
+    "fixed-rank-attention": {
+        "method": "fixed-rank",
+        "rank": 15,
+        "factorised_linears": "mlp-attention",
+        "qkv_factors": "separate",
+    },
     "lora": {"method": "lora", "rank": 8},
+    "lora-attention": {"method": "lora", "rank": 8, "factorised_linears": "mlp-attention"},
     "relora": {"method": "relora", "rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2},
     "inrank": {"method": "inrank", **GROWING},
+    "inrank-random": {
+        "method": "inrank",
+        "factor_init": "random",
+        "rank_criterion": "eq7",
+        "eq7_window": "fixed",
+        "threshold": 0.6,
+        **GROWING,
+    },
+    "inrank-kaiming": {"method": "inrank", "factor_init": "kaiming", **GROWING},
     "inrank-efficient": {"method": "inrank-efficient", **GROWING},
     "inrank-efficient-default-start": {
         "method": "inrank-efficient",
@@ -131,7 +147,13 @@ METHODS = {
         "new_column_moments": "mean",
         **GROWING,
     },
-    "inrank-efficient-refound": {"method": "inrank-efficient", "final_ranks": "refound", **GROWING},
+    # Starts with more than it needs, so that ranks fall at the switch.
+    "inrank-efficient-refound": {
+        "method": "inrank-efficient",
+        "final_ranks": "refound",
+        "initial_rank": 10,
+        **GROWING,
+    },
     "inrank-efficient-fisher": {
         "method": "inrank-efficient",
         "truncation": "fisher",
@@ -392,6 +414,26 @@ def first_step_of_new_columns(rank: int, world_size: int, layout: Layout, settin
     return max(update.abs().max().item() for update in updates if update.numel()) / SIZES["lr"]
 
 
+def first_updates(rank: int, world_size: int, layout: Layout, settings: dict) -> list[dict[str, float]]:
+    """The largest update of an entry of each parameter over the learning rate, in the first step and in the
+    first after the switch.
+    """
+    session = build("inrank-efficient", layout, switch=2, **settings).start()
+    seen = []
+    for _ in range(2):
+        before = states(session)
+        session.train_step()
+        seen.append(
+            {
+                name: (state["master"] - before[name]["master"]).abs().max().item() / SIZES["lr"]
+                for name, state in states(session).items()
+                if state["master"].numel()
+            }
+        )
+        session.train(1)
+    return seen
+
+
 def around_growth(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     """State before and after the first rank check."""
     session = build("inrank", layout, **settings).start().train(CHECK - 1)
@@ -499,9 +541,9 @@ def around_switch(
     }
 
 
-def spectra(rank: int, world_size: int, layout: Layout) -> dict:
+def spectra(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     """Both spectra at the start, before and after the first growth, with the state that they are of."""
-    session = build("inrank", layout).start()
+    session = build("inrank", layout, **settings).start()
     seen = {"start": session.spectra()}
     session.train(CHECK - 1)
     session.train_step()
@@ -530,6 +572,7 @@ def starts(rank: int, world_size: int, layout: Layout) -> dict:
     gradients = dense_gradients(inrank) if world_size == 1 else None
     tensors = {"inrank": snapshot(inrank.start()), "gradients": gradients}
     tensors["absorbed"] = snapshot(build("inrank", layout, absorb_columns=True).start())
+    tensors["random"] = snapshot(build("inrank-random", layout).start())
     fixed = build("fixed-rank", layout).start()
     initial = {name: fixed.engine.factory.initial_weight(name) for name in fixed.engine.layers}
     return tensors | {"fixed-rank": snapshot(fixed), "initial": initial}

@@ -27,6 +27,10 @@ RARE = ("fused-adam", "apex-fused-adam")
 # enough.
 ONCE = (
     "fixed-rank-random",
+    "fixed-rank-attention",
+    "lora-attention",
+    "inrank-random",
+    "inrank-kaiming",
     "inrank-efficient-default-start",
     "llama-dense",
     "llama-lora",
@@ -51,6 +55,9 @@ HALF = {
     **FACTORS,
     "method": (
         "dense",
+        "fixed-rank",
+        "lora",
+        "relora",
         "inrank-efficient",
         "inrank",
         "inrank-efficient-fisher",

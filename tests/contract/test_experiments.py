@@ -7,7 +7,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.controls import noisy_gradients
 from inrank_megatron.experiments.driver import smallest_rank
 from inrank_megatron.experiments.teacher import Learned, Teacher, learn, student_config
-from tests.contract.sessions import LAYOUTS, build
+from tests.contract.sessions import LAYOUTS, build, dense_gradients
 from tests.groups import join
 from tests.harness import run_ranks
 
@@ -68,6 +68,30 @@ def noisy(rank: int, world_size: int) -> dict:
         seen.append({name: p.grad.clone() for name, p in session.engine.parameters() if p.grad is not None})
     active = {name: layer.active for name, layer in session.engine.layers.items()}
     return {"plain": seen[0], "noise": seen[1], "active": active}
+
+
+def starting_products(rank: int, world_size: int) -> tuple[list[float], list[float]]:
+    """Cosine of every layer's ``U0 V0`` with the loss gradient of W0: as a run starts, and under noise."""
+    cosines = []
+    for prepare in (lambda engine: None, noisy_gradients):
+        session = build("inrank", LAYOUTS["TP1 DP1"])
+        gradients = dense_gradients(session)
+        prepare(session.engine)
+        session.start()
+        products = {name: (x.U.data @ x.V.data).double() for name, x in session.engine.layers.items()}
+        cosines.append(
+            [
+                torch.cosine_similarity(p.flatten(), gradients[n].flatten(), 0).item()
+                for n, p in products.items()
+            ]
+        )
+    return tuple(cosines)
+
+
+def test_noise_has_no_start_from_data():
+    [(plain, noise)] = run_ranks(starting_products, 1)
+    assert max(plain) < -0.3
+    assert max(map(abs, noise)) < 0.05
 
 
 def test_noise_has_each_gradient_s_norm_and_leaves_idle_columns_alone():

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from inrank_megatron.engine.zero_state import read_state
 from tests.contract.sessions import LAYOUTS, Layout, build
 from tests.harness import run_ranks
 
@@ -41,6 +42,11 @@ def alive() -> dict[str, int]:
         "hooks": sum(
             len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules
         ),
+        "hooks of parameters": sum(
+            len(t._backward_hooks or ()) + len(t._post_accumulate_grad_hooks or ())
+            for t in tensors
+            if t.is_leaf and t.requires_grad
+        ),
         "tensor elements": sum(t.numel() for t in tensors),
         "process groups": len(dist.distributed_c10d._world.pg_map),
         "python threads": threading.active_count(),
@@ -60,11 +66,11 @@ def rebuild_often(
     return [*counts, census()]
 
 
-def switch_often(rank: int, world_size: int, layout: Layout) -> list[dict[str, int]]:
+def switch_often(rank: int, world_size: int, layout: Layout, settings: dict) -> list[dict[str, int]]:
     """A census after a switch and a step, and one after ten more, each in a session of its own."""
     counts = []
     for number in range(11):
-        session = build("inrank-efficient", layout, switch=1).start().train(2)
+        session = build("inrank-efficient", layout, switch=1, **settings).start().train(2)
         assert session.is_final
         if number in (0, 10):
             counts.append(census())
@@ -80,11 +86,15 @@ OFTEN = {
 def change_often(
     rank: int, world_size: int, name: str, layout: Layout, settings: dict
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
-    """A census after a step and one after ten more, and the ranks after each: each ends in a growth or a
-    restart."""
+    """A census after a step and one after ten more, and the ranks after each: each ends in a growth, or in a
+    restart, which sets U to zero.
+    """
     session = build(name, layout, **OFTEN[name], **settings).start().train(1)
     first = census()
-    session.train(10)
+    for _ in range(10):
+        session.train(1)
+        if name == "relora":
+            assert not any(read_state(layer.U).master.any() for layer in session.engine.layers.values())
     return [first, census()], session.ranks
 
 
@@ -105,8 +115,9 @@ def test_changes_leave_nothing_behind(name, settings):
         assert not more, more
 
 
-def test_switches_leave_nothing_behind():
-    for counts in run_ranks(switch_often, 2, LAYOUTS["DP2"], timeout=240):
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "bf16": True}])
+def test_switches_leave_nothing_behind(settings):
+    for counts in run_ranks(switch_often, 2, LAYOUTS["DP2"], settings, timeout=240):
         first, last = counts
         more = {kind: (first[kind], count) for kind, count in last.items() if count > first[kind]}
         assert not more, counts

@@ -52,9 +52,9 @@ def verdict(session: Session) -> str:
     return "equal"
 
 
-def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int) -> dict[str, str]:
+def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int, settings: dict) -> dict[str, str]:
     """What each rank says of a trained model: as it is, and with a difference planted on one rank."""
-    session = build("inrank", layout).start().train(CHECK + 1)
+    session = build("inrank", layout, **settings).start().train(CHECK + 1)
     said = {"trained": verdict(session)}
     for name, find in TENSORS.items():
         with planted(find(session) if rank == odd_rank else None):
@@ -64,6 +64,7 @@ def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int) -> dict[
     return said
 
 
+@pytest.mark.parametrize("settings", [{}, {"bf16": True, "zero_stage": 2}], ids=["FP32", "BF16"])
 @pytest.mark.parametrize(
     ("layout", "odd_rank", "named"),
     [
@@ -71,9 +72,9 @@ def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int) -> dict[
         ("TP2 SP DP2", 2, {"common": "rank 2 differs", "shard": "ranks 0, 2 differ"}),
     ],
 )
-def test_a_planted_difference_is_named_on_every_rank(layout, odd_rank, named):
+def test_a_planted_difference_is_named_on_every_rank(layout, odd_rank, named, settings):
     layout = LAYOUTS[layout]
-    first, *others = run_ranks(verdicts, layout.world_size, layout, odd_rank)
+    first, *others = run_ranks(verdicts, layout.world_size, layout, odd_rank, settings)
     assert all(said == first for said in others)
     assert first.pop("trained") == "equal"
     for name, message in first.items():
@@ -82,7 +83,7 @@ def test_a_planted_difference_is_named_on_every_rank(layout, odd_rank, named):
 
 
 def test_tensor_parallel_ranks_without_replicas_share_the_uncut_tensors():
-    said = run_ranks(verdicts, 2, LAYOUTS["TP2 SP"], 0)[1]
+    said = run_ranks(verdicts, 2, LAYOUTS["TP2 SP"], 0, {})[1]
     assert said[NORM].startswith(f"{NORM}: ranks 0, 1 differ")
     assert {said[name] for name in TENSORS if name != NORM} == {"equal"}, "no other rank has these"
 
