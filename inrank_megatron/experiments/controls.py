@@ -1,8 +1,9 @@
 """Do learned ranks come from the data? A small GPT against controls that have none, and in other settings.
 
-``noise``: every gradient, those of the start among them, is replaced by noise of the same norm, entry by
-entry where it is not zero, so that columns out of use stay so. ``shuffled``: the tokens of each global batch change places, so that only their
-frequencies are left to learn. The other variants change one setting of the method each.
+``noise``: every gradient, the first batch's that factors start from too, is replaced by noise of the same
+norm, entry by entry where it is not zero, so that columns out of use stay so. ``shuffled``: the tokens of
+each global batch change places, so that only their frequencies are left to learn. The other variants change
+one setting of the method each.
 """
 
 from collections.abc import Callable, Sequence
