@@ -47,6 +47,8 @@ class Masters:
         for owners in self._holdings.owners.values():
             for owner in owners:
                 self._inner.state[owner] = kind.fresh_state(owner)
+        # DeepSpeed may have taken a step of zeros to create states, which a group's count remembers.
+        self.set_steps({group["name"]: 0 for group in self._inner.param_groups})
 
     def read(self, parameter: Tensor, key: str | None = None) -> Tensor:
         """The master, or the moment ``key``: FP32, of the local shape, on the parameter's device."""
