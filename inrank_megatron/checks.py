@@ -348,6 +348,11 @@ def check_sources(data: DataConfig) -> None:
     """Refuses settings that name more than one training text, or held-out texts alone."""
     named = [name for name in ("data_path", "train_data_path", "dataset") if getattr(data, name) is not None]
     _require(len(named) < 2, f"{', '.join(named)}: each names the training text; give only one of them")
+    _require(
+        named or data.document_separator is None,
+        f"document_separator = {data.document_separator!r}: belongs to a text of yours, and none is named; "
+        "give --data-path or --dataset, or leave it out",
+    )
     held_out = [name for name in ("valid_data_path", "test_data_path") if getattr(data, name) is not None]
     _require(
         data.train_data_path is not None or not held_out,

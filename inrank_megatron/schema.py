@@ -251,13 +251,13 @@ class DataConfig(Section):
     """Text and tokenizer. Without a source the run reads the English of Python's own documentation."""
 
     data_path: Words | None = _about(
-        "text, JSONL or parquet: PATH ... or WEIGHT PATH ..., cut by --split", None
+        "text, JSON lines, JSON, parquet or Arrow: PATH ... or WEIGHT PATH ..., cut by --split", None
     )
     train_data_path: Words | None = _about("the same for training alone", None)
     valid_data_path: Words | None = _about("the same for validation alone", None)
     test_data_path: Words | None = _about("the same for test alone", None)
     split: str = _about("shares of documents for training, validation, test", "969,30,1")
-    dataset: str | None = _about("Hugging Face dataset: NAME or NAME:CONFIG", None)
+    dataset: str | None = _about("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
     tokenizer: str | None = _about(
         "hub name, or folder with vocab.json + merges.txt; left out: train one", None
     )
@@ -265,7 +265,12 @@ class DataConfig(Section):
         "tokens of the BPE that is trained when --tokenizer is left out", 4096
     )
     data_cache_path: str = _about("folder of token files", "data_cache")
-    text_column: str = _about("column (parquet) or key (JSONL) that holds the text", "text")
+    text_column: str = _about("column (parquet, Arrow) or key (JSON) that holds the text", "text")
+    document_separator: Annotated[str, Field(min_length=1)] | None = _about(
+        "text that ends a document wherever it stands, e.g. <|endoftext|>; it is taken out, and a line end "
+        "right after it too",
+        None,
+    )
 
 
 class Config(Section):

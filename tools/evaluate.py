@@ -5,7 +5,7 @@ Examples::
     python tools/evaluate.py runs/wikitext                                   # its own validation split
     python tools/evaluate.py runs/wikitext --split test
     python tools/evaluate.py exported --data wiki.test.tokens --stride 512
-    torchrun --nproc-per-node 2 tools/evaluate.py gpt2 --dataset wikitext:wikitext-103-raw-v1 --split test
+    torchrun --nproc-per-node 2 tools/evaluate.py gpt2 --dataset Salesforce/wikitext:wikitext-103-raw-v1
 
 Every token but the first is scored exactly once, in FP32, summed in FP64; the ranks share the windows, and
 the result does not depend on their number. With --stride smaller than the sequence each token has at least
@@ -49,13 +49,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = tool_parser("evaluate.py", __doc__)
     parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
     parser.add_argument(
-        "--data", nargs="+", metavar="FILE", help="text, JSONL, parquet, or a .bin/.idx prefix; taken whole"
+        "--data",
+        nargs="+",
+        metavar="FILE",
+        help="text, JSON, parquet, Arrow, a .bin/.idx prefix; taken whole",
     )
-    parser.add_argument("--dataset", metavar="NAME[:CONFIG]", help="dataset of the Hugging Face hub")
+    parser.add_argument("--dataset", metavar="OWNER/NAME[:CONFIG]", help="dataset of the Hugging Face hub")
     parser.add_argument(
         "--split", choices=("train", "valid", "test"), help="of the dataset, or of the run itself [valid]"
     )
     parser.add_argument("--text-column", default="text", help="column or key that holds the text [text]")
+    parser.add_argument(
+        "--document-separator", metavar="TEXT", help="text that ends a document, as in training"
+    )
     parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
     parser.add_argument("--data-cache-path", default="data_cache", help="folder of token files [data_cache]")
     parser.add_argument("--seq-length", type=count, help="tokens of a window [the model's]")
@@ -65,6 +71,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_allow_pickle(parser)
     add_model_description(parser)
     arguments = parser.parse_args(argv)
+    if arguments.document_separator == "":
+        parser.error("--document-separator is empty; give the text that stands between documents")
     if arguments.data and arguments.dataset:
         parser.error("give --data or --dataset, not both")
     if arguments.data and arguments.split:

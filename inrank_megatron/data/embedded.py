@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class EmbeddedText:
     """One split ("train", "valid" or "test": about 90, 5 and 5 per cent) of the embedded corpus."""
 
     split: str
+    notes: list[str] = field(default_factory=list, compare=False)
 
     @property
     def name(self) -> str:

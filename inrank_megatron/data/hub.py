@@ -1,48 +1,97 @@
 """Hugging Face datasets, from the hub, the local cache (``HF_HUB_OFFLINE=1``) or a folder."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inrank_megatron.data.cache import FileHashes
-from inrank_megatron.data.corpus import checked_text, missing_column
-from inrank_megatron.data.pieces import Piece, row_pieces
+from inrank_megatron.data.corpus import Source, open_source
+from inrank_megatron.data.documents import watched
+from inrank_megatron.data.hub_names import LEGACY_NAMES
+from inrank_megatron.data.pieces import Piece
+from inrank_megatron.data.rows import line_pieces, missing_column, reading, row_pieces, separated
+from inrank_megatron.data.tables import BATCH_ROWS, texts
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
+# What datasets takes .txt, .md and .raw for. It would give a line a row, or no text at all.
+READ_HERE = ("text", "harbor", "audiofolder")
 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """One split of a dataset whose rows lie in memory-mapped Arrow files."""
+    """One split of a dataset whose rows lie in memory-mapped Arrow files.
+
+    ``lines``: the rows are the lines of text files, which datasets has taken the line ends off.
+    """
 
     name: str
     column: str
     rows: Any  # datasets.Dataset; the library is imported only by runs that use it
+    lines: bool = False
+    separator: str | None = None
+    notes: list[str] = field(default_factory=list, compare=False)
 
     def fingerprint(self, hashes: FileHashes) -> str:
         files = sorted(Path(entry["filename"]) for entry in self.rows.cache_files)
         contents = [hashes.sha256(file) for file in files] or [self.rows._fingerprint]
-        return f"dataset {self.column} {len(self.rows)} {' '.join(contents)}"
+        described = f"dataset {self.column} {len(self.rows)} {' '.join(contents)}"
+        if self.lines:
+            return f"{described} lines{separated(self.separator)}"
+        return described + reading(self._texts(), self.separator)
 
     def pieces(self) -> Iterator[Piece]:
-        return row_pieces(self._texts())
+        if self.lines:
+            pieces = line_pieces(self._texts(), separator=self.separator)
+        else:
+            pieces = row_pieces(self._texts(), name=self.name, separator=self.separator, notes=self.notes)
+        return watched(pieces, self.name, self.separator, self.notes)
 
     def _texts(self) -> Iterator[str]:
-        texts = self.rows.select_columns([self.column])
-        for number, row in enumerate(texts, start=1):
-            yield checked_text(row[self.column], where=f"{self.name}, row {number}", column=self.column)
+        tables = self.rows.select_columns([self.column]).with_format("arrow").iter(BATCH_ROWS)
+        columns = (chunk for table in tables for chunk in table.column(0).chunks)
+        return texts(columns, name=self.name, column=self.column, notes=self.notes)
 
 
-def load_splits(dataset: str, *, text_column: str, needed: str = "train") -> dict[str, DatasetSplit]:
+@dataclass(frozen=True)
+class Files:
+    """Files one after the other, each read as what it is."""
+
+    name: str
+    sources: tuple[Source, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.remarks, *(remark for source in self.sources for remark in source.notes)]
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        return "\n".join(source.fingerprint(hashes) for source in self.sources)
+
+    def pieces(self) -> Iterator[Piece]:
+        for source in self.sources:
+            yield from source.pieces()
+
+
+def load_splits(
+    dataset: str, *, text_column: str, needed: str = "train", document_separator: str | None = None
+) -> dict[str, Source]:
     """The splits "train", "valid" and "test" that the dataset ``name[:config]`` has; ``needed`` always.
 
-    A folder is read as a dataset saved by ``save_to_disk`` or as a folder of data files. A dataset with one
-    split only, of any name, gives it as ``needed``. Raises UserError for an unknown dataset or configuration,
-    for one that cannot be reached, for a missing column and for a dataset without rows.
+    A folder is read as a dataset saved by ``save_to_disk`` or as a folder of data files, whose names say
+    their splits as they do for datasets. Texts are read as `open_source` reads them. A dataset with one
+    split only, of any name, gives it as ``needed``.
+
+    Raises UserError for an unknown dataset or configuration, for one that cannot be reached, for a missing
+    column and for a dataset without rows.
     """
-    loaded = _load(dataset)
+    if Path(dataset).is_file():
+        raise UserError(
+            f"dataset {dataset} is a file; give it with --data-path, or its folder as the dataset"
+        )
+    loaded, remarks = _load(dataset)
     if len(loaded) == 1:
         chosen = {needed: next(iter(loaded))}
     else:
@@ -51,29 +100,102 @@ def load_splits(dataset: str, *, text_column: str, needed: str = "train") -> dic
         raise UserError(
             f"dataset {dataset} has the splits {sorted(loaded)}, but {needed!r} is needed: choose another"
         )
-    splits = {}
-    for role, name in chosen.items():
-        rows = loaded[name]
-        if text_column not in rows.column_names:
-            raise missing_column(f"dataset {dataset}, split {name}", text_column, rows.column_names)
-        splits[role] = DatasetSplit(f"{dataset} ({name})", text_column, rows)
-    return splits
+    return {
+        role: _split(
+            f"{dataset} ({name})",
+            loaded[name],
+            text_column=text_column,
+            separator=document_separator,
+            remarks=remarks if role == needed else [],
+        )
+        for role, name in chosen.items()
+    }
 
 
-def _load(dataset: str) -> dict[str, Any]:
+def _split(name: str, content: Any, *, text_column: str, separator: str | None, remarks: list[str]) -> Source:
+    """The source for what `_load` gives of a split: a list of files, or a table of datasets."""
+    if isinstance(content, list):
+        sources = [
+            open_source(file, text_column=text_column, document_separator=separator) for file in content
+        ]
+        return Files(name, tuple(sources), tuple(remarks))
+    if text_column not in content.column_names:
+        raise missing_column(f"dataset {name}", text_column, content.column_names)
+    notes = list(remarks)
+    lines = content.info.builder_name == "text"
+    if lines:
+        notes.append(f"{name}: its rows are the lines of text files; they are joined as one text")
+    return DatasetSplit(name, text_column, content, lines, separator, notes)
+
+
+def _load(dataset: str) -> tuple[dict[str, Any], list[str]]:
+    """Tables of datasets or lists of files by split, and remarks."""
     import datasets
 
     name, _, configuration = (dataset, "", "") if Path(dataset).is_dir() else dataset.partition(":")
     datasets.disable_progress_bars()
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
-            loaded = datasets.load_from_disk(name)
+            loaded, remarks = datasets.load_from_disk(name), []
+        elif Path(name).is_dir():
+            loaded, remarks = _load_folder(name, configuration or None)
         else:
-            loaded = datasets.load_dataset(name, configuration or None)
+            loaded, remarks = _load_named(name, configuration or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"dataset {dataset} cannot be loaded ({reason}); give name[:config] of a dataset on the hub or "
-            "in the local cache, or a folder"
+            f"dataset {dataset}{_place(name)} cannot be loaded ({reason}); give OWNER/NAME[:CONFIG] of a "
+            "dataset on the hub or in the local cache, or a folder"
         ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, remarks
+
+
+def _load_named(name: str, configuration: str | None) -> tuple[Any, list[str]]:
+    """From the hub or the cache, where a dataset may lie under the name that it had before."""
+    import datasets
+
+    if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # would read the current folder
+        raise ValueError(f"{name} is a format, not a dataset")
+    new = LEGACY_NAMES.get(name, name)
+    old = next((old for old, now in LEGACY_NAMES.items() if now == new), None)
+    remarks = [] if new == name else [f"dataset {name} is {new} on the hub today; name it so"]
+    try:
+        return datasets.load_dataset(new, configuration), remarks
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
+        if old is None:
+            raise
+        try:
+            loaded = datasets.load_dataset(old, configuration)
+            return loaded, [f"dataset {name} is read from the local cache, where it lies as {old}"]
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
+            pass
+        raise
+
+
+def _load_folder(folder: str, configuration: str | None) -> tuple[Any, list[str]]:
+    """A folder of data files: those of texts as lists, tables by datasets."""
+    import datasets
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    try:
+        builder = datasets.load_dataset_builder(folder, configuration)
+        found = {str(split): list(files) for split, files in builder.config.data_files.items()}
+        read_here = builder.info.builder_name in READ_HERE
+    except datasets.exceptions.DataFilesNotFoundError:  # none with a suffix that datasets knows
+        patterns = DataFilesDict.from_patterns(get_data_patterns(folder), base_path=folder)
+        found, read_here = {str(split): list(files) for split, files in patterns.items()}, True
+    named = {file for files in found.values() for file in files}
+    for file in named:
+        refuse_pointer(Path(file))
+    everything = DataFilesDict.from_patterns({"all": ["**"]}, base_path=folder)["all"]
+    left = sorted(set(everything) - named)
+    remarks = [f"dataset {folder}{place} is read, none of the hub"] if (place := _place(folder)) else []
+    if left:
+        remarks.append(f"dataset {folder}: {len(left)} of its files are left out, {left[0]} among them")
+    return (found if read_here else datasets.load_dataset(folder, configuration)), remarks
+
+
+def _place(name: str) -> str:
+    """Where a name that may be meant for the hub's is found here."""
+    hub_like = name.count("/") <= 1 and not name.startswith((".", "/")) and not name.endswith("/")
+    return f" (the local folder {Path(name).absolute()})" if hub_like and Path(name).is_dir() else ""

@@ -10,12 +10,10 @@ words are the words of its blocks.
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
 from typing import NamedTuple
 
 BLOCK_CHARACTERS = 16 * 1024
 LONGEST_PIECE = 2**20
-LAYOUT_ROWS = 256
 
 # Python's \S excludes everything that any regex engine takes for white space, and more.
 _BEFORE_LINE_END = re.compile(r"(?<=\S)(?=[ \t\r]*\n)")
@@ -56,29 +54,6 @@ def _next_cut(text: str, start: int, *, size: int, limit: int) -> int | None:
         if found:
             return found.start()
     return start + limit if len(text) - start > limit else None
-
-
-def row_pieces(rows: Iterable[str]) -> Iterator[Piece]:
-    """The pieces of a table's rows (JSON lines, parquet, a dataset): a row is a document, with one exception.
-
-    Where every row of the first 256 that is not empty is one line ending in a newline (WikiText's layout),
-    the rows are the lines of one running text: an empty row is an empty line, and the text is cut into
-    blocks. Elsewhere rows without text are skipped, and only a row of more than 2^20 characters is cut.
-    """
-    rows = iter(rows)
-    head = list(islice(rows, LAYOUT_ROWS))
-    rows = chain(head, rows)
-    if _are_lines(head):
-        yield from cut_blocks(row if row.endswith("\n") else row + "\n" for row in rows)
-        return
-    for row in rows:
-        if row.strip():
-            yield from cut_blocks([row], size=LONGEST_PIECE // 2)
-
-
-def _are_lines(rows: list[str]) -> bool:
-    texts = [row for row in rows if row]
-    return bool(texts) and all(text.find("\n") == len(text) - 1 for text in texts)
 
 
 def count_words(text: str) -> int:

@@ -62,7 +62,9 @@ def select(data: DataConfig) -> Selection:
     check_sources(data)
     shares = parse_split(data.split)
     if data.dataset is not None:
-        splits = load_splits(data.dataset, text_column=data.text_column)
+        splits = load_splits(
+            data.dataset, text_column=data.text_column, document_separator=data.document_separator
+        )
         parts = [Part(split, splits[split], None) for split in SPLITS if split in splits]
     elif data.data_path is None and data.train_data_path is None:
         parts = [Part(split, EmbeddedText(split), None) for split in SPLITS]
@@ -118,7 +120,7 @@ def _remaining(shares: tuple[float, float, float], given: set[str]) -> tuple[flo
 
 
 def _parts(split: str, words: list[str], data: DataConfig) -> list[Part]:
-    return [Part(split, _open(path, data.text_column), weight) for path, weight in parse_blend(words)]
+    return [Part(split, _open(path, data), weight) for path, weight in parse_blend(words)]
 
 
 def parse_blend(words: list[str]) -> list[tuple[str, float | None]]:
@@ -145,10 +147,10 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _open(path: str, text_column: str) -> Source | TokenPrefix:
+def _open(path: str, data: DataConfig) -> Source | TokenPrefix:
     prefix = Path(path).expanduser()
     if prefix.suffix in (".bin", ".idx"):
         prefix = prefix.with_suffix("")
     if beside(prefix, ".bin").is_file() and beside(prefix, ".idx").is_file():
         return TokenPrefix(prefix)
-    return open_source(path, text_column=text_column)
+    return open_source(path, text_column=data.text_column, document_separator=data.document_separator)

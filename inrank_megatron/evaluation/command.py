@@ -81,7 +81,8 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
     source = {
         "tokenizer": tokenizer,
         "text_column": arguments.text_column,
-        "cache": arguments.data_cache_path,
+        "document_separator": arguments.document_separator,
+        "data_cache_path": arguments.data_cache_path,
     }
     if arguments.data:
         return files(arguments.data, **source)

@@ -57,26 +57,32 @@ def own_split(path: Path, split: str) -> Text:
     return _text(f"{split} split of {run}", {"valid": prepared.valid, "test": prepared.test}[split], prepared)
 
 
-def files(paths: list[str], *, tokenizer: str, text_column: str, cache: str) -> Text:
-    """Whole files, one after the other. Raises UserError as the data layer does."""
-    data = DataConfig(
-        train_data_path=paths, split="1", tokenizer=tokenizer, text_column=text_column, data_cache_path=cache
-    )
+def files(paths: list[str], **settings: str | None) -> Text:
+    """Whole files, one after the other; ``settings`` of `DataConfig` say how they are read.
+
+    Raises UserError as the data layer does.
+    """
+    data = DataConfig(train_data_path=paths, split="1", **settings)
     prepared = prepare(data)
     return _text(" ".join(paths), joined([file for file, _ in prepared.train]), prepared)
 
 
-def dataset_split(dataset: str, split: str, *, tokenizer: str, text_column: str, cache: str) -> Text:
-    """One split of ``NAME[:CONFIG]``; of a dataset with one split only, that one.
+def dataset_split(dataset: str, split: str, **settings: str | None) -> Text:
+    """One split of ``OWNER/NAME[:CONFIG]``; of a dataset with one split only, that one. As `files`.
 
     Raises:
         UserError: as the data layer does, or there is no such split.
     """
-    data = DataConfig(dataset=dataset, tokenizer=tokenizer, text_column=text_column, data_cache_path=cache)
+    data = DataConfig(dataset=dataset, **settings)
 
     def choose(data: DataConfig) -> Selection:
-        source = load_splits(dataset, text_column=data.text_column, needed=split)[split]
-        return Selection((Part("train", source, None),), (1.0, 0.0, 0.0))
+        splits = load_splits(
+            dataset,
+            text_column=data.text_column,
+            needed=split,
+            document_separator=data.document_separator,
+        )
+        return Selection((Part("train", splits[split], None),), (1.0, 0.0, 0.0))
 
     prepared = prepare(data, choose=choose)
     [(file, _)] = prepared.train

@@ -74,12 +74,12 @@ def folder(tmp_path_factory) -> Path:
     lora = random_weights(vocab_size=trained.vocab_size, tokenizer=trained.tokenizer, ranks=6)
     write_run(folder / "runs" / "lora", lora)
     text = Path(argparse.__file__).read_text()[:6000]
-    (folder / "wikitext").mkdir()
+    (folder / "Salesforce" / "wikitext").mkdir(parents=True)
     for name, content in {
         "wiki.valid.tokens": text,
         "prompt.txt": "The castle",
-        "wikitext/README.md": DATASET,
-        "wikitext/test.txt": text,
+        "Salesforce/wikitext/README.md": DATASET,
+        "Salesforce/wikitext/test.txt": text,
     }.items():
         (folder / name).write_text(content)
     for line in CONVERSIONS:

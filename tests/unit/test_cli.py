@@ -142,7 +142,7 @@ def test_lists_take_several_words(run_file):
 
 
 def test_a_source_on_the_command_line_replaces_the_files_choice(run_file):
-    file = run_file(dataset="wikitext:wikitext-2-raw-v1")
+    file = run_file(dataset="Salesforce/wikitext:wikitext-2-raw-v1")
     got = flat([*file, "--data-path", "a.txt"])
     assert (got["data_path"], got["dataset"]) == (["a.txt"], None)
     file = run_file(train_data_path="t", valid_data_path="v")

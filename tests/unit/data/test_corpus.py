@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
+import pyarrow.compute as compute
 import pyarrow.parquet
 import pytest
 
 from inrank_megatron.data import embedded
+from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.corpus import open_source
-from inrank_megatron.data.hub import load_splits
 from inrank_megatron.errors import UserError
 
 DOCUMENTS = ["First document.\nTwo lines.", "Zweites Dokument: Größe, 日本 🙂", "third"]
@@ -30,6 +31,14 @@ def write_jsonl(path: Path, rows: list[object], opener: Callable = open) -> Path
 def write_parquet(path: Path, columns: dict[str, list]) -> Path:
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
     return path
+
+
+def write_table(path: Path, table: pyarrow.Table) -> None:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
 
 
 def read(path: Path, column: str = "text") -> list[str]:
@@ -104,6 +113,90 @@ def test_faulty_parquet(tmp_path: Path) -> None:
     assert "not readable as parquet" in fault(tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pyarrow.string(),
+        pyarrow.large_string(),
+        pyarrow.string_view(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+        pyarrow.dictionary(pyarrow.int8(), pyarrow.large_string()),
+        pyarrow.binary(),
+        pyarrow.large_binary(),
+        pyarrow.binary_view(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_every_type_of_text_column(tmp_path: Path, form: str, kind: pyarrow.DataType) -> None:
+    """Text stored as binary was once answered with the advice to name another column."""
+    table = pyarrow.table({"text": pyarrow.array([*DOCUMENTS, None]).cast(kind)})
+    write_table(path := tmp_path / f"a.{form}", table)
+    source = open_source(str(path), text_column="text")
+    assert [piece.text for piece in source.pieces()] == DOCUMENTS
+    assert len(source.notes) == ("binary" in str(kind))
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()], ids=str)
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_strings_that_are_not_utf8(tmp_path: Path, form: str, kind: pyarrow.DataType) -> None:
+    """Arrow and parquet take any bytes for a string; to read them once gave a traceback."""
+    column = pyarrow.array([b"fine"] * 1500 + [b"caf\xe9 is good"] * 2)
+    if kind != pyarrow.binary():
+        column = compute.cast(column, options=compute.CastOptions(target_type=kind, allow_invalid_utf8=True))
+    write_table(path := tmp_path / f"a.{form}", pyarrow.table({"text": column}))
+    assert f"a.{form}, row 1501: 'text' is not UTF-8 at its byte 3;" in fault(path)
+
+
+def test_columns_that_hold_no_text(tmp_path: Path) -> None:
+    column = pyarrow.array([{"a": ["x"]}])
+    write_table(
+        path := tmp_path / "a.parquet", pyarrow.table({"text": column, "list": pyarrow.array([["x"]])})
+    )
+    assert "row 1: 'text' is a dict, not a string, the column's type struct<a: list<" in fault(path)
+    assert "row 1: 'list' is a list, not a string, the column's type list<" in fault(path, "list")
+    assert "a field inside a column is not read" in fault(path, "text.a")
+    twice = pyarrow.table([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    write_table(path := tmp_path / "b.arrow", twice)
+    assert "has 2 columns 'text'" in fault(path)
+
+
+def test_damaged_tables_are_refused_in_one_line(tmp_path: Path) -> None:
+    """Arrow reports a damaged page by an OSError, which is not one of the file system."""
+    table = pyarrow.table({"text": [text * 50 for text in DOCUMENTS] * 200})
+    for name in ("a.parquet", "a.arrow"):
+        write_table(path := tmp_path / name, table)
+        whole = path.read_bytes()
+        for content in (whole[: len(whole) // 2], whole[:100] + os.urandom(400) + whole[500:]):
+            path.write_bytes(content)
+            try:
+                assert len(read(path)) <= 600
+            except UserError as error:
+                assert "\n" not in str(error)
+
+
+def test_files_that_were_always_read_keep_their_fingerprints(tmp_path: Path) -> None:
+    """Token files of earlier versions are found under these."""
+    rows = [{"text": text} for text in DOCUMENTS]
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text"))
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    write_jsonl(tmp_path / "d.json.gz", rows, gzip.open)
+    write_parquet(tmp_path / "e.parquet", {"text": ["", " = Title = \n", "", " Text . \n"]})
+    hashes = FileHashes(tmp_path / "hashes")
+    for name, described in {
+        "a.txt": "text False",
+        "b.txt.gz": "text True",
+        "c.jsonl": "jsonl False text",
+        "d.json.gz": "jsonl True text",
+        "e.parquet": "parquet text",
+    }.items():
+        source = open_source(str(tmp_path / name), text_column="text")
+        assert source.fingerprint(hashes) == f"{described} {hashes.sha256(tmp_path / name)}"
+        divided = open_source(str(tmp_path / name), text_column="text", document_separator="##")
+        assert divided.fingerprint(hashes) == f"{source.fingerprint(hashes)} separator '##'"
+
+
 def test_embedded_corpus_is_large_split_and_without_repetition() -> None:
     documents = embedded.embedded_documents()
     sizes = dict.fromkeys(("train", "valid", "test"), 0)
@@ -144,26 +237,3 @@ def test_embedded_corpus_without_sources(tmp_path: Path, monkeypatch: pytest.Mon
             embedded._source_files()
     finally:
         embedded._source_files.cache_clear()
-
-
-def test_dataset_from_folders(tmp_path: Path) -> None:
-    import datasets
-
-    for split, texts in {"train": DOCUMENTS, "validation": ["held out"]}.items():
-        write_parquet(tmp_path / f"{split}.parquet", {"text": texts})
-    saved = tmp_path / "saved"
-    splits = load_splits(str(tmp_path), text_column="text")
-    datasets.DatasetDict({name: split.rows for name, split in splits.items()}).save_to_disk(saved)
-    for folder in (tmp_path, saved):
-        splits = load_splits(str(folder), text_column="text")
-        assert set(splits) == {"train", "valid"}
-        assert [piece.text for piece in splits["train"].pieces()] == DOCUMENTS
-        assert [piece.text for piece in splits["valid"].pieces()] == ["held out"]
-    with pytest.raises(UserError, match="no column 'body' among"):
-        load_splits(str(tmp_path), text_column="body")
-
-
-def test_dataset_that_cannot_be_had_offline() -> None:
-    with pytest.raises(UserError, match=r"dataset nobody/nothing:x cannot be loaded .*local cache") as raised:
-        load_splits("nobody/nothing:x", text_column="text")
-    assert "\n" not in str(raised.value)

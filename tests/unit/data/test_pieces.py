@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from inrank_megatron.data.pieces import count_words, cut_blocks, row_pieces
+from inrank_megatron.data.documents import document_pieces, watched
+from inrank_megatron.data.pieces import Piece, count_words, cut_blocks
+from inrank_megatron.data.rows import reading, row_pieces
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 
 ALPHABET = [
@@ -105,11 +107,92 @@ def test_text_without_white_space_is_cut_at_the_limit() -> None:
     assert list(cut_blocks([])) == list(cut_blocks([""])) == []
 
 
+def rows_of(rows: list[str], separator: str | None = None) -> tuple[list[tuple[str, bool]], list[str]]:
+    notes: list[str] = []
+    pieces = row_pieces(rows, name="rows", separator=separator, notes=notes)
+    return [tuple(piece) for piece in pieces], notes
+
+
 def test_rows_are_documents_and_empty_ones_are_skipped() -> None:
-    pieces = list(row_pieces(["first\nrow", "", " \n", "second"]))
-    assert [tuple(piece) for piece in pieces] == [("first\nrow", True), ("second", True)]
+    assert rows_of(["first\nrow", "", " \n", "second"]) == ([("first\nrow", True), ("second", True)], [])
 
 
 def test_rows_that_are_lines_make_one_text() -> None:
-    pieces = list(row_pieces(["", " = Title = \n", "", " Text . \n"]))
-    assert [tuple(piece) for piece in pieces] == [("\n = Title = \n\n Text . \n", True)]
+    pieces, notes = rows_of(["", " = Title = \n", "", " Text . \n"])
+    assert pieces == [("\n = Title = \n\n Text . \n", True)]
+    assert "joined as one text" in notes[0]
+    assert rows_of(["a\n", "\n", "b\n"])[0] == [("a\n\nb\n", True)]
+    # A row that Python's text mode gave without its end, as the last one of a file.
+    assert rows_of(["a\n", "", *["b\n"] * 300, "c"])[0] == [("a\n\n" + "b\n" * 300 + "c\n", True)]
+
+
+def test_rows_that_kept_their_line_ends_are_documents() -> None:
+    """256 single lines with their line ends once made 258 rows one document."""
+    rows = [f"Short note {number}.\n" for number in range(256)] + ["A longer one.\nWith lines.\n"] * 2
+    pieces, notes = rows_of(rows)
+    assert pieces == [(row, True) for row in rows]
+    assert len(notes) == 1
+    assert "each row is a document" in notes[0]
+    assert rows_of(["One.\n"]) == ([("One.\n", True)], [])
+
+
+def test_a_row_that_contradicts_the_guess_is_named() -> None:
+    pieces, notes = rows_of(["a\n", "", *["b\n"] * 300, "c\nd\n", "e\nf\n"])
+    assert len(pieces) == 1
+    assert [note.split(", ")[0] for note in notes[1:]] == ["rows: row 303 has several lines"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "mark"),
+    [
+        (["a", "b\n"], ""),
+        (["a\n", "b\n"], " rows"),
+        (["a\n", "", "b\n"], ""),
+        (["a\n"], ""),
+        ([], ""),
+    ],
+)
+def test_a_fingerprint_changes_with_what_the_rows_mean(rows: list[str], mark: str) -> None:
+    """Rows that are read as they always were keep their token files; the others get new ones."""
+    assert reading(rows, None) == mark
+    assert reading(rows, "\n") == mark + " separator '\\n'"
+
+
+SEPARATED = [
+    ("one\n<|endoftext|>\ntwo<|endoftext|>three", ["one\n", "two", "three"]),
+    ("<|endoftext|>\r\n\r\none<|endoftext|>", ["\r\none"]),
+    ("<|endoftext|><|endoftext|>\n \n<|endoftext|>\n", []),
+    ("one<|endoftext|", ["one<|endoftext|"]),
+    ("<|<|endoftext|>\n\n|>", ["<|", "\n|>"]),
+]
+
+
+@pytest.mark.parametrize(("text", "documents"), SEPARATED)
+def test_a_separator_ends_documents_wherever_the_text_is_cut(text: str, documents: list[str]) -> None:
+    for size in range(1, len(text) + 1):
+        chunks = [text[start : start + size] for start in range(0, len(text), size)]
+        assert list(document_pieces(chunks, "<|endoftext|>")) == [(document, True) for document in documents]
+
+
+def test_documents_between_separators_are_cut_into_blocks() -> None:
+    text = "one two three\n" * 100
+    pieces = list(document_pieces([text + "##" + text], "##", size=50))
+    assert [piece.text for piece in pieces if piece.ends] == [pieces[-1].text] * 2
+    assert "".join(piece.text for piece in pieces) == text * 2
+
+
+def test_a_separator_splits_rows_too() -> None:
+    assert rows_of(["a##b", "c"], "##")[0] == [("a", True), ("b", True), ("c", True)]
+    assert rows_of(["a\n", "", "##\n", "b\n"], "##")[0] == [("a\n\n", True), ("b\n", True)]
+
+
+@pytest.mark.parametrize("marker", ["<|endoftext|>", "</s>", "<|end_of_text|>", "<s>"])
+def test_a_marker_that_splits_nothing_is_said_once(marker: str) -> None:
+    notes: list[str] = []
+    for _ in range(2):
+        pieces = [Piece("text", True), Piece(f"more {marker} text", True), Piece(marker, True)]
+        assert list(watched(pieces, "a.txt", None, notes)) == pieces
+    assert len(notes) == 1
+    assert f"--document-separator '{marker}'" in notes[0]
+    list(watched(pieces, "a.txt", "##", unsaid := []))
+    assert unsaid == []
