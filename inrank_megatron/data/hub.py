@@ -157,19 +157,18 @@ def _load_named(name: str, configuration: str | None) -> tuple[Any, list[str]]:
     if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # would read the current folder
         raise ValueError(f"{name} is a format, not a dataset")
     new = LEGACY_NAMES.get(name, name)
-    old = next((old for old, now in LEGACY_NAMES.items() if now == new), None)
-    remarks = [] if new == name else [f"dataset {name} is {new} on the hub today; name it so"]
-    try:
-        return datasets.load_dataset(new, configuration), remarks
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
-        if old is None:
-            raise
+    old = next((old for old, now in LEGACY_NAMES.items() if now == new and not Path(old).exists()), None)
+    failure = None
+    for candidate in filter(None, (new, old)):
         try:
-            loaded = datasets.load_dataset(old, configuration)
-            return loaded, [f"dataset {name} is read from the local cache, where it lies as {old}"]
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
-            pass
-        raise
+            loaded = datasets.load_dataset(candidate, configuration)
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            failure = failure or error
+            continue
+        if candidate == new:
+            return loaded, [f"dataset {name} is {new} on the hub today; name it so"] * (new != name)
+        return loaded, [f"dataset {name} is read from the local cache, where it lies as {old}"]
+    raise failure
 
 
 def _load_folder(folder: str, configuration: str | None) -> tuple[Any, list[str]]:
