@@ -4,10 +4,11 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -63,19 +64,25 @@ def opened_for_seeking(path: Path, compression: str | None) -> Iterator[IO[bytes
         if compression is None:
             yield stream
             return
-        with tempfile.TemporaryFile() as unpacked:
-            try:
-                while data := stream.read(2**20):
-                    unpacked.write(data)
-            except OSError as error:
-                if error.errno is None:
-                    raise
-                raise UserError(
-                    f"{path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); set TMPDIR "
-                    "to a folder with more room, or unpack the file"
-                ) from error
-            unpacked.seek(0)
+        with _unpacked(path, stream) as unpacked:
             yield unpacked
+
+
+def _unpacked(path: Path, stream: IO[bytes]) -> IO[bytes]:
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    try:
+        shutil.copyfileobj(stream, unpacked, 2**20)
+        unpacked.seek(0)
+    except BaseException as error:
+        with suppress(OSError):  # what could not be written cannot be at the close either
+            unpacked.close()
+        if getattr(error, "errno", None) is None:
+            raise
+        raise UserError(
+            f"{path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a "
+            "folder with more room, or unpack the file"
+        ) from error
+    return unpacked
 
 
 def compression_of(path: Path, head: bytes) -> str | None:

@@ -17,6 +17,8 @@ TOKEN = 16
 class JsonLines(Table):
     """One JSON object a line. Line ends are those of any system; a blank line is none."""
 
+    known = (None, "gzip", "xz")
+
     @property
     def label(self) -> str:
         return f"jsonl {self.compression is not None}"

@@ -30,6 +30,7 @@ class Table(ABC):
     notes: list[str] = field(default_factory=list, compare=False)
 
     label: ClassVar[str]
+    known: ClassVar[tuple[str | None, ...]] = ()  # compressions that earlier versions read this format in
 
     @property
     def name(self) -> str:
@@ -37,7 +38,9 @@ class Table(ABC):
 
     def fingerprint(self, hashes: FileHashes) -> str:
         described = f"{self.label} {self.column} {hashes.sha256(self.path)}"
-        return described + reading(self.rows(), self.separator)
+        if self.compression in self.known:
+            return described + reading(self.rows(), self.separator)
+        return described + separated(self.separator)
 
     def pieces(self) -> Iterator[Piece]:
         pieces = row_pieces(self.rows(), name=self.name, separator=self.separator, notes=self.notes)

@@ -23,6 +23,7 @@ class ParquetTable(_ArrowTable):
     """A parquet file, read batch by batch."""
 
     label = "parquet"
+    known = (None,)
 
     def rows(self) -> Iterator[str]:
         with (
