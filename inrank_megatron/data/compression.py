@@ -28,6 +28,7 @@ UNREAD_SUFFIXES = {
 MAGIC = {
     **{b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"},
     **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    **{b"BZh%d\x17rE8P\x90" % level: "bzip2" for level in range(1, 10)},  # of nothing
     **{b"\xfd7zXZ\x00": "xz", b"\x5d\x00\x00": "lzma"},
     # A frame that a zstd reader skips; parallel compressors begin with one.
     **{bytes([0x50 + low]) + b"\x2a\x4d\x18": "zstd" for low in range(16)},

@@ -76,6 +76,11 @@ def _missing(path: str, file: Path) -> UserError:
             f"data path {path} is a link to {os.readlink(file)}, which does not exist; fetch the file "
             f"({fetch})"
         )
+    halves = [half for suffix in (".bin", ".idx") if (half := Path(f"{file}{suffix}")).is_file()]
+    if halves:
+        return UserError(
+            f"data path {path} does not exist, only {halves[0]}; a pair needs both its .bin and its .idx"
+        )
     return UserError(
         f"data path {path} does not exist; a data path is a text, .jsonl or .parquet file or the prefix of a "
         ".bin/.idx pair: correct it or make the file"

@@ -60,9 +60,13 @@ def _parts(chunks: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
 
 
 def watched(pieces: Iterable[Piece], name: str, separator: str | None, notes: list[str]) -> Iterator[Piece]:
-    """The pieces; ``notes`` gets a remark if a marker of documents stands in them that splits nothing."""
-    looking = separator is None
+    """The pieces; ``notes`` gets a remark if a marker of documents stands in them that splits nothing.
+
+    So it does if the separator that was given splits nothing.
+    """
+    looking, documents = separator is None, 0
     for piece in pieces:
+        documents += piece.ends
         if looking and (marker := _marker(piece.text)):
             looking = False
             note(
@@ -71,6 +75,8 @@ def watched(pieces: Iterable[Piece], name: str, separator: str | None, notes: li
                 f"give --document-separator '{marker}'",
             )
         yield piece
+    if separator is not None and documents == 1:
+        note(notes, f"{name}: is one document, the separator {separator!r} divides it nowhere")
 
 
 def note(notes: list[str], remark: str) -> None:

@@ -1,7 +1,8 @@
 """Hugging Face datasets, from the hub, the local cache (``HF_HUB_OFFLINE=1``) or a folder."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from inrank_megatron.data.corpus import Source, open_source
 from inrank_megatron.data.documents import watched
 from inrank_megatron.data.hub_names import LEGACY_NAMES
 from inrank_megatron.data.pieces import Piece
-from inrank_megatron.data.rows import line_pieces, missing_column, reading, row_pieces, separated
+from inrank_megatron.data.rows import (
+    LAYOUT_ROWS,
+    line_pieces,
+    missing_column,
+    reading,
+    row_pieces,
+    separated,
+)
 from inrank_megatron.data.tables import BATCH_ROWS, texts
 from inrank_megatron.errors import UserError
 from inrank_megatron.pointers import refuse_pointer
@@ -48,6 +56,10 @@ class DatasetSplit:
         else:
             pieces = row_pieces(self._texts(), name=self.name, separator=self.separator, notes=self.notes)
         return watched(pieces, self.name, self.separator, self.notes)
+
+    def has_lines(self) -> bool:
+        """Whether none of the first rows has a line end inside."""
+        return all(row.find("\n") in (-1, len(row) - 1) for row in islice(self._texts(), LAYOUT_ROWS))
 
     def _texts(self) -> Iterator[str]:
         tables = self.rows.select_columns([self.column]).with_format("arrow").iter(BATCH_ROWS)
@@ -121,11 +133,11 @@ def _split(name: str, content: Any, *, text_column: str, separator: str | None, 
         return Files(name, tuple(sources), tuple(remarks))
     if text_column not in content.column_names:
         raise missing_column(f"dataset {name}", text_column, content.column_names)
-    notes = list(remarks)
-    lines = content.info.builder_name == "text"
-    if lines:
-        notes.append(f"{name}: its rows are the lines of text files; they are joined as one text")
-    return DatasetSplit(name, text_column, content, lines, separator, notes)
+    split = DatasetSplit(name, text_column, content, separator=separator, notes=list(remarks))
+    if content.info.builder_name != "text" or not split.has_lines():
+        return split
+    split.notes.append(f"{name}: its rows are the lines of text files; they are joined as one text")
+    return replace(split, lines=True)
 
 
 def _load(dataset: str) -> tuple[dict[str, Any], list[str]]:
@@ -179,7 +191,8 @@ def _load_folder(folder: str, configuration: str | None) -> tuple[Any, list[str]
     try:
         builder = datasets.load_dataset_builder(folder, configuration)
         found = {str(split): list(files) for split, files in builder.config.data_files.items()}
-        read_here = builder.info.builder_name in READ_HERE
+        by_line = getattr(builder.config, "sample_by", "line") == "line"  # else the folder's card says how
+        read_here = builder.info.builder_name in READ_HERE and by_line
     except datasets.exceptions.DataFilesNotFoundError:  # none with a suffix that datasets knows
         patterns = DataFilesDict.from_patterns(get_data_patterns(folder), base_path=folder)
         found, read_here = {str(split): list(files) for split, files in patterns.items()}, True

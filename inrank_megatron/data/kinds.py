@@ -18,7 +18,7 @@ TEXT, LINES, ARRAY, VALUES = "text", "JSON lines", "a JSON array", "JSON objects
 PARQUET, ARROW_FILE, ARROW_STREAM = "parquet", "an Arrow file", "an Arrow stream"
 JSON_FORMATS = (LINES, ARRAY, VALUES)
 TEXT_FORMATS = (TEXT, *JSON_FORMATS)
-ARROW_FORMATS = (ARROW_FILE, ARROW_STREAM)
+ARROW_FORMATS = (ARROW_STREAM, ARROW_FILE)
 HEAD_BYTES = 2**16
 
 # What the suffix promises, a compression's suffix taken off. Other suffixes promise nothing.
@@ -123,6 +123,8 @@ def _ends(path: Path, packed_by_name: str | None) -> tuple[str | None, bytes, by
         stream.seek(-min(4, len(head)), 2)
         tail = stream.read()
     compression = compression_of(path, head)
+    if packed_by_name == "lzma" and not _is_text(head):
+        compression = "lzma"  # begins with its settings
     if packed_by_name and head and compression is None:
         raise UserError(
             f"{path}: cannot be decompressed: its name says {packed_by_name}, its content is not compressed; "
@@ -151,7 +153,7 @@ def _format(path: Path, head: bytes, tail: bytes | None, promised: tuple[str, ..
         what, remedy = refused
         raise UserError(f"{path}: its content is {what}, which is not read; {remedy}")
     if promised and promised[0] not in TEXT_FORMATS and not _is_text(head):
-        return promised[0]  # damaged; its reader says how
+        return promised[0]  # damaged, as its reader says, or a stream of the first versions of Arrow
     if encoding := _other_encoding(head):
         raise UserError(
             f"{path}: is {encoding}; text must be UTF-8: convert it with iconv -f {encoding} -t UTF-8"

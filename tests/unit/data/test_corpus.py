@@ -76,6 +76,8 @@ def test_faulty_paths(tmp_path: Path) -> None:
     assert "does not exist" in fault(tmp_path / "missing.txt")
     assert "is empty" in fault(tmp_path / "empty.txt")
     assert "--dataset" in fault(tmp_path)
+    (tmp_path / "half.bin").touch()
+    assert "half.bin; a pair needs both" in fault(tmp_path / "half")
 
 
 def test_faulty_text(tmp_path: Path) -> None:

@@ -168,6 +168,26 @@ def test_lines_that_datasets_made_rows_of_are_a_text_again(tmp_path: Path) -> No
     assert "joined as one text" in source.notes[-1]
 
 
+def test_documents_that_were_made_of_lines_stay_documents(tmp_path: Path) -> None:
+    """What datasets keeps of a dataset's origin stays when its rows are changed."""
+    import datasets
+
+    (tmp_path / "train.txt").write_text("one\ntwo\n")
+    rows = datasets.load_dataset("text", data_files=str(tmp_path / "train.txt"), split="train")
+    rows.map(lambda row: {"text": f"Title\n{row['text']}"}).save_to_disk(tmp_path / "saved")
+    source = load_splits(str(tmp_path / "saved"), text_column="text")["train"]
+    assert texts(source) == ["Title\none", "Title\ntwo"]
+    assert source.notes == []
+
+
+def test_a_card_that_says_how_texts_are_divided(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: x.txt\n  sample_by: paragraph\n---\n"
+    )
+    (tmp_path / "x.txt").write_text("a\nb\n\nc\nd\n")
+    assert texts(load_splits(str(tmp_path), text_column="text")["train"]) == ["a\nb", "c\nd\n"]
+
+
 def test_json_of_a_folder_and_of_a_path(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
     (tmp_path / "train.ndjson").write_text(lines)

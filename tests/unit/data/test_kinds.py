@@ -137,6 +137,13 @@ def test_every_format_packed_by_every_compression(tmp_path: Path, kind: str, suf
     assert "whatever its name says" in unnamed.notes[0]
 
 
+def test_packed_files_with_unusual_beginnings(tmp_path: Path) -> None:
+    settings = [{"id": lzma.FILTER_LZMA1, "lc": 4, "lp": 0, "pb": 2}]
+    packed = lzma.compress(PROSE, format=lzma.FORMAT_ALONE, filters=settings)
+    assert texts(opened(tmp_path / "a.txt.lzma", packed)) == [PROSE.decode()]
+    assert "is empty" in fault(tmp_path / "a.txt.bz2", bz2.compress(b""))
+
+
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_a_packed_file_that_was_cut_short_is_damaged(tmp_path: Path, suffix: str) -> None:
     """zstandard's own reader takes the part that is there for all."""

@@ -196,3 +196,8 @@ def test_a_marker_that_splits_nothing_is_said_once(marker: str) -> None:
     assert f"--document-separator '{marker}'" in notes[0]
     list(watched(pieces, "a.txt", "##", unsaid := []))
     assert unsaid == []
+
+
+def test_a_separator_that_splits_nothing_is_said() -> None:
+    list(watched([Piece("text", False), Piece(" more", True)], "a.txt", "\\n", notes := []))
+    assert notes == ["a.txt: is one document, the separator '\\\\n' divides it nowhere"]
