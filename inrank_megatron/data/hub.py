@@ -19,7 +19,7 @@ from inrank_megatron.data.rows import (
     row_pieces,
     separated,
 )
-from inrank_megatron.data.tables import BATCH_ROWS, texts
+from inrank_megatron.data.tables import BATCH_ROWS, readable, texts
 from inrank_megatron.errors import UserError
 from inrank_megatron.pointers import refuse_pointer
 
@@ -57,14 +57,20 @@ class DatasetSplit:
             pieces = row_pieces(self._texts(), name=self.name, separator=self.separator, notes=self.notes)
         return watched(pieces, self.name, self.separator, self.notes)
 
-    def has_lines(self) -> bool:
-        """Whether none of the first rows has a line end inside."""
-        return all(row.find("\n") in (-1, len(row) - 1) for row in islice(self._texts(), LAYOUT_ROWS))
+    def has_lines(self, *, with_blanks: bool) -> bool:
+        """Whether none of the first rows has a line end inside; ``with_blanks``: and some are blank.
+
+        The latter for a dataset that may have been changed since its rows were lines of text files.
+        """
+        head = list(islice(self._texts(), LAYOUT_ROWS))
+        lines = all(row.find("\n") in (-1, len(row) - 1) for row in head)
+        return lines and (not with_blanks or any(not row.strip() for row in head))
 
     def _texts(self) -> Iterator[str]:
         tables = self.rows.select_columns([self.column]).with_format("arrow").iter(BATCH_ROWS)
         columns = (chunk for table in tables for chunk in table.column(0).chunks)
-        return texts(columns, name=self.name, column=self.column, notes=self.notes)
+        with readable(self.name, "Arrow"):
+            yield from texts(columns, name=self.name, column=self.column, notes=self.notes)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def load_splits(
         raise UserError(
             f"dataset {dataset} is a file; give it with --data-path, or its folder as the dataset"
         )
-    loaded, remarks = _load(dataset)
+    loaded, remarks, saved = _load(dataset)
     if len(loaded) == 1:
         chosen = {needed: next(iter(loaded))}
     else:
@@ -119,12 +125,15 @@ def load_splits(
             text_column=text_column,
             separator=document_separator,
             remarks=remarks if role == needed else [],
+            saved=saved,
         )
         for role, name in chosen.items()
     }
 
 
-def _split(name: str, content: Any, *, text_column: str, separator: str | None, remarks: list[str]) -> Source:
+def _split(
+    name: str, content: Any, *, text_column: str, separator: str | None, remarks: list[str], saved: bool
+) -> Source:
     """The source for what `_load` gives of a split: a list of files, or a table of datasets."""
     if isinstance(content, list):
         sources = [
@@ -134,32 +143,36 @@ def _split(name: str, content: Any, *, text_column: str, separator: str | None, 
     if text_column not in content.column_names:
         raise missing_column(f"dataset {name}", text_column, content.column_names)
     split = DatasetSplit(name, text_column, content, separator=separator, notes=list(remarks))
-    if content.info.builder_name != "text" or not split.has_lines():
+    if content.info.builder_name != "text" or not split.has_lines(with_blanks=saved):
         return split
     split.notes.append(f"{name}: its rows are the lines of text files; they are joined as one text")
     return replace(split, lines=True)
 
 
-def _load(dataset: str) -> tuple[dict[str, Any], list[str]]:
-    """Tables of datasets or lists of files by split, and remarks."""
+def _load(dataset: str) -> tuple[dict[str, Any], list[str], bool]:
+    """Tables of datasets or lists of files by split, remarks, and whether they come from `save_to_disk`."""
     import datasets
 
     name, _, configuration = (dataset, "", "") if Path(dataset).is_dir() else dataset.partition(":")
     datasets.disable_progress_bars()
     try:
-        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+        saved = any((Path(name) / record).is_file() for record in ("dataset_dict.json", "state.json"))
+        if saved:
             loaded, remarks = datasets.load_from_disk(name), []
         elif Path(name).is_dir():
             loaded, remarks = _load_folder(name, configuration or None)
         else:
             loaded, remarks = _load_named(name, configuration or None)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+    except UserError:
+        raise
+    except Exception as error:  # of datasets, and of whatever library reads the format for it
+        causes = [str(fault) or type(fault).__name__ for fault in (error, error.__cause__) if fault]
+        reason = " ".join(": ".join(causes).split())
         raise UserError(
             f"dataset {dataset}{_place(name)} cannot be loaded ({reason}); give OWNER/NAME[:CONFIG] of a "
             "dataset on the hub or in the local cache, or a folder"
         ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, remarks
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, remarks, saved
 
 
 def _load_named(name: str, configuration: str | None) -> tuple[Any, list[str]]:
@@ -174,7 +187,7 @@ def _load_named(name: str, configuration: str | None) -> tuple[Any, list[str]]:
     for candidate in filter(None, (new, old)):
         try:
             loaded = datasets.load_dataset(candidate, configuration)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:
             failure = failure or error
             continue
         if candidate == new:

@@ -28,7 +28,7 @@ class ParquetTable(_ArrowTable):
     def rows(self) -> Iterator[str]:
         with (
             opened_for_seeking(self.path, self.compression) as stream,
-            _readable(self, "parquet"),
+            readable(self.name, "parquet"),
             pyarrow.parquet.ParquetFile(stream) as table,
         ):
             check_column(table.schema_arrow.names, self.column, where=self.name)
@@ -44,7 +44,7 @@ class ArrowFile(_ArrowTable):
     def rows(self) -> Iterator[str]:
         with (
             opened_for_seeking(self.path, self.compression) as stream,
-            _readable(self, "Arrow"),
+            readable(self.name, "Arrow"),
             pyarrow.ipc.open_file(stream) as reader,
         ):
             check_column(reader.schema.names, self.column, where=self.name)
@@ -60,7 +60,7 @@ class ArrowStream(_ArrowTable):
     def rows(self) -> Iterator[str]:
         with (
             opened(self.path, self.compression) as stream,
-            _readable(self, "Arrow"),
+            readable(self.name, "Arrow"),
             pyarrow.ipc.open_stream(stream) as reader,
         ):
             check_column(reader.schema.names, self.column, where=self.name)
@@ -118,7 +118,8 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
 
 
 @contextmanager
-def _readable(table: Table, form: str) -> Iterator[None]:
+def readable(name: str, form: str) -> Iterator[None]:
+    """Raises UserError for what Arrow cannot read."""
     try:
         yield
     # Damage may also claim names that are not UTF-8, and more than there is memory.
@@ -127,6 +128,4 @@ def _readable(table: Table, form: str) -> Iterator[None]:
         if getattr(error, "errno", None) is not None:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{table.path}: not readable as {form} ({reason}); give a whole {form} file"
-        ) from error
+        raise UserError(f"{name}: not readable as {form} ({reason}); give a whole {form} file") from error

@@ -124,6 +124,30 @@ def test_pointers_in_a_folder(tmp_path: Path, name: str) -> None:
     assert f"{name}: is a Git LFS pointer" in fault(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("README.md", b"---\nconfigs: [\n---\n", "expected the node content"),
+        ("a.parquet", b"PAR1 and no more", "magic bytes not found"),
+        ("a.jsonl", b'{"text": "cut', "while generating the dataset: "),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfdxx", "StopIteration"),
+        ("a.zip", b"PK\x03\x04", "not a zip file"),
+        ("state.json", b"{}", "_data_files"),
+        ("dataset_dict.json", b"[]", "list indices"),
+    ],
+)
+def test_damaged_folders(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    """datasets lets through whatever the library of a format raises."""
+    if name == "README.md":
+        (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / name).write_bytes(content)
+    if name == "state.json":
+        (tmp_path / "dataset_info.json").write_text("{}")
+    message = fault(tmp_path)
+    assert "cannot be loaded (" in message
+    assert words in message
+
+
 def test_what_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """datasets takes the name of a format for the files of that format in the current folder."""
     monkeypatch.chdir(tmp_path)
@@ -178,6 +202,8 @@ def test_documents_that_were_made_of_lines_stay_documents(tmp_path: Path) -> Non
     source = load_splits(str(tmp_path / "saved"), text_column="text")["train"]
     assert texts(source) == ["Title\none", "Title\ntwo"]
     assert source.notes == []
+    rows.save_to_disk(tmp_path / "lines")
+    assert texts(load_splits(str(tmp_path / "lines"), text_column="text")["train"]) == ["one", "two"]
 
 
 def test_a_card_that_says_how_texts_are_divided(tmp_path: Path) -> None:
