@@ -7,9 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup_env.sh
 export PATH="$PWD/.venv/bin:$PATH"
 
-# Every GPU at hand, or two processes on the CPU, which DeepSpeed would count as one device.
+# Every GPU at hand, or two processes on the CPU, which DeepSpeed would count as one device. GPUs that torch cannot
+# use end the script here.
+device=$(python -m launch.torch_build device)
 processes=()
-if [ "$(python -c 'import torch; print(torch.cuda.is_available())')" = False ]; then
+if [ "$device" = cpu ]; then
     processes=(--num_gpus 2)
     export DS_ACCELERATOR=cpu
 fi

@@ -1,0 +1,1 @@
+"""What starts things: the installation, the quickstart, the training program."""
