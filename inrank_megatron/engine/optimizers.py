@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +87,39 @@ def build_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer
     Raises:
         UserError: where its operator cannot be compiled or loaded.
     """
+    # Imported here: it takes seconds, and the patches come before.
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
+
+    faults = (RuntimeError, ImportError, OSError, subprocess.SubprocessError)
     try:
         return kind_of(config).build(groups, config.optimizer)
-    except (RuntimeError, ImportError, OSError) as error:
-        name = config.optimizer.optimizer
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UserError(
-            f"optimizer = {name!r}: its operator does not build on this machine ({reason}); install a C++ "
-            "compiler and ninja (CUDA's, on a GPU), or give --optimizer adamw"
-        ) from error
+    except (*faults, CUDAMismatchException, MissingCUDAException) as error:
+        # DeepSpeed's Adam for the CPU says no more than that it failed, from the error that has the reason.
+        cause = error.__cause__ if "failed to build/load" in str(error) else error
+        raise UserError(unbuilt(config.optimizer.optimizer, cause or error)) from error
+
+
+def unbuilt(optimizer: str, error: BaseException) -> str:
+    """The line on an operator that does not build, by what the compiler, torch or DeepSpeed raised.
+
+    A failed compilation carries all that the compiler printed: its first line with an error counts.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = (line for line in lines if re.search(r"\berror:|not found|No such file", line))
+    reason = next(telling, " ".join(lines)).rstrip(".")[:300]
+    if optimizer == "apex-fused-adam":
+        remedy = f"build apex anew for torch {torch.__version__}"
+    elif re.search("nvcc|CUDA", reason):
+        version = f"CUDA toolkit {torch.version.cuda}, which this torch is built with"
+        remedy = f"install the {version}, and set CUDA_HOME to its folder"
+    elif re.search("[Nn]inja (is required|not being installed)", reason):
+        remedy = "activate the environment (source .venv/bin/activate), or install ninja into it"
+    else:
+        remedy = "install a C++ compiler (Debian, Ubuntu: apt install g++)"
+    return (
+        f"optimizer = {optimizer!r}: its operator does not build on this machine ({reason}); {remedy}, or "
+        "give --optimizer adamw"
+    )
 
 
 def _adam(settings: OptimizerConfig) -> dict:
