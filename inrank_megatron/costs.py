@@ -16,14 +16,19 @@ Ranks = int | Mapping[str, int] | None
 
 # Dense peak operations a second, without sparsity, from the vendors' data sheets; the first match counts.
 # BF16 and FP16 are tensor-core rates; FP32 is true FP32, since torch leaves TF32 off unless asked for it.
+# The sheets of H20 and A10G were not at hand: theirs are as others quote them. A800 and H800 differ from A100
+# and H100 in links and FP64 alone.
 PEAK_FLOPS = (
+    (r"GB200", {"bf16": 2.5e15, "fp16": 2.5e15, "fp32": 80e12}),
     (r"B200", {"bf16": 2.25e15, "fp16": 2.25e15, "fp32": 75e12}),
     (r"H200 NVL|H100 NVL", {"bf16": 835e12, "fp16": 835e12, "fp32": 60e12}),
-    (r"H100 PCIe", {"bf16": 756e12, "fp16": 756e12, "fp32": 51e12}),
-    (r"GH200|H200|H100", {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}),
-    (r"\bA100\b", {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}),
+    (r"H[18]00 PCIe", {"bf16": 756e12, "fp16": 756e12, "fp32": 51e12}),
+    (r"H200|H[18]00", {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}),
+    (r"\bH20\b", {"bf16": 148e12, "fp16": 148e12, "fp32": 44e12}),
+    (r"\bA[18]00\b", {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}),
     (r"L40S", {"bf16": 362e12, "fp16": 362e12, "fp32": 91.6e12}),
     (r"L4\b", {"bf16": 121e12, "fp16": 121e12, "fp32": 30.3e12}),
+    (r"A10G\b", {"bf16": 70e12, "fp16": 70e12, "fp32": 31.5e12}),
     (r"A10\b", {"bf16": 125e12, "fp16": 125e12, "fp32": 31.2e12}),
     (r"V100-PCIE", {"fp16": 112e12, "fp32": 14e12}),
     (r"V100", {"fp16": 125e12, "fp32": 15.7e12}),

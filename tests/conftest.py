@@ -17,7 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("MPLBACKEND", "Agg")
     # The patches for runs without CUDA are tested too, and a rank per process must not need a device each.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    # Where a batch system's or a container's value stays, ranks of gloo meet Megatron without the patches.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not hasattr(config, "workerinput"):
         # What one worker compiles (DeepSpeed's CPU Adam) the others share; they inherit it from here. It
         # takes three minutes with the optimisation that DeepSpeed asks for.

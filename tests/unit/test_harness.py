@@ -1,11 +1,14 @@
 """The harness itself: it must fail where a rank fails."""
 
+import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from tests.conftest import pytest_configure
 from tests.forked import run_forked
 from tests.harness import RankError, run_ranks
 
@@ -24,6 +27,12 @@ def _fail_on_rank_1(rank: int, world_size: int) -> None:
 
 def _sleep(rank: int, world_size: int) -> None:
     time.sleep(60)
+
+
+def test_gpus_that_a_batch_system_offers_are_hidden(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    pytest_configure(SimpleNamespace(workerinput={}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
 
 
 def test_results_come_back_in_rank_order():
