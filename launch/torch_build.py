@@ -53,6 +53,8 @@ def install(machine: Machine, index: str = "") -> None:
     works = torch.version.split("+")[0] == version and not _fault_of_build(torch, machine, failed)
     if index or not works:
         verified.unlink(missing_ok=True)
+        if not torch.version and importlib.util.find_spec("torch"):
+            pip("uninstall", "-y", "torch")  # a broken one satisfies pip
         torch = _replace(machine, version, index, failed)
     if machine.cards:
         print(f"torch {torch.version} computes on {torch.cards} x {machine.cards[0].name}.")
@@ -107,8 +109,6 @@ def sources(machine: Machine, version: str, index: str) -> Iterator[Source]:
 
 def _replace(machine: Machine, version: str, index: str, failed: set[str | None]) -> Torch:
     """Try the sources in turn until one gives a torch that works here."""
-    if importlib.util.find_spec("torch") and not installed().version:
-        pip("uninstall", "-y", "torch")  # a broken one satisfies pip
     away, reason = [], ""
     for source in sources(machine, version, index):
         if source.cuda in failed:
