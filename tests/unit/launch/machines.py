@@ -50,20 +50,20 @@ class ones:
 def nvidia_smi(folder: Path, *cards: str, driver: str = "580.65.06", fails: tuple[int, str] | None = None):
     """A `nvidia-smi` in ``folder`` that lists these cards, or fails with a status and a text."""
     status, text = fails or (0, "\n".join(f"{driver}, {card}" for card in cards))
-    return _program(folder, f"echo {shlex.quote(text)}\nexit {status}\n")
+    return program(folder, f"echo {shlex.quote(text)}\nexit {status}\n")
 
 
 def old_nvidia_smi(folder: Path, driver: str, card: str) -> Path:
     """One that does not know the compute capability."""
     unknown = 'Field "compute_cap" is not a valid field to query.'
-    return _program(
+    return program(
         folder,
         f"case $1 in *compute_cap*) echo {shlex.quote(unknown)}; exit 2 ;; esac\n"
         f"echo '{driver}, GPU-0000, {card}'\n",
     )
 
 
-def _program(folder: Path, body: str) -> Path:
+def program(folder: Path, body: str) -> Path:
     """Of shell built-ins alone: the folder may be all of the PATH."""
     script = folder / "nvidia-smi"
     script.write_text(f"#!/bin/sh\n{body}", encoding="utf-8")

@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from launch.builds import BUILDS, Card, Refusal, fitting
-from launch.machine import look
+from launch.machine import look, mig_is_on
 from launch.torch_build import sources, wanted_version
 from tests.unit.launch import machines
 from tests.unit.launch.machines import A100, B200, H100, K80, NO_DRIVER, T4, V100
@@ -165,6 +165,13 @@ def test_a_program_that_cannot_be_run(system):
     script.write_text("#!/no/such/interpreter\n", encoding="utf-8")
     script.chmod(stat.S_IRWXU)
     assert "No such file" in seen(system)[1].note
+
+
+@pytest.mark.parametrize("mode", ["Enabled", "Disabled", "[N/A]"])
+def test_a_gpu_in_slices_of_which_there_is_none(system, monkeypatch, mode):
+    machines.program(system / "bin", f"echo '{mode}'\n")
+    monkeypatch.setenv("PATH", str(system / "bin"))
+    assert mig_is_on() == (mode == "Enabled")
 
 
 def test_an_unknown_card_is_left_to_the_check_of_torch():
