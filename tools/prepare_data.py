@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     console.print(table)
     console.print(f"vocabulary: {prepared.tokenizer.vocab_size:,} tokens", highlight=False)
     console.print(f"token files: {prepared.folder}", highlight=False, soft_wrap=True)
+    for note in prepared.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -1,40 +1,25 @@
 """From the data section of a run's settings to token files, made once and shared by all who ask for them."""
 
+import errno
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Callable, Iterator
+import resource
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.data.batches import unigram_perplexity
-from inrank_megatron.data.cache import (
-    FileHashes,
-    Progress,
-    file_sha256,
-    locked,
-    publish,
-    quiet,
-    read_json,
-    write_json,
-)
-from inrank_megatron.data.sources import Selection, TokenPrefix, select, split_bounds
-from inrank_megatron.data.token_file import TokenFile, TokenStore, beside, joined, write_tokens
-from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from inrank_megatron.data.building import building, discard, locked
+from inrank_megatron.data.cache import FileHashes, Progress, quiet
+from inrank_megatron.data.contents import FORMAT_VERSION, Unusable, build, load, notes_of
+from inrank_megatron.data.sources import Selection, select
+from inrank_megatron.data.token_file import TokenFile, several
+from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.schema import DataConfig
 
-FORMAT_VERSION = 2
-SUFFIXES = (".bin", ".idx", ".words.npy")
-
 _log = logging.getLogger(__name__)
-
-
-class _Unusable(Exception):
-    """A cache folder that is not what its record says; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +33,7 @@ class PreparedData:
         folder: where the token files, the tokenizer and ``meta.json`` lie.
         meta: the content of ``meta.json``; ``meta["splits"]`` has the counts of each split,
             ``meta["unigram_perplexity"]`` that of the training tokens' frequencies on the held-out splits.
+        notes: what the user may want to know of the sources and the tokenizer, a line each.
     """
 
     tokenizer: Tokenizer
@@ -56,196 +42,132 @@ class PreparedData:
     test: TokenFile | None
     folder: Path
     meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
-    data: DataConfig, *, progress: Progress = quiet, choose: Callable[[DataConfig], Selection] = select
+    data: DataConfig,
+    *,
+    progress: Progress = quiet,
+    choose: Callable[[DataConfig], Selection] = select,
+    recorded: str | None = None,
 ) -> PreparedData:
     """The token files for the settings: those in ``data_cache_path/<key>`` if whole, else made there.
 
     The key is a hash of the content of all sources, their splits and order, and the tokenizer. Any number of
-    processes may call this at once: one makes the files, the others wait and use them. A folder that an
-    interruption or damage left unusable is made again. Without a tokenizer in the settings, a BPE of
-    ``vocab_size`` tokens is trained on the train split. ``choose`` says which texts are meant, if not all
-    that a run would use.
+    processes may call this at once: one makes the files, the others wait and use them. A whole folder is only
+    read, so it may be another user's or on a read-only mount. A folder that an interruption or damage left
+    unusable is made again. Without a tokenizer in the settings, a BPE of ``vocab_size`` tokens is trained on
+    the train split.
 
-    Raises UserError for every fault of the sources, the tokenizer or the cache folder that the user can mend.
+    Args:
+        choose: which texts are meant, if not all that a run would use.
+        recorded: the key of the data that a run began with. If it is that of the same files from before files
+            without weights were joined, they are blended as then.
+
+    Raises:
+        UserError: every fault of the sources, the tokenizer or the cache folder that the user can mend.
     """
     cache = Path(data.data_cache_path).expanduser()
     try:
+        _make_folder(cache)
         hashes = FileHashes(cache / "hashes")
         with locked(cache / "sources.lock", progress=progress):
             selection = choose(data)
             tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
-            key = _key(selection, tokenizer, data.vocab_size, hashes)
+            contents = _contents(selection, hashes)
+            key = _key(selection, contents, tokenizer, data.vocab_size)
+            former = _key(selection.blended(), contents, tokenizer, data.vocab_size)
+            if recorded == former != key:
+                selection, key = selection.blended(), former
         with locked(cache / f"{key}.lock", progress=progress):
             return _load_or_build(
-                cache / key, selection, tokenizer, data=data, hashes=hashes, progress=progress
+                cache / key, selection, tokenizer, contents, data=data, hashes=hashes, progress=progress
             )
     except OSError as error:
-        raise UserError(
-            f"data cannot be prepared in {cache}: {error}; its folder must be writable and its inputs "
-            "readable: mend that or choose another --data-cache-path"
-        ) from error
+        raise _refused(cache, error) from error
 
 
 def _load_or_build(
     folder: Path,
     selection: Selection,
     tokenizer: Tokenizer | None,
+    contents: list[str],
     *,
     data: DataConfig,
     hashes: FileHashes,
     progress: Progress,
 ) -> PreparedData:
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # the lock is held: what lies there was interrupted
     if folder.exists():
         try:
-            return _load(folder, selection, hashes)
-        except _Unusable as fault:
+            return _loaded(folder, selection, hashes, tokenizer)
+        except Unusable as fault:
             _log.warning("the token files in %s are unusable (%s); making them again", folder, fault)
-            shutil.rmtree(folder)
-    try:
-        partial.mkdir(parents=True)
-        _build(partial, selection, tokenizer, data=data, progress=progress)
-        publish(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return _load(folder, selection, hashes)
-
-
-def _build(
-    folder: Path, selection: Selection, tokenizer: Tokenizer | None, *, data: DataConfig, progress: Progress
-) -> None:
-    """Write the tokenizer, the token files and, last, their record ``meta.json`` into the empty folder."""
-    if tokenizer is None:
-        progress("training the tokenizer", None)
-        tokenizer = train_tokenizer(_train_texts(selection), vocab_size=data.vocab_size)
-    tokenizer.save(folder / "tokenizer")
-    records = []
-    for number, part in enumerate(selection.parts):
-        prefix = _prefix(folder, selection, number)
-        if not isinstance(part.source, TokenPrefix):
-            pieces, name = part.source.pieces(), part.source.name
-            write_tokens(prefix, pieces, tokenizer=tokenizer, name=name, progress=progress)
-        progress(f"checking {part.source.name}", None)
-        records.append({"split": part.split} | _checked_record(prefix, part.source.name, tokenizer))
-    train, valid, test = _assemble(folder, selection)
-    whole = {"train": joined([file for file, _ in train]), "valid": valid, "test": test}
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "splits": {split: file.counts() for split, file in whole.items() if file is not None},
-        "unigram_perplexity": {
-            split: unigram_perplexity(train, file, vocab_size=tokenizer.vocab_size)
-            for split, file in (("valid", valid), ("test", test))
-            if file is not None
-        },
-        "shares": list(selection.shares),
-        "files": records,
-        "tokenizer": {
-            "name": data.tokenizer or "trained on the train split",
-            "vocab_size": tokenizer.vocab_size,
-            "eod": tokenizer.eod,
-            "identity": tokenizer.identity,
-        },
-    }
-    write_json(folder / "meta.json", meta)
-
-
-def _train_texts(selection: Selection) -> Iterator[str]:
-    """The text of the train split; a source that is cut by position is read once more, to be counted."""
-    for part in selection.parts:
-        if part.split != "train":
-            continue
-        if isinstance(part.source, TokenPrefix):
+            discard(folder)
+    with building(folder) as partial:
+        build(partial, selection, tokenizer, data=data, progress=progress)
+        changed = [
+            part.source.name
+            for part, old, new in zip(selection.parts, contents, _contents(selection, hashes), strict=True)
+            if old != new
+        ]
+        if changed:
             raise UserError(
-                f"{part.source.name} holds tokens, so no tokenizer can be trained on it; name the one that "
-                "made them with --tokenizer"
+                f"{several(changed)} changed while it was read; wait until nothing writes to it, then repeat"
             )
-        count = None
-        if selection.shares[0] < 1:
-            count = split_bounds(sum(1 for _ in part.source.pieces()), selection.shares)[1]
-        for piece in islice(part.source.pieces(), count):
-            yield piece.text
-
-
-def _checked_record(prefix: Path, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What ``meta.json`` says of one pair of files. Raises UserError for ids outside the vocabulary."""
-    store = TokenStore(prefix, name=name)
-    largest = store.largest_id()
-    if largest >= tokenizer.vocab_size:
-        raise UserError(
-            f"{name} holds the token id {largest}; ids must be below the tokenizer's vocabulary of "
-            f"{tokenizer.vocab_size}: give the --tokenizer that made the tokens"
-        )
-    files = {suffix: beside(prefix, suffix) for suffix in SUFFIXES}
-    return {
-        "source": name,
-        "largest_id": largest,
-        "sha256": {suffix: file_sha256(path) for suffix, path in files.items() if path.is_file()},
-        **store.sequences(0, store.num_sequences).counts(),
-    }
-
-
-def _load(folder: Path, selection: Selection, hashes: FileHashes) -> PreparedData:
-    meta = read_json(folder / "meta.json")
-    if meta is None or meta.get("format_version") != FORMAT_VERSION:
-        raise _Unusable("meta.json is missing or not of this version")
-    if not {"files", "splits", "unigram_perplexity", "tokenizer"} <= meta.keys():
-        raise _Unusable("meta.json is not whole")
-    if len(meta["files"]) != len(selection.parts):
-        raise _Unusable("meta.json records other files")
-    for number, record in enumerate(meta["files"]):
-        prefix = _prefix(folder, selection, number)
-        for suffix, digest in record.get("sha256", {}).items():
-            path = beside(prefix, suffix)
-            if not path.is_file() or hashes.sha256(path) != digest:
-                raise _Unusable(f"{path.name} is not what was written")
     try:
-        tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    except UserError as error:
-        raise _Unusable(str(error)) from error
-    if tokenizer.identity != meta["tokenizer"].get("identity"):
-        raise _Unusable("the tokenizer is not the one that was saved")
-    train, valid, test = _assemble(folder, selection)
-    return PreparedData(tokenizer, train, valid, test, folder, meta)
+        return _loaded(folder, selection, hashes, tokenizer)
+    except Unusable as fault:
+        raise UserError(f"{folder}: is not what was just written ({fault}); check the disk") from fault
 
 
-def _assemble(
-    folder: Path, selection: Selection
-) -> tuple[list[tuple[TokenFile, float]], TokenFile | None, TokenFile | None]:
-    train, held_out = [], {"valid": [], "test": []}
-    for number, part in enumerate(selection.parts):
-        store = TokenStore(_prefix(folder, selection, number), name=part.source.name)
-        if part.split != "train":
-            held_out[part.split].append(store.sequences(0, store.num_sequences))
-            continue
-        bounds = split_bounds(store.num_sequences, selection.shares)
-        share, *others = (store.sequences(first, last) for first, last in pairwise(bounds))
-        train.append((share, share.num_tokens if part.weight is None else part.weight))
-        for split, file in zip(("valid", "test"), others, strict=True):
-            held_out[split].append(file)
-    total = sum(weight for _, weight in train)
-    return (
-        [(file, weight / total) for file, weight in train],
-        joined(held_out["valid"]),
-        joined(held_out["test"]),
-    )
+def _loaded(folder: Path, selection: Selection, hashes: FileHashes, given: Tokenizer | None) -> PreparedData:
+    tokenizer, (train, valid, test), meta = load(folder, selection, hashes)
+    # of the tokenizer as given: the one in the folder has the same ids, and may have come by another name
+    notes = (*selection.notes, *getattr(given, "notes", ()), *notes_of(meta, selection))
+    return PreparedData(tokenizer, train, valid, test, folder, meta, notes)
 
 
-def _prefix(folder: Path, selection: Selection, number: int) -> Path:
-    part = selection.parts[number]
-    return (
-        part.source.prefix if isinstance(part.source, TokenPrefix) else folder / f"{part.split}-{number:02d}"
-    )
+def _contents(selection: Selection, hashes: FileHashes) -> list[str]:
+    return [part.source.fingerprint(hashes) for part in selection.parts]
 
 
-def _key(selection: Selection, tokenizer: Tokenizer | None, vocab_size: int, hashes: FileHashes) -> str:
+def _key(selection: Selection, contents: list[str], tokenizer: Tokenizer | None, vocab_size: int) -> str:
+    splits = [part.split for part in selection.parts]
     described = {
         "format_version": FORMAT_VERSION,
         "tokenizer": tokenizer.identity if tokenizer else f"byte-level BPE of {vocab_size}",
         "shares": selection.shares,
-        "parts": [(part.split, part.source.fingerprint(hashes)) for part in selection.parts],
+        "parts": list(zip(splits, contents, strict=True)),
     }
+    components = selection.components()
+    if any(len(numbers) > 1 for numbers in components):
+        described["joined"] = components
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _make_folder(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"data_cache_path = {cache}: it, or a part of it, is a file or a broken link, not a folder; "
+            "choose another --data-cache-path"
+        ) from error
+
+
+def _refused(cache: Path, error: OSError) -> UserError:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        remedy = f"this process may have {limit} files open: raise that with ulimit -n"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room there or choose another --data-cache-path"
+    elif isinstance(error.filename, str | Path) and not _lies_in(Path(error.filename), cache):
+        remedy = "its inputs must be readable: change that or leave the path out"
+    else:
+        remedy = "its folder must be writable: change that or choose another --data-cache-path"
+    return UserError(f"data cannot be prepared in {cache}: {error}; {remedy}")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,7 +1,8 @@
 """Which texts a run trains, validates and tests on, from the settings of its data section."""
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inrank_megatron.checks import check_sources
@@ -9,11 +10,13 @@ from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.corpus import Source, open_source
 from inrank_megatron.data.embedded import EmbeddedText
 from inrank_megatron.data.hub import load_splits
+from inrank_megatron.data.paths import Prefix, find
 from inrank_megatron.data.token_file import beside
 from inrank_megatron.errors import UserError
 from inrank_megatron.schema import DataConfig
 
 SPLITS = ("train", "valid", "test")
+MOST_WEIGHTS = 2**15 - 1  # Megatron's blending counts its sources in int16
 
 
 @dataclass(frozen=True)
@@ -33,27 +36,53 @@ class TokenPrefix:
 
 @dataclass(frozen=True)
 class Part:
-    """A source, the split it is given for, and its weight in the blend (None: by its tokens)."""
+    """A source, the split it is given for, and the component of the blend that it belongs to.
+
+    The parts of one component follow each other as one text. ``weight``: of the component (None: by its
+    tokens).
+    """
 
     split: str
     source: Source | TokenPrefix
     weight: float | None
+    component: int = 0
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The parts in the order given, and the shares (train, valid, test) that the train parts are cut into."""
+    """The parts in the order given, the shares (train, valid, test) that the train parts are cut into, and
+    what to tell the user of how they were found.
+    """
 
     parts: tuple[Part, ...]
     shares: tuple[float, float, float]
+    notes: tuple[str, ...] = ()
+
+    def components(self) -> list[list[int]]:
+        """The numbers of the train parts, component by component."""
+        numbers: dict[int, list[int]] = {}
+        for number, part in enumerate(self.parts):
+            if part.split == "train":
+                numbers.setdefault(part.component, []).append(number)
+        return list(numbers.values())
+
+    def blended(self) -> "Selection":
+        """Each part without a weight as its own component: what such parts were before they were joined."""
+        parts = (
+            replace(part, component=number) if part.weight is None else part
+            for number, part in enumerate(self.parts)
+        )
+        note = "files without weights are blended by their tokens, as when this run began; new runs join them"
+        return replace(self, parts=tuple(parts), notes=(*self.notes, note))
 
 
 def select(data: DataConfig) -> Selection:
     """Open the sources that the settings name.
 
-    - ``data_path`` or ``train_data_path``: each source is cut by ``split``, in the order of its sequences. A
-      split that has its own path (``valid_data_path``, ``test_data_path``, allowed beside
-      ``train_data_path``) uses that text whole, and its share of the training text stays training text.
+    - ``data_path`` or ``train_data_path``: files, folders and patterns (see `find`). Without weights all of
+      them are one component, else there is one for each weight. Each is cut by ``split``, see `cut`. A split
+      that has its own path (``valid_data_path``, ``test_data_path``, allowed beside ``train_data_path``) uses
+      that text whole, and its share of the training text stays training text.
     - ``dataset``: its own splits; one that it lacks is cut from "train" in the same way.
     - neither: the embedded corpus, whose documents have a split of their own.
 
@@ -61,6 +90,7 @@ def select(data: DataConfig) -> Selection:
     """
     check_sources(data)
     shares = parse_split(data.split)
+    notes: list[str] = []
     if data.dataset is not None:
         splits = load_splits(
             data.dataset, text_column=data.text_column, document_separator=data.document_separator
@@ -71,8 +101,10 @@ def select(data: DataConfig) -> Selection:
     else:
         paths = {"train": data.data_path or data.train_data_path}
         paths |= {"valid": data.valid_data_path, "test": data.test_data_path}
-        parts = [part for split in SPLITS if paths[split] for part in _parts(split, paths[split], data)]
-    return Selection(tuple(parts), _remaining(shares, {part.split for part in parts}))
+        parts = [
+            part for split in SPLITS if paths[split] for part in _parts(split, paths[split], data, notes)
+        ]
+    return Selection(tuple(parts), _remaining(shares, {part.split for part in parts}), tuple(notes))
 
 
 def parse_split(split: str) -> tuple[float, float, float]:
@@ -113,14 +145,45 @@ def split_bounds(count: int, shares: tuple[float, float, float]) -> list[int]:
     return bounds
 
 
+def cut(counts: list[int], shares: tuple[float, float, float]) -> list[list[int]]:
+    """Where the sequences of the files of one component are cut, as `split_bounds` for each file.
+
+    Together they are cut as one file of all their sequences would be, but each gives its own share. What
+    rounding leaves of a file counts for the next ones, so of files that are too short to be cut some go to
+    validation or test whole, evenly spread.
+    """
+    total = sum(counts)
+    bounds = split_bounds(total, shares)
+    held_out, test = total - bounds[1], total - bounds[2]
+    cuts, seen, held, tested = [], 0, 0, 0
+    for count in counts:
+        seen += count
+        before = held, tested
+        held = _share(seen, held_out, total)
+        tested = _share(held, test, held_out)
+        cuts.append([0, count - (held - before[0]), count - (tested - before[1]), count])
+    return cuts
+
+
+def _share(number: int, part: int, whole: int) -> int:
+    """number x part / whole, rounded."""
+    return (2 * number * part + whole) // (2 * whole) if whole else 0
+
+
 def _remaining(shares: tuple[float, float, float], given: set[str]) -> tuple[float, float, float]:
     valid = 0.0 if "valid" in given else shares[1]
     test = 0.0 if "test" in given else shares[2]
     return 1.0 - valid - test, valid, test
 
 
-def _parts(split: str, words: list[str], data: DataConfig) -> list[Part]:
-    return [Part(split, _open(path, data), weight) for path, weight in parse_blend(words)]
+def _parts(split: str, words: list[str], data: DataConfig, notes: list[str]) -> list[Part]:
+    parts = []
+    for number, (word, weight) in enumerate(parse_blend(words)):
+        found = find(word)
+        notes += found.notes
+        component = 0 if weight is None else number
+        parts += [Part(split, _opened(entry, data), weight, component) for entry in found.entries]
+    return parts
 
 
 def parse_blend(words: list[str]) -> list[tuple[str, float | None]]:
@@ -137,6 +200,17 @@ def parse_blend(words: list[str]) -> list[tuple[str, float | None]]:
             raise UserError(
                 f"data path {' '.join(words)}: weight {weight} is not above 0; correct or leave out the path"
             )
+    for word in words[::2]:
+        if os.path.exists(word):
+            raise UserError(
+                f"data path {word}: is a number and also a path that exists; write ./{word} if the path is "
+                f"meant, +{word} if it is the weight of {words[words.index(word) + 1]}"
+            )
+    if len(weights) > MOST_WEIGHTS:
+        raise UserError(
+            f"data path: {len(weights)} weights; a blend has at most {MOST_WEIGHTS}: give files of one "
+            "weight as a folder or a pattern, WEIGHT FOLDER"
+        )
     return list(zip(words[1::2], weights, strict=True))
 
 
@@ -147,10 +221,7 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _open(path: str, data: DataConfig) -> Source | TokenPrefix:
-    prefix = Path(path).expanduser()
-    if prefix.suffix in (".bin", ".idx"):
-        prefix = prefix.with_suffix("")
-    if beside(prefix, ".bin").is_file() and beside(prefix, ".idx").is_file():
-        return TokenPrefix(prefix)
-    return open_source(path, text_column=data.text_column, document_separator=data.document_separator)
+def _opened(entry: Path | Prefix, data: DataConfig) -> Source | TokenPrefix:
+    if isinstance(entry, Prefix):
+        return TokenPrefix(entry.path)
+    return open_source(str(entry), text_column=data.text_column, document_separator=data.document_separator)

@@ -1,13 +1,14 @@
-"""Token files in Megatron's ``.bin``/``.idx`` format: written as a stream, read from a memory map."""
+"""Streams of tokens, and how they are written in Megatron's ``.bin``/``.idx`` format."""
 
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from inrank_megatron.data.cache import Progress
 from inrank_megatron.data.pieces import Piece, count_words
@@ -15,93 +16,50 @@ from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
 
 BATCH_CHARACTERS = 2**20
-SCAN_TOKENS = 2**22
-INDEX_MAGIC = b"MMIDIDX\x00\x00"
-INDEX_HEADER = struct.Struct("<9sQBQQ")
+NAMES = 3
 
 
-class TokenStore:
-    """One ``.bin``/``.idx`` pair, with the words of each sequence where ``.words.npy`` lies beside it.
+class Reader(Protocol):
+    """Where the tokens of a stretch lie."""
 
-    Raises UserError for a pair whose header, sizes or pointers do not fit together.
-    """
-
-    def __init__(self, prefix: Path, *, name: str):
-        self.name = name
-        _check_pair(prefix, name)
-        self._index = IndexedDataset(str(prefix))
-        self._item_size = np.dtype(self._index.index.dtype).itemsize
-        lengths = self._index.sequence_lengths
-        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        if not np.array_equal(self._index.index.sequence_pointers, self.starts[:-1] * self._item_size):
-            raise _damaged(name, "its sequences do not follow each other")
-        if beside(prefix, ".bin").stat().st_size != self.starts[-1] * self._item_size:
-            raise _damaged(name, f"the .bin file does not hold the {self.starts[-1]} tokens of the index")
-        words = beside(prefix, ".words.npy")
-        self._words = np.load(words, mmap_mode="r", allow_pickle=False) if words.is_file() else None
-        self.num_sequences = len(lengths)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``start`` to ``stop`` as int64, copied from the memory map."""
-        reader, dtype = self._index.bin_reader, self._index.index.dtype
-        return reader.read(dtype=dtype, count=stop - start, offset=start * self._item_size).astype(np.int64)
-
-    def sequences(self, first: int, last: int) -> "TokenFile":
-        """The tokens of the sequences ``first`` to ``last`` (excluded)."""
-        start, stop = int(self.starts[first]), int(self.starts[last])
-        boundaries = np.asarray(self._index.document_indices)
-        documents = 0
-        if last > first:
-            # a document counts where any of its sequences lies, so a text cut in three counts in each part
-            before, after = np.searchsorted(boundaries, [first, last - 1], side="right")
-            documents = int(after - before) + 1
-        words = None if self._words is None else int(self._words[first:last].sum(dtype=np.int64))
-        return TokenFile(
-            name=self.name,
-            segments=((self, start, stop),),
-            num_sequences=last - first,
-            num_documents=documents,
-            num_words=words,
-        )
-
-    def largest_id(self) -> int:
-        """The largest token id; raises UserError where one is negative. Reads the whole file."""
-        largest = -1
-        for start in range(0, int(self.starts[-1]), SCAN_TOKENS):
-            tokens = self.read(start, min(start + SCAN_TOKENS, int(self.starts[-1])))
-            if tokens.min() < 0:
-                raise _damaged(self.name, f"it holds the token id {tokens.min()}")
-            largest = max(largest, int(tokens.max()))
-        return largest
+    def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """A stream of tokens: stretches of one or more stores, one after the other.
+    """A stream of tokens: stretches ``(reader, start, stop)`` of one or more files, one after the other.
 
-    ``num_words`` counts as WikiText does (words and newlines); None where a store does not know.
+    ``num_words`` counts as WikiText does (words and newlines); None where a file does not know.
     """
 
     name: str
-    segments: tuple[tuple[TokenStore, int, int], ...]
+    segments: tuple[tuple[Reader, int, int], ...]
     num_sequences: int
     num_documents: int
     num_words: int | None
 
     @property
     def num_tokens(self) -> int:
-        return sum(stop - start for _, start, stop in self.segments)
+        return int(self._bounds[-1])
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """int64 [segments + 1]: where each begins in the stream, and the end."""
+        return np.cumsum([0] + [stop - start for _, start, stop in self.segments], dtype=np.int64)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
         """int64 [length]: the tokens from ``start`` on. Raises IndexError beyond the end."""
         if start < 0 or length < 0 or start + length > self.num_tokens:
             raise IndexError(f"{self.name}: tokens {start} to {start + length} of {self.num_tokens}")
         parts = [np.empty(0, dtype=np.int64)]
-        for store, first, last in self.segments:
-            begin, end = max(start, 0), min(start + length, last - first)
+        index = int(np.searchsorted(self._bounds, start, side="right")) - 1
+        while length > 0:
+            reader, first, last = self.segments[index]
+            begin = first + start - int(self._bounds[index])
+            end = min(begin + length, last)
             if begin < end:
-                parts.append(store.read(first + begin, first + end))
-            start -= last - first
+                parts.append(reader.read(begin, end))
+            start, length, index = start + end - begin, length - (end - begin), index + 1
         return np.concatenate(parts)
 
     def counts(self) -> dict[str, int | None]:
@@ -121,12 +79,27 @@ def joined(files: list[TokenFile]) -> TokenFile | None:
         return None
     words = [file.num_words for file in files]
     return TokenFile(
-        name=" + ".join(file.name for file in files),
-        segments=tuple(segment for file in files for segment in file.segments),
+        name=several([file.name for file in files]),
+        segments=_merged([segment for file in files for segment in file.segments]),
         num_sequences=sum(file.num_sequences for file in files),
         num_documents=sum(file.num_documents for file in files),
         num_words=None if None in words else sum(words),
     )
+
+
+def several(names: list[str]) -> str:
+    """What to call them together, in a few words."""
+    return " + ".join(names if len(names) <= NAMES else [*names[:1], f"{len(names) - 1} more"])
+
+
+def _merged(segments: list[tuple[Reader, int, int]]) -> tuple[tuple[Reader, int, int], ...]:
+    """Stretches that follow each other in one file as one, so that a read across them is one read."""
+    merged: list[tuple[Reader, int, int]] = []
+    for reader, start, stop in segments:
+        if merged and merged[-1][0] is reader and merged[-1][2] == start:
+            start = merged.pop()[1]
+        merged.append((reader, start, stop))
+    return tuple(merged)
 
 
 def write_tokens(
@@ -171,31 +144,3 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _check_pair(prefix: Path, name: str) -> None:
-    """Check the header and the sizes before the files are mapped, with messages where Megatron asserts."""
-    index, data = beside(prefix, ".idx"), beside(prefix, ".bin")
-    for path in (index, data):
-        if not path.is_file() or path.stat().st_size == 0:
-            raise _damaged(name, f"{path} is missing or empty")
-    with open(index, "rb") as stream:
-        header = stream.read(INDEX_HEADER.size)
-    if len(header) < INDEX_HEADER.size or not header.startswith(INDEX_MAGIC):
-        raise _damaged(name, f"{index} is no Megatron index")
-    _, version, code, sequences, documents = INDEX_HEADER.unpack(header)
-    kinds = {kind.value for kind in DType if not kind.name.startswith("float")}
-    if version != 1 or code not in kinds:
-        raise _damaged(
-            name, f"{index} has version {version} and data type {code}, not version 1 and integers"
-        )
-    if index.stat().st_size != INDEX_HEADER.size + 12 * sequences + 8 * documents or documents == 0:
-        raise _damaged(
-            name, f"{index} does not have the size of {sequences} sequences in {documents} documents"
-        )
-
-
-def _damaged(name: str, what: str) -> UserError:
-    return UserError(
-        f"token file {name}: {what}; a .bin/.idx pair must be whole: make it again from its text"
-    )

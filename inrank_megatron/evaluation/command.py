@@ -38,7 +38,7 @@ def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:
     """
     model, text, windows = parallel.in_unison(lambda: _prepared(arguments))
     if parallel.rank == 0:
-        for note in model.notes:
+        for note in (*model.notes, *text.notes):
             print(note, file=sys.stderr)
     forward = parallel.in_unison(lambda: model.load(device()))
     nats = total_loss(

@@ -15,15 +15,20 @@ from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.schema import DataConfig
 
+NAMES = 6
+
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Tokens, and the tokenizer that made them. ``name``: what to call it. ``largest_id``: of any token."""
+    """Tokens, and the tokenizer that made them. ``name``: what to call it. ``largest_id``: of any token.
+    ``notes``: what the user may want to know of them.
+    """
 
     name: str
     file: TokenFile
     tokenizer: Tokenizer
     largest_id: int
+    notes: tuple[str, ...] = ()
 
     def num_bytes(self) -> int | None:
         """UTF-8 bytes of the text, ends of documents left out; None where the tokenizer does not tell."""
@@ -47,9 +52,9 @@ def own_split(path: Path, split: str) -> Text:
     data = load(run / CONFIG).data
     if is_weights_only(checkpoint.state) and not (data.data_path or data.train_data_path or data.dataset):
         raise UserError(f"{path}: was converted and names no text of its own; give --data or --dataset")
-    prepared = prepare(data)
-    recorded = (checkpoint.state.get("identity") or {}).get("data", prepared.folder.name)
-    if recorded != prepared.folder.name:
+    recorded = (checkpoint.state.get("identity") or {}).get("data")
+    prepared = prepare(data, recorded=recorded)
+    if recorded not in (None, prepared.folder.name):
         raise UserError(
             f"{path}: was trained on data {recorded}, its settings now give {prepared.folder.name}; restore "
             "the text and tokenizer, or name a text with --data"
@@ -64,7 +69,8 @@ def files(paths: list[str], **settings: str | None) -> Text:
     """
     data = DataConfig(train_data_path=paths, split="1", **settings)
     prepared = prepare(data)
-    return _text(" ".join(paths), joined([file for file, _ in prepared.train]), prepared)
+    name = " ".join(paths) if len(paths) <= NAMES else f"{paths[0]} ... {paths[-1]} ({len(paths)} words)"
+    return _text(name, joined([file for file, _ in prepared.train]), prepared)
 
 
 def dataset_split(dataset: str, split: str, **settings: str | None) -> Text:
@@ -93,7 +99,7 @@ def _text(name: str, file: TokenFile | None, prepared: PreparedData) -> Text:
     if file is None:
         raise UserError(f"{name}: holds no text; name another split or a text with --data")
     largest = max(record["largest_id"] for record in prepared.meta["files"])
-    return Text(name, file, prepared.tokenizer, largest)
+    return Text(name, file, prepared.tokenizer, largest, prepared.notes)
 
 
 def check_tokens(text: Text, *, vocab_size: int, tokenizer: Tokenizer | None, model: str) -> None:

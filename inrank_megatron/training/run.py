@@ -7,7 +7,7 @@ from rich.console import Console
 
 from inrank_megatron import costs
 from inrank_megatron import parallel as processes
-from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.folder import Checkpoint, peek
 from inrank_megatron.checks import Topology, check
 from inrank_megatron.cli import Launch
 from inrank_megatron.config import Config, resolve
@@ -97,7 +97,11 @@ def _run(
         told = f"the run has all its {config.training.train_iters} steps already\n"
     else:
         with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
-            data, told = prepare(config.data, progress=progress), ""
+            identity = folder.checkpoint and peek(folder.checkpoint).get("identity")
+            recorded = identity["data"] if identity else None
+            data, told = prepare(config.data, progress=progress, recorded=recorded), ""
+        _check_equal(parallel.from_every_rank(data.folder.name))
+        folder.notes.extend(data.notes)
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
         if (weights := folder.checkpoint or source) is not None:
             parallel.from_first_rank(lambda: check_tokenizer(weights, data.tokenizer))
@@ -123,6 +127,16 @@ def _run(
             write_report(folder.path)
         print(f"{told}{last_lines(folder.path)}", flush=True)
     processes.shutdown()
+
+
+def _check_equal(keys: list[str]) -> None:
+    """Nodes without shared storage prepare their own copies."""
+    other = next((rank for rank, key in enumerate(keys) if key != keys[0]), None)
+    if other is not None:
+        raise UserError(
+            f"the data of rank {other} ({keys[other]}) are not those of rank 0 ({keys[0]}); give every node "
+            "the same files and tokenizer"
+        )
 
 
 def _build(

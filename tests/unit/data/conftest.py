@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def make_file(tmp_path: Path) -> "Callable[..., TokenFile]":
     """A token file of the given sequences, one document each, without words."""
-    from inrank_megatron.data.token_file import TokenStore
+    from inrank_megatron.data.token_store import TokenStore
     from tests.unit.data.texts import write_pair
 
     def make(*sequences: list[int], name: str = "tokens") -> "TokenFile":

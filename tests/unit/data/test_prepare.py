@@ -6,12 +6,18 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from inrank_megatron.data.batches import TrainBatches
+from inrank_megatron.data.cache import file_sha256
+from inrank_megatron.data.pieces import Piece
 from inrank_megatron.data.prepare import PreparedData, prepare
+from inrank_megatron.data.token_file import write_tokens
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.schema import DataConfig
@@ -32,6 +38,10 @@ class Stages(list):
 def corpus(tmp_path: Path) -> Path:
     (tmp_path / "corpus.txt").write_text(prose(20000, seed=1))
     return tmp_path / "corpus.txt"
+
+
+def flat(lists: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(lists))
 
 
 def whole(file) -> np.ndarray:
@@ -100,10 +110,117 @@ def test_several_sources(settings, tmp_path: Path, tokenizer_folder: Path) -> No
     assert [weight for _, weight in data.train] == [0.75, 0.25]
     assert data.valid.num_tokens == sum(stop - start for _, start, stop in data.valid.segments)
     assert len(data.valid.segments) == 2
-    plain = prepare(settings(data_path=[tmp_path / "a", tmp_path / "b"], **shared))
-    sizes = [file.num_tokens for file, _ in plain.train]
-    assert [weight for _, weight in plain.train] == pytest.approx([size / sum(sizes) for size in sizes])
-    assert plain.folder == data.folder
+
+
+def test_short_files_are_joined(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Fifty notes, each shorter than a sequence, are one text whose documents end where the notes do."""
+    texts = [prose(10 + number % 3, seed=number) for number in range(50)]
+    (tmp_path / "notes").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "notes" / f"{number:02d}.txt").write_text(text)
+    (tmp_path / "notes" / "README.md").write_text("no data")
+    shared = {"tokenizer": str(tokenizer_folder), "split": "8,1,1"}
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    documents = [[*tokenizer.encode(text), tokenizer.eod] for text in texts]
+    data = prepare(settings(data_path=[tmp_path / "notes"], split="1", tokenizer=str(tokenizer_folder)))
+    [(train, weight)] = data.train
+    assert (whole(train).tolist(), weight) == (flat(documents), 1.0)
+    assert (train.num_documents, train.num_sequences) == (50, 50)
+    assert train.num_words == sum(len(text.split()) + text.count("\n") for text in texts)
+    TrainBatches(data.train, seq_length=100, global_batch_size=4, seed=0)
+    assert data.notes == (f"{tmp_path / 'notes'}: 1 file is no data and left out (README.md)",)
+    parts = prepare(settings(data_path=[f"{tmp_path}/notes/??.txt"], **shared))
+    held_out = [number for number in range(50) if number % 5 == 2]
+    expected = [documents[number] for number in range(50) if number not in held_out]
+    assert whole(parts.train[0][0]).tolist() == flat(expected)
+    assert (parts.valid.num_documents, parts.test.num_documents) == (5, 5)
+    both = [*whole(parts.valid), *whole(parts.test)]
+    assert sorted(both) == sorted(flat(documents[number] for number in held_out))
+
+
+def test_a_folder_as_a_component_of_a_blend(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    for name in ("a/1.txt", "a/2.txt", "b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(prose(100, seed=len(name)))
+    write_pair(tmp_path / "a" / "3", [5] * 40)
+    shared = {"tokenizer": str(tokenizer_folder), "split": "1"}
+    data = prepare(settings(data_path=["3", tmp_path / "a", "1", tmp_path / "b.txt"], **shared))
+    assert [weight for _, weight in data.train] == [0.75, 0.25]
+    assert [file.num_documents for file, _ in data.train] == [3, 1]
+    assert whole(data.train[0][0])[-40:].tolist() == [5] * 40
+    assert data.train[0][0].num_words is None
+    assert data.train[1][0].name == str(tmp_path / "b.txt")
+
+
+KEYS = {"one": "392c5e50a241b708", "several": "81bb595af011830f"}
+
+
+def test_keys_stay_those_of_earlier_versions(settings, tmp_path: Path) -> None:
+    """A run names its data by the key: where tokens and order are as ever, so is the key. Files without
+    weights were blended by their tokens once; a run that began so goes on so, a new one has another key.
+    """
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(prose(300, seed=ord(name)))
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    assert prepare(settings(data_path=[a])).folder.name == KEYS["one"]
+    assert prepare(settings(data_path=[a]), recorded=KEYS["one"]).folder.name == KEYS["one"]
+    assert prepare(settings(data_path=["2", a, "1", b])).folder.name == KEYS["several"]
+    joined = prepare(settings(data_path=[a, b]))
+    assert joined.folder.name not in KEYS.values()
+    assert (len(joined.train), joined.notes) == (1, ())
+    former = prepare(settings(data_path=[a, b]), recorded=KEYS["several"])
+    assert former.folder.name == KEYS["several"]
+    assert [(file.num_tokens, weight) for file, weight in former.train] == [
+        (643, 643 / 1272),
+        (629, 629 / 1272),
+    ]
+    assert "blended by their tokens, as when this run began" in former.notes[0]
+    assert prepare(settings(data_path=[a, b]), recorded="of other data").folder == joined.folder
+
+
+def test_a_folder_of_an_earlier_version_is_used(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Each part had a pair of files of its own."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(prose(300, seed=ord(name)))
+    words = ["2", tmp_path / "a.txt", "1", tmp_path / "b.txt"]
+    config = settings(data_path=words, tokenizer=str(tokenizer_folder), split="1")
+    data = prepare(config)
+    meta = json.loads((data.folder / "meta.json").read_text())
+    [record] = meta["files"]
+    meta["files"] = []
+    for number, part in enumerate(record.pop("sources")):
+        prefix = data.folder / f"train-{number:02d}"
+        pieces = [Piece(Path(part["name"]).read_text(), True)]
+        write_tokens(prefix, pieces, tokenizer=data.tokenizer, name="a", progress=Stages())
+        hashes = {suffix: file_sha256(Path(f"{prefix}{suffix}")) for suffix in (".bin", ".idx", ".words.npy")}
+        meta["files"].append(record | {"sequences": 1, "sha256": hashes})
+    (data.folder / "meta.json").write_text(json.dumps(meta))
+    stages = Stages()
+    found = prepare(config, progress=stages)
+    assert not stages.built()
+    for (old, weight), (new, same) in zip(found.train, data.train, strict=True):
+        assert (old.name, weight) == (new.name, same)
+        ids = data.tokenizer.encode(Path(old.name).read_text())
+        assert whole(old).tolist() == whole(new).tolist() == [*ids, data.tokenizer.eod]
+
+
+def test_remarks_of_sources_are_kept_and_said_once(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+    lines = "".join(json.dumps({"text": f"a row {number}\n"}) + "\n" for number in range(3))
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(lines)
+    (tmp_path / "c.jsonl").write_text('{"text": ""}\n')
+    config = settings(data_path=[f"{tmp_path}/*.jsonl"], tokenizer=str(tokenizer_folder), split="1")
+    made, found = prepare(config), prepare(config)
+    assert made.notes == found.notes
+    assert made.notes[-1] == f"{tmp_path / 'c.jsonl'}: holds no text"
+    meta = json.loads((made.folder / "meta.json").read_text())
+    meta["files"][0]["sources"][1]["notes"] = meta["files"][0]["sources"][0]["notes"] = ["a remark"]
+    (made.folder / "meta.json").write_text(json.dumps(meta))
+    names = f"{tmp_path / 'a.jsonl'} + {tmp_path / 'b.jsonl'}"
+    assert f"{names}: a remark" in prepare(config).notes
+    assert "holds no text" in fault(
+        settings(data_path=["1", tmp_path / "a.jsonl", "1", tmp_path / "c.jsonl"])
+    )
 
 
 def test_made_once_and_again_for_other_content(settings, corpus: Path) -> None:
