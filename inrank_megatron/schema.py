@@ -251,7 +251,8 @@ class DataConfig(Section):
     """Text and tokenizer. Without a source the run reads the English of Python's own documentation."""
 
     data_path: Words | None = _about(
-        "text, JSON lines, JSON, parquet or Arrow: PATH ... or WEIGHT PATH ..., cut by --split", None
+        "files, folders or patterns: PATH ... as one text, or WEIGHT PATH ... as a blend; cut by --split",
+        None,
     )
     train_data_path: Words | None = _about("the same for training alone", None)
     valid_data_path: Words | None = _about("the same for validation alone", None)

@@ -51,8 +51,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         nargs="+",
-        metavar="FILE",
-        help="text, JSON, parquet, Arrow, a .bin/.idx prefix; taken whole",
+        metavar="PATH",
+        help="files, folders or patterns of text, JSON, parquet, Arrow, or .bin/.idx; taken whole",
     )
     parser.add_argument("--dataset", metavar="OWNER/NAME[:CONFIG]", help="dataset of the Hugging Face hub")
     parser.add_argument(

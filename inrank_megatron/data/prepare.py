@@ -163,7 +163,7 @@ def _refused(cache: Path, error: OSError) -> UserError:
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "make room there or choose another --data-cache-path"
     elif isinstance(error.filename, str | Path) and not _lies_in(Path(error.filename), cache):
-        remedy = "its inputs must be readable: change that or leave the path out"
+        remedy = "its files must be readable: change that or leave it out"
     else:
         remedy = "its folder must be writable: change that or choose another --data-cache-path"
     return UserError(f"data cannot be prepared in {cache}: {error}; {remedy}")

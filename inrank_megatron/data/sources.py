@@ -1,5 +1,6 @@
 """Which texts a run trains, validates and tests on, from the settings of its data section."""
 
+import errno
 import math
 import os
 from dataclasses import dataclass, replace
@@ -179,10 +180,18 @@ def _remaining(shares: tuple[float, float, float], given: set[str]) -> tuple[flo
 def _parts(split: str, words: list[str], data: DataConfig, notes: list[str]) -> list[Part]:
     parts = []
     for number, (word, weight) in enumerate(parse_blend(words)):
-        found = find(word)
-        notes += found.notes
         component = 0 if weight is None else number
-        parts += [Part(split, _opened(entry, data), weight, component) for entry in found.entries]
+        try:
+            found = find(word)
+            parts += [Part(split, _opened(entry, data), weight, component) for entry in found.entries]
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the path
+                raise
+            raise UserError(
+                f"data path {word}: {error.strerror} ({error.filename}); its files must be readable: change "
+                "that or leave it out"
+            ) from error
+        notes += found.notes
     return parts
 
 

@@ -42,6 +42,7 @@ from inrank_megatron.training.summary import is_finished, write_summary
 
 # What the machine refuses, rather than the program.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 def run(launch: Launch, neighbours: Neighbours) -> None:
@@ -68,10 +69,11 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
             raise
         raise UserError(lost_message(lost)) from None
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in REFUSALS | TOO_MANY_FILES:
             raise
+        remedy = "raise the limit with ulimit -n" if error.errno in TOO_MANY_FILES else "mend that"
         raise UserError(
-            f"{error.filename or config.training.save or 'the output'}: {error.strerror}; mend that, then "
+            f"{error.filename or config.training.save or 'the output'}: {error.strerror}; {remedy}, then "
             "continue with --resume auto"
         ) from error
 

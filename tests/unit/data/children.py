@@ -16,7 +16,7 @@ NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, in a fork of this process; it may skip the test, what else it raises fails it."""
+    """What ``work`` returns, in a fork of this process. A skip skips the test; other exceptions fail it."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 

@@ -119,7 +119,7 @@ def outcome(config: DataConfig) -> tuple[str, int, bool]:
 
 
 @pytest.mark.parametrize("hashes", ["kept", "gone"])
-def test_a_whole_cache_on_a_read_only_mount(settings, corpus: Path, hashes: str) -> None:
+def test_a_whole_cache_on_a_read_only_mount(settings, corpus: Path, settled: None, hashes: str) -> None:
     config = settings(data_path=[corpus])
     folder = Path(config.data_cache_path)
     key, tokens, made = outcome(config)
@@ -140,7 +140,7 @@ def test_a_whole_cache_on_a_read_only_mount(settings, corpus: Path, hashes: str)
     assert (folder / "hashes").exists() == (hashes == "kept")
 
 
-def test_a_whole_cache_of_another_user(public: Path) -> None:
+def test_a_whole_cache_of_another_user(public: Path, settled: None) -> None:
     (public / "corpus.txt").write_text(prose(20000, seed=1))
     config = DataConfig(data_path=[f"{public}/corpus.txt"], vocab_size=300, data_cache_path=f"{public}/cache")
     key, tokens, _ = outcome(config)
@@ -189,7 +189,7 @@ def test_a_text_that_may_not_be_read(public: Path) -> None:
 
     message, *_ = in_child(work)
     assert "corpus.txt" in message
-    assert "inputs must be readable" in message
+    assert "its files must be readable" in message
 
 
 def test_a_full_disk_leaves_nothing(settings, corpus: Path, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_two_builders_without_locks(settings, corpus: Path, monkeypatch: pytest.
 
 
 def test_what_a_killed_builder_left(tmp_path: Path) -> None:
-    """It goes when its builder is dead; that of another machine, whose locks may be unseen here, by its age."""
+    """It goes when its builder is dead; that of another machine, whose locks are unseen here, by its age."""
     final = tmp_path / "key"
     own, dead, young, old = (building._unique(final) for _ in range(4))
     for folder in (own, dead):

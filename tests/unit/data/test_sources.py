@@ -105,6 +105,14 @@ def test_components(settings, tmp_path: Path) -> None:
     assert select(settings(data_path=paths)).blended().components() == [[0], [1], [2], [3]]
 
 
+def test_paths_that_the_system_refuses(settings) -> None:
+    """Also in a dry run, which looks at the paths alone."""
+    with pytest.raises(UserError, match="File name too long"):
+        select(settings(data_path=["x" * 5000]))
+    with pytest.raises(UserError, match="does not exist"):
+        select(settings(data_path=["a\0b"]))
+
+
 def test_contradictions(settings) -> None:
     with pytest.raises(UserError, match="data_path, dataset: each names the training text"):
         select(settings(data_path=["a"], dataset="b"))
