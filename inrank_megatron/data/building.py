@@ -18,6 +18,8 @@ PATIENCE_SECONDS = 3
 POLL_SECONDS = 0.05
 ABANDONED_SECONDS = 24 * 3600
 PARTIAL = ".partial"
+SOURCES_LOCK = "sources.lock"
+"""Lies in every cache folder, and tells it from data."""
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 

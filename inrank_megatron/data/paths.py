@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from inrank_megatron.data.building import SOURCES_LOCK
 from inrank_megatron.data.token_file import beside
 from inrank_megatron.errors import UserError
 
@@ -17,7 +18,7 @@ WORDS = ".words.npy"
 # What lies in folders of data and is none.
 NO_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|citation|manifest)(\..*)?|_success|_metadata"
-    r"|(dataset_infos?|dataset_dict|state)\.json|(md5|sha\d*)sums?(\..*)?|.*\.(md5|sha\d+|crc|lock|partial)",
+    r"|(dataset_infos?|dataset_dict|state)\.json|(md5|sha\d*)sums?(\..*)?|.*\.(md5|sha\d+|crc|lock|partial)|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
 SPLIT_WORD = re.compile(r"[^a-z]*(train|valid|validation|val|dev|test)([^a-z]|$)", re.IGNORECASE)
@@ -120,6 +121,10 @@ def _walk(folder: Path, left_out: list[str]) -> Iterator[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         here = Path(name)
+        if SOURCES_LOCK in files:  # token files of this program, perhaps of this very folder
+            left_out.append(f"{here.relative_to(folder)}/")
+            folders.clear()
+            continue
         left_out += [str((here / entry).relative_to(folder)) for entry in files + folders if entry[0] == "."]
         folders[:] = sorted(entry for entry in folders if entry[0] != ".")
         yield from (here / entry for entry in files if entry[0] != ".")

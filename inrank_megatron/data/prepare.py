@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.data.building import building, discard, locked
+from inrank_megatron.data.building import SOURCES_LOCK, building, discard, locked
 from inrank_megatron.data.cache import FileHashes, Progress, quiet
 from inrank_megatron.data.contents import FORMAT_VERSION, Unusable, build, load, notes_of
 from inrank_megatron.data.sources import Selection, select
@@ -72,7 +72,7 @@ def prepare(
     try:
         _make_folder(cache)
         hashes = FileHashes(cache / "hashes")
-        with locked(cache / "sources.lock", progress=progress):
+        with locked(cache / SOURCES_LOCK, progress=progress):
             selection = choose(data)
             tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
             contents = _contents(selection, hashes)
@@ -165,7 +165,7 @@ def _refused(cache: Path, error: OSError) -> UserError:
     elif isinstance(error.filename, str | Path) and not _lies_in(Path(error.filename), cache):
         remedy = "its files must be readable: change that or leave it out"
     else:
-        remedy = "its folder must be writable: change that or choose another --data-cache-path"
+        remedy = "it must be yours to read and write: change that or choose another --data-cache-path"
     return UserError(f"data cannot be prepared in {cache}: {error}; {remedy}")
 
 

@@ -180,6 +180,8 @@ def _remaining(shares: tuple[float, float, float], given: set[str]) -> tuple[flo
 def _parts(split: str, words: list[str], data: DataConfig, notes: list[str]) -> list[Part]:
     parts = []
     for number, (word, weight) in enumerate(parse_blend(words)):
+        if weight is None and word.endswith(".idx") and f"{word.removesuffix('.idx')}.bin" in words:
+            continue  # both files of a pair, as a shell's pattern names them
         component = 0 if weight is None else number
         try:
             found = find(word)
