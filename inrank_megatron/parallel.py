@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch.distributed import ProcessGroup
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import launcher_ranks
+from inrank_megatron.meeting import Meeting, meet, network_interface
 
 T = TypeVar("T")
 
@@ -120,11 +120,23 @@ class Parallel:
         return int(values.item())
 
 
-def initialise(*, backend: str, tensor_model_parallel_size: int, timeout_minutes: float = 10) -> Parallel:
-    """Join the job and build its groups. ``timeout_minutes``: how long a collective waits for a lost rank."""
+def initialise(
+    *,
+    backend: str,
+    tensor_model_parallel_size: int,
+    timeout_minutes: float = 10,
+    meeting: Meeting | None = None,
+) -> Parallel:
+    """Join the job and build its groups.
+
+    Args:
+        timeout_minutes: how long a collective waits for a lost rank.
+        meeting: of the job's processes; None: they meet here.
+    """
     if not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it, also without a launcher
-        _join(backend, timeout=timedelta(minutes=timeout_minutes))
+        meeting = meeting or meet(timeout_minutes=timeout_minutes, settings={})
+        _join(backend, meeting, timeout=timedelta(minutes=timeout_minutes))
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
@@ -163,20 +175,21 @@ def _stand(groups: Parallel) -> bool:
         return False
 
 
-def _join(backend: str, *, timeout: timedelta) -> None:
-    rank, world_size = launcher_ranks()
-    # One process needs no meeting point, whose port could be another job's.
-    store = dist.HashStore() if world_size == 1 else None
+def _join(backend: str, meeting: Meeting, *, timeout: timedelta) -> None:
+    rank, world_size = meeting.ranks.rank, meeting.ranks.world_size
     if world_size == 1:
         # A tool may end without `shutdown`, and a group that outlives the interpreter can abort the process.
         atexit.register(shutdown)
+    elif backend == "gloo" and (interface := network_interface(meeting)):
+        # Gloo takes the address of the host's name, which on many hosts is one of the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    store = dist.PrefixStore("group", meeting.store)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    except (dist.DistError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).splitlines()[0]
+    except (dist.DistError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{world_size} ranks cannot meet at {place} ({reason}); give the launcher a free --master_port"
+            f"{world_size} ranks cannot connect ({str(error).splitlines()[0]}); where hosts have several "
+            f"networks, name the one to use with {backend.upper()}_SOCKET_IFNAME"
         ) from error
 
 

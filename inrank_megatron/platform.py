@@ -3,10 +3,13 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import Ranks, adopt_ranks
 
 # Remarks that a user of this project can do nothing about, as regular expressions for their start.
 _NOISE = (
@@ -22,6 +25,8 @@ _NOISE_WITHOUT_CUDA = {
     # A torch wheel with CUDA says so when DeepSpeed imports its extension builder.
     "torch.utils.cpp_extension": "No CUDA runtime is found",
 }
+# How CUDA_VISIBLE_DEVICES says that there shall be none; batch systems write the last.
+_NO_DEVICE = ("", "-1", "NoDevFiles")
 
 
 def prepare_process() -> None:
@@ -30,19 +35,25 @@ def prepare_process() -> None:
     Sets what the libraries read from the environment (a value that the user set stays), silences
     their remarks on optional packages, shares the machine's cores among the local processes, and
     applies the patches that a run without CUDA needs, which imports both libraries.
+
+    Raises:
+        UserError: the launcher's variables are contradictory, or there are GPUs and none for this process.
     """
+    ranks = adopt_ranks()
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     # Megatron-Core overlaps a collective with the gradient of the weight only on one queue, and reads
     # the variable on a CPU too.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
-        _take_device(_integer("LOCAL_RANK", default=0))
+        torch.cuda.set_device(device_index(ranks, torch.cuda.device_count()))
     else:
+        if reason := unusable_gpus(os.environ, Path("/dev"), _cuda_fault):
+            raise UserError(reason)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         for logger in _NOISE_WITHOUT_CUDA:
             logging.getLogger(logger).addFilter(_is_worth_a_line)
-        _share_cores()
+        _share_cores(ranks)
     # Imported here: the patches import the libraries that all of the above must come before.
     from inrank_megatron_patches.registry import apply_all
 
@@ -66,27 +77,72 @@ def backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
-def _take_device(local_rank: int) -> None:
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise UserError(
-            f"local rank {local_rank}: this machine has {count} GPUs, and each process needs its own; "
-            f"start at most {count} processes here (--nproc-per-node, --num_gpus)"
+def device_index(ranks: Ranks, count: int) -> int:
+    """Which of the ``count`` devices that this process sees is its own.
+
+    A launcher may show all of the machine's to each process, or (`srun --gpus-per-task=1`) to each its own;
+    whether two have one device in common is found where they meet.
+    """
+    if ranks.local_rank < count:
+        return ranks.local_rank
+    if count == 1:
+        return 0
+    raise UserError(
+        f"local rank {ranks.local_rank}: this machine has {count} GPUs, and each process needs its own; "
+        f"start at most {count} processes here (--nproc-per-node, --num_gpus, --ntasks-per-node)"
+    )
+
+
+def device_identity() -> str | None:
+    """The GPU of this process, by a name that no other device has; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    index = torch.cuda.current_device()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return identity_of(visible, index, str(torch.cuda.get_device_properties(index).uuid))
+
+
+def identity_of(visible: str, index: int, uuid: str) -> str:
+    """``uuid``, or the name in the list of visible devices where it is a slice of a GPU (MIG), as slices of
+    one GPU can have its UUID.
+    """
+    names = [name.strip() for name in visible.split(",")]
+    return names[index] if index < len(names) and names[index].startswith("MIG-") else uuid
+
+
+def unusable_gpus(env: Mapping[str, str], devices: Path, fault: Callable[[], str]) -> str | None:
+    """What to say of NVIDIA GPUs that torch cannot use; None where there are none or the user hides them.
+
+    Args:
+        devices: ``/dev``. fault: gives torch's own reason.
+    """
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    there = [path for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
+    if not there or (visible is not None and visible.split(",")[0].strip() in _NO_DEVICE):
+        return None
+    shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+    return (
+        f"this machine has {len(there)} NVIDIA GPUs, and torch cannot use them{shown}: {fault()}; change "
+        'that, or set CUDA_VISIBLE_DEVICES="" to run on the CPU'
+    )
+
+
+def _cuda_fault() -> str:
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is a build without CUDA (bash launch/setup_env.sh chooses one with)"
         )
-    torch.cuda.set_device(local_rank)
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return str(error).splitlines()[0].rstrip(".")
+    return "it finds no device"
 
 
-def _share_cores() -> None:
+def _share_cores(ranks: Ranks) -> None:
     """One thread per core and process, unless the user or the launcher has said otherwise."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    # DeepSpeed's launcher sets the first, torchrun the second.
-    processes = _integer("LOCAL_SIZE", default=_integer("LOCAL_WORLD_SIZE", default=1))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
-
-
-def _integer(variable: str, *, default: int) -> int:
-    return int(os.environ.get(variable, default))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -14,14 +14,22 @@ import traceback
 from inrank_megatron.checks import check
 from inrank_megatron.cli import parse
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import launcher_ranks
+from inrank_megatron.launcher import adopt_ranks, unused_tasks
 from inrank_megatron.training.neighbours import Neighbours
+from inrank_megatron.training.stopping import interrupt_by_warnings
 
 
 def main() -> None:
-    rank, world_size = launcher_ranks()
+    interrupt_by_warnings()
+    try:
+        ranks = adopt_ranks()
+    except UserError as error:
+        _end(f"error: {error}\n")
+    rank, world_size = ranks.rank, ranks.world_size
     neighbours = Neighbours(rank=rank)
     try:
+        if note := unused_tasks():
+            print(note, file=sys.stderr)
         launch = parse(sys.argv[1:], world_size=world_size)
         with launch.naming_its_file():
             check(launch.config, world_size=world_size)
@@ -36,7 +44,7 @@ def main() -> None:
         # The other ranks are about to say the same, and torchrun ends them as soon as one has gone.
         _end(f"rank {rank}: error: {error}\n", patience=2.0 if world_size > 1 else 0.0)
     except KeyboardInterrupt:
-        _end(f"rank {rank}: interrupted before training began, or twice\n")
+        _end(f"rank {rank}: interrupted before training began (nothing was written), or twice\n")
     except Exception:
         _end(traceback.format_exc())
 

@@ -204,7 +204,7 @@ def _launch_command(launcher: str, num_procs: int) -> list[str]:
 def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
     """The life of one rank: start, then answer calls until the parent closes the pipe."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    os.environ.update({name: str(value) for name, value in ranks.items()})
+    os.environ.update({name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"})
     _answer(pipe, _join, rank, world_size, store)
     while True:
         try:

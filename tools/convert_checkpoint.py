@@ -18,6 +18,7 @@ import sys
 
 from inrank_megatron.conversion.options import TOLERANCE
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.tool_options import add_allow_pickle, add_model_description, positive, tool_parser
 
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     # Ends as an error does, so that what was half written goes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        refuse_ranks("convert_checkpoint.py")
         run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

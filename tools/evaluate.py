@@ -23,10 +23,12 @@ def main(argv: list[str]) -> int:
     """Evaluate; the exit status is 0, or 1 after one line about what the user can mend."""
     arguments = parse(argv)
     # Imported here: torch takes seconds, --help should not.
-    from inrank_megatron.launcher import launcher_ranks
+    from inrank_megatron.launcher import adopt_ranks
     from inrank_megatron.platform import backend, prepare_process
 
+    rank = 0
     try:
+        rank = adopt_ranks().rank
         prepare_process()
         # After the process is prepared: these import Megatron-Core.
         from inrank_megatron.evaluation.command import run
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> int:
         finally:
             shutdown()
     except UserError as error:
-        if launcher_ranks()[0] == 0:
+        if rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -14,6 +14,7 @@ import argparse
 import sys
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
     from inrank_megatron.platform import prepare_process
 
     try:
+        refuse_ranks("generate.py")
         prepare_process()
         # After the process is prepared: it imports Megatron-Core.
         from inrank_megatron.generation.command import run

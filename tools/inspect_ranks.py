@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
     from inrank_megatron.inspection.command import print_model, print_untrained
 
     try:
+        refuse_ranks("inspect_ranks.py")
         if options.untrained:
             print_untrained(options.hidden_size, options.threshold, as_json=options.json)
         else:

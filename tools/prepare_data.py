@@ -14,6 +14,7 @@ from rich.table import Table
 
 from inrank_megatron.cli import Parser, kebab
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.schema import DataConfig
 
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
     console = Console()
     try:
         data = settings(argv)
+        refuse_ranks("prepare_data.py")
         with shown(console) as progress:
             prepared = prepare(data, progress=progress)
     except UserError as error:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.reporting.report import write_report
 
 
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="run folder")
     run = Path(parser.parse_args(argv).run)
     try:
+        refuse_ranks("report.py")
         if not (run / "config.yaml").is_file():
             raise UserError(f"{run}: no run folder, it has no config.yaml; name the folder given to --save")
         print(write_report(run))

@@ -8,6 +8,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from inrank_megatron.launcher import refuse_ranks
+
 NOTES = {
     "teacher": "does InRank find the rank of a linear teacher?",
     "controls": "do learned ranks come from the data, or from settings?",
@@ -18,6 +20,7 @@ COMPARE = "which method learns most, at equal steps and at equal operations?"
 def main(argv: list[str]) -> None:
     """Run one experiment on one process and print its rows. Raises UserError for what a user can mend."""
     options = _parse(argv)
+    refuse_ranks("reproduce.py")
     if options.what == "compare":
         return _compare(options)
     # Imported here: Megatron-Core and DeepSpeed take seconds, --help and mistakes should not.

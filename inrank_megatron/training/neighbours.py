@@ -1,4 +1,4 @@
-"""The other processes of the job on this machine: the launchers above this rank and the ranks beside it."""
+"""The other processes of the job: the launchers above this rank, and the ranks on this and other machines."""
 
 import os
 import sys
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from inrank_megatron.training.hosts import Hosts, ended
+
 if TYPE_CHECKING:  # this module comes before torch and Megatron-Core, whose import takes seconds
+    from inrank_megatron.meeting import Meeting
     from inrank_megatron.parallel import Parallel
 
 POLL_SECONDS = 0.5
@@ -22,8 +25,8 @@ class Neighbours:
     """Ends this process when the job around it has fallen apart and nobody else would end it.
 
     The `deepspeed` command does not pass SIGTERM on to the launcher that it started, a killed launcher
-    cannot pass on anything, and a collective of NCCL waits for a killed rank until its timeout. A thread
-    watches for all three, because the main thread may be inside such a collective.
+    cannot pass on anything, and a collective waits for a lost host, or with NCCL for a killed rank, until
+    its timeout. A thread watches for all of these, because the main thread may be inside a collective.
 
     Make it first of all, so that no launcher is gone before it is known. A lost launcher ends the process
     until :meth:`hand_over`; after that the training loop asks :attr:`launcher_is_gone`, because it has
@@ -34,7 +37,9 @@ class Neighbours:
     def __init__(self, *, rank: int):
         self._rank = rank
         self._launchers = _launchers()
-        self._ranks: dict[int, psutil.Process] = {}
+        self._ranks: dict[int, psutil.Process | None] = {}
+        self._lost: str | None = None
+        self._hosts: Hosts | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="neighbours", daemon=True).start()
 
@@ -42,15 +47,15 @@ class Neighbours:
     def launcher_is_gone(self) -> bool:
         return not all(map(_alive, self._launchers))
 
-    def join(self, parallel: "Parallel") -> None:
-        """Learn which ranks run on this machine. Collective."""
-        own = psutil.Process()
-        for rank, (pid, created) in enumerate(parallel.from_every_rank((own.pid, own.create_time()))):
-            # The time tells a rank of this machine from a process of the same id on another one.
-            if rank != parallel.rank and psutil.pid_exists(pid):
-                process = psutil.Process(pid)
-                if process.create_time() == created:
-                    self._ranks[rank] = process
+    def join(self, meeting: "Meeting") -> None:
+        """Learn which ranks run on this machine and which on others. Called on all ranks."""
+        own = meeting.ranks.rank
+        machine = meeting.arrivals[own].machine
+        for rank in meeting.ranks_of(machine):
+            if rank != own:
+                self._ranks[rank] = _process(meeting.arrivals[rank].pid, meeting.arrivals[rank].created)
+        if not meeting.is_on_one_machine:
+            self._hosts = Hosts(meeting)
 
     def hand_over(self) -> None:
         """From here on the caller sees to a lost launcher."""
@@ -61,36 +66,41 @@ class Neighbours:
         parallel.barrier()
         self._left.set()
 
-    def lost_rank(self, *, patience: float = 0.0) -> int | None:
-        """A rank of this machine that has ended, or None if there is none within ``patience`` seconds."""
+    def explain(self, *, patience: float) -> str | None:
+        """What to say of a failure of the main thread that a lost rank or host may have caused; None if none
+        is found within ``patience`` seconds. The caller ends the process, and the watch does not.
+        """
         deadline = time.monotonic() + patience
-        while True:
-            lost = next((rank for rank, process in self._ranks.items() if not _alive(process)), None)
-            if lost is not None or time.monotonic() >= deadline:
-                return lost
+        while (lost := self.lost()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        if lost:
+            self._left.set()
+        return lost
+
+    def lost(self) -> str | None:
+        """What to say of the first rank or host that was lost; None while there is none."""
+        self._lost = self._lost or self._look()
+        return self._lost
+
+    def _look(self) -> str | None:
+        if self._hosts and self._hosts.lost:
+            return self._hosts.lost
+        gone = [rank for rank, process in self._ranks.items() if not _alive(process)]
+        return ended(f"rank {gone[0]}") if gone else None
 
     def _watch(self) -> None:
         lost_since = None
         while not self._left.wait(POLL_SECONDS):
             if not self._handed_over.is_set() and self.launcher_is_gone:
                 self._end("the launcher has ended before training began; nothing was written")
-            lost = self.lost_rank()
+            lost = self.lost()
             lost_since = None if lost is None else lost_since or time.monotonic()
             if lost_since and time.monotonic() - lost_since > GRACE_SECONDS:
-                self._end(lost_message(lost))
+                self._end(lost)
 
     def _end(self, message: str) -> None:
         print(f"rank {self._rank}: error: {message}", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def lost_message(rank: int) -> str:
-    """What the other ranks say when ``rank`` has ended."""
-    return (
-        f"rank {rank} has ended and no step is possible without it; its own message, if any, says why: "
-        "mend that, then continue with --resume auto"
-    )
 
 
 def _launchers() -> list[psutil.Process]:
@@ -109,8 +119,17 @@ def _launchers() -> list[psutil.Process]:
     return found
 
 
-def _alive(process: psutil.Process) -> bool:
+def _process(pid: int, created: float) -> psutil.Process | None:
+    """The process of this machine, or None if it has ended: its id may be another's by now."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+    return process if process.create_time() == created else None
+
+
+def _alive(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

@@ -21,6 +21,7 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
+from inrank_megatron.meeting import meet
 from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import switch_step
 from inrank_megatron.model.gpt import GPTFactory
@@ -32,10 +33,16 @@ from inrank_megatron.reporting.stages import shown
 from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
-from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours, lost_message
+from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours
 from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
-from inrank_megatron.training.run_folder import FolderLock, RunFolder, choose_run_folder, claim
+from inrank_megatron.training.run_folder import (
+    FolderLock,
+    RunFolder,
+    choose_run_folder,
+    claim,
+    settings_in_common,
+)
 from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
@@ -65,9 +72,9 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
         _run(launch, config, topology, extra, neighbours)
     except RuntimeError:
         # What a collective raises when the rank at its other end has ended tells the user nothing.
-        if (lost := neighbours.lost_rank(patience=GRACE_SECONDS)) is None:
+        if (lost := neighbours.explain(patience=GRACE_SECONDS)) is None:
             raise
-        raise UserError(lost_message(lost)) from None
+        raise UserError(lost) from None
     except OSError as error:
         if error.errno not in REFUSALS | TOO_MANY_FILES:
             raise
@@ -82,12 +89,15 @@ def _run(
     launch: Launch, config: Config, topology: Topology, deepspeed_json: dict, neighbours: Neighbours
 ) -> None:
     stop = StopRequest(neighbours, limit_minutes=config.training.exit_duration_in_mins)
+    timeout_minutes = config.parallel.distributed_timeout_minutes
+    meeting = meet(timeout_minutes=timeout_minutes, settings=settings_in_common(config))
+    neighbours.join(meeting)
     parallel = processes.initialise(
         backend=backend(),
         tensor_model_parallel_size=topology.tensor_model_parallel_size,
-        timeout_minutes=config.parallel.distributed_timeout_minutes,
+        timeout_minutes=timeout_minutes,
+        meeting=meeting,
     )
-    neighbours.join(parallel)
     lock = FolderLock()
     folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
     source = pretrained = None

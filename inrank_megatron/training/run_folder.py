@@ -28,12 +28,24 @@ from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 
 LOCK = ".lock"
-# What may change when a run is resumed: where it runs, how long, how it is watched, how it is optimized, and
-# where its data lie: whether they are the same data, every checkpoint's own record says.
-FREE = frozenset(
+# Where things lie, which may change when a run is resumed, and differ from host to host: whether they are the
+# same data, every checkpoint's own record says.
+PLACES = frozenset(
+    {
+        "save",
+        "data_cache_path",
+        "data_path",
+        "train_data_path",
+        "valid_data_path",
+        "test_data_path",
+        "dataset",
+        "tokenizer",
+    }
+)
+# What may change besides: where a run runs, how long, how it is watched and how it is optimized.
+FREE = PLACES | frozenset(
     {
         "train_iters",
-        "save",
         "save_interval",
         "keep_last",
         "resume",
@@ -43,7 +55,6 @@ FREE = frozenset(
         "eval_iters",
         "distributed_timeout_minutes",
         "replica_check_interval",
-        "data_cache_path",
         "tensor_model_parallel_size",
         "sequence_parallel",
         "micro_batch_size",
@@ -53,12 +64,6 @@ FREE = frozenset(
         "loss_scale_window",
         "hysteresis",
         "overflow_limit",
-        "data_path",
-        "train_data_path",
-        "valid_data_path",
-        "test_data_path",
-        "dataset",
-        "tokenizer",
         *sections()["optimizer"].model_fields,
     }
 )
@@ -144,6 +149,12 @@ def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer
             go_back(run.checkpoints, step_of(run.checkpoint))
     except OSError as error:
         raise _unusable(run.path, error) from None
+
+
+def settings_in_common(config: Config) -> dict[str, object]:
+    """The settings that must be alike on all ranks of a run."""
+    differ = PLACES | {"pretrained_checkpoint"}
+    return {name: value for name, value in flatten(config).items() if name not in differ}
 
 
 def _unusable(path: Path, error: OSError) -> UserError:

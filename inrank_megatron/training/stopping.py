@@ -6,7 +6,16 @@ from types import FrameType
 
 from inrank_megatron.training.neighbours import Neighbours
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Batch systems warn of a time limit with one of these, which end a process unless it listens.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *WARNINGS)
+
+
+def interrupt_by_warnings() -> None:
+    """Until :meth:`StopRequest.listen` a warning interrupts, as Ctrl-C does: there is nothing to save yet."""
+    for number in WARNINGS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 class StopRequest:

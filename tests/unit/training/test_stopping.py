@@ -9,10 +9,13 @@ import time
 
 import psutil
 import pytest
+import torch.distributed as dist
 
+from inrank_megatron.launcher import Ranks
+from inrank_megatron.meeting import Arrival, Meeting
 from inrank_megatron.training import neighbours
 from inrank_megatron.training.neighbours import Neighbours
-from inrank_megatron.training.stopping import SIGNALS, StopRequest
+from inrank_megatron.training.stopping import SIGNALS, WARNINGS, StopRequest, interrupt_by_warnings
 
 
 @pytest.fixture
@@ -114,16 +117,13 @@ def test_a_shell_that_ends_is_no_lost_launcher(tmp_path):
     parent.communicate()
 
 
-class Pair:
-    """Two ranks, of which the other is ``process``."""
-
-    rank = 0
-
-    def __init__(self, process):
-        self._process = psutil.Process(process.pid)
-
-    def from_every_rank(self, own):
-        return [own, (self._process.pid, self._process.create_time()), (own[0], own[1] - 1.0)]
+def meeting_of(processes):
+    """A job of this process, rank 0, and others on the same machine."""
+    arrivals = [
+        Arrival("here", "here", process.pid, psutil.Process(process.pid).create_time(), 2, "", None, "")
+        for process in (psutil.Process(), *processes)
+    ]
+    return Meeting(Ranks(0, len(arrivals)), dist.HashStore(), arrivals)
 
 
 def test_a_lost_rank(alone, monkeypatch):
@@ -131,12 +131,38 @@ def test_a_lost_rank(alone, monkeypatch):
     monkeypatch.setattr(alone, "_end", ended.append)
     monkeypatch.setattr(neighbours, "GRACE_SECONDS", 0.1)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    alone.join(Pair(other))
-    assert alone.lost_rank() is None
+    alone.join(meeting_of([other]))
+    assert alone.lost() is None
     other.kill()
-    assert alone.lost_rank(patience=10) == 1
     deadline = time.monotonic() + 30
     while not ended and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "rank 1 has ended" in ended[0]
     other.wait()
+
+
+def test_a_failure_is_explained_by_the_rank_that_was_lost(alone):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    meeting = meeting_of([other])
+    alone.join(meeting)
+    assert alone.explain(patience=0) is None and not alone._left.is_set()
+    other.kill()
+    assert "rank 1 has ended" in alone.explain(patience=10)
+    assert alone._left.is_set(), "one message is enough"
+    other.wait()
+
+
+def test_a_rank_that_ended_before_the_roll_was_read(alone):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    meeting = meeting_of([other])
+    other.kill()
+    other.wait()
+    alone.join(meeting)
+    assert "rank 1 has ended" in alone.explain(patience=10)
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_warning_before_training_interrupts(number):
+    interrupt_by_warnings()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
