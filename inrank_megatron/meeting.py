@@ -80,7 +80,7 @@ def meet(*, timeout_minutes: float, settings: Mapping[str, object]) -> Meeting:
         return Meeting(ranks, dist.HashStore(), [_own(ranks, settings)])
     deadline = time.monotonic() + 60 * timeout_minutes
     store = _store(ranks, deadline)
-    roll = _Roll(ranks, store)
+    roll = Roll(ranks, store)
     try:
         roll.enter(_own(ranks, settings), settings)
         return Meeting(ranks, store, roll.call(settings, deadline))
@@ -88,7 +88,7 @@ def meet(*, timeout_minutes: float, settings: Mapping[str, object]) -> Meeting:
         raise _no_meeting(ranks, error) from error
 
 
-class _Roll:
+class Roll:
     """The roll in the store, as one rank keeps it."""
 
     def __init__(self, ranks: Ranks, store: dist.Store):
@@ -234,18 +234,25 @@ def _store(ranks: Ranks, deadline: float) -> dist.Store:
             "the name or the address of rank 0's host"
         ) from None
     # torchrun's agent has opened the store, which it tells by this variable; else rank 0 does.
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        return dist.TCPStore(
-            ranks.master_addr,
-            ranks.master_port,
-            is_master=ranks.rank == 0 and not by_agent,
-            timeout=timedelta(seconds=deadline - time.monotonic()),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-    except (dist.DistError, ValueError) as error:
-        raise _no_meeting(ranks, error) from error
+    opens = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while True:
+        left = max(1.0, deadline - time.monotonic())
+        try:
+            store = dist.TCPStore(
+                ranks.master_addr,
+                ranks.master_port,
+                is_master=opens,
+                timeout=timedelta(seconds=min(left, REMINDER_SECONDS)),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except (dist.DistError, ValueError) as error:
+            if opens or time.monotonic() > deadline:
+                raise _no_meeting(ranks, error) from error
+            print(f"rank {ranks.rank}: rank 0 does not answer at {_place(ranks)} yet", file=sys.stderr)
+        else:
+            store.set_timeout(timedelta(seconds=left))
+            return store
 
 
 def _no_meeting(ranks: Ranks, error: Exception) -> UserError:

@@ -48,7 +48,7 @@ def prepare_process() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device_index(ranks, torch.cuda.device_count()))
     else:
-        if reason := unusable_gpus(os.environ, Path("/dev"), _cuda_fault):
+        if reason := unusable_gpus(os.environ, Path("/dev"), cuda_fault):
             raise UserError(reason)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         for logger in _NOISE_WITHOUT_CUDA:
@@ -127,7 +127,8 @@ def unusable_gpus(env: Mapping[str, str], devices: Path, fault: Callable[[], str
     )
 
 
-def _cuda_fault() -> str:
+def cuda_fault() -> str:
+    """Why torch has no CUDA device, in words."""
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is a build without CUDA (bash launch/setup_env.sh chooses one with)"

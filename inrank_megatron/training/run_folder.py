@@ -26,6 +26,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.methods.registry import idle_settings
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
+from inrank_megatron.training.run_place import strangers
 
 LOCK = ".lock"
 # Where things lie, which may change when a run is resumed, and differ from host to host: whether they are the
@@ -172,14 +173,11 @@ def _unused(path: Path) -> Path:
 
 
 def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
-    # Hidden files alone are what a job leaves that was killed while it claimed the folder.
-    if not path.exists() or (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
-        _refuse_step(config, f"{path} holds no run")
-        return RunFolder(path)
     if not (path / CONFIG).is_file():
-        raise UserError(
-            f"{path}: holds something that is no run; choose a new or an empty folder with --save"
-        )
+        others = strangers(path)
+        _refuse_step(config, f"{path} holds no run")
+        notes = [f"{path} holds {', '.join(others)}, which the run leaves alone"] if others else []
+        return RunFolder(path, notes=notes)
     stored, wanted = flatten(load(path / CONFIG)), flatten(config)
     idle = idle_settings(config.training.method)
     different = [name for name in wanted if stored[name] != wanted[name] and name not in idle]

@@ -38,7 +38,7 @@ STOPS = [
     Stop("deepspeed", "SIGTERM to DeepSpeed's launcher", lambda s: s.ranks()[0].parent().terminate(), True),
     Stop("torchrun", "SIGTERM to torchrun", lambda s: s.process.terminate(), True),
     Stop("torchrun", "kill -9 of one rank", lambda s: s.ranks()[1].kill(), False),
-    Stop("torchrun", "SIGTERM to one rank", lambda s: s.ranks()[1].terminate(), True),
+    Stop("torchrun", "SIGUSR1 to one rank", lambda s: s.ranks()[1].send_signal(signal.SIGUSR1), True),
     Stop("deepspeed", "Ctrl-C", lambda s: os.killpg(s.process.pid, signal.SIGINT), True),
     Stop("deepspeed", "kill -9 of DeepSpeed's launcher", lambda s: s.ranks()[0].parent().kill(), True),
     Stop("forked", "kill -9 of everything, after the switch", kill_everything, False),
@@ -71,7 +71,7 @@ def test_a_run_that_is_stopped_in_every_way(tmp_path):
     assert launch([*run, "--save", str(whole)], num_procs=2).process.returncode == 0
     for number, how in enumerate(STOPS, start=1):
         started = stop(run, stopped, how, at=EACH * number)
-        if how.what == "SIGTERM to one rank":
+        if how.what == "SIGUSR1 to one rank":
             assert started.process.returncode == 0
         if how.what == "kill -9 of one rank":
             assert started.process.returncode != 0

@@ -13,6 +13,7 @@ from inrank_megatron.config import from_flat, load, replace
 from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
+from inrank_megatron.training.run_place import NAMES
 
 TOKENIZER = train_tokenizer(["a text"], vocab_size=257)
 SCALING = {"skipped": 0, "in_a_row": 0, "state": {}}
@@ -106,7 +107,7 @@ def test_what_is_refused(tmp_path):
         choose(resumed(config))
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match=r"no run|cannot be used as run folder"):
+        with pytest.raises(UserError, match=r"is a file|cannot be used as run folder"):
             begin(path)
 
 
@@ -251,3 +252,53 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path):
 def test_the_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert choose(config_of("~/runs/first")).path == tmp_path / "runs/first"
+
+
+def test_what_others_write_does_not_make_a_run(tmp_path):
+    """A log that the shell opens before the program starts lies in the folder already."""
+    for name in ("log.txt", "slurm-77.out", "job.sh"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "wandb").mkdir()
+    config, lock = config_of(tmp_path), FolderLock()
+    run = choose(config, lock)
+    assert run.is_new and run.notes == [
+        f"{tmp_path} holds job.sh, log.txt, slurm-77.out, wandb, which the run leaves alone"
+    ]
+    claim(run, config, lock, TOKENIZER)
+    assert (tmp_path / "log.txt").read_text() == "log.txt" and load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"config.yaml"}))
+def test_what_a_run_would_write_over_is_named(tmp_path, name):
+    (tmp_path / "log.txt").write_text("")
+    (tmp_path / name).write_text("of another program")
+    with pytest.raises(UserError, match=f"no run, and {name} would be written over"):
+        choose(config_of(tmp_path))
+    assert (tmp_path / name).read_text() == "of another program"
+
+
+def test_folders_that_are_none_for_a_run(tmp_path, monkeypatch):
+    (tmp_path / "checkout" / ".git").mkdir(parents=True)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "a"))
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for path, words in {
+        "/": "the root",
+        "~": "your home",
+        "../../checkout": "a checkout",
+        "..": "your home",
+        str(tmp_path): "around the one",
+    }.items():
+        with pytest.raises(UserError, match=f"is .*{words}.*as --save .*run"):
+            choose(config_of(path))
+    assert choose(config_of(".")).is_new
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        choose(config_of(tmp_path / "file"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / "closed")
+    with pytest.raises(UserError, match="closed cannot be written"):
+        choose(config_of(tmp_path / "closed" / "new" / "run"))

@@ -1,0 +1,74 @@
+"""Whether a folder that is no run yet may become one: what is there already stays what it is."""
+
+import errno
+import os
+from pathlib import Path
+
+from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
+from inrank_megatron.errors import UserError
+from inrank_megatron.reporting.files import METRICS, RANKS
+
+# All that a run writes, apart from hidden files.
+NAMES = frozenset(
+    {
+        CONFIG,
+        TOKENIZER,
+        METRICS,
+        RANKS,
+        "checkpoints",
+        "plots",
+        "report.html",
+        "summary.json",
+        "tensorboard",
+    }
+)
+
+
+def strangers(path: Path) -> list[str]:
+    """What of others lies in the folder, as the log that ``tee`` has opened; none if there is no folder.
+
+    Raises:
+        UserError: the run would write over it, or the folder is none for a run.
+    """
+    _refuse_place(path)
+    if not path.exists():
+        _refuse_unwritable(path)
+        return []
+    if not path.is_dir():
+        raise UserError(f"{path}: is a file, and a run needs a folder; choose another --save")
+    # Hidden files are what a job leaves that was killed while it claimed the folder.
+    there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if taken := [name for name in there if name in NAMES]:
+        raise UserError(
+            f"{path}: holds something that is no run, and {', '.join(taken)} would be written over; choose "
+            "another folder with --save"
+        )
+    _refuse_unwritable(path)
+    return there
+
+
+def _refuse_place(path: Path) -> None:
+    full = path.resolve()
+    home = os.environ.get("HOME")
+    kind = None
+    if full == Path(full.anchor):
+        kind = "the root of the file system"
+    elif home and full == Path(home).resolve():
+        kind = "your home folder"
+    elif (full / ".git").exists():
+        kind = "a checkout"
+    elif full in Path.cwd().parents:
+        kind = "a folder around the one that you are in"
+    if kind:
+        raise UserError(f"{path}: is {kind}; give the run a folder of its own, as --save {path / 'run'}")
+
+
+def _refuse_unwritable(path: Path) -> None:
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{path}: cannot be used as run folder ({nearest} cannot be written); change that or choose "
+            "another --save"
+        )

@@ -1,0 +1,67 @@
+"""Which device a process takes, and what is said of GPUs that it cannot use."""
+
+import pytest
+import torch
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.launcher import Ranks
+from inrank_megatron.platform import cuda_fault, device_index, identity_of, unusable_gpus
+
+
+def test_each_local_rank_takes_its_own_device():
+    ranks = [Ranks(8 + local, 16, local, 8) for local in range(8)]
+    assert [device_index(rank, 8) for rank in ranks] == list(range(8))
+
+
+def test_a_process_that_is_shown_one_device_takes_it():
+    """As `srun --gpus-per-task=1` shows them, each to its task as number 0."""
+    assert {device_index(Ranks(local, 4, local, 4), 1) for local in range(4)} == {0}
+
+
+def test_more_processes_than_devices():
+    with pytest.raises(UserError, match=r"local rank 3: this machine has 2 GPUs.*at most 2 processes here"):
+        device_index(Ranks(3, 4, 3, 4), 2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "identity"),
+    [
+        ("", 0, "uuid"),
+        ("2,3", 1, "uuid"),
+        ("GPU-1,GPU-2", 1, "uuid"),
+        ("MIG-1, MIG-2", 1, "MIG-2"),
+        ("0", 1, "uuid"),
+    ],
+)
+def test_a_slice_of_a_gpu_has_its_own_identity(visible, index, identity):
+    assert identity_of(visible, index, "uuid") == identity
+
+
+@pytest.fixture
+def devices(tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles", "-1,0"])
+def test_gpus_that_the_user_hides(devices, visible):
+    assert unusable_gpus({"CUDA_VISIBLE_DEVICES": visible}, devices, lambda: "a reason") is None
+
+
+def test_gpus_that_torch_cannot_use_are_not_passed_over(devices, tmp_path):
+    found = unusable_gpus({}, devices, lambda: "the driver is too old")
+    assert (
+        "2 NVIDIA GPUs" in found and "the driver is too old" in found and 'CUDA_VISIBLE_DEVICES=""' in found
+    )
+    assert "CUDA_VISIBLE_DEVICES=7" in unusable_gpus({"CUDA_VISIBLE_DEVICES": "7"}, devices, lambda: "none")
+    (tmp_path / "none").mkdir()
+    assert unusable_gpus({}, tmp_path / "none", lambda: "a reason") is None
+
+
+def test_the_reason_is_torchs_own():
+    """This machine has no driver, or a torch without CUDA."""
+    if torch.cuda.is_available():
+        pytest.skip("torch can use the GPUs of this machine")
+    reason = cuda_fault()
+    assert "\n" not in reason and ("a build without CUDA" in reason or "NVIDIA" in reason)
