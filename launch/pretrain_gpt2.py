@@ -15,11 +15,13 @@ from inrank_megatron.checks import check
 from inrank_megatron.cli import parse
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import adopt_ranks, unused_tasks
+from inrank_megatron.surroundings import complete
 from inrank_megatron.training.neighbours import Neighbours
 from inrank_megatron.training.stopping import interrupt_by_warnings
 
 
 def main() -> None:
+    complete()
     interrupt_by_warnings()
     try:
         ranks = adopt_ranks()

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import refuse_ranks
+from inrank_megatron.surroundings import complete
 from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
     """Print; the exit status is 0, or 1 after one line about what the user can mend."""
+    complete()
     options = parse(argv)
     # Imported here: torch takes seconds, --help should not.
     from inrank_megatron.conversion.hub import located

@@ -17,10 +17,12 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.schema import DataConfig
+from inrank_megatron.surroundings import complete
 
 
 def main(argv: list[str]) -> int:
     """Prepare and print; the exit status is 0, or 1 after one line about what the user can mend."""
+    complete()
     # Megatron-Core mentions optional packages when it is imported
     warnings.filterwarnings("ignore", message="(Transformer Engine and Apex are|Apex is) not installed")
     from inrank_megatron.data.prepare import prepare

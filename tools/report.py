@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.reporting.report import write_report
+from inrank_megatron.surroundings import complete
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +18,10 @@ def main(argv: list[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", help="run folder")
     run = Path(parser.parse_args(argv).run)
+    complete()
+    # Imported here, when there is a place for Matplotlib's cache.
+    from inrank_megatron.reporting.report import write_report
+
     try:
         refuse_ranks("report.py")
         if not (run / "config.yaml").is_file():

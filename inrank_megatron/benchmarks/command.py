@@ -9,6 +9,7 @@ from importlib import import_module
 from inrank_megatron.config import GPT2_PRESETS
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import refuse_ranks
+from inrank_megatron.surroundings import complete
 
 NOTES = {
     "wire": "elements that tensor-parallel ranks send for one MLP, and operations per rank",
@@ -24,6 +25,7 @@ COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
 
 def main(argv: list[str]) -> None:
     """Measure and print. Raises UserError for what a user can mend."""
+    complete()
     options = _parse(argv)
     refuse_ranks("bench.py")
     if options.what == "wire":

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from inrank_megatron.launcher import refuse_ranks
+from inrank_megatron.surroundings import complete
 
 NOTES = {
     "teacher": "does InRank find the rank of a linear teacher?",
@@ -19,6 +20,7 @@ COMPARE = "which method learns most, at equal steps and at equal operations?"
 
 def main(argv: list[str]) -> None:
     """Run one experiment on one process and print its rows. Raises UserError for what a user can mend."""
+    complete()
     options = _parse(argv)
     refuse_ranks("reproduce.py")
     if options.what == "compare":

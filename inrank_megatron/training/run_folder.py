@@ -26,7 +26,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.methods.registry import idle_settings
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
-from inrank_megatron.training.run_place import strangers
+from inrank_megatron.training.run_place import refuse_unwritable, strangers
 
 LOCK = ".lock"
 # Where things lie, which may change when a run is resumed, and differ from host to host: whether they are the
@@ -125,6 +125,7 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
     """
     if config.training.save is None:
         _refuse_step(config, "no --save names a run")
+        refuse_unwritable(Path("runs"))
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
     path = Path(config.training.save).expanduser()
     try:

@@ -32,7 +32,7 @@ def strangers(path: Path) -> list[str]:
     """
     _refuse_place(path)
     if not path.exists():
-        _refuse_unwritable(path)
+        refuse_unwritable(path)
         return []
     if not path.is_dir():
         raise UserError(f"{path}: is a file, and a run needs a folder; choose another --save")
@@ -43,7 +43,7 @@ def strangers(path: Path) -> list[str]:
             f"{path}: holds something that is no run, and {', '.join(taken)} would be written over; choose "
             "another folder with --save"
         )
-    _refuse_unwritable(path)
+    refuse_unwritable(path)
     return there
 
 
@@ -63,7 +63,8 @@ def _refuse_place(path: Path) -> None:
         raise UserError(f"{path}: is {kind}; give the run a folder of its own, as --save {path / 'run'}")
 
 
-def _refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a folder in which nothing can be made, or that cannot be made, before there is work to lose."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not nearest.is_dir():
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -1,0 +1,58 @@
+"""What the libraries expect around a process and containers, batch systems and shells may leave out."""
+
+import os
+import pwd
+import sys
+import tempfile
+from pathlib import Path
+
+_USER_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where Python looks before it asks the system
+
+
+def complete() -> None:
+    """Call it first of all, before a library looks around: it supplies what is missing, and nothing else."""
+    _open_streams()
+    _lend_name()
+    _lend_home()
+
+
+def _open_streams() -> None:
+    """Standard streams that the shell has closed (``>&-``) lead nowhere: else the next file that is opened
+    takes the number of one, and what is printed lands in it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(opened, True)
+            setattr(sys, name, open(number, mode))  # noqa: SIM115 - it stays open
+
+
+def _lend_name() -> None:
+    """A user id without an entry in the system's list (``docker run --user 12345``) has a name too."""
+    if any(os.environ.get(name) for name in _USER_NAMES):
+        return
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
+def _lend_home() -> None:
+    """Without a home folder that can be written the libraries keep their caches in the temporary one."""
+    if _can_be_written(Path(os.path.expanduser("~"))):
+        return
+    folder = Path(tempfile.gettempdir()) / f"inrank-megatron-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():  # another user's, who could put anything there
+            folder = Path(tempfile.mkdtemp(prefix="inrank-megatron-"))
+    except OSError:
+        return  # nothing can be written at all, which the run itself says of its own folders
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME"):
+        os.environ.setdefault(name, str(folder))
+
+
+def _can_be_written(home: Path) -> bool:
+    return home.is_absolute() and home.is_dir() and os.access(home, os.W_OK | os.X_OK)
