@@ -23,8 +23,9 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import Ranks, adopt_ranks
 from inrank_megatron.platform import device_identity
 
-POLL = timedelta(seconds=1)
+POLL_SECONDS = 0.1
 REMINDER_SECONDS = 60.0
+LOOPBACK = "lo"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -110,15 +111,16 @@ class Roll:
         """All arrivals; each is compared as it comes, so that nobody waits for who is not expected there."""
         began = reminded = time.monotonic()
         while missing := [r for r in range(self._ranks.world_size) if r not in self._arrivals]:
-            try:
-                self._store.wait([f"arrival/{rank}" for rank in missing], POLL)
-            except dist.DistStoreError:
-                missing = [rank for rank in missing if self._store.check([f"arrival/{rank}"])]
-            self._read(missing, settings)
+            # `wait` of the store writes a warning each time that it ends without what it waits for.
+            come = [rank for rank in missing if self._store.check([f"arrival/{rank}"])]
+            self._read(come, settings)
+            if not come:
+                time.sleep(POLL_SECONDS)
             if time.monotonic() - reminded > REMINDER_SECONDS:
                 reminded = time.monotonic()
-                print(self._absent(reminded - began), file=sys.stderr, flush=True)
-            if reminded > deadline or time.monotonic() > deadline:
+                if self._ranks.rank == min(self._arrivals, default=self._ranks.rank):  # one of them says so
+                    print(self._absent(reminded - began), file=sys.stderr, flush=True)
+            if time.monotonic() > deadline:
                 break
         if len(self._arrivals) < self._ranks.world_size:
             raise UserError(
@@ -211,15 +213,16 @@ def address_towards(host: str, port: int) -> str:
 
 
 def network_interface(meeting: Meeting) -> str | None:
-    """The interface of this machine towards the others of the job; None if there are no others."""
+    """The interface of this machine towards the other processes of the job; None if it is not found."""
+    interfaces = psutil.net_if_addrs()
     if meeting.is_on_one_machine:
-        return None
+        return LOOPBACK if LOOPBACK in interfaces else None
     own = meeting.arrivals[meeting.ranks.rank]
     address = own.address
     if ip_address(address).is_loopback:  # rank 0's host is its own meeting point: seen from another
         other = next(arrival for arrival in meeting.arrivals if arrival.machine != own.machine)
         address = address_towards(other.address, meeting.ranks.master_port)
-    for name, addresses in psutil.net_if_addrs().items():
+    for name, addresses in interfaces.items():
         if any(found.address.split("%")[0] == address for found in addresses):
             return name
     return None

@@ -180,8 +180,9 @@ def _join(backend: str, meeting: Meeting, *, timeout: timedelta) -> None:
     if world_size == 1:
         # A tool may end without `shutdown`, and a group that outlives the interpreter can abort the process.
         atexit.register(shutdown)
-    elif backend == "gloo" and (interface := network_interface(meeting)):
-        # Gloo takes the address of the host's name, which on many hosts is one of the loopback.
+    if backend == "gloo" and (interface := network_interface(meeting)):
+        # Gloo takes the address of the host's name, which may be another machine's, none, or for several
+        # hosts one of the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     store = dist.PrefixStore("group", meeting.store)
     try:

@@ -179,7 +179,7 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         _refuse_step(config, f"{path} holds no run")
         notes = [f"{path} holds {', '.join(others)}, which the run leaves alone"] if others else []
         return RunFolder(path, notes=notes)
-    stored, wanted = flatten(load(path / CONFIG)), flatten(config)
+    stored, wanted = flatten(_stored(path / CONFIG)), flatten(config)
     idle = idle_settings(config.training.method)
     different = [name for name in wanted if stored[name] != wanted[name] and name not in idle]
     resume = config.training.resume
@@ -204,6 +204,13 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         f"{name} {stored[name]!r} -> {wanted[name]!r}" for name in different if name not in ("resume", "save")
     ]
     return _resumable(path, changed, step=None if resume == "auto" else resume)
+
+
+def _stored(path: Path) -> Config:
+    try:
+        return load(path)
+    except UserError as error:
+        raise UserError(f"{error}; if that file is no run's, choose another --save") from None
 
 
 def _refuse_step(config: Config, reason: str) -> None:

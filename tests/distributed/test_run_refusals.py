@@ -34,7 +34,7 @@ def wrong_tokens(folder: Path) -> list[str]:
 def faults(folder: Path) -> dict[str, list[str]]:
     """What the line must say, and the flags that provoke it; each on one rank."""
     occupied = folder / "occupied"
-    occupied.mkdir()
+    (occupied / "plots").mkdir(parents=True)
     (occupied / "thesis.txt").write_text("do not lose me")
     good = data_flags(folder / "data")
     json_file = write(folder / "ds.json", json.dumps({"gradient_clipping": 0.25}))

@@ -268,6 +268,13 @@ def test_what_others_write_does_not_make_a_run(tmp_path):
     assert (tmp_path / "log.txt").read_text() == "log.txt" and load(tmp_path / "config.yaml") == config
 
 
+def test_the_configuration_of_another_program(tmp_path):
+    (tmp_path / "config.yaml").write_text("trainer: 1\n")
+    with pytest.raises(UserError, match=r"config\.yaml: trainer: no such setting.*choose another --save"):
+        choose(config_of(tmp_path))
+    assert (tmp_path / "config.yaml").read_text() == "trainer: 1\n"
+
+
 @pytest.mark.parametrize("name", sorted(NAMES - {"config.yaml"}))
 def test_what_a_run_would_write_over_is_named(tmp_path, name):
     (tmp_path / "log.txt").write_text("")
