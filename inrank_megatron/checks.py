@@ -193,6 +193,11 @@ def _check_switch(config: Config) -> None:
         f"switch_iters = {step}: must be less than train_iters = {training.train_iters}; "
         f"lower --switch-iters, raise --train-iters, or give --method {never}",
     )
+    _require(
+        given or training.train_iters > 1,
+        f"train_iters = 1: leaves no step for the second phase of method {training.method}; raise "
+        f"--train-iters, or give --method {never}",
+    )
     _check_final_ranks(config)
 
 
@@ -389,7 +394,7 @@ def _columns(config: Config, min_dim: int) -> tuple[int, int]:
 
 
 def _width(min_dim: int) -> str:
-    return f"{min_dim}, the smaller dimension of the MLP linears"
+    return f"{min_dim}, the smaller of hidden_size and ffn_hidden_size"
 
 
 def _divisors(number: int, *, near: int) -> str:

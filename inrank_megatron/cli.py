@@ -7,7 +7,7 @@ import importlib.resources
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,15 +22,19 @@ from inrank_megatron.config import (
     Config,
     fields,
     from_flat,
+    inrank_preset,
     nearest,
     read_file,
     resolve,
     sections,
 )
+from inrank_megatron.config_adapt import adapt
+from inrank_megatron.deepspeed_json import settings_of
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
 from inrank_megatron.methods.registry import METHODS, idle_settings
 
+RUN_CONFIG = "config.yaml"
 SOURCES = ("data_path", "train_data_path", "dataset")
 SWITCHES = ("switch_iters", "switch_epochs", "switch_patience")
 RANK_TARGETS = ("output_threshold", "parameter_budget")
@@ -40,6 +44,8 @@ ALTERNATIVES = {
     **{source: DATA for source in SOURCES},
     **{name: tuple(other for other in SWITCHES if other != name) for name in SWITCHES},
     **{name: tuple(other for other in RANK_TARGETS if other != name) for name in RANK_TARGETS},
+    "bf16": ("fp16",),
+    "fp16": ("bf16",),
     "inrank_preset": tuple({name: None for preset in INRANK_PRESETS.values() for name in preset}),
     "model_preset": (*SIZES, "model_type", "ffn_hidden_size", "max_position_embeddings", "norm_epsilon"),
     "model_type": ("ffn_hidden_size",),
@@ -55,18 +61,20 @@ class Launch:
         config_path: the YAML file that it started from.
         dry_run: print the plan and stop.
         deepspeed_config: content of the DeepSpeed JSON that was given, or None.
-        from_file: names of the settings that are the file's.
+        origins: where each setting comes from that is no flag's: a file, a preset, the defaults.
+        notes: what was adapted to the flags, a line each.
     """
 
     config: Config
     config_path: Path
     dry_run: bool
     deepspeed_config: dict[str, Any] | None
-    from_file: frozenset[str]
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
 
-    def naming_its_file(self) -> contextlib.AbstractContextManager[None]:
-        """Errors within say which of the settings that they are about come from the file."""
-        return _naming(self.from_file, self.config_path)
+    def naming_origins(self) -> contextlib.AbstractContextManager[None]:
+        """Errors within say of the settings that they are about, and that are no flag's, whence they come."""
+        return _naming(self.origins)
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,15 +103,37 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     if unknown:
         parser.error(_unknown(unknown, parser))
     flags = {name: value for name, value in vars(known).items() if name in fields()}
-    path = Path(known.config) if known.config is not None else find_config("quickstart.yaml")
+    path = Path(known.config) if known.config is not None else default_config(flags)
     flags |= _method(known.inrank, flags)
-    settings = _merge(read_file(path), flags)
-    from_file = frozenset(settings) - set(flags)
-    with _naming(from_file, path):
+    deepspeed = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
+    file = read_file(path)
+    own = file if known.config is not None else {}
+    from_json = {name: value for name, value in settings_of(deepspeed or {}).items() if name not in own}
+    asked = from_json | flags
+    settings = _merge(file, asked)
+    origins = _origins(settings, file, path) | dict.fromkeys(from_json, str(known.deepspeed_config))
+    origins = {name: origin for name, origin in origins.items() if name not in flags}
+    with _naming(origins):
+        from_flat(settings)
+        settings, notes = adapt(settings, own.keys() | asked.keys(), origins=origins, world_size=world_size)
         config = resolve(from_flat(settings), world_size=world_size)
     _refuse_idle(flags, config)
-    given = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
-    return Launch(config, path, known.dry_run, given, from_file)
+    return Launch(config, path, known.dry_run, deepspeed, origins, notes)
+
+
+def default_config(flags: Mapping[str, Any]) -> Path:
+    """The file of a command without ``--config``: that of the run to go on with, else the quick start's."""
+    if flags.get("resume", "never") != "never" and flags.get("save") is not None:
+        stored = Path(flags["save"]).expanduser() / RUN_CONFIG
+        if stored.is_file():
+            return stored
+    return find_config("quickstart.yaml")
+
+
+def shown_path(path: Path) -> str:
+    """As short as it works from the present folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def find_config(name: str) -> Path:
@@ -207,19 +237,33 @@ def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    replaced = {other for name in flags for other in ALTERNATIVES.get(name, ())}
+    replaced = {o for name, value in flags.items() if value is not False for o in ALTERNATIVES.get(name, ())}
     return {name: value for name, value in file.items() if name not in replaced} | flags
 
 
+def _origins(settings: Mapping[str, Any], file: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The origin of every setting of the file, a preset, or the schema's defaults."""
+    defaults = {name: "the defaults" for name, info in fields().items() if info.default is not None}
+    preset = settings.get("model_preset")
+    sizes = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    presets = dict.fromkeys(sizes, f"model_preset {preset}")
+    presets |= dict.fromkeys(inrank_preset(settings), f"inrank_preset {settings.get('inrank_preset')}")
+    return defaults | presets | {name: shown_path(path) for name in settings if name in file}
+
+
 @contextlib.contextmanager
-def _naming(from_file: frozenset[str], path: Path) -> Iterator[None]:
+def _naming(origins: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        names = [name for name in sorted(from_file) if re.search(rf"\b{name} (= |\d)", str(error))]
-        if not names:
+        named: dict[str, list[str]] = {}
+        for name in sorted(origins):
+            if re.search(rf"\b{name} (= |\d)", str(error)):
+                named.setdefault(origins[name], []).append(name)
+        if not named:
             raise
-        raise UserError(f"{error} ({', '.join(names)}: from {path})") from error
+        shown = "; ".join(f"{', '.join(names)}: from {origin}" for origin, names in named.items())
+        raise UserError(f"{error} ({shown})") from error
 
 
 def _refuse_idle(flags: dict[str, Any], config: Config) -> None:

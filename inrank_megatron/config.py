@@ -123,11 +123,21 @@ def resolve(config: Config, *, world_size: int) -> Config:
     """Fills what depends on the number of processes: the "auto" tensor-parallel size and the global batch."""
     size = config.parallel.tensor_model_parallel_size
     if size == "auto":
-        size = 2 if world_size % 2 == 0 else 1
+        size = auto_size(config, world_size)
     batch = config.training.global_batch_size
     if batch is None and world_size % size == 0:
         batch = config.training.micro_batch_size * (world_size // size)
     return replace(config, tensor_model_parallel_size=size, global_batch_size=batch)
+
+
+def auto_size(config: Config, world_size: int) -> int:
+    """The tensor-parallel size that "auto" means: 2 where processes and model can be cut in two, else 1."""
+    model, parallel, training = config.model, config.parallel, config.training
+    cut = [world_size, model.num_attention_heads, model.hidden_size, model.ffn_hidden_size]
+    cut += [model.seq_length] if parallel.sequence_parallel else []
+    # Without ZeRO DeepSpeed has no gradient norm of tensor-parallel ranks in BF16 (checks.py).
+    possible = not (training.bf16 and parallel.zero_stage == 0)
+    return 2 if possible and all(size % 2 == 0 for size in cut) else 1
 
 
 def to_yaml(config: Config) -> str:

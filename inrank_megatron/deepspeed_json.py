@@ -1,7 +1,8 @@
 """A user's DeepSpeed JSON beside the run's own settings.
 
-The run's settings decide. What the JSON says twice must agree; what would make it another run is refused; the
-rest (bucket sizes, logging, communication) goes to DeepSpeed as it is.
+What the JSON says of the run's settings takes the place of their defaults and must agree with what the user
+gave elsewhere; what would make it another run is refused; the rest (bucket sizes, logging, communication) goes
+to DeepSpeed as it is.
 """
 
 import copy
@@ -67,6 +68,46 @@ FIXED = {
     "scheduler.params.warmup_min_ratio": 0.0,
     "scheduler.params.warmup_type": "linear",
 }
+
+# Key -> the setting that it is another name of. Of the keys for one setting the first that is there counts.
+SAME_SETTING = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_clipping": "clip_grad",
+    "bf16.enabled": "bf16",
+    "bfloat16.enabled": "bf16",
+    "fp16.enabled": "fp16",
+    "fp16.loss_scale_window": "loss_scale_window",
+    "fp16.hysteresis": "hysteresis",
+    "zero_optimization.stage": "zero_stage",
+    "optimizer.params.lr": "lr",
+    "optimizer.params.eps": "adam_eps",
+    "optimizer.params.weight_decay": "weight_decay",
+    "optimizer.params.momentum": "sgd_momentum",
+    "scheduler.params.warmup_num_steps": "lr_warmup_iters",
+    "scheduler.params.total_num_steps": "lr_decay_iters",
+    "scheduler.params.warmup_max_lr": "lr",
+}
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's settings that a DeepSpeed JSON names; what makes no sense is left to ``passthrough``."""
+    found: dict[str, Any] = {}
+    for key, name in SAME_SETTING.items():
+        value = _lookup(given, key)
+        if isinstance(value, bool) == (name in ("bf16", "fp16")) and isinstance(value, int | float):
+            found.setdefault(name, value)
+    betas = _lookup(given, "optimizer.params.betas")
+    if isinstance(betas, list) and len(betas) == 2 and all(isinstance(beta, float | int) for beta in betas):
+        found |= {"adam_beta1": betas[0], "adam_beta2": betas[1]}
+    if _lookup(given, "zero_optimization.offload_optimizer.device") == "cpu":
+        found["offload_optimizer"] = True
+    if str(_lookup(given, "optimizer.type")).lower() == "sgd":
+        found["optimizer"] = "sgd"
+    kind = _lookup(given, "scheduler.type")
+    if isinstance(kind, str) and kind in DECAY_STYLES:
+        found["lr_decay_style"] = DECAY_STYLES[kind]
+    return found
 
 
 def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) -> dict[str, Any]:

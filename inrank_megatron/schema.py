@@ -86,7 +86,7 @@ class ParallelConfig(Section):
     """How the processes share the work."""
 
     tensor_model_parallel_size: Count | Literal["auto"] = _about(
-        "processes that share each layer; auto: 2 if the number of processes is even, else 1", 1
+        "processes that share each layer; auto: 2 if processes and model can be cut in two, else 1", 1
     )
     sequence_parallel: bool = _about(
         "shard the tokens outside the layers as well (no effect at size 1)", True

@@ -33,7 +33,7 @@ def main() -> None:
         if note := unused_tasks():
             print(note, file=sys.stderr)
         launch = parse(sys.argv[1:], world_size=world_size)
-        with launch.naming_its_file():
+        with launch.naming_origins():
             check(launch.config, world_size=world_size)
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
         from inrank_megatron.platform import prepare_process

@@ -129,6 +129,10 @@ class Journal:
             self._metrics.event(kind, step, **values)
             self.message(text)
 
+    def note(self, text: str) -> None:
+        """What the user should know of how the run began; it stays on record."""
+        self.event("note", self._start_step, text, text=text)
+
     def message(self, text: str) -> None:
         if self._active:
             with _unless_nobody_reads():

@@ -66,6 +66,8 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
         if config.training.pretrained_checkpoint is not None:
             choose_pretrained(config)
         if rank == 0:
+            for note in launch.notes:
+                print(note)
             print(render(make_plan(config, topology, vocab_size=topology.vocab_size, device=device_name())))
         return
     try:
@@ -100,6 +102,7 @@ def _run(
     )
     lock = FolderLock()
     folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
+    folder.notes.extend(launch.notes)
     source = pretrained = None
     if folder.checkpoint is None and config.training.pretrained_checkpoint is not None:
         source, notes = parallel.from_first_rank(lambda: choose_pretrained(config))
@@ -242,9 +245,9 @@ def _train(trainer: Trainer, data: PreparedData) -> None:
         write_summary(trainer, data, finished=False)
     with trainer.journal as journal:
         for note in trainer.folder.notes:
-            journal.message(note)
+            journal.note(note)
         if "valid" in trainer.windows and (warning := without_best(trainer.config)):
-            journal.message(warning)
+            journal.note(warning)
         journal.message(_headline(trainer))
         finished = trainer.train()
     if first:

@@ -46,7 +46,7 @@ def faults(folder: Path) -> dict[str, list[str]]:
         ],
         "must divide the 1 processes": ["--tensor-model-parallel-size", "2"],
         "global_batch_size = 5": ["--global-batch-size", "5"],
-        "initial_rank 2 + buffer 63 = 65": ["--buffer", "63"],
+        "initial_rank 2 + buffer 63 = 65": ["--initial-rank", "2", "--buffer", "63"],
         "does not exist": ["--data-path", str(folder / "absent.txt")],
         "is empty": ["--data-path", write(folder / "empty.txt", "")],
         "a sequence needs seq_length + 1": [
@@ -56,7 +56,7 @@ def faults(folder: Path) -> dict[str, list[str]]:
         "token id 4999": wrong_tokens(folder),
         "holds something that is no run": [*good, "--save", str(occupied)],
         "cannot be used as run folder": [*good, "--save", str(occupied / "thesis.txt" / "run")],
-        "gradient_clipping = 0.25: contradicts": [*good, "--deepspeed_config", json_file],
+        "gradient_clipping = 0.25: contradicts": [*good, "--clip-grad", "1", "--deepspeed_config", json_file],
         "DeepSpeed refuses its configuration": [
             *good,
             "--deepspeed_config",

@@ -169,7 +169,7 @@ BAD = [
     ),
     (1, {"resume": "auto"}, ["resume = 'auto'", "--save"]),
     (1, {"method": "fixed-rank"}, ["rank: method fixed-rank", "--rank, from 1 to 192"]),
-    (1, {"method": "fixed-rank", "rank": 193}, ["rank = 193", "192, the smaller dimension"]),
+    (1, {"method": "fixed-rank", "rank": 193}, ["rank = 193", "192, the smaller of"]),
     (1, {"method": "lora"}, ["rank: method lora", "--rank, from 1 to 192"]),
     (1, {"method": "relora", "rank": 8}, ["relora_interval = 1000", "train_iters = 100", "--method lora"]),
     (

@@ -11,7 +11,8 @@ from inrank_megatron.cli import find_config, parse
 from inrank_megatron.config import fields, flatten, from_flat, load, to_yaml
 from inrank_megatron.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -56,20 +57,36 @@ def test_no_argument_is_the_quickstart():
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["--method", "relora"], "train_iters"),
-        (["--train-iters", "10"], "lr_warmup_iters"),
-        (["--global-batch-size", "7"], "micro_batch_size"),
+        (["--inrank", "--switch-iters", "300"], "train_iters: from {file}"),
+        (["--global-batch-size", "7"], "micro_batch_size: from {file}"),
+        (["--tensor-model-parallel-size", "3"], "num_attention_heads: from model_preset tiny"),
+        (["--inrank", "--buffer", "192"], "initial_rank: from the defaults"),
         (["--lr-warmup-iters", "300", "--train-iters", "260"], None),
     ],
 )
-def test_an_error_about_a_setting_that_nobody_gave_names_its_file(argv, named):
+def test_an_error_about_a_setting_that_nobody_gave_names_its_origin(argv, named, monkeypatch):
     """Of the quickstart, which a user may not know to be in force."""
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error:
-        launch = parse(argv, world_size=1)
-        with launch.naming_its_file():
-            check(launch.config, world_size=1)
-    note = f" ({named}: from {find_config('quickstart.yaml')})"
-    assert str(error.value).endswith(note) if named else "quickstart" not in str(error.value)
+        launch = parse(argv, world_size=3)
+        with launch.naming_origins():
+            check(launch.config, world_size=3)
+    if named is None:
+        assert "quickstart" not in str(error.value)
+    else:
+        assert str(error.value).endswith(f" ({named.format(file='configs/quickstart.yaml')})")
+
+
+def test_a_run_is_gone_on_with_by_its_own_file(tmp_path):
+    """Without ``--config`` the defaults of a resumed run are its own, not the quick start's."""
+    (tmp_path / "config.yaml").write_text(
+        "model_preset: tiny\ntrain_iters: 7\nmicro_batch_size: 3\nlr: 0.5\n"
+    )
+    save = ["--save", str(tmp_path)]
+    assert flat([*save, "--resume", "auto"])["train_iters"] == 7
+    assert flat([*save, "--resume", "5", "--train-iters", "9"])["train_iters"] == 9
+    assert flat(save)["train_iters"] == 260
+    assert flat(["--save", str(tmp_path / "new"), "--resume", "auto"])["train_iters"] == 260
 
 
 def test_installed_package_finds_its_configs(tmp_path, monkeypatch):
@@ -181,6 +198,12 @@ def test_inrank_is_short_for_the_method(run_file):
     assert flat([*run_file(), "--inrank"])["method"] == "inrank-efficient"
     assert flat([*run_file(method="fixed-rank", rank=4), "--inrank"])["method"] == "inrank-efficient"
     assert flat([*run_file(), "--inrank", "--method", "inrank-efficient"])["method"] == "inrank-efficient"
+
+
+def test_one_precision_replaces_the_other(run_file):
+    got = flat([*run_file(bf16=True), "--fp16"])
+    assert (got["bf16"], got["fp16"]) == (False, True)
+    assert flat([*run_file(bf16=True), "--no-fp16"])["bf16"]
 
 
 def test_launcher_arguments(run_file, tmp_path):
