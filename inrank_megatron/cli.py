@@ -61,6 +61,7 @@ class Launch:
         config_path: the YAML file that it started from.
         dry_run: print the plan and stop.
         deepspeed_config: content of the DeepSpeed JSON that was given, or None.
+        deepspeed_path: where that lies.
         origins: where each setting comes from that is no flag's: a file, a preset, the defaults.
         notes: what was adapted to the flags, a line each.
     """
@@ -69,6 +70,7 @@ class Launch:
     config_path: Path
     dry_run: bool
     deepspeed_config: dict[str, Any] | None
+    deepspeed_path: str | None
     origins: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -118,7 +120,7 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
         settings, notes = adapt(settings, own.keys() | asked.keys(), origins=origins, world_size=world_size)
         config = resolve(from_flat(settings), world_size=world_size)
     _refuse_idle(flags, config)
-    return Launch(config, path, known.dry_run, deepspeed, origins, notes)
+    return Launch(config, path, known.dry_run, deepspeed, known.deepspeed_config, origins, notes)
 
 
 def default_config(flags: Mapping[str, Any]) -> Path:

@@ -1,8 +1,8 @@
 """A user's DeepSpeed JSON beside the run's own settings.
 
 What the JSON says of the run's settings takes the place of their defaults and must agree with what the user
-gave elsewhere; what would make it another run is refused; the rest (bucket sizes, logging, communication) goes
-to DeepSpeed as it is.
+gave elsewhere; what would make it another run is refused; the rest (bucket sizes, logging, communication)
+goes to DeepSpeed as it is.
 """
 
 import copy

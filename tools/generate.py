@@ -3,11 +3,12 @@
 Examples::
 
     python tools/generate.py runs/wikitext --prompt "The castle was built"
-    python tools/generate.py exported --prompt "The castle" --do-sample --top-p 0.9 --temperature 0.8 --seed 3
+    python tools/generate.py exported --prompt "The castle" --top-p 0.9 --temperature 0.7 --seed 3
+    python tools/generate.py exported --prompt "The castle" --greedy
     echo "The castle was built" | python tools/generate.py runs/wikitext --max-new-tokens 20
 
 The options are those of transformers' generate, which does the work, with its cache of keys and values.
-Without --do-sample the likeliest token follows each time. Generation ends where the document ends, too.
+Text is drawn; with --greedy the likeliest token follows each time. It ends where the document ends, too.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; those of sampling need --do-sample."""
+    """The options; those of sampling exclude --greedy."""
     parser = tool_parser("generate.py", __doc__)
     parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
     prompts = parser.add_mutually_exclusive_group()
@@ -50,11 +51,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=count, metavar="N", help="[as many as there are positions for, at most 128]"
     )
-    parser.add_argument("--do-sample", action="store_true", help="draw tokens, do not take the likeliest")
-    parser.add_argument("--temperature", type=_positive, help="with --do-sample [1.0]")
+    parser.add_argument(
+        "--do-sample",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw tokens, or take the likeliest [draw]",
+    )
+    parser.add_argument("--greedy", dest="do_sample", action="store_false", help="the same as --no-do-sample")
+    parser.add_argument("--temperature", type=_positive, help="of the draws; lower: likelier text [0.8]")
     parser.add_argument("--top-k", type=count, metavar="N", help="draw from the likeliest N [50]")
     parser.add_argument(
-        "--top-p", type=_positive, help="draw from the likeliest of this share together [1.0]"
+        "--top-p", type=_positive, help="draw from the likeliest of this share together [0.95]"
     )
     parser.add_argument("--seed", type=_seed, default=0, help="of the draws, below 2^63 [0]")
     parser.add_argument(
@@ -72,9 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     drawn = {"temperature": None, "top_k": None, "top_p": None, "num_return_sequences": 1}
     given = [name for name, default in drawn.items() if getattr(arguments, name) != default]
     if given and not arguments.do_sample:
-        parser.error(
-            f"--{given[0].replace('_', '-')} needs --do-sample; the likeliest text is one and the same"
-        )
+        parser.error(f"--{given[0].replace('_', '-')} is about draws; greedy text is one and the same")
     return arguments
 
 

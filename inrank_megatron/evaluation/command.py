@@ -15,6 +15,7 @@ from inrank_megatron.evaluation.texts import Text, check_tokens, dataset_split, 
 from inrank_megatron.evaluation.windows import SlidingWindows
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.platform import device
+from inrank_megatron.reporting.learnt import tells_of_words
 
 SPLIT = "valid"
 
@@ -95,6 +96,7 @@ def _record(model: Model, text: Text, windows: SlidingWindows, score: Score) -> 
         "format": model.kind,
         "step": model.step,
         "data": text.name,
+        "vocab_size": model.vocab_size,
         "seq_length": windows.seq_length,
         "stride": windows.stride,
         "windows": len(windows),
@@ -122,6 +124,8 @@ def _as_lines(record: dict) -> str:
         "tokens": "{:,}".format,
         "words": "{:,}".format,
     }
+    if not tells_of_words(record["word_perplexity"], record["vocab_size"]):
+        del formats["word_perplexity"]
     for name, shown in formats.items():
         value = record[name]
         lines.append(f"  {name.replace('_', ' '):16} {'unknown' if value is None else shown(value)}")

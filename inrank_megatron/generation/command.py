@@ -8,7 +8,13 @@ from inrank_megatron.conversion.options import options_of
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
-from inrank_megatron.generation.generate import Sampling, continuations, new_tokens, prompt_ids
+from inrank_megatron.generation.generate import (
+    DEFAULT_SAMPLING,
+    Sampling,
+    continuations,
+    new_tokens,
+    prompt_ids,
+)
 from inrank_megatron.platform import device
 
 BETWEEN = "---"
@@ -35,14 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
         )
     ids = prompt_ids(text, tokenizer)
     tokens = new_tokens(arguments.max_new_tokens, prompt=len(ids), positions=model.positions)
-    for note in model.notes:
+    sampling = _sampling(arguments)
+    for note in (*model.notes, *_how(sampling)):
         print(note, file=sys.stderr)
     found = continuations(
         model.pretrained().to(device()).eval(),
         ids,
         tokens=tokens,
         eod=tokenizer.eod,
-        sampling=_sampling(arguments),
+        sampling=sampling,
     )
     # Some decoders drop the space before the first word that they are given.
     start = len(tokenizer.decode(ids))
@@ -64,6 +71,16 @@ def _prompt(arguments: argparse.Namespace) -> str:
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:
+    if not arguments.do_sample:
+        return Sampling(do_sample=False, options={})
     names = ("temperature", "top_k", "top_p")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return Sampling(arguments.do_sample, arguments.seed, arguments.num_return_sequences, options)
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return Sampling(True, arguments.seed, arguments.num_return_sequences, DEFAULT_SAMPLING | given)
+
+
+def _how(sampling: Sampling) -> list[str]:
+    """What a reader of drawn text has to know to get it again."""
+    if not sampling.do_sample:
+        return []
+    shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in sampling.options.items())
+    return [f"text is drawn with {shown}, seed {sampling.seed}; --greedy takes the likeliest token each time"]

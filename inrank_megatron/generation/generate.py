@@ -10,19 +10,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEFAULT_NEW_TOKENS = 128
+# The likeliest text of a small or little-trained model repeats itself, or is line ends alone.
+DEFAULT_SAMPLING = {"temperature": 0.8, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """``options``: of transformers' sampling (``temperature``, ``top_k``, ``top_p``), as they were given.
+    """``options``: of transformers' sampling (``temperature``, ``top_k``, ``top_p``).
 
     ``do_sample`` False: the likeliest token each time, and ``options`` is empty.
     """
 
-    do_sample: bool = False
+    do_sample: bool = True
     seed: int = 0
     sequences: int = 1
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_SAMPLING))
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from inrank_megatron.disk import sync
 
-METRICS, RANKS = "metrics.jsonl", "ranks.jsonl"
+METRICS, RANKS, SAMPLE = "metrics.jsonl", "ranks.jsonl", "sample.json"
 
 
 def json_line(record: dict[str, Any]) -> str:

@@ -2,9 +2,6 @@
 
 import base64
 import io
-import os
-import shlex
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +12,12 @@ from matplotlib.figure import Figure
 
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.files import write_atomically
+from inrank_megatron.reporting.learnt import size, tells_of_words, verdict, yardsticks
 from inrank_megatron.reporting.plots import figures
 from inrank_megatron.reporting.run import Run, read_run
 from inrank_megatron.reporting.tables import (
     Table,
+    evaluation_table,
     median,
     number,
     phase_table,
@@ -75,7 +74,9 @@ def write_report(run_dir: str | Path) -> Path:
     page = environment.from_string(template).render(
         title=f"{_method(run)}: {run.folder.resolve().name}",
         lead=_lead(run),
-        notice=_notice(run) or _left_undone(run),
+        learnt="; ".join(part for part in (verdict(run), size(run)) if part),
+        sample=run.sample,
+        notice=unfinished(run) or _left_undone(run),
         tiles=_tiles(run),
         pictures=pictures,
         tables=_tables(run),
@@ -83,38 +84,6 @@ def write_report(run_dir: str | Path) -> Path:
     path = run.folder / "report.html"
     write_atomically(path, page.encode())
     return path
-
-
-def last_lines(run_dir: str | Path) -> str:
-    """What a run says when it ends: where everything lies, and commands that go on from here."""
-    run = read_run(run_dir)
-    folder = run.folder
-    checkpoint = folder / run.checkpoints[-1]["path"] if run.checkpoints else "none yet"
-    world = run.summary.get("world", {})
-    # On a CPU machine DeepSpeed's launcher cannot count devices; it takes the number of processes from here.
-    processes = f" --num_gpus {world['size']}" if world.get("device") == "cpu" else ""
-    launch = f"deepspeed{processes} launch/pretrain_gpt2.py"
-    quoted = shlex.quote(str(folder))
-    resume = f"{launch} --config {quoted}/config.yaml --save {quoted} --resume auto"
-    if not _notice(run):
-        resume += f" --train-iters {2 * run.last_step}"
-    report, plots = folder / "report.html", folder / "plots"
-    later = f"none yet: python tools/report.py {quoted}"
-    active = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
-    activation = [] if active else [f"  first        source {shlex.quote(sys.prefix)}/bin/activate"]
-    return "\n".join(
-        [
-            f"checkpoint  {checkpoint}",
-            f"plots       {plots if plots.exists() else later}",
-            f"report      {report if report.exists() else later}",
-            "",
-            "what to run next:",
-            *activation,
-            f"  go on        {resume}",
-            f"  real text    {launch} --config configs/gpt2_small_inrank.yaml",
-            f"  all curves   tensorboard --logdir {quoted}/tensorboard",
-        ]
-    )
 
 
 def _png(figure: Figure) -> bytes:
@@ -143,7 +112,8 @@ def _lead(run: Run) -> str:
     return "; ".join(part for part in (steps, tokens, shape) if part)
 
 
-def _notice(run: Run) -> str:
+def unfinished(run: Run) -> str:
+    """What to say of a run that is not at its end; empty for one that is."""
     # A finished run that was resumed with more steps still has the summary of its first part.
     if run.summary.get("finished") and run.summary.get("steps", 0) >= run.last_step:
         return ""
@@ -161,12 +131,10 @@ def _tiles(run: Run) -> list[Tile]:
         record = run.last_evaluation(split)
         if record:
             words, at = record.get("word_perplexity"), f"step {record['step']:,}"
-            tiles.append(Tile(f"{name} perplexity (token)", number(record["perplexity"]), at))
-            if words is not None:
+            scale = yardsticks(run) if split == "valid" else ""
+            tiles.append(Tile(f"{name} perplexity", number(record["perplexity"]), scale or at))
+            if tells_of_words(words, run.summary.get("vocab_size")):
                 tiles.append(Tile(f"{name} perplexity (word)", number(words), at))
-    unigram = run.summary.get("unigram_perplexity", {}).get("valid")
-    if unigram is not None:
-        tiles.append(Tile("unigram perplexity", number(unigram), "for scale: token counts alone"))
     if run.ranks:
         last = [records[-1]["rank"] for records in run.ranks_by_layer().values()]
         note = f"{min(last)} to {max(last)} in {len(last)} layers"
@@ -189,4 +157,5 @@ def _cost_tile(run: Run, key: str, *, name: str) -> Tile:
 
 
 def _tables(run: Run) -> list[Table]:
-    return [table for table in (phase_table(run), rank_table(run), *small_tables(run)) if table.rows]
+    tables = (phase_table(run), evaluation_table(run), rank_table(run), *small_tables(run))
+    return [table for table in tables if table.rows]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.reporting.files import read_records
+from inrank_megatron.reporting.files import SAMPLE, read_records
 
 Record = dict[str, Any]
 
@@ -21,7 +21,7 @@ class Run:
     Attributes:
         folder: the run folder.
         settings: ``config.yaml``, flat.
-        summary: ``summary.json``.
+        summary: ``summary.json``. sample: ``sample.json``, text of the model.
         train, evaluations, switches, checkpoints: the lines of ``metrics.jsonl``, by kind.
         ranks: the lines of ``ranks.jsonl``, one per layer and check.
     """
@@ -34,6 +34,7 @@ class Run:
     switches: list[Record]
     checkpoints: list[Record]
     ranks: list[Record]
+    sample: Record
 
     @property
     def switch_step(self) -> int | None:
@@ -85,6 +86,7 @@ def read_run(run_dir: str | Path) -> Run:
         switches=kinds["switch"],
         checkpoints=kinds["checkpoint"],
         ranks=read_records(folder / "ranks.jsonl"),
+        sample=_mapping(folder / SAMPLE, parse=lambda text: json.loads(text or "{}")),
     )
 
 

@@ -68,6 +68,20 @@ def _phase_row(run: Run, phase: int, records: list[Record], *, start: float) -> 
     ]
 
 
+def evaluation_table(run: Run) -> Table:
+    """Every evaluation."""
+    rows = [
+        [
+            record["split"],
+            f"{record['step']:,}",
+            *(number(record.get(name)) for name in ("loss", "perplexity", "word_perplexity", "tokens")),
+        ]
+        for record in run.evaluations
+    ]
+    heads = ["split", "step", "loss", "perplexity of a token", "of a word", "tokens scored"]
+    return Table("Evaluations", heads, rows)
+
+
 def rank_table(run: Run) -> Table:
     """First and last rank of every layer."""
     rows = []

@@ -9,6 +9,7 @@ from typing import Any
 from inrank_megatron.methods.changes import LayerView, SetRank
 from inrank_megatron.reporting.console import Console
 from inrank_megatron.reporting.files import METRICS, RANKS, read_records
+from inrank_megatron.reporting.learnt import tells_of_words
 from inrank_megatron.reporting.metrics import MetricsWriter
 from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.run_folder import RunFolder
@@ -21,10 +22,13 @@ class Journal:
 
     Args:
         start_step: completed steps that the run continues from; records of later ones are removed.
+        vocab_size: without padding.
     """
 
-    def __init__(self, folder: RunFolder, *, active: bool, total_steps: int, start_step: int):
-        self._folder, self._active = folder, active
+    def __init__(
+        self, folder: RunFolder, *, active: bool, total_steps: int, start_step: int, vocab_size: int
+    ):
+        self._folder, self._active, self._vocab_size = folder, active, vocab_size
         self._total_steps, self._start_step = total_steps, start_step
         self._stack = ExitStack()
 
@@ -59,9 +63,12 @@ class Journal:
                 part=part and {"loss": part.loss, "tokens": part.tokens},
                 elapsed_seconds=elapsed_seconds,
             )
-            words = "" if result.word_perplexity is None else f", {result.word_perplexity:.2f} a word"
-            perplexities = f"perplexity {result.perplexity:.2f} a token{words}"
-            self.message(f"step {step}: {split} loss {result.loss:.4f}, {perplexities}")
+            words = ""
+            if tells_of_words(result.word_perplexity, self._vocab_size):
+                words = f" a token, {result.word_perplexity:.2f} a word"
+            self.message(
+                f"step {step}: {split} loss {result.loss:.4f}, perplexity {result.perplexity:.2f}{words}"
+            )
 
     def recorded_evaluation(self, step: int, split: str, *, tokens: int) -> Evaluation | None:
         """This evaluation, if an earlier session of the run has recorded it; None on other ranks than 0."""
@@ -131,7 +138,9 @@ class Journal:
 
     def note(self, text: str) -> None:
         """What the user should know of how the run began; it stays on record."""
-        self.event("note", self._start_step, text, text=text)
+        if self._active:
+            self._metrics.event("note", self._start_step, text=text)
+            self.message(text)
 
     def message(self, text: str) -> None:
         if self._active:

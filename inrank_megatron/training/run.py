@@ -47,6 +47,7 @@ from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
 
+FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
 # What the machine refuses, rather than the program.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
@@ -132,15 +133,17 @@ def _run(
         )
         parallel.from_first_rank(lambda: claim(folder, config, lock, data.tokenizer))
         stop.listen()
-        _train(trainer, data)
+        if _train(trainer, data) and parallel.rank == 0 and config.training.train_iters >= FEWEST_STEPS:
+            _write_sample(trainer, data)
     neighbours.leave(parallel)
     if parallel.rank == 0:
         # Imported here: no other rank draws, and Matplotlib takes a second.
-        from inrank_megatron.reporting.report import last_lines, write_report
+        from inrank_megatron.reporting.report import write_report
+        from inrank_megatron.training.closing import last_lines
 
         if not stop.is_urgent:
             write_report(folder.path)
-        print(f"{told}{last_lines(folder.path)}", flush=True)
+        print(f"{told}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}", flush=True)
     processes.shutdown()
 
 
@@ -201,6 +204,7 @@ def _build(
             active=parallel.rank == 0,
             total_steps=config.training.train_iters,
             start_step=progress.step,
+            vocab_size=topology.vocab_size,
         ),
         peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),
     )
@@ -239,7 +243,8 @@ def _engine(
     return engine
 
 
-def _train(trainer: Trainer, data: PreparedData) -> None:
+def _train(trainer: Trainer, data: PreparedData) -> bool:
+    """Train to the end or to a stop; True at the end."""
     first = trainer.engine.parallel.rank == 0
     if first:
         write_summary(trainer, data, finished=False)
@@ -252,6 +257,17 @@ def _train(trainer: Trainer, data: PreparedData) -> None:
         finished = trainer.train()
     if first:
         write_summary(trainer, data, finished=finished)
+    return finished
+
+
+def _write_sample(trainer: Trainer, data: PreparedData) -> None:
+    # Imported here: transformers' models take a second, on rank 0 alone.
+    from inrank_megatron.generation.sample import write_sample
+
+    columns = {name: layer.active for name, layer in trainer.engine.layers.items()} or None
+    parameters = costs.parameters(trainer.config, trainer.topology.vocab_size, ranks=columns).total
+    if reason := write_sample(trainer.folder.path, data.valid, parameters=parameters):
+        print(f"no sample of its text: {reason}")
 
 
 def _headline(trainer: Trainer) -> str:

@@ -27,6 +27,7 @@ from inrank_megatron.methods.registry import idle_settings
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 from inrank_megatron.training.run_place import refuse_unwritable, strangers
+from inrank_megatron.training.schedule import changed_rate
 
 LOCK = ".lock"
 # Where things lie, which may change when a run is resumed, and differ from host to host: whether they are the
@@ -179,7 +180,8 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         _refuse_step(config, f"{path} holds no run")
         notes = [f"{path} holds {', '.join(others)}, which the run leaves alone"] if others else []
         return RunFolder(path, notes=notes)
-    stored, wanted = flatten(_stored(path / CONFIG)), flatten(config)
+    before = _stored(path / CONFIG)
+    stored, wanted = flatten(before), flatten(config)
     idle = idle_settings(config.training.method)
     different = [name for name in wanted if stored[name] != wanted[name] and name not in idle]
     resume = config.training.resume
@@ -203,7 +205,10 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
     changed = [
         f"{name} {stored[name]!r} -> {wanted[name]!r}" for name in different if name not in ("resume", "save")
     ]
-    return _resumable(path, changed, step=None if resume == "auto" else resume)
+    folder = _resumable(path, changed, step=None if resume == "auto" else resume)
+    if folder.checkpoint and (note := changed_rate(step_of(folder.checkpoint), before, config)):
+        folder.notes.append(note)
+    return folder
 
 
 def _stored(path: Path) -> Config:

@@ -19,6 +19,21 @@ def learning_rate(step: int, config: Config) -> float:
     return _smooth(step, config)
 
 
+def changed_rate(step: int, before: Config, now: Config) -> str | None:
+    """What to say where a run goes on after ``step`` steps and its learning rate jumps, or stays at zero."""
+    first = step + 1
+    was, rate = (learning_rate(first, config) for config in (before, now))
+    end = now.decay_iters
+    if rate == was == 0.0 and end < first <= now.training.train_iters:
+        longer = f"--lr-decay-iters {now.training.train_iters}"
+        return f"learning rate at step {first}: 0, as its decay ends at step {end}; {longer} goes on with it"
+    if math.isclose(rate, was, rel_tol=1e-9):
+        return None
+    kept = before.decay_iters
+    hint = "" if kept == end else f"; --lr-decay-iters {kept} keeps the old decay"
+    return f"learning rate at step {first}: {was:.2e} by the settings so far, {rate:.2e} now{hint}"
+
+
 def _smooth(step: int, config: Config) -> float:
     optimizer = config.optimizer
     warmup = optimizer.lr_warmup_iters

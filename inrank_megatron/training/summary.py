@@ -42,6 +42,7 @@ def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> No
         },
         "data": data.meta["splits"],
         "unigram_perplexity": data.meta["unigram_perplexity"],
+        "vocab_size": topology.vocab_size,
         "finished": finished,
         "unfinished": trainer.method.unfinished(trainer.engine.views()) if finished else None,
         "steps": trainer.progress.step,

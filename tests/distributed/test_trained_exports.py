@@ -98,7 +98,7 @@ def test_exports_have_the_perplexity_of_their_checkpoint(exported, trained, data
 
 def test_exports_write_the_greedy_text_of_their_checkpoint(exported, capsys):
     def text(model: Path) -> str:
-        generate(parse_generation([str(model), "--prompt", PROMPT, "--max-new-tokens", "24"]))
+        generate(parse_generation([str(model), "--greedy", "--prompt", PROMPT, "--max-new-tokens", "24"]))
         return capsys.readouterr().out
 
     checkpoint, exports = exported

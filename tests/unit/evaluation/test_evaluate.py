@@ -147,7 +147,12 @@ def test_the_tool_prints_lines_and_refuses_in_one(gpt2_run, tmp_path, capsys):
     assert main([*words, str(path)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"{gpt2_run} (run) on {path}\n")
-    assert "word perplexity" in shown and "bits per byte" in shown
+    assert "bits per byte" in shown
+    assert "word perplexity" not in shown, (
+        "a word is harder to guess for these weights than a token by chance"
+    )
+    assert main([*words, str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["word_perplexity"] > 1e6
     assert main([*words, str(tmp_path / "absent")]) == 1
     refused = capsys.readouterr()
     assert refused.out == "" and refused.err.count("\n") == 1 and refused.err.startswith("error: data path")

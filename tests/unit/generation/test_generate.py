@@ -75,7 +75,7 @@ def oracle(folder: Path, prompt: str, *, tokens: int) -> str:
 
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
 def test_greedy_text_of_a_run_is_that_of_the_oracle(any_run, generated, prompt):
-    text = generated(any_run, "--prompt", prompt, "--max-new-tokens", 20)
+    text = generated(any_run, "--greedy", "--prompt", prompt, "--max-new-tokens", 20)
     assert text == oracle(any_run, prompt, tokens=20) and len(text) > len(prompt)
 
 
@@ -83,7 +83,7 @@ def test_greedy_text_of_a_run_is_that_of_the_oracle(any_run, generated, prompt):
 def test_greedy_text_of_an_export_is_that_of_its_run(any_run, tmp_path, generated, name):
     (folder := tmp_path / name).mkdir()
     writable()[name].write(open_weights(any_run, Options()), folder, Options())
-    options = ("--prompt", PROMPT, "--max-new-tokens", 20)
+    options = ("--greedy", "--prompt", PROMPT, "--max-new-tokens", 20)
     assert generated(folder, *options) == generated(any_run, *options)
 
 
@@ -102,7 +102,7 @@ def test_generation_ends_with_the_document(gpt2_run, tmp_path, generated):
     from dataclasses import replace
 
     ending = write_run(tmp_path / "run", replace(weights, read=read))
-    assert generated(ending, "--prompt", PROMPT) == PROMPT
+    assert generated(ending, "--greedy", "--prompt", PROMPT) == PROMPT
 
 
 def test_the_space_before_the_first_new_word(tmp_path, generated):
@@ -117,7 +117,7 @@ def test_the_space_before_the_first_new_word(tmp_path, generated):
 
 
 def test_a_model_s_own_ways_of_generating_do_not_count(gpt2_run):
-    greedy = {"tokens": 12, "eod": 0, "sampling": Sampling()}
+    greedy = {"tokens": 12, "eod": 0, "sampling": Sampling(do_sample=False, options={})}
     model = find_model(str(gpt2_run), Options()).pretrained().eval()
     plain = continuations(model, [5, 6, 7], **greedy)
     model.generation_config.repetition_penalty = 3.0
@@ -125,12 +125,12 @@ def test_a_model_s_own_ways_of_generating_do_not_count(gpt2_run):
 
 
 def test_draws_depend_on_the_seed_alone(gpt2_run, generated):
-    options = ("--prompt", PROMPT, "--do-sample", "--num-return-sequences", 2, "--max-new-tokens", 12)
+    options = ("--prompt", PROMPT, "--num-return-sequences", 2, "--max-new-tokens", 12)
     first = generated(gpt2_run, *options, "--seed", 1)
     assert first == generated(gpt2_run, *options, "--seed", 1) != generated(gpt2_run, *options, "--seed", 2)
     one, other = first.split("\n---\n")
     assert one != other
-    greedy = generated(gpt2_run, "--prompt", PROMPT, "--max-new-tokens", 12)
+    greedy = generated(gpt2_run, "--no-do-sample", "--prompt", PROMPT, "--max-new-tokens", 12)
     least = ("--do-sample", "--top-k", 1, "--temperature", 0.5, "--top-p", 0.9)
     assert generated(gpt2_run, "--prompt", PROMPT, "--max-new-tokens", 12, *least) == greedy
 
@@ -160,8 +160,8 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, generated):
 
 
 @pytest.mark.parametrize("words", [
-    ("--top-k", "5"), ("--num-return-sequences", "2"), ("--do-sample", "--top-p", "1.5"),
-    ("--do-sample", "--temperature", "0"), ("--prompt", "a", "--prompt-file", "b"),
+    ("--greedy", "--top-k", "5"), ("--no-do-sample", "--num-return-sequences", "2"), ("--top-p", "1.5"),
+    ("--temperature", "0"), ("--prompt", "a", "--prompt-file", "b"),
 ])  # fmt: skip
 def test_contradictions_on_the_command_line(words):
     with pytest.raises(SystemExit):
@@ -175,7 +175,8 @@ def test_the_tool_reads_standard_input_and_prints_errors_in_one_line(gpt2_run):
 
     done = tool(gpt2_run, "--max-new-tokens", 3, text=PROMPT + "\n")
     assert done.returncode == 0 and done.stdout.startswith(PROMPT), done.stderr
-    assert done.stderr == ""
+    said = "text is drawn with temperature 0.8, top-p 0.95, seed 0; --greedy takes the likeliest"
+    assert done.stderr == f"{said} token each time\n"
     refused = tool(gpt2_run / "absent", text=PROMPT)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
     assert refused.stderr.startswith("error: ")

@@ -38,8 +38,8 @@ def _rank_records(step: int, *, event: str) -> list[dict]:
     return records
 
 
-def write_run(run_dir: Path, *, method: str = "inrank-efficient", steps: int = STEPS) -> Path:
-    """A run of 4 layers; ``steps`` under ``STEPS`` leaves it unfinished."""
+def write_run(run_dir: Path, *, method: str = "inrank-efficient", steps: int = STEPS, **changed) -> Path:
+    """A run of 4 layers; ``steps`` under ``STEPS`` leaves it unfinished. ``changed``: in its settings."""
     low_rank = method != "dense"
     writer = MetricsWriter(run_dir, resume_step=None)
     if low_rank:
@@ -72,8 +72,8 @@ def write_run(run_dir: Path, *, method: str = "inrank-efficient", steps: int = S
         writer.event("checkpoint", steps, path=f"checkpoints/step_{steps:08d}", seconds=0.4)
         (run_dir / "summary.json").write_text(json.dumps(_summary(method)))
     writer.close()
-    settings = {"method": method, "train_iters": STEPS, "hidden_size": 192, "data_path": None, "lr": 1e-3}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(settings))
+    settings = {"method": method, "train_iters": STEPS, "model_preset": "tiny", "data_path": None, "lr": 1e-3}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(settings | changed))
     return run_dir
 
 
@@ -99,6 +99,7 @@ def _summary(method: str) -> dict:
         "parameters": {"dense": 2_614_000, "phase_1": phases[0], "phase_2": phases[1]},
         "flops_per_token": {"dense": 15_700_000, "phase_1": flops[0], "phase_2": flops[1]},
         "unigram_perplexity": {"valid": 402.0},
+        "vocab_size": 4096,
         "world": {"size": 2, "tensor_model_parallel_size": 2, "data_parallel_size": 1, "device": "cpu"},
         "data": {
             "train": {"tokens": 812_000, "documents": 640},

@@ -15,7 +15,9 @@ RESULT = Evaluation(loss=2.0, tokens=100, word_perplexity=None, part=PART)
 
 
 def journal(path, *, active=True, start_step=0, is_new=False):
-    return Journal(RunFolder(path, is_new=is_new), active=active, total_steps=8, start_step=start_step)
+    return Journal(
+        RunFolder(path, is_new=is_new), active=active, total_steps=8, start_step=start_step, vocab_size=9
+    )
 
 
 def steps(path):

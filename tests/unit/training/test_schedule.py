@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from inrank_megatron.config import from_flat
-from inrank_megatron.training.schedule import learning_rate
+from inrank_megatron.training.schedule import changed_rate, learning_rate
 
 
 def rates(**changes):
@@ -41,3 +41,37 @@ def test_relora_rises_again_after_every_merge():
         assert index in restarts or value == smooth
     assert jagged[8:11] == pytest.approx([plain[10] / 3, plain[10] * 2 / 3, plain[10]])
     assert jagged[16:19] == pytest.approx([plain[18] / 3, plain[18] * 2 / 3, plain[18]])
+
+
+def run_of(steps, **changes):
+    return from_flat(
+        {"model_preset": "tiny", "lr": 2e-3, "lr_warmup_iters": 20, "train_iters": steps} | changes
+    )
+
+
+def test_a_jump_of_the_rate_on_resume_is_said():
+    """A longer run of the same file draws its decay out: after its end the rate jumped to half its peak."""
+    before, told = run_of(260), changed_rate(260, run_of(260), run_of(520))
+    assert told.startswith("learning rate at step 261: 0.00e+00 by the settings so far, 1.06e-03 now")
+    assert told.endswith("; --lr-decay-iters 260 keeps the old decay")
+    kept = changed_rate(260, before, run_of(520, lr_decay_iters=260))
+    assert (
+        kept
+        == "learning rate at step 261: 0, as its decay ends at step 260; --lr-decay-iters 520 goes on with it"
+    )
+    lower = changed_rate(100, before, run_of(260, lr=1e-3))
+    assert lower == "learning rate at step 101: 1.49e-03 by the settings so far, 7.44e-04 now"
+    assert changed_rate(100, before, run_of(260, min_lr=1e-3)) is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (run_of(260), run_of(260)),
+        (run_of(260, lr_decay_style="constant"), run_of(520, lr_decay_style="constant")),
+        (run_of(260, lr_decay_iters=300), run_of(290, lr_decay_iters=300)),
+        (run_of(260, lr=0.0), run_of(260, lr=0.0)),
+    ],
+)
+def test_a_rate_that_goes_on_is_not_worth_a_word(before, now):
+    assert changed_rate(100, before, now) is None

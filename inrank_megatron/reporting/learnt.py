@@ -1,0 +1,62 @@
+"""Whether a run has learnt anything, in words for somebody who sees its figures for the first time."""
+
+import textwrap
+from typing import Any
+
+from inrank_megatron.reporting.run import Run
+from inrank_megatron.reporting.tables import number, share
+
+PHASES = ("phase_2", "phase_1", "dense")
+
+
+def tells_of_words(word_perplexity: float | None, vocab_size: int | None) -> bool:
+    """Whether word-level perplexity says something: a word is then easier to guess than a token by chance.
+
+    It is a convention of WikiText, whose text is split into words. On other text, or of a young model, it is
+    a number of thousands or millions that compares with nothing.
+    """
+    return word_perplexity is not None and vocab_size is not None and word_perplexity < vocab_size
+
+
+def verdict(run: Run) -> str:
+    """``it has learnt: ...``, or what there is to say instead; empty before the first evaluation."""
+    record = run.last_evaluation("valid")
+    if record is None or record.get("perplexity") is None:
+        return ""
+    perplexity, scale = record["perplexity"], yardsticks(run)
+    unigram = (run.summary.get("unigram_perplexity") or {}).get("valid")
+    begins = ""
+    if unigram is not None:
+        begins = "it has learnt: " if perplexity < unigram else "it has learnt little yet: "
+    return f"{begins}validation perplexity {number(perplexity)}" + (f" ({scale})" if scale else "")
+
+
+def yardsticks(run: Run) -> str:
+    """What perplexity is without a model: ``unigram 749, uniform 4,096``."""
+    known = {
+        "unigram": (run.summary.get("unigram_perplexity") or {}).get("valid"),
+        "uniform": run.summary.get("vocab_size"),
+    }
+    return ", ".join(f"{name} {number(value)}" for name, value in known.items() if value is not None)
+
+
+def size(run: Run) -> str:
+    """``62% of the dense model's parameters, mean rank 12.1``; empty for a dense run."""
+    parts = []
+    parameters: dict[str, Any] = run.summary.get("parameters") or {}
+    last = next((parameters[phase] for phase in PHASES if parameters.get(phase)), None)
+    if run.ranks:
+        if part := share(last, parameters.get("dense")):
+            parts.append(f"{part.split()[0]} of the dense model's parameters")
+        ranks = [records[-1]["rank"] for records in run.ranks_by_layer().values()]
+        parts.append(f"mean rank {sum(ranks) / len(ranks):.1f}")
+    return ", ".join(parts)
+
+
+def sample_lines(run: Run, *, width: int) -> list[str]:
+    """What the model was given, and on further lines what it wrote, line ends as spaces."""
+    if not run.sample:
+        return []
+    prompt, text = (" ".join(str(run.sample.get(name, "")).split()) for name in ("prompt", "text"))
+    given = textwrap.shorten(prompt[::-1], width - 20, placeholder="...")[::-1]
+    return [f' after "{given}":', *textwrap.wrap(text or "(nothing)", width)]
