@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from inrank_megatron.cluster import MEMORY_GIB, Cluster, parse_cluster
 from inrank_megatron.config import (
     INRANK_PRESETS,
     PRESETS,
@@ -59,7 +60,8 @@ class Launch:
     Attributes:
         config: the run, resolved for the number of processes.
         config_path: the YAML file that it started from.
-        dry_run: print the plan and stop.
+        dry_run: print the plan and stop. cluster: what the plan is for, else this launch.
+        world_size: processes, of the cluster or of this launch.
         deepspeed_config: content of the DeepSpeed JSON that was given, or None.
         deepspeed_path: where that lies.
         origins: where each setting comes from that is no flag's: a file, a preset, the defaults.
@@ -69,6 +71,8 @@ class Launch:
     config: Config
     config_path: Path
     dry_run: bool
+    cluster: Cluster | None
+    world_size: int
     deepspeed_config: dict[str, Any] | None
     deepspeed_path: str | None
     origins: Mapping[str, str]
@@ -105,6 +109,10 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     if unknown:
         parser.error(_unknown(unknown, parser))
     flags = {name: value for name, value in vars(known).items() if name in fields()}
+    cluster = parse_cluster(known.cluster) if known.cluster is not None else None
+    if cluster is not None and not known.dry_run:
+        raise UserError(f"cluster = {known.cluster!r}: is what a plan is made for; give --dry-run, too")
+    world_size = cluster.world_size if cluster else world_size
     path = Path(known.config) if known.config is not None else default_config(flags)
     flags |= _method(known.inrank, flags)
     deepspeed = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
@@ -116,11 +124,20 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     origins = _origins(settings, file, path) | dict.fromkeys(from_json, str(known.deepspeed_config))
     origins = {name: origin for name, origin in origins.items() if name not in flags}
     with _naming(origins):
-        from_flat(settings)
         settings, notes = adapt(settings, own.keys() | asked.keys(), origins=origins, world_size=world_size)
         config = resolve(from_flat(settings), world_size=world_size)
     _refuse_idle(flags, config)
-    return Launch(config, path, known.dry_run, deepspeed, known.deepspeed_config, origins, notes)
+    return Launch(
+        config=config,
+        config_path=path,
+        dry_run=known.dry_run,
+        cluster=cluster,
+        world_size=world_size,
+        deepspeed_config=deepspeed,
+        deepspeed_path=known.deepspeed_config,
+        origins=origins,
+        notes=notes,
+    )
 
 
 def default_config(flags: Mapping[str, Any]) -> Path:
@@ -163,6 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_argument("--config", metavar="FILE.yaml", help="settings of the run [configs/quickstart.yaml]")
     launch.add_argument("--inrank", action="store_true", help="short for --method inrank-efficient")
     launch.add_argument("--dry-run", action="store_true", help="check and print the plan, train nothing")
+    launch.add_argument(
+        "--cluster", metavar="[NODESx]NxDEVICE", help=f"plan for it, with --dry-run: {', '.join(MEMORY_GIB)}"
+    )
     launch.add_argument("--deepspeed", action="store_true", help="accepted; DeepSpeed runs every training")
     launch.add_argument("--deepspeed-config", metavar="FILE.json", help="further DeepSpeed settings")
     launch.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)

@@ -45,11 +45,12 @@ def adapt(
         UserError: as ``from_flat``.
     """
     settings, notes = dict(settings), []
+    config = from_flat(settings)
     for rule in RULES:
-        before = from_flat(settings)
-        for name, value, reason in rule(Asked(before, given, world_size)):
+        for name, value, reason in list(rule(Asked(config, given, world_size))):
+            old = flatten(config)[name]
             settings[name] = value
-            old = flatten(before)[name]
+            config = from_flat(settings)
             origin = f" from {origins[name]}" if name in origins else ""
             notes.append(f"{name} {_shown(old)}{origin} gives way to {_shown(value)}: {reason}")
     return settings, tuple(notes)

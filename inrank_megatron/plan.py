@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inrank_megatron.checks import Topology
+from inrank_megatron.cluster import Cluster
 from inrank_megatron.config import PRESETS, SIZES, Config, fields, flatten, from_flat, inrank_preset
 from inrank_megatron.costs import (
     Memory,
@@ -53,6 +54,10 @@ class Plan:
 
     method: str
     device: str
+    device_memory: int | None
+    place: str
+    vocabulary: str
+    precision: str
     peak_flops: float | None
     topology: Topology
     zero_stage: int
@@ -63,16 +68,30 @@ class Plan:
     settings: tuple[Setting, ...]
 
 
-def make_plan(config: Config, topology: Topology, *, vocab_size: int, device: str) -> Plan:
+def make_plan(
+    config: Config,
+    topology: Topology,
+    *,
+    vocab_size: int,
+    device: str,
+    cluster: Cluster | None = None,
+    vocabulary: str = "",
+) -> Plan:
     """The plan of a run that `checks.check` has passed.
 
     Args:
         vocab_size: the true vocabulary; parameters count it, operations and memory its padding.
         device: name of the device, "cpu" or as `torch.cuda.get_device_name` gives it.
+        cluster: what the plan is for; None: the processes of this launch.
+        vocabulary: where its size is from.
     """
     return Plan(
         method=config.training.method,
         device=device,
+        device_memory=cluster.memory if cluster else None,
+        place=_place(cluster),
+        vocabulary=vocabulary,
+        precision=precision(config),
         peak_flops=device_peak_flops(device, precision(config)),
         topology=topology,
         zero_stage=config.parallel.zero_stage,
@@ -93,6 +112,13 @@ def make_plan(config: Config, topology: Topology, *, vocab_size: int, device: st
         ),
         settings=tuple(changed_settings(config)),
     )
+
+
+def _place(cluster: Cluster | None) -> str:
+    if cluster is None:
+        return "the processes of this launch; --cluster 8xA100-80GB, say, plans for others"
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
+    return f"{nodes} of {cluster.devices} x {cluster.device}"
 
 
 def changed_settings(config: Config) -> list[Setting]:
@@ -152,16 +178,22 @@ def _head(plan: Plan) -> list[str]:
     tokens = t.global_batch_size * plan.seq_length
     lines = [
         f"method       {plan.method}",
+        f"planned for  {plan.place}",
         f"topology     {t.world_size} processes = tensor-parallel {t.tensor_model_parallel_size} x "
         f"data-parallel {t.data_parallel_size}, ZeRO stage {plan.zero_stage}, on {plan.device}",
         f"batch        {t.global_batch_size} sequences = micro {t.micro_batch_size} x accumulation "
         f"{t.accumulation_steps} x data-parallel {t.data_parallel_size}",
         f"tokens       {t.global_batch_size} x {plan.seq_length} = {tokens:,} a step, x {plan.train_iters:,} "
         f"steps = {tokens * plan.train_iters:,}",
-        f"vocabulary   {t.vocab_size:,}, padded to {t.padded_vocab_size:,}",
+        f"vocabulary   {t.vocab_size:,}, padded to {t.padded_vocab_size:,}"
+        + (f" ({plan.vocabulary})" if plan.vocabulary else ""),
     ]
     if plan.peak_flops:
-        lines.append(f"peak         {plan.peak_flops / 1e12:g} TFLOP/s a device")
+        lines.append(f"peak         {plan.peak_flops / 1e12:g} TFLOP/s a device in {plan.precision}")
+    elif plan.device_memory is not None:
+        lines.append(f"peak         {plan.device} has none in {plan.precision}; give --fp16")
+    if plan.device_memory is not None:
+        lines.append(f"memory       {_fit(plan)}")
     if plan.method in ("inrank", "inrank-efficient"):
         lines.append(f"columns      buffer {t.buffer}, at most {t.capacity} of {t.min_dim} in an MLP linear")
     return lines
@@ -185,9 +217,25 @@ def _cost_table(plan: Plan) -> Table:
     return table
 
 
+def _largest(plan: Plan) -> Phase:
+    """The run itself; InRank's first phase with all columns. A warm start begins dense."""
+    return plan.phases[0] if plan.method == "warm-start" else plan.phases[:3][-1]
+
+
+def _fit(plan: Plan) -> str:
+    """Whether the largest phase fits; a tenth is left to the libraries and to fragmentation."""
+    needed, there = _largest(plan).memory.total, plan.device_memory
+    sizes = f"{_size(needed)} of the {_size(there)} of each {plan.device}"
+    if needed <= 0.9 * there:
+        return f"fits: {sizes}"
+    remedy = (
+        "lower --micro-batch-size, or give --recompute-granularity full, a larger --zero-stage or more GPUs"
+    )
+    return f"{'tight' if needed <= there else 'does not fit'}: {sizes}; {remedy}"
+
+
 def _notes(plan: Plan) -> list[str]:
-    # The run itself; InRank's first phase with all columns. A warm start begins dense.
-    first = plan.phases[0] if plan.method == "warm-start" else plan.phases[:3][-1]
+    first = _largest(plan)
     memory = first.memory
     notes = [
         "",

@@ -34,7 +34,7 @@ def main() -> None:
             print(note, file=sys.stderr)
         launch = parse(sys.argv[1:], world_size=world_size)
         with launch.naming_origins():
-            check(launch.config, world_size=world_size)
+            check(launch.config, world_size=launch.world_size)
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
         from inrank_megatron.platform import prepare_process
 

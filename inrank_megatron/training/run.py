@@ -46,6 +46,7 @@ from inrank_megatron.training.run_folder import (
 from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
+from inrank_megatron.vocabulary import planned_vocabulary
 
 FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
 # What the machine refuses, rather than the program.
@@ -55,22 +56,15 @@ TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 def run(launch: Launch, neighbours: Neighbours) -> None:
     """Train as ``launch`` asks, or print the plan. UserError for everything that the user can mend."""
-    rank, world_size = launcher_ranks()
-    config = resolve(launch.config, world_size=world_size)
+    config = resolve(launch.config, world_size=launch.world_size)
+    if launch.dry_run:
+        _plan(launch, config)
+        return
     tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
-    topology = check(config, world_size=world_size, vocab_size=tokenizer.vocab_size if tokenizer else None)
+    vocab_size = tokenizer.vocab_size if tokenizer else None
+    topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
     check_installed(config)
-    if launch.dry_run:
-        if config.data.dataset is None:  # which a look at would download
-            select(config.data)
-        if config.training.pretrained_checkpoint is not None:
-            choose_pretrained(config)
-        if rank == 0:
-            for note in launch.notes:
-                print(note)
-            print(render(make_plan(config, topology, vocab_size=topology.vocab_size, device=device_name())))
-        return
     try:
         _run(launch, config, topology, extra, neighbours)
     except RuntimeError:
@@ -86,6 +80,29 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
             f"{error.filename or config.training.save or 'the output'}: {error.strerror}; {remedy}, then "
             "continue with --resume auto"
         ) from error
+
+
+def _plan(launch: Launch, config: Config) -> None:
+    """Print the plan, without a network."""
+    vocab_size, vocabulary = planned_vocabulary(config.data)
+    topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
+    passthrough(launch.deepspeed_config or {}, config, topology)
+    if launch.cluster is None:  # which may have other software
+        check_installed(config)
+    if config.data.dataset is None:  # which a look at would download
+        select(config.data)
+    if config.training.pretrained_checkpoint is not None:
+        choose_pretrained(config)
+    if launcher_ranks()[0] == 0:
+        plan = make_plan(
+            config,
+            topology,
+            vocab_size=topology.vocab_size,
+            device=launch.cluster.device if launch.cluster else device_name(),
+            cluster=launch.cluster,
+            vocabulary=vocabulary,
+        )
+        print("\n".join([*launch.notes, render(plan)]))
 
 
 def _run(

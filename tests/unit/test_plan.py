@@ -8,6 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inrank_megatron.checks import check
+from inrank_megatron.cli import parse
+from inrank_megatron.cluster import parse_cluster
 from inrank_megatron.config import from_flat, resolve
 from inrank_megatron.costs import (
     break_even_rank,
@@ -17,7 +19,10 @@ from inrank_megatron.costs import (
     memory_per_device,
     parameters,
 )
+from inrank_megatron.errors import UserError
 from inrank_megatron.plan import changed_settings, make_plan, render
+from inrank_megatron.schema import DataConfig
+from inrank_megatron.vocabulary import planned_vocabulary
 
 GPT2_VOCABULARY = 50257
 
@@ -351,3 +356,64 @@ def test_the_page_of_a_warm_start_has_the_memory_of_the_dense_phase():
 
 def test_the_page_marks_settings_that_the_method_ignores():
     assert "not read by method dense" in render(plan_of(config(buffer=3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "devices", "device", "gib"),
+    [
+        ("8xA100-80GB", 1, 8, "A100-80GB", 79.2),
+        ("4x8xh100", 4, 8, "H100", 79.1),
+        ("2xcpu", 1, 2, "cpu", None),
+        ("H200", 1, 1, "H200", 139.8),
+        ("V100-32GB", 1, 1, "V100-32GB", 31.7),
+    ],
+)
+def test_clusters(text, nodes, devices, device, gib):
+    cluster = parse_cluster(text)
+    assert (cluster.nodes, cluster.devices, cluster.device) == (nodes, devices, device)
+    assert cluster.memory == (gib and int(gib * 2**30)) and cluster.world_size == nodes * devices
+    assert device == "cpu" or device_peak_flops(device, "fp16") is not None
+
+
+@pytest.mark.parametrize("text", ["", "8x", "A100", "8xB300", "0xH100", "2x2x2xH100", "-1xcpu", "8 H100"])
+def test_no_clusters(text):
+    with pytest.raises(UserError, match=r"must be .*A100-80GB"):
+        parse_cluster(text)
+
+
+def test_a_cluster_is_for_a_plan():
+    with pytest.raises(UserError, match="give --dry-run"):
+        parse(["--cluster", "8xH100"], world_size=1)
+    launch = parse(["--cluster", "2x3xH100", "--dry-run"], world_size=1)
+    assert (launch.world_size, launch.config.training.global_batch_size) == (6, 48)
+
+
+def cluster_page(text, preset="small", **settings):
+    cluster, run = parse_cluster(text), config(preset, method="inrank-efficient", **settings)
+    run = resolve(run, world_size=cluster.world_size)
+    topology = check(run, world_size=cluster.world_size, vocab_size=GPT2_VOCABULARY)
+    page = render(
+        make_plan(run, topology, vocab_size=GPT2_VOCABULARY, device=cluster.device, cluster=cluster)
+    )
+    assert max(map(len, page.splitlines())) <= 110
+    return page
+
+
+def test_a_plan_says_whether_it_fits_its_cluster():
+    page = cluster_page("2x8xA100-80GB", bf16=True)
+    assert "planned for  2 nodes of 8 x A100-80GB" in page and "16 processes" in page
+    assert "peak         312 TFLOP/s a device in bf16" in page
+    assert "memory       fits: " in page and " of the 79.20 GiB of each A100-80GB" in page
+    assert "does not fit: " in cluster_page("8xA100-40GB", "large", micro_batch_size=64)
+    assert "V100-32GB has none in bf16; give --fp16" in cluster_page("8xV100-32GB", bf16=True)
+    assert "the processes of this launch; --cluster" in render(plan_of(config()))
+
+
+def test_a_plan_knows_vocabularies_without_a_network(tmp_path):
+    assert planned_vocabulary(DataConfig(tokenizer="openai-community/gpt2"))[0] == GPT2_VOCABULARY
+    assert planned_vocabulary(DataConfig(tokenizer="t5-base"))[0] == LLAMA_VOCABULARY
+    assert planned_vocabulary(DataConfig())[0] is None
+    size, said = planned_vocabulary(DataConfig(tokenizer="nobody/has-this"))
+    assert size is None and "nobody/has-this is not on this machine" in said
+    with pytest.raises(UserError, match="tokenizer"):
+        planned_vocabulary(DataConfig(tokenizer=str(tmp_path)))
