@@ -92,7 +92,8 @@ def _commands(run: Run, deepspeed_config: str | None) -> list[str]:
         real = f"--inrank --dataset {REAL_TEXT} --save runs/wikitext-2"
     else:
         real = f"--config {shlex.quote(shown_path(find_config('gpt2_small_inrank.yaml')))}"
-    prompt = shlex.quote(" ".join(str(run.sample.get("prompt", "")).split()[:3]) or "The")
+    words = [word for word in str(run.sample.get("prompt", "")).split() if word.isalpha()]
+    prompt = shlex.quote(" ".join(words[:2]) or "The")
     written = [f"  its text     {tool('generate')} {quoted} --prompt {prompt}"] if run.checkpoints else []
     return [
         "what to run next:",
@@ -128,7 +129,7 @@ def _longer(run: Run) -> tuple[str, str]:
 
 def _rates(before: Config, after: Config, step: int) -> str:
     old, new, last = (
-        f"{learning_rate(at, config):.2e}"
+        f"{learning_rate(at, config):.3g}"
         for at, config in ((step, before), (step + 1, after), (2 * step, after))
     )
     if old == new == last:

@@ -160,7 +160,7 @@ def _run(
 
         if not stop.is_urgent:
             write_report(folder.path)
-        print(f"{told}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}", flush=True)
+        print(f"\n{told}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}", flush=True)
     processes.shutdown()
 
 

@@ -31,7 +31,7 @@ def changed_rate(step: int, before: Config, now: Config) -> str | None:
         return None
     kept = before.decay_iters
     hint = "" if kept == end else f"; --lr-decay-iters {kept} keeps the old decay"
-    return f"learning rate at step {first}: {was:.2e} by the settings so far, {rate:.2e} now{hint}"
+    return f"learning rate at step {first}: {was:.3g} by the settings so far, {rate:.3g} now{hint}"
 
 
 def _smooth(step: int, config: Config) -> float:

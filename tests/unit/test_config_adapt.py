@@ -195,7 +195,7 @@ ANY_FLAGS = [
 ]
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
 @given(
     method=st.sampled_from(
         [[], INRANK, ["--method", "inrank"], RELORA, ["--method", "fixed-rank", "--rank", "8"]]

@@ -88,13 +88,13 @@ def test_from_another_folder_the_paths_are_whole(make_run, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("changed", "flags", "rates"),
     [
-        ({}, [], "goes from 0.00e+00 back to 4.93e-04 at step 121, then down to 0.00e+00"),
+        ({}, [], "goes from 0 back to 0.000493 at step 121, then down to 0"),
         (
             {"lr_decay_iters": 60, "min_lr": 1e-4},
             ["--lr-decay-iters", "240"],
-            "goes from 1.00e-04 back to 5.44e-04 at step 121, then down to 1.00e-04",
+            "goes from 0.0001 back to 0.000544 at step 121, then down to 0.0001",
         ),
-        ({"lr_decay_style": "constant"}, [], "stays at 1.00e-03"),
+        ({"lr_decay_style": "constant"}, [], "stays at 0.001"),
     ],
     ids=["cosine", "own decay", "constant"],
 )
@@ -106,8 +106,8 @@ def test_what_going_on_does_to_the_learning_rate(make_run, changed, flags, rates
     assert f"(the learning rate {rates})" in last_lines(run_dir)
     config = parse(words[words.index("--save") :], world_size=2).config
     if "stays" not in rates:
-        assert f"{learning_rate(121, config):.2e}" in rates and rates.endswith(
-            f"{learning_rate(240, config):.2e}"
+        assert f"{learning_rate(121, config):.3g}" in rates and rates.endswith(
+            f"{learning_rate(240, config):.3g}"
         )
 
 
@@ -137,7 +137,7 @@ def test_it_leads_with_what_was_learnt(make_run):
     )
     assert given == 'it writes after "Assignment **** names to values and":'
     assert written == "    a code as a default"
-    assert commands(run_dir)["its text"][-1] == "Assignment **** names"
+    assert commands(run_dir)["its text"][-1] == "Assignment names"
     metrics = (run_dir / "metrics.jsonl").read_text()
     (run_dir / "metrics.jsonl").write_text(
         metrics.replace('"word_perplexity": 2', '"word_perplexity": 2191335')

@@ -77,7 +77,7 @@ def test_the_newest_whole_checkpoint_is_taken_up(tmp_path):
     broken, changed, rates = run.notes
     assert "skipped a broken checkpoint" in broken and "step_00000006" in broken
     assert "train_iters 10 -> 20" in changed and "lr 0.0006 -> 1e-05" in changed
-    assert rates.startswith("learning rate at step 5: 3.00e-04 by the settings so far, 8.54e-06 now")
+    assert rates.startswith("learning rate at step 5: 0.0003 by the settings so far, 8.54e-06 now")
 
 
 def test_a_run_without_a_checkpoint_starts_again_and_says_so(tmp_path):

@@ -52,7 +52,7 @@ def run_of(steps, **changes):
 def test_a_jump_of_the_rate_on_resume_is_said():
     """A longer run of the same file draws its decay out: after its end the rate jumped to half its peak."""
     before, told = run_of(260), changed_rate(260, run_of(260), run_of(520))
-    assert told.startswith("learning rate at step 261: 0.00e+00 by the settings so far, 1.06e-03 now")
+    assert told.startswith("learning rate at step 261: 0 by the settings so far, 0.00106 now")
     assert told.endswith("; --lr-decay-iters 260 keeps the old decay")
     kept = changed_rate(260, before, run_of(520, lr_decay_iters=260))
     assert (
@@ -60,7 +60,7 @@ def test_a_jump_of_the_rate_on_resume_is_said():
         == "learning rate at step 261: 0, as its decay ends at step 260; --lr-decay-iters 520 goes on with it"
     )
     lower = changed_rate(100, before, run_of(260, lr=1e-3))
-    assert lower == "learning rate at step 101: 1.49e-03 by the settings so far, 7.44e-04 now"
+    assert lower == "learning rate at step 101: 0.00149 by the settings so far, 0.000744 now"
     assert changed_rate(100, before, run_of(260, min_lr=1e-3)) is not None
 
 
