@@ -26,6 +26,7 @@ from inrank_megatron.config import (
     inrank_preset,
     nearest,
     read_file,
+    replace,
     resolve,
     sections,
 )
@@ -126,6 +127,7 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     with _naming(origins):
         settings, notes = adapt(settings, own.keys() | asked.keys(), origins=origins, world_size=world_size)
         config = resolve(from_flat(settings), world_size=world_size)
+    config = _accumulated(config, settings, deepspeed or {})
     _refuse_idle(flags, config)
     return Launch(
         config=config,
@@ -138,6 +140,15 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
         origins=origins,
         notes=notes,
     )
+
+
+def _accumulated(config: Config, settings: Mapping[str, Any], deepspeed: Mapping[str, Any]) -> Config:
+    """With the batch that a DeepSpeed JSON's accumulation makes, if none is given."""
+    steps = deepspeed.get("gradient_accumulation_steps")
+    if settings.get("global_batch_size") is not None or type(steps) is not int or steps < 1:
+        return config
+    batch = config.training.global_batch_size
+    return config if batch is None else replace(config, global_batch_size=steps * batch)
 
 
 def default_config(flags: Mapping[str, Any]) -> Path:

@@ -109,11 +109,24 @@ class InRank:
         return [*checks, self.switch.refactor(layers)]
 
     def unfinished(self, layers):
-        if self.switch is None or any(layer.final for layer in layers):
+        if self.switch is None:
             return None
+        if any(layer.final for layer in layers):
+            return self._without_checks()
         return (
             f"the ranks did not stand still for {self.switch.patience} checks before the last step: "
             "no switch, the run ends in its first phase"
+        )
+
+    def _without_checks(self) -> str | None:
+        """Of a first phase too short for any: its final ranks say nothing of the text."""
+        step = self.switch.step
+        chosen = self.switch.refound or self.switch.judges_outputs
+        if step is None or chosen or any(self.growth.due(n) for n in range(1, step + 1)):
+            return None
+        return (
+            f"no rank decision came in the {step} steps of the first phase, so all ranks are still "
+            f"{self.growth.initial_rank}; lower --rank-check-interval or raise --train-iters"
         )
 
     def _switches(self, step, layers) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,8 @@ def write_report(run_dir: str | Path) -> Path:
         title=f"{_method(run)}: {run.folder.resolve().name}",
         lead=_lead(run),
         learnt="; ".join(part for part in (verdict(run), size(run)) if part),
-        sample=run.sample,
+        sample=run.sample
+        and run.sample | {"text": re.sub(r"\n{3,}", "\n\n", str(run.sample.get("text", "")))},
         notice=unfinished(run) or _left_undone(run),
         tiles=_tiles(run),
         pictures=pictures,

@@ -136,6 +136,14 @@ def test_a_deepspeed_json_takes_the_place_of_defaults(deepspeed_json):
     assert (training.bf16, training.global_batch_size, training.micro_batch_size) == (True, 8, 4)
 
 
+def test_a_deepspeed_json_says_how_often_to_accumulate(deepspeed_json):
+    content = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 3}
+    launch = checked(deepspeed_json(content), world_size=2)
+    topology = check(launch.config, world_size=2)
+    passthrough(launch.deepspeed_config, launch.config, topology)
+    assert (topology.global_batch_size, topology.accumulation_steps) == (12, 3)
+
+
 def test_a_deepspeed_json_does_not_win_over_flags_and_files(deepspeed_json, tmp_path):
     (tmp_path / "own.yaml").write_text("model_preset: tiny\ntrain_iters: 50\n")
     for own in (["--clip-grad", "1"], ["--config", str(tmp_path / "own.yaml"), "--clip-grad", "1"]):

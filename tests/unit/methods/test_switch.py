@@ -8,7 +8,7 @@ from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.methods.changes import LayerView, LostCheck, Metric, Refactor, SetRank
 from inrank_megatron.methods.fixed_rank import FixedRank
 from inrank_megatron.methods.growth import GrowthRule
-from inrank_megatron.methods.inrank import InRank
+from inrank_megatron.methods.inrank import InRank, InRankEfficient
 from inrank_megatron.methods.switch import Switch
 from inrank_megatron.methods.warm_start import WarmStart
 
@@ -131,6 +131,16 @@ def test_a_run_that_never_stood_still_says_so():
     assert patient().unfinished([growing(final=True)]) is None
     assert WarmStart(Switch(step=7)).unfinished([FLAT]) is None
     assert InRank(patient().growth).unfinished([growing()]) is None
+
+
+def test_a_first_phase_without_a_decision_says_so():
+    rule = GrowthRule(initial_rank=2, buffer=2, threshold=0.9, interval=10)
+    left = InRankEfficient(rule, switch=Switch(step=9)).unfinished([growing(final=True)])
+    assert left.startswith(
+        "no rank decision came in the 9 steps of the first phase, so all ranks are still 2;"
+    )
+    for switch in (Switch(step=10), Switch(step=9, refound=True), Switch(step=9, threshold=0.9)):
+        assert InRankEfficient(rule, switch=switch).unfinished([growing(final=True)]) is None
 
 
 def test_a_fixed_rank_is_final():
