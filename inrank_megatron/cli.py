@@ -3,11 +3,9 @@
 import argparse
 import contextlib
 import functools
-import importlib.resources
 import json
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -23,7 +21,6 @@ from inrank_megatron.config import (
     Config,
     fields,
     from_flat,
-    inrank_preset,
     nearest,
     read_file,
     replace,
@@ -32,11 +29,18 @@ from inrank_megatron.config import (
 )
 from inrank_megatron.config_adapt import adapt
 from inrank_megatron.deepspeed_json import settings_of
+from inrank_megatron.defaults import (
+    QUICKSTART,
+    default_config,
+    find_config,
+    naming,
+    origins_of,
+    pretrained_model,
+)
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import launcher_ranks
 from inrank_megatron.methods.registry import METHODS, idle_settings
 
-RUN_CONFIG = "config.yaml"
 SOURCES = ("data_path", "train_data_path", "dataset")
 SWITCHES = ("switch_iters", "switch_epochs", "switch_patience")
 RANK_TARGETS = ("output_threshold", "parameter_budget")
@@ -81,7 +85,7 @@ class Launch:
 
     def naming_origins(self) -> contextlib.AbstractContextManager[None]:
         """Errors within say of the settings that they are about, and that are no flag's, whence they come."""
-        return _naming(self.origins)
+        return naming(self.origins)
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,15 +121,9 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     path = Path(known.config) if known.config is not None else default_config(flags)
     flags |= _method(known.inrank, flags)
     deepspeed = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
-    file = read_file(path)
-    own = file if known.config is not None else {}
-    from_json = {name: value for name, value in settings_of(deepspeed or {}).items() if name not in own}
-    asked = from_json | flags
-    settings = _merge(file, asked)
-    origins = _origins(settings, file, path) | dict.fromkeys(from_json, str(known.deepspeed_config))
-    origins = {name: origin for name, origin in origins.items() if name not in flags}
-    with _naming(origins):
-        settings, notes = adapt(settings, own.keys() | asked.keys(), origins=origins, world_size=world_size)
+    settings, given, origins, notes = _settings(path, flags, deepspeed or {}, named=known.config is not None)
+    with naming(origins):
+        settings, adapted = adapt(settings, given, origins=origins, world_size=world_size)
         config = resolve(from_flat(settings), world_size=world_size)
     config = _accumulated(config, settings, deepspeed or {})
     _refuse_idle(flags, config)
@@ -138,8 +136,34 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
         deepspeed_config=deepspeed,
         deepspeed_path=known.deepspeed_config,
         origins=origins,
-        notes=notes,
+        notes=(*notes, *adapted),
     )
+
+
+def _settings(
+    path: Path, flags: dict[str, Any], deepspeed: dict[str, Any], *, named: bool
+) -> tuple[dict[str, Any], frozenset[str], dict[str, str], list[str]]:
+    """The settings of the file at `path` under those of the DeepSpeed JSON and the flags; the names of those
+    that the user gave; the origins of those that no flag gave; what to say.
+
+    Args:
+        named: whether the user has named the file.
+    """
+    file, notes = read_file(path), []
+    own = frozenset(file) if named else frozenset()
+    starts_as = {} if named or path != find_config(QUICKSTART) else pretrained_model(flags)
+    if starts_as:
+        file = {name: value for name, value in file.items() if name not in sections()["model"].model_fields}
+        file |= starts_as
+        notes.append(
+            f"model settings from {flags['pretrained_checkpoint']}, whose weights the run starts from"
+        )
+    from_json = {name: value for name, value in settings_of(deepspeed).items() if name not in own}
+    settings = _merge(file, from_json | flags)
+    origins = origins_of(settings, file, path) | dict.fromkeys(from_json, "the DeepSpeed JSON")
+    origins |= dict.fromkeys(starts_as, str(flags.get("pretrained_checkpoint")))
+    origins = {name: origin for name, origin in origins.items() if name not in flags}
+    return settings, own | from_json.keys() | flags.keys(), origins, notes
 
 
 def _accumulated(config: Config, settings: Mapping[str, Any], deepspeed: Mapping[str, Any]) -> Config:
@@ -149,29 +173,6 @@ def _accumulated(config: Config, settings: Mapping[str, Any], deepspeed: Mapping
         return config
     batch = config.training.global_batch_size
     return config if batch is None else replace(config, global_batch_size=steps * batch)
-
-
-def default_config(flags: Mapping[str, Any]) -> Path:
-    """The file of a command without ``--config``: that of the run to go on with, else the quick start's."""
-    if flags.get("resume", "never") != "never" and flags.get("save") is not None:
-        stored = Path(flags["save"]).expanduser() / RUN_CONFIG
-        if stored.is_file():
-            return stored
-    return find_config("quickstart.yaml")
-
-
-def shown_path(path: Path) -> str:
-    """As short as it works from the present folder."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def find_config(name: str) -> Path:
-    """A file of the `configs` folder, in a checkout or in an installed package."""
-    checkout = Path(__file__).parents[1] / "configs" / name
-    if checkout.is_file():
-        return checkout
-    return Path(str(importlib.resources.files("inrank_megatron_configs"))) / name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -272,31 +273,6 @@ def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:
 def _merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     replaced = {o for name, value in flags.items() if value is not False for o in ALTERNATIVES.get(name, ())}
     return {name: value for name, value in file.items() if name not in replaced} | flags
-
-
-def _origins(settings: Mapping[str, Any], file: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """The origin of every setting of the file, a preset, or the schema's defaults."""
-    defaults = {name: "the defaults" for name, info in fields().items() if info.default is not None}
-    preset = settings.get("model_preset")
-    sizes = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-    presets = dict.fromkeys(sizes, f"model_preset {preset}")
-    presets |= dict.fromkeys(inrank_preset(settings), f"inrank_preset {settings.get('inrank_preset')}")
-    return defaults | presets | {name: shown_path(path) for name in settings if name in file}
-
-
-@contextlib.contextmanager
-def _naming(origins: Mapping[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        named: dict[str, list[str]] = {}
-        for name in sorted(origins):
-            if re.search(rf"\b{name} (= |\d)", str(error)):
-                named.setdefault(origins[name], []).append(name)
-        if not named:
-            raise
-        shown = "; ".join(f"{', '.join(names)}: from {origin}" for origin, names in named.items())
-        raise UserError(f"{error} ({shown})") from error
 
 
 def _refuse_idle(flags: dict[str, Any], config: Config) -> None:

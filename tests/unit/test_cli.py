@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from inrank_megatron.checks import check
-from inrank_megatron.cli import find_config, parse
+from inrank_megatron.cli import parse
 from inrank_megatron.config import fields, flatten, from_flat, load, to_yaml
+from inrank_megatron.defaults import find_config
 from inrank_megatron.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,23 @@ def test_a_run_is_gone_on_with_by_its_own_file(tmp_path):
     assert flat([*save, "--resume", "5", "--train-iters", "9"])["train_iters"] == 9
     assert flat(save)["train_iters"] == 260
     assert flat(["--save", str(tmp_path / "new"), "--resume", "auto"])["train_iters"] == 260
+
+
+def test_a_run_from_other_weights_has_their_model(tmp_path):
+    """Not the quick start's, unless a file says so; a flag wins."""
+    (tmp_path / "config.yaml").write_text(
+        to_yaml(from_flat({"model_preset": "llama-60m", "train_iters": 1, "lr": 1}))
+    )
+    checkpoint = tmp_path / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    for path in (tmp_path, checkpoint):
+        got = flat(["--inrank", "--pretrained-checkpoint", str(path), "--seq-length", "64"])
+        assert (got["model_type"], got["hidden_size"], got["ffn_hidden_size"]) == ("llama", 512, 1376)
+        assert (got["seq_length"], got["lr"], got["train_iters"]) == (64, 2e-3, 260)
+    assert flat(["--pretrained-checkpoint", str(tmp_path / "absent")])["hidden_size"] == 192
+    (tmp_path / "own.yaml").write_text("model_preset: tiny\ntrain_iters: 5\n")
+    own = ["--config", str(tmp_path / "own.yaml"), "--pretrained-checkpoint", str(tmp_path)]
+    assert flat(own)["hidden_size"] == 192
 
 
 def test_installed_package_finds_its_configs(tmp_path, monkeypatch):
