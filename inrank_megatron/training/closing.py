@@ -60,7 +60,7 @@ def tool(name: str) -> str:
 def _program() -> str:
     """The script as it was named on the command line; that of the checkout where it is another's."""
     if Path(sys.argv[0]).name == "pretrain_gpt2.py":
-        return sys.argv[0]
+        return shown_path(Path(sys.argv[0]))
     return shown_path(Path(__file__).parents[2] / "launch" / "pretrain_gpt2.py")
 
 

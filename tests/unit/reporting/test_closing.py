@@ -52,7 +52,7 @@ def test_places_and_commands(make_run):
         (
             f"{ROOT}/launch/pretrain_gpt2.py",
             {},
-            ["deepspeed", "--num_gpus", "2", f"{ROOT}/launch/pretrain_gpt2.py"],
+            ["deepspeed", "--num_gpus", "2", "launch/pretrain_gpt2.py"],
         ),
         ("x/pretrain_gpt2.py", {"LOCAL_SIZE": "1"}, ["deepspeed", "x/pretrain_gpt2.py"]),
         (
