@@ -51,9 +51,9 @@ def run_of(steps, **changes):
 
 def test_a_jump_of_the_rate_on_resume_is_said():
     """A longer run of the same file draws its decay out: after its end the rate jumped to half its peak."""
-    before, told = run_of(260), changed_rate(260, run_of(260), run_of(520))
-    assert told.startswith("learning rate at step 261: 0 by the settings so far, 0.00106 now")
-    assert told.endswith("; --lr-decay-iters 260 keeps the old decay")
+    before, said = run_of(260), changed_rate(260, run_of(260), run_of(520))
+    assert said.startswith("learning rate at step 261: 0 by the settings so far, 0.00106 now")
+    assert said.endswith("; --lr-decay-iters 260 keeps the old decay")
     kept = changed_rate(260, before, run_of(520, lr_decay_iters=260))
     assert (
         kept
