@@ -260,10 +260,14 @@ class DataConfig(Section):
     split: str = _about("shares of documents for training, validation, test", "969,30,1")
     dataset: str | None = _about("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
     tokenizer: str | None = _about(
-        "hub name, or folder with vocab.json + merges.txt; left out: train one", None
+        "hub name, or folder with tokenizer.json or vocab.json + merges.txt; left out: train one", None
     )
     vocab_size: Annotated[int, Field(ge=1, lt=2**31)] = _about(
         "tokens of the BPE that is trained when --tokenizer is left out", 4096
+    )
+    parse_special_tokens: bool = _about(
+        "special tokens that are written out in the text (such as <|endoftext|>) are those tokens, not text",
+        False,
     )
     data_cache_path: str = _about("folder of token files", "data_cache")
     text_column: str = _about("column (parquet, Arrow) or key (JSON) that holds the text", "text")

@@ -67,6 +67,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--document-separator", metavar="TEXT", help="text that ends a document, as in training"
     )
     parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
+    parser.add_argument(
+        "--parse-special-tokens",
+        action="store_true",
+        help="special tokens that are written out in the text are those tokens [as the run, else text]",
+    )
     parser.add_argument("--data-cache-path", default="data_cache", help="folder of token files [data_cache]")
     parser.add_argument("--seq-length", type=count, help="tokens of a window [the model's]")
     parser.add_argument("--stride", type=count, help="tokens between two windows [seq-length]")

@@ -55,6 +55,7 @@ def settings(argv: list[str]) -> DataConfig:
     for name, field in DataConfig.model_fields.items():
         several = {"nargs": "+"} if name.endswith("_path") and name != "data_cache_path" else {}
         kind = {"type": int} if name == "vocab_size" else {}
+        kind |= {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {}
         shown_default = "" if field.default is None else f" [{field.default}]"
         parser.add_argument(
             f"--{name.replace('_', '-')}",

@@ -40,13 +40,18 @@ def model_type(folder: Path) -> str | None:
 
 
 def hf_settings(weights: Weights) -> dict[str, Any]:
-    """Arguments of ``GPT2Config`` or ``LlamaConfig``; a text starts and ends with the same token."""
+    """Arguments of ``GPT2Config`` or ``LlamaConfig``; a text starts with what its tokenizer puts there, or
+    with the token that ends it.
+    """
     model = weights.config.model
-    end = None if weights.tokenizer is None else load_tokenizer(str(weights.tokenizer)).eod
+    begin = end = None
+    if weights.tokenizer is not None:
+        tokenizer = load_tokenizer(str(weights.tokenizer))
+        begin, end = [*tokenizer.before, tokenizer.eod][0], tokenizer.eod
     common = {
         "vocab_size": weights.vocab_size,
         "initializer_range": model.init_method_std,
-        "bos_token_id": end,
+        "bos_token_id": begin,
         "eos_token_id": end,
         "dtype": "float32",
     }

@@ -34,7 +34,11 @@ def build(
     """Write the tokenizer, the token files and, last, their record into the empty folder."""
     if tokenizer is None:
         progress("training the tokenizer", None)
-        tokenizer = train_tokenizer(_train_texts(selection), vocab_size=data.vocab_size)
+        tokenizer = train_tokenizer(
+            _train_texts(selection),
+            vocab_size=data.vocab_size,
+            parse_special_tokens=data.parse_special_tokens,
+        )
     tokenizer.save(folder / "tokenizer")
     records = []
     for numbers in _stored_together(selection):

@@ -74,10 +74,13 @@ def prepare(
         hashes = FileHashes(cache / "hashes")
         with locked(cache / SOURCES_LOCK, progress=progress):
             selection = choose(data)
-            tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+            parses = data.parse_special_tokens
+            tokenizer = (
+                load_tokenizer(data.tokenizer, parse_special_tokens=parses) if data.tokenizer else None
+            )
             contents = _contents(selection, hashes)
-            key = _key(selection, contents, tokenizer, data.vocab_size)
-            former = _key(selection.blended(), contents, tokenizer, data.vocab_size)
+            key = _key(selection, contents, tokenizer, data)
+            former = _key(selection.blended(), contents, tokenizer, data)
             if recorded == former != key:
                 selection, key = selection.blended(), former
         with locked(cache / f"{key}.lock", progress=progress):
@@ -132,11 +135,12 @@ def _contents(selection: Selection, hashes: FileHashes) -> list[str]:
     return [part.source.fingerprint(hashes) for part in selection.parts]
 
 
-def _key(selection: Selection, contents: list[str], tokenizer: Tokenizer | None, vocab_size: int) -> str:
+def _key(selection: Selection, contents: list[str], tokenizer: Tokenizer | None, data: DataConfig) -> str:
     splits = [part.split for part in selection.parts]
+    trained = f"byte-level BPE of {data.vocab_size}" + (", parsed" if data.parse_special_tokens else "")
     described = {
         "format_version": FORMAT_VERSION,
-        "tokenizer": tokenizer.identity if tokenizer else f"byte-level BPE of {vocab_size}",
+        "tokenizer": tokenizer.identity if tokenizer else trained,
         "shares": selection.shares,
         "parts": list(zip(splits, contents, strict=True)),
     }

@@ -1,6 +1,6 @@
 """Streams of tokens, and how they are written in Megatron's ``.bin``/``.idx`` format."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,11 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from inrank_megatron.data.cache import Progress
 from inrank_megatron.data.pieces import Piece, count_words
 from inrank_megatron.data.tokenizer import Tokenizer
+from inrank_megatron.data.whole_text import encode_pieces
 from inrank_megatron.errors import UserError
 
-BATCH_CHARACTERS = 2**20
 NAMES = 3
+PROGRESS_TOKENS = 2**18
 
 
 class Reader(Protocol):
@@ -107,21 +108,27 @@ def write_tokens(
 ) -> None:
     """Tokenize the pieces into ``prefix`` + ``.bin``, ``.idx`` and ``.words.npy``, a piece a sequence.
 
-    A document ends with the end-of-text token; uint16 is used for vocabularies under 65,500, else int32.
-    Raises UserError where there is no piece.
+    A document begins and ends with what the tokenizer puts there, with the end-of-text token at least; its
+    ids are those of its whole text. uint16 is used for vocabularies under 65,500, else int32. Raises
+    UserError where there is no piece.
     """
     dtype = DType.optimal_dtype(tokenizer.vocab_size)
     builder = IndexedDatasetBuilder(str(beside(prefix, ".bin")), dtype=dtype)
     words: list[int] = []
-    done = 0
-    for batch in _batches(pieces):
-        for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-            builder.add_item(torch.tensor(ids + [tokenizer.eod] * piece.ends, dtype=torch.int32))
-            if piece.ends:
-                builder.end_document()
-            words.append(count_words(piece.text))
-            done += len(ids) + piece.ends
-        progress(f"tokenizing {name}", done)
+    done = shown = 0
+    begins = True
+    for piece, ids in encode_pieces(pieces, tokenizer):
+        ids = tokenizer.before * begins + ids + tokenizer.after * piece.ends
+        builder.add_item(torch.tensor(ids, dtype=torch.int32))
+        if piece.ends:
+            builder.end_document()
+        begins = piece.ends
+        words.append(count_words(piece.text))
+        done += len(ids)
+        if done - shown >= PROGRESS_TOKENS:
+            progress(f"tokenizing {name}", done)
+            shown = done
+    progress(f"tokenizing {name}", done)
     builder.finalize(str(beside(prefix, ".idx")))
     if not words:
         raise UserError(f"{name} holds no text; a corpus needs some: correct the file or the split")
@@ -131,16 +138,3 @@ def write_tokens(
 def beside(prefix: Path, suffix: str) -> Path:
     """The prefix with a suffix added; one that the prefix already has stays."""
     return prefix.with_name(prefix.name + suffix)
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -57,7 +57,8 @@ def _prepared(arguments: argparse.Namespace) -> tuple[Model, Text, SlidingWindow
             f"seq_length = {seq_length}: {model.name} has {model.positions} positions; lower --seq-length"
         )
     text = _text(arguments, model)
-    own = load_tokenizer(model.tokenizer) if model.tokenizer else None
+    parses = arguments.parse_special_tokens
+    own = load_tokenizer(model.tokenizer, parse_special_tokens=parses) if model.tokenizer else None
     check_tokens(text, vocab_size=model.vocab_size, tokenizer=own, model=model.name)
     return (
         model,
@@ -84,6 +85,7 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
         "text_column": arguments.text_column,
         "document_separator": arguments.document_separator,
         "data_cache_path": arguments.data_cache_path,
+        "parse_special_tokens": arguments.parse_special_tokens,
     }
     if arguments.data:
         return files(arguments.data, **source)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from inrank_megatron.checkpoint.locate import CONFIG, locate
+from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import load
 from inrank_megatron.data.batches import CHUNK_TOKENS
@@ -50,6 +51,9 @@ def own_split(path: Path, split: str) -> Text:
     """
     run, checkpoint, _ = locate(path)
     data = load(run / CONFIG).data
+    if data.tokenizer and (run / TOKENIZER).is_dir():
+        # The one that it was trained with: what lies elsewhere may have changed, or be read otherwise today.
+        data = data.model_copy(update={"tokenizer": str(run / TOKENIZER)})
     if is_weights_only(checkpoint.state) and not (data.data_path or data.train_data_path or data.dataset):
         raise UserError(f"{path}: was converted and names no text of its own; give --data or --dataset")
     recorded = (checkpoint.state.get("identity") or {}).get("data")
@@ -62,7 +66,7 @@ def own_split(path: Path, split: str) -> Text:
     return _text(f"{split} split of {run}", {"valid": prepared.valid, "test": prepared.test}[split], prepared)
 
 
-def files(paths: list[str], **settings: str | None) -> Text:
+def files(paths: list[str], **settings: Any) -> Text:
     """Whole files, one after the other; ``settings`` of `DataConfig` say how they are read.
 
     Raises UserError as the data layer does.
@@ -73,7 +77,7 @@ def files(paths: list[str], **settings: str | None) -> Text:
     return _text(name, joined([file for file, _ in prepared.train]), prepared)
 
 
-def dataset_split(dataset: str, split: str, **settings: str | None) -> Text:
+def dataset_split(dataset: str, split: str, **settings: Any) -> Text:
     """One split of ``OWNER/NAME[:CONFIG]``; of a dataset with one split only, that one. As `files`.
 
     Raises:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     ids = prompt_ids(text, tokenizer)
     tokens = new_tokens(arguments.max_new_tokens, prompt=len(ids), positions=model.positions)
     sampling = _sampling(arguments)
-    for note in (*model.notes, *_how(sampling)):
+    for note in (*model.notes, *tokenizer.notes, *_how(sampling)):
         print(note, file=sys.stderr)
     found = continuations(
         model.pretrained().to(device()).eval(),

@@ -28,8 +28,10 @@ class Sampling:
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a prompt. An empty one is what stands before a document: the end of another."""
-    return tokenizer.encode(text) or [tokenizer.eod]
+    """The ids of a prompt, after those that a document begins with. Where those are none, an empty prompt is
+    what stands before a document: the end of another.
+    """
+    return tokenizer.before + tokenizer.encode(text) or [tokenizer.eod]
 
 
 def new_tokens(asked: int | None, *, prompt: int, positions: int) -> int:
