@@ -22,7 +22,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.initialise import shard, whole_shape
-from inrank_megatron.model.pretrained import WholeTensors
+from inrank_megatron.model.vocabulary import WholeTensors
 
 
 def engine_record(engine: Engine) -> dict:

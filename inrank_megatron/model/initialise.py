@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from inrank_megatron.linalg.factors import cut_matrix
 from inrank_megatron.model.separate_qkv import rows_of
+from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY
 from inrank_megatron.parallel import Parallel
 
 RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 QKV_LINEAR = "self_attention.linear_qkv"
 FACTORS = (".U", ".V")
-OF_THE_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:

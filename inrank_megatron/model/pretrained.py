@@ -1,8 +1,6 @@
 """Weights of a dense model, read from a checkpoint by the names of the model that starts from them."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -10,26 +8,15 @@ from inrank_megatron.accounting import differences
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.initialise import QKV_LINEAR
 from inrank_megatron.model.separate_qkv import rows_of
+from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, WholeTensors, WithoutSpareRows
 from inrank_megatron.shapes import QKV
-
-
-class WholeTensors(Protocol):
-    """Where the tensors are read; see ``checkpoint/folder.py``."""
-
-    folder: Path
-
-    @property
-    def names(self) -> frozenset[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]: ...
 
 
 class PretrainedWeights:
     """The FP32 masters of a checkpoint without factors; its moments are left alone.
 
-    A model whose query, key and value are separate linears takes the rows of a fused one.
+    A model whose query, key and value are separate linears takes the rows of a fused one, and one with a
+    smaller vocabulary leaves the rows that pad the other's.
 
     Args:
         heads: attention heads of both models.
@@ -57,6 +44,9 @@ class PretrainedWeights:
         Raises:
             UserError: it names the first tensors that differ, with both shapes.
         """
+        for name in OF_THE_VOCABULARY[:1]:
+            if name in expected:
+                self._checkpoint = WithoutSpareRows(self._checkpoint, vocab_size=expected[name][0])
         here: dict[str, tuple[int, ...]] = {}
         for name, shape in expected.items():
             source, part = self._source(name)

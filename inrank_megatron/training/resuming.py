@@ -9,6 +9,7 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.model.vocabulary import WithoutSpareRows
 
 
 def identity_of(checkpoint: Checkpoint, derived: dict, *, train_iters: int) -> dict:
@@ -56,8 +57,10 @@ def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> di
 
 def fill(engine: Engine, checkpoint: Checkpoint) -> None:
     """Give an engine of that structure the values of ``checkpoint``."""
-    state = checkpoint.state
-    load_engine(engine, state["engine"], checkpoint, weights_only=is_weights_only(state))
+    state, source = checkpoint.state, checkpoint
+    if weights_only := is_weights_only(state):  # a converted model's vocabulary may be padded
+        source = WithoutSpareRows(checkpoint, vocab_size=engine.factory.vocab_size)
+    load_engine(engine, state["engine"], source, weights_only=weights_only)
 
 
 def _base(spec: FactorSpec) -> str:

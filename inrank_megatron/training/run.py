@@ -15,7 +15,7 @@ from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.data.sources import select
-from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.deepspeed_json import passthrough
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.optimizers import check_installed
@@ -60,7 +60,7 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     if launch.dry_run:
         _plan(launch, config)
         return
-    tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
+    tokenizer = _named_tokenizer(config) if config.data.tokenizer else None
     vocab_size = tokenizer.vocab_size if tokenizer else None
     topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
@@ -105,6 +105,10 @@ def _plan(launch: Launch, config: Config) -> None:
         print("\n".join([*launch.notes, render(plan)]))
 
 
+def _named_tokenizer(config: Config) -> Tokenizer:
+    return load_tokenizer(config.data.tokenizer, parse_special_tokens=config.data.parse_special_tokens)
+
+
 def _run(
     launch: Launch, config: Config, topology: Topology, deepspeed_json: dict, neighbours: Neighbours
 ) -> None:
@@ -129,6 +133,9 @@ def _run(
     if parallel.from_first_rank(lambda: is_finished(folder, config)):
         told = f"the run has all its {config.training.train_iters} steps already\n"
     else:
+        weights = folder.checkpoint or source
+        if weights is not None and config.data.tokenizer:  # before the text is read
+            parallel.from_first_rank(lambda: check_tokenizer(weights, _named_tokenizer(config)))
         with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
             identity = folder.checkpoint and peek(folder.checkpoint).get("identity")
             recorded = identity["data"] if identity else None
@@ -136,8 +143,8 @@ def _run(
         _check_equal(parallel.from_every_rank(data.folder.name))
         folder.notes.extend(data.notes)
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
-        if (weights := folder.checkpoint or source) is not None:
-            parallel.from_first_rank(lambda: check_tokenizer(weights, data.tokenizer))
+        if weights is not None:
+            folder.notes.extend(parallel.from_first_rank(lambda: check_tokenizer(weights, data.tokenizer)))
         trainer = _build(
             config,
             topology,

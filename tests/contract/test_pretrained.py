@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter
-from inrank_megatron.engine.state import engine_record, whole_tensors
+from inrank_megatron.engine.state import engine_record, load_engine, whole_tensors
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.separate_qkv import rows_of
+from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, WithoutSpareRows
 from tests.contract.sessions import LAYOUTS, SIZES, Layout, build, dense_gradients, snapshot
 from tests.harness import run_ranks
 
@@ -160,6 +161,31 @@ def test_query_key_and_value_come_from_either_kind(dense, model, source):
                 if source == "fused":
                     expected = rows_of(there[f"{qkv}.{leaf}"], part, heads=SIZES["num_attention_heads"])
                 assert torch.equal(here[f"{qkv}.{part}.{leaf}"], expected)
+
+
+def start_and_go_on(rank: int, world_size: int, layout: Layout, settings: dict, padded: Path) -> list[float]:
+    """Losses of a model that starts from the weights, and of one that goes on from them."""
+    started = build("dense", layout, pretrained=padded, **settings).start().fixed_loss()
+    session = build("dense", layout, **settings)
+    checkpoint = Checkpoint(padded)
+    source = WithoutSpareRows(checkpoint, vocab_size=session.engine.factory.vocab_size)
+    load_engine(session.engine, {}, source, weights_only=True)
+    return [started, session.fixed_loss()]
+
+
+@pytest.mark.parametrize(("layout", "settings"), [("TP1 DP1", {}), ("TP2 SP DP2", LLAMA)])
+def test_rows_that_pad_a_vocabulary_are_left_out(dense, tmp_path, layout, settings):
+    """With a tied head and one of its own, whole and cut over the ranks."""
+    loss, _, there = dense(layout, "fp32", **settings)
+    writer = CheckpointWriter(tmp_path, STEPS)
+    for name, tensor in there.items():
+        if name.endswith(("exp_avg", "exp_avg_sq")):
+            continue
+        spare = 9.0 * torch.ones(47, *tensor.shape[1:]) if name in OF_THE_VOCABULARY else tensor[:0]
+        writer.add(name, torch.cat([tensor, spare]))
+    padded = writer.publish({"step": STEPS, "engine": {"factors": {}}})
+    for losses in run_ranks(start_and_go_on, LAYOUTS[layout].world_size, LAYOUTS[layout], settings, padded):
+        assert losses == pytest.approx([loss, loss], rel=2e-6)
 
 
 @pytest.mark.parametrize(
