@@ -18,6 +18,7 @@ from inrank_megatron.conversion.gpt import Forward, gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import Unsupported, UserError
+from inrank_megatron.pointers import refuse_pointer
 
 MODULES = ("run", "peft", "hf_dense", "hf_factorised", "megatron", "deepspeed_folder", "reference")
 """In the order in which a path is held against them."""
@@ -59,10 +60,13 @@ def format_of(path: Path) -> Format:
     """The format of what lies at ``path``.
 
     Raises:
-        UserError: nothing is there, or (``Unsupported``) nothing that is known.
+        UserError: nothing is there, a pointer lies in the place of a file, or (``Unsupported``) it is nothing
+            that is known.
     """
     if not path.exists():
         raise UserError(f"{path}: there is nothing; name a run, an exported folder or a checkpoint")
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        refuse_pointer(file)
     for module in formats():
         if module.matches(path):
             return module

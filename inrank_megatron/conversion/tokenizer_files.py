@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
-from inrank_megatron.data.tokenizer import FILES, load_tokenizer
+from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.data.tokenizer_folder import FILES, FURTHER
+from inrank_megatron.errors import UserError
 
-NAMES = (*FILES, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+NAMES = (*FILES, *FURTHER, "chat_template.jinja")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -20,11 +22,19 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         UserError: the tokenizer cannot be read or has no end-of-text token.
     """
     tokenizer = load_tokenizer(str(source))
-    if not all((source / name).is_file() for name in FILES[:2]):
-        # A vocabulary alone is read as another kind of tokenizer by some models.
-        tokenizer.save(target)
-        return
     target.mkdir(parents=True, exist_ok=True)
-    for name in NAMES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copied = [name for name in NAMES if (source / name).is_file()]
+    for name in copied:
+        shutil.copyfile(source / name, target / name)
+    if not all(name in copied for name in FILES[:2]) or not _is(tokenizer.identity, target):
+        # What the files mean may depend on the model beside them, and that of the target is another one.
+        for name in copied:
+            (target / name).unlink()
+        tokenizer.save(target)
+
+
+def _is(identity: str, folder: Path) -> bool:
+    try:
+        return load_tokenizer(str(folder)).identity == identity
+    except UserError:
+        return False

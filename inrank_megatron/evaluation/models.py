@@ -14,7 +14,7 @@ from inrank_megatron.conversion.hf_config import CONFIG
 from inrank_megatron.conversion.hf_factorised import in_memory
 from inrank_megatron.conversion.hf_files import SafetensorsFolder
 from inrank_megatron.conversion.hf_model import auto_model, forward_of
-from inrank_megatron.conversion.hub import located
+from inrank_megatron.conversion.hub import local_notes, located
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.tokenizer_files import has_tokenizer
 from inrank_megatron.errors import Unsupported, UserError
@@ -79,7 +79,7 @@ def find_model(name: str, options: Options) -> Model:
         tokenizer=None if weights.tokenizer is None else str(weights.tokenizer),
         load=load,
         pretrained=lambda: in_memory(weights),
-        notes=weights.notes,
+        notes=(*local_notes(name), *weights.notes),
     )
 
 
@@ -103,6 +103,7 @@ def _foreign_model(name: str, path: Path) -> Model:
         tokenizer=str(path) if has_tokenizer(path) else None,
         load=lambda device: forward_of(_loaded(path).to(device)),
         pretrained=lambda: _loaded(path),
+        notes=local_notes(name),
     )
 
 

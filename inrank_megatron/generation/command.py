@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         ids,
         tokens=tokens,
         eod=tokenizer.eod,
+        vocab_size=tokenizer.vocab_size,
         sampling=sampling,
     )
     # Some decoders drop the space before the first word that they are given.

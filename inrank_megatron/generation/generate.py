@@ -55,9 +55,16 @@ def new_tokens(asked: int | None, *, prompt: int, positions: int) -> int:
 
 
 def continuations(
-    model: "PreTrainedModel", ids: list[int], *, tokens: int, eod: int, sampling: Sampling
+    model: "PreTrainedModel",
+    ids: list[int],
+    *,
+    tokens: int,
+    eod: int,
+    sampling: Sampling,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
-    """The ids that follow ``ids``, up to ``tokens`` or to the end of the document, which is left out.
+    """The ids that follow ``ids``, up to ``tokens`` or to the end of the document, which is left out; only
+    those below ``vocab_size``, as the rows that pad a model's vocabulary are no tokens.
 
     Raises:
         UserError: the model's predictions are no numbers, or the temperature leaves none of them.
@@ -78,7 +85,7 @@ def continuations(
             eos_token_id=eod,
             pad_token_id=eod,
             use_cache=True,
-            logits_processor=LogitsProcessorList([_numbers]),
+            logits_processor=LogitsProcessorList([_numbers, _below(vocab_size)]),
             **sampling.options,
         )
     return [_before(eod, row[len(ids) :].tolist()) for row in found]
@@ -92,6 +99,17 @@ def _numbers(ids, scores):
             "small; name another model or raise it"
         )
     return scores
+
+
+def _below(vocab_size: int | None):
+    """The scores of ids from ``vocab_size`` on become those of what cannot be."""
+
+    def masked(ids, scores):
+        if vocab_size is not None:
+            scores[:, vocab_size:] = float("-inf")
+        return scores
+
+    return masked
 
 
 def _before(eod: int, ids: list[int]) -> list[int]:
