@@ -17,9 +17,11 @@ from inrank_megatron.data.tokenizer_folder import (
     FOREIGN,
     FURTHER,
     MODEL,
+    SAMPLE,
     byte_level,
+    library_errors,
+    muted,
     read_folder,
-    reading,
     save_settings,
 )
 from inrank_megatron.errors import UserError
@@ -91,12 +93,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, encoded on all cores."""
-        with reading(self._name):
+        with library_errors(self._name, "fails on a text"):
             return [entry.ids for entry in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def places(self, texts: list[str]) -> list[Encoding]:
         """The ids of each text with their places (``offsets``) in it, which cost some time."""
-        with reading(self._name):
+        with library_errors(self._name, "fails on a text"):
             return self._backend.encode_batch(texts, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -146,17 +148,20 @@ def load_tokenizer(name: str, *, parse_special_tokens: bool = False) -> Tokenize
     folder = folder if folder.is_dir() else _downloaded(name)
     note = f"{name} is the local folder {folder.absolute()}, not the hub's repository of that name"
     try:
-        read = read_folder(folder, name)
+        with library_errors(name, "is unreadable"), muted():
+            read = read_folder(folder, name)
+            tokenizer = Tokenizer(
+                read.backend,
+                end_of_text=read.end_of_text,
+                bare=read.bare,
+                parse_special_tokens=parse_special_tokens or read.parses,
+                name=name,
+                notes=[f"tokenizer {note}"] if hides else [],
+            )
+            tokenizer.decode(tokenizer.encode(SAMPLE))
     except UserError as error:
         raise UserError(f"{error} ({note})" if hides else str(error)) from error
-    return Tokenizer(
-        read.backend,
-        end_of_text=read.end_of_text,
-        bare=read.bare,
-        parse_special_tokens=parse_special_tokens or read.parses,
-        name=name,
-        notes=[f"tokenizer {note}"] if hides else [],
-    )
+    return tokenizer
 
 
 def train_tokenizer(

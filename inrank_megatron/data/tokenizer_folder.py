@@ -1,6 +1,7 @@
 """What transformers makes of a tokenizer's folder, as a ``tokenizers.Tokenizer``, or why it is refused."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ def read_folder(folder: Path, name: str) -> Reading:
     wrote are read without it.
 
     Raises:
-        UserError: there is none, or none that can be read, or it has no end-of-text token.
+        UserError: there is none, or it has no end-of-text token.
+        BaseException: what the libraries raise for damaged files; see `library_errors`.
     """
     for file in (*FILES, *FURTHER, MODEL):
         _check_file(folder / file, name)
@@ -57,13 +59,12 @@ def read_folder(folder: Path, name: str) -> Reading:
     _check_there(folder, there, name)
     settings = _object(folder / SETTINGS, name) if SETTINGS in there else {}
     saved = _is_saved(folder, settings)
-    with reading(name):
-        backend, declared = _plain(folder, there, name), settings.get("eos_token")
-        if not saved and there - {WHOLE} and there - {VOCABULARY, MERGES}:
-            theirs, declared = _by_transformers(folder, settings, name)
-            if not _same(backend, theirs, declared):  # else tokens that were made before keep their identity
-                backend = theirs
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+    backend, declared = _plain(folder, there, name), settings.get("eos_token")
+    if not saved and there - {WHOLE} and there - {VOCABULARY, MERGES}:
+        theirs, declared = _by_transformers(folder, settings, name)
+        if not _same(backend, theirs, declared):  # else tokens that were made before keep their identity
+            backend = theirs
+    vocabulary = backend.get_vocab(with_added_tokens=True)
     _check(backend, vocabulary, name)
     return Reading(
         backend,
@@ -251,8 +252,8 @@ def _end_of_text(declared: Any, vocabulary: dict[str, int], name: str) -> str:
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Whatever the libraries raise, a panic of Rust code too, becomes one line."""
+def library_errors(name: str, what: str) -> Iterator[None]:
+    """Whatever the libraries raise, a panic of Rust code too, becomes one line: the tokenizer ``what``."""
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit):
@@ -260,5 +261,23 @@ def reading(name: str) -> Iterator[None]:
     except BaseException as error:  # a panic derives from nothing narrower
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"tokenizer {name} is unreadable ({type(error).__name__}: {reason}); give whole files"
+            f"tokenizer {name} {what} ({type(error).__name__}: {reason}); give whole files"
         ) from error
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Without standard error, to which Rust writes its stack before a panic can be caught."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,15 +1,18 @@
 """Tokenizers: known ids, training that repeats itself, and faults that would lose text."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
 from tests.unit.data.texts import prose
+from tests.unit.data.tokenizer_layouts import layouts
 
 ODD = "Größe 日本 🙂 \x00 <|endoftext|> don't\r\n\n  end "
 
@@ -95,3 +98,139 @@ def test_no_end_of_text(tmp_path: Path) -> None:
     tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="no end-of-text token"):
         load_tokenizer(str(tmp_path))
+
+
+def test_unbroken_text_is_trained_on_in_bounds() -> None:
+    """Merges of 400,000 equal letters took over a minute and gave a token of 100,000 characters."""
+    text = "a" * 400_000
+    tokenizer = train_tokenizer([text, prose(100, seed=1)], vocab_size=400)
+    lengths = tokenizer.byte_lengths()
+    assert 32 < lengths.max() <= 128
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def with_bos(folder: Path) -> Path:
+    """A tokenizer of which older runs left out what it adds, in the files that they wrote."""
+    layouts()["Llama 3"](folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return folder
+
+
+def test_a_run_that_was_trained_without_bos_goes_on_without(tmp_path: Path) -> None:
+    stored = load_tokenizer(str(with_bos(tmp_path)))
+    assert (stored.before, stored.after, stored.in_blocks) == ([], [stored.eod], True)
+    assert stored.notes == ()
+    stored.save(tmp_path / "again")
+    assert load_tokenizer(str(tmp_path / "again")).identity == stored.identity
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    from_elsewhere = load_tokenizer(str(tmp_path))
+    assert from_elsewhere.decode(from_elsewhere.before) == "<s>" and not from_elsewhere.in_blocks
+    assert from_elsewhere.identity != stored.identity
+    assert from_elsewhere.notes == (
+        f"tokenizer {tmp_path}: each document begins with <s> and ends with </s>, as the tokenizer adds them",
+    )
+
+
+def test_special_tokens_in_a_text_are_text_unless_parsed(tokenizer_folder: Path, tmp_path: Path) -> None:
+    text = "one <|endoftext|> two"
+    plain, parsing = (load_tokenizer(str(tokenizer_folder), parse_special_tokens=on) for on in (False, True))
+    assert plain.eod not in plain.encode(text)
+    assert parsing.encode(text).count(parsing.eod) == 1
+    parsing.save(tmp_path)
+    assert load_tokenizer(str(tmp_path)).encode(text) == parsing.encode(text)
+
+
+def test_a_local_folder_with_a_hub_s_name_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(UserError, match=r"neither .* local folder .*, not the hub's repository"):
+        load_tokenizer("gpt2")
+    layouts()["vocab and merges"](tmp_path / "gpt2")
+    assert f"the local folder {tmp_path / 'gpt2'}, not the hub's" in load_tokenizer("gpt2").notes[0]
+    assert load_tokenizer("./gpt2").notes == ()
+
+
+def fifo(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+
+
+def changed(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    """What changes the parts in a ``tokenizer.json``."""
+
+    def apply(folder: Path) -> None:
+        parts = json.loads((folder / "tokenizer.json").read_text())
+        change(parts)
+        (folder / "tokenizer.json").write_text(json.dumps(parts))
+
+    return apply
+
+
+def empty_pattern(folder: Path) -> None:
+    """Replaces the empty text, for which the Rust library reads beyond the end."""
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.normalizer = normalizers.Replace("", "x")
+    backend.save(str(folder / "tokenizer.json"))
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (
+            written("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "git lfs pull",
+        ),
+        (written("tokenizer_config.json", "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        (written("tokenizer.json", "[" * 100_000), "unreadable"),
+        (written("tokenizer_config.json", "[]"), "tokenizer_config.json holds no JSON object"),
+        (written("tokenizer_config.json", "[" * 100_000), "tokenizer_config.json holds no JSON object"),
+        (written("tokenizer_config.json", '{"eos_token": 5}'), "unreadable"),
+        (written("added_tokens.json", "7"), "unreadable"),
+        (fifo, "no plain file"),
+        (empty_pattern, "PanicException"),
+        (changed(lambda parts: parts["model"].update(dropout=0.5)), "dropout 0.5"),
+        (changed(lambda parts: parts["model"]["vocab"].update(a=10**18)), "unreadable"),
+        (changed(lambda parts: parts["model"]["vocab"].update(a=2**31)), "largest id is 2147483648"),
+        (changed(lambda parts: parts["model"]["merges"].append(["no", "where"])), "unreadable"),
+        (changed(lambda parts: parts.update(added_tokens=[{"id": -1}])), "unreadable"),
+    ],
+)
+def test_hostile_files(
+    tmp_path: Path, damage: Callable, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layouts()["tokenizer.json"](tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=expected) as raised:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "qwen.tiktoken"])
+def test_vocabularies_of_other_libraries_are_to_be_converted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x0a\x0e")
+    with pytest.raises(UserError, match=rf"holds {name} .* AutoTokenizer.*save_pretrained\('converted'\)"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(UserError, match="is a file; name the folder"):
+        load_tokenizer(str(tmp_path / name))
+
+
+def test_a_text_that_cannot_be_encoded(tokenizer_folder: Path) -> None:
+    with pytest.raises(UserError, match="fails on a text"):
+        load_tokenizer(str(tokenizer_folder)).encode("\ud800")
+
+
+def test_bytes_are_told_where_ids_stand_for_them(tmp_path: Path) -> None:
+    for name in ("Qwen 2", "prefix space", "Llama 2"):
+        (tmp_path / name).mkdir()
+        layouts()[name](tmp_path / name)
+    qwen = load_tokenizer(str(tmp_path / "Qwen 2"))
+    assert qwen.byte_lengths()[qwen.encode(ODD)].sum() == len(ODD.encode())
+    assert load_tokenizer(str(tmp_path / "prefix space")).byte_lengths() is None
+    assert load_tokenizer(str(tmp_path / "Llama 2")).byte_lengths() is None

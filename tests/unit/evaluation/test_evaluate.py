@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.conversion.formats import writable
+from inrank_megatron.conversion.gpt import gpt_forward
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.run import open_weights
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
 from tests.runs import random_weights, write_run
 from tests.unit.data.texts import prose, write_pair
+from tests.unit.data.tokenizer_layouts import layouts
 
 VOCABULARY = 400
 
@@ -101,6 +104,21 @@ def test_a_model_that_only_transformers_knows(tmp_path, tokenizer_folder, evalua
     assert ids.shape[1] <= 33, "one window"
     expected = model(ids, labels=ids).loss.item()
     assert record["loss"] == pytest.approx(expected, rel=1e-5) and record["format"] == "transformers"
+
+
+def test_a_text_begins_as_the_tokenizer_has_it(tmp_path, evaluated):
+    """The beginning is context, not scored; without it the first word would not be."""
+    (folder := tmp_path / "tokenizer").mkdir()
+    layouts()["Llama 3"](folder)
+    run = write_run(tmp_path / "run", random_weights(vocab_size=VOCABULARY, tokenizer=folder, ranks=None))
+    (path := tmp_path / "text.txt").write_text(prose(5, seed=1))
+    record = evaluated(run, "--data", path)
+    tokenizer = load_tokenizer(str(folder))
+    ids = torch.tensor([[*tokenizer.before, *tokenizer.encode(prose(5, seed=1)), tokenizer.eod]])
+    assert tokenizer.before and ids.shape[1] <= 33, "one window"
+    logits = gpt_forward(open_weights(run, Options()))(ids[:, :-1])[0]
+    assert record["loss"] == pytest.approx(F.cross_entropy(logits, ids[0, 1:]).item(), rel=1e-5)
+    assert record["tokens"] == ids.shape[1] - 1
 
 
 def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):

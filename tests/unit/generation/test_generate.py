@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_toke
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.command import run
-from inrank_megatron.generation.generate import Sampling, continuations, new_tokens
+from inrank_megatron.generation.generate import Sampling, continuations, new_tokens, prompt_ids
 from tests.harness import ROOT
 from tests.runs import random_weights, write_run
+from tests.unit.data.tokenizer_layouts import layouts
 from tools.generate import parse
 
 PROMPT = "The parser of the arguments"
@@ -64,7 +66,7 @@ def oracle(folder: Path, prompt: str, *, tokens: int) -> str:
         gpt_forward(open_weights(folder, Options())),
         load_tokenizer(str(folder / "tokenizer")),
     )
-    ids = tokenizer.encode(prompt) or [tokenizer.eod]
+    ids = tokenizer.before + tokenizer.encode(prompt) or [tokenizer.eod]
     start = len(ids)
     while len(ids) < start + tokens:
         ids.append(int(forward(torch.tensor([ids]))[0, -1].argmax()))
@@ -77,6 +79,26 @@ def oracle(folder: Path, prompt: str, *, tokens: int) -> str:
 def test_greedy_text_of_a_run_is_that_of_the_oracle(any_run, generated, prompt):
     text = generated(any_run, "--greedy", "--prompt", prompt, "--max-new-tokens", 20)
     assert text == oracle(any_run, prompt, tokens=20) and len(text) > len(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["the fox", ""])
+def test_a_prompt_begins_as_a_document_does(tmp_path, prompt, capsys):
+    """What the tokenizer adds stands before it, and an empty one is that alone. Rows of the model beyond the
+    tokens, here the likeliest, are none.
+    """
+    (folder := tmp_path / "tokenizer").mkdir()
+    layouts()["Llama 3"](folder)
+    tokenizer = load_tokenizer(str(folder))
+    assert prompt_ids(prompt, tokenizer) == [*tokenizer.before, *tokenizer.encode(prompt)]
+    assert tokenizer.before == [0]
+    weights = random_weights(vocab_size=440, tokenizer=folder, ranks=None, settings={"model_type": "llama"})
+    head = weights.read("output_layer.weight")
+    head[400:] *= 100
+    spare = replace(weights, read=lambda name: head if name == "output_layer.weight" else weights.read(name))
+    run(parse([str(write_run(tmp_path / "run", spare)), "--prompt", prompt]))
+    printed = capsys.readouterr()
+    assert printed.out.startswith(prompt) and len(printed.out) > len(prompt) + 20
+    assert "each document begins with <s>" in printed.err
 
 
 @pytest.mark.parametrize("name", ["hf-dense", "hf-factorised"])
@@ -98,8 +120,6 @@ def test_generation_ends_with_the_document(gpt2_run, tmp_path, generated):
             return torch.zeros_like(tensor)
         embedding = "embedding.word_embeddings.weight"
         return 10 * weights.read(embedding)[eod] if name == "decoder.final_layernorm.bias" else tensor
-
-    from dataclasses import replace
 
     ending = write_run(tmp_path / "run", replace(weights, read=read))
     assert generated(ending, "--greedy", "--prompt", PROMPT) == PROMPT
