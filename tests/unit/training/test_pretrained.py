@@ -7,8 +7,9 @@ import torch
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.config import Config, from_flat, replace, to_yaml
+from inrank_megatron.data.tokenizer import train_tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
+from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 
 
 @pytest.fixture
@@ -87,3 +88,25 @@ def test_a_node_that_does_not_see_the_folder_says_so(run):
     config = replace(config_of(run), seed=3)
     with pytest.raises(UserError, match="cannot be read on every rank"):
         read_pretrained(run / "checkpoints" / "step_00000099", config)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (257, []),
+        (304, ["left out 47 rows of the embedding, which pad its vocabulary"]),
+        (256, "has 256 rows, and the tokenizer 257 tokens; .* resize_token_embeddings"),
+        (257 + 1025, "has 1282 rows, and the tokenizer only 257 tokens; up to 1024"),
+    ],
+)
+def test_rows_of_the_embedding_beyond_the_tokens(tmp_path, rows, expected):
+    """Models are padded, to 50,304 rows for GPT-2's 50,257 tokens; one with fewer rows is another's."""
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", 1)
+    writer.add("embedding.word_embeddings.weight", torch.ones(rows, 3))
+    folder, tokenizer = writer.publish({"step": 1}), train_tokenizer([], vocab_size=257)
+    if isinstance(expected, list):
+        assert check_tokenizer(folder, tokenizer) == expected
+    else:
+        with pytest.raises(UserError, match=expected) as raised:
+            check_tokenizer(folder, tokenizer)
+        assert "\n" not in str(raised.value)
