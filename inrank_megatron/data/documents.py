@@ -71,8 +71,8 @@ def watched(pieces: Iterable[Piece], name: str, separator: str | None, notes: li
             looking = False
             note(
                 notes,
-                f"{name}: holds {marker}, which is ordinary text here and ends no document; to split there "
-                f"give --document-separator '{marker}'",
+                f"{name}: holds {marker}, which ends no document here, and is ordinary text unless special "
+                f"tokens are parsed; to split there give --document-separator '{marker}'",
             )
         yield piece
     if separator is not None and documents == 1:
