@@ -46,6 +46,7 @@ def _sample(run_dir: Path, valid: TokenFile) -> dict:
         ids,
         tokens=min(NEW_TOKENS, room),
         eod=tokenizer.eod,
+        vocab_size=tokenizer.vocab_size,
         sampling=sampling,
     )
     start = len(tokenizer.decode(ids))
@@ -56,6 +57,8 @@ def _sample(run_dir: Path, valid: TokenFile) -> dict:
 def _beginning(valid: TokenFile, tokenizer: Tokenizer) -> str:
     """The first words of the first validation document, whole ones."""
     ids = valid.tokens(0, min(PROMPT_TOKENS, valid.num_tokens)).tolist()
+    if ids[: len(tokenizer.before)] == tokenizer.before:  # which `prompt_ids` puts there again
+        ids = ids[len(tokenizer.before) :]
     if tokenizer.eod in ids:
         return tokenizer.decode(ids[: ids.index(tokenizer.eod)])
     text = tokenizer.decode(ids)
