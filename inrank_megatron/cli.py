@@ -33,6 +33,7 @@ from inrank_megatron.defaults import (
     QUICKSTART,
     default_config,
     find_config,
+    is_shipped,
     naming,
     origins_of,
     pretrained_model,
@@ -163,7 +164,8 @@ def _settings(
     origins = origins_of(settings, file, path) | dict.fromkeys(from_json, "the DeepSpeed JSON")
     origins |= dict.fromkeys(starts_as, str(flags.get("pretrained_checkpoint")))
     origins = {name: origin for name, origin in origins.items() if name not in flags}
-    return settings, own | from_json.keys() | flags.keys(), origins, notes
+    asked = frozenset() if is_shipped(path) else own
+    return settings, asked | from_json.keys() | flags.keys(), origins, notes
 
 
 def _accumulated(config: Config, settings: Mapping[str, Any], deepspeed: Mapping[str, Any]) -> Config:

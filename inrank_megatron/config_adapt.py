@@ -1,8 +1,8 @@
 """Defaults give way: what nobody asked for is adapted to what the user did ask for, and that is said.
 
-A setting is the user's if it comes from a flag, a file that ``--config`` names, or a DeepSpeed JSON. All
-others, from the default configuration, a preset or the schema, are defaults. ``RULES`` is the whole list of
-what is adapted, in this order; what has no rule there is refused by ``checks.py``. The rules look at the
+A setting is the user's if it comes from a flag, a file of the user's own that ``--config`` names, or a
+DeepSpeed JSON. All others, from a configuration of this project, a preset or the schema, are defaults.
+``RULES`` is the whole list of what is adapted, in this order; what has no rule there is refused by ``checks.py``. The rules look at the
 settings and the number of processes alone, so that the same command adapts in the same way when a run is
 resumed; those that look at the number of processes touch only settings that may change then.
 """

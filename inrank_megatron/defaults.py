@@ -47,6 +47,11 @@ def find_config(name: str) -> Path:
     return Path(str(importlib.resources.files("inrank_megatron_configs"))) / name
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether the file is one of the project's own configurations, whose values the user has not chosen."""
+    return path.resolve().parent == find_config(QUICKSTART).resolve().parent
+
+
 def origins_of(settings: Mapping[str, Any], file: Mapping[str, Any], path: Path) -> dict[str, str]:
     """The origin of every setting of the file, a preset, or the schema's defaults."""
     defaults = {name: "the defaults" for name, info in fields().items() if info.default is not None}

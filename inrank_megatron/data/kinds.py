@@ -34,8 +34,8 @@ _TOKENS = (
     "give the text itself, or both files of a .bin/.idx pair (tools/prepare_data.py makes one of a text)",
 )
 _ARCHIVE = ("an archive", "unpack it and name the files or their folder")
-_TABLE = ("a table of a kind that is not read", "save it as parquet or JSON lines")
-_DOCUMENT = ("a document with markup", "extract its text")
+_TABLE = ("a table in another form than parquet or Arrow", "save it as parquet or JSON lines")
+_DOCUMENT = ("a formatted document", "extract its text")
 _BINARY = ("a binary file", "give text, JSON lines, JSON, parquet or Arrow")
 REFUSED = {
     **dict.fromkeys((".bin", ".idx", ".npy", ".npz", ".pt", ".pth"), _TOKENS),

@@ -12,6 +12,7 @@ from inrank_megatron.checks import check
 from inrank_megatron.cli import Launch, parse
 from inrank_megatron.config import flatten, to_yaml
 from inrank_megatron.deepspeed_json import passthrough
+from inrank_megatron.defaults import find_config
 from inrank_megatron.errors import UserError
 
 INRANK, RELORA = ["--inrank"], ["--method", "relora", "--rank", "8"]
@@ -86,6 +87,14 @@ def test_what_the_user_gave_is_refused(tmp_path):
     file.write_text("model_preset: tiny\ntrain_iters: 50\nlr_warmup_iters: 20\n")
     with pytest.raises(UserError, match=rf"\(lr_warmup_iters: from {re.escape(str(file))}\)"):
         checked(["--config", str(file), "--train-iters", "3"], world_size=1)
+
+
+def test_a_configuration_of_the_project_gives_way_though_it_is_named():
+    file = find_config("gpt2_small_inrank.yaml")
+    launch = checked(["--config", str(file), "--train-iters", "100"], world_size=8)
+    assert launch.config.optimizer.lr_warmup_iters == 10
+    [note] = launch.notes
+    assert note.startswith("lr_warmup_iters 225 from ") and "gives way to 10" in note
 
 
 def test_the_same_command_goes_on_with_its_run(tmp_path):
