@@ -143,7 +143,7 @@ def test_flags_and_files_in_the_text_exist(page):
     assert {link for link in links if not (page.parent / link).exists()} == set()
 
 
-# Flags of other programs: launchers, transformers, Megatron-LM.
+# Flags of other programs: launchers, batch systems, containers, the installation, transformers, Megatron-LM.
 OTHERS = {
     *(
         "--num-gpus",
@@ -154,6 +154,9 @@ OTHERS = {
         "--hostfile",
         "--include",
     ),
+    *("--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--signals-to-handle"),
+    *("--gpus-per-node", "--gpus-per-task", "--ntasks-per-node", "--signal", "--ipc", "--shm-size"),
+    *("--torch-index",),
     *("--trust-remote-code", "--ckpt-format", "--no-pipeline-parallel", "--finetune", "--swiglu"),
     *("--position-embedding-type", "--disable-bias-linear", "--normalization"),
     *("--untie-embeddings-and-output-weights",),
