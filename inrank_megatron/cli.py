@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from inrank_megatron import deepspeed_json
 from inrank_megatron.cluster import MEMORY_GIB, Cluster, parse_cluster
 from inrank_megatron.config import (
     INRANK_PRESETS,
@@ -28,7 +28,6 @@ from inrank_megatron.config import (
     sections,
 )
 from inrank_megatron.config_adapt import adapt
-from inrank_megatron.deepspeed_json import settings_of
 from inrank_megatron.defaults import (
     QUICKSTART,
     default_config,
@@ -121,7 +120,9 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     world_size = cluster.world_size if cluster else world_size
     path = Path(known.config) if known.config is not None else default_config(flags)
     flags |= _method(known.inrank, flags)
-    deepspeed = _read_json(known.deepspeed_config) if known.deepspeed_config is not None else None
+    deepspeed = (
+        deepspeed_json.read_file(known.deepspeed_config) if known.deepspeed_config is not None else None
+    )
     settings, given, origins, notes = _settings(path, flags, deepspeed or {}, named=known.config is not None)
     with naming(origins):
         settings, adapted = adapt(settings, given, origins=origins, world_size=world_size)
@@ -159,7 +160,9 @@ def _settings(
         notes.append(
             f"model settings from {flags['pretrained_checkpoint']}, whose weights the run starts from"
         )
-    from_json = {name: value for name, value in settings_of(deepspeed).items() if name not in own}
+    from_json = {
+        name: value for name, value in deepspeed_json.settings_of(deepspeed).items() if name not in own
+    }
     settings = _merge(file, from_json | flags)
     origins = origins_of(settings, file, path) | dict.fromkeys(from_json, "the DeepSpeed JSON")
     origins |= dict.fromkeys(starts_as, str(flags.get("pretrained_checkpoint")))
@@ -286,13 +289,3 @@ def _refuse_idle(flags: dict[str, Any], config: Config) -> None:
             remedy = "--inrank" if "inrank-efficient" in readers else f"--method {' or '.join(readers)}"
             shown = f"--{name.replace('_', '-')} {flags[name]}"
             raise UserError(f"{shown}: has no effect with method {method}; give {remedy}, or drop the flag")
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; --deepspeed_config needs one JSON object") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; --deepspeed_config needs one JSON object")
-    return content

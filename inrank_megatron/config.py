@@ -6,6 +6,7 @@ leaves open are those that need the number of processes (`resolve`). `to_yaml` a
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 from inrank_megatron.schema import Config, Section
 
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
@@ -76,6 +78,10 @@ INRANK_PRESETS = {
     },
 }
 
+LARGEST_FILE = 2**24
+"""Characters that no configuration file has."""
+MOST_SHOWN = 8
+"""Mistakes in one message."""
 CALM_UPDATE = 1.25
 """Up to here new columns start with moments of zero; 1.17 at betas of 0.9 and 0.95."""
 
@@ -149,14 +155,23 @@ def to_yaml(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a setting given twice, of which it would take the last."""
+    """YAML that refuses a setting given twice, of which it would take the last, and a list or mapping that
+    stands in several places: lists of such lists are billions of entries to whoever shows them.
+    """
 
     def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} is given {names.count(name)} times")
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.items():
+            if times > 1:
+                raise ValueError(f"{name} is given {times} times")
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent, index):
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and not isinstance(node, yaml.ScalarNode):
+            raise ValueError("an alias (*name) of a list or mapping; write it out")
+        return node
 
 
 def inrank_preset(flat: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -168,17 +183,29 @@ def inrank_preset(flat: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def read_file(path: str | Path) -> dict[str, Any]:
     """The flat mapping in a YAML file, not yet validated."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); give a configuration file in YAML") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML; mend it: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no `name: value` lines; a configuration file has one setting a line")
     _refuse_unknown(content, f"{path}: ")
     return content
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds. Raises UserError for what is no such file."""
+    refuse_pointer(Path(path))
+    try:
+        with open(path, encoding="utf-8") as file:  # a pipe of the shell's, too
+            text = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); give a configuration file in YAML") from None
+    if len(text) > LARGEST_FILE:
+        raise UserError(f"{path}: is longer than {LARGEST_FILE} characters; give a configuration file")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # tags such as !!int let the library fail in many ways
+        reason = str(error)[:300] or type(error).__name__
+        raise UserError(f"{path}: not valid YAML; mend it: {' '.join(reason.split())}") from None
 
 
 def load(path: str | Path) -> Config:
@@ -197,10 +224,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _refuse_unknown(names: Iterable[Any], origin: str) -> None:
-    unknown = [str(name) for name in names if name not in fields()]
+    known = fields()
+    unknown = [str(name)[:80] for name in names if name not in known]
     if unknown:
-        complaints = "; ".join(f"{name}: no such setting{nearest(name, fields())}" for name in unknown)
-        raise UserError(f"{origin}{complaints}; --help lists all settings")
+        shown = "; ".join(f"{name}: no such setting{nearest(name, known)}" for name in unknown[:MOST_SHOWN])
+        more = f"; {len(unknown) - MOST_SHOWN} more" if len(unknown) > MOST_SHOWN else ""
+        raise UserError(f"{origin}{shown}{more}; --help lists all settings")
 
 
 def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
@@ -264,8 +293,16 @@ def _explain(error: ValidationError) -> str:
         rule = "is required" if missing else finding["msg"].replace("Input should be", "must be")
         rule = "must name at least one path" if finding["type"] == "too_short" else rule
         rules.setdefault(name, []).append(rule)
-        shown[name] = name if missing else f"{name} = {finding['input']!r}"
+        shown[name] = name if missing else f"{name} = {_shown(finding['input'])}"
     return "; ".join(f"{shown[name]}: {' or '.join(rules[name])}; {_remedy(name)}" for name in rules)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer, written in base 16, of more digits than Python shows in base 10
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _remedy(name: str) -> str:

@@ -2,9 +2,10 @@
 
 A setting is the user's if it comes from a flag, a file of the user's own that ``--config`` names, or a
 DeepSpeed JSON. All others, from a configuration of this project, a preset or the schema, are defaults.
-``RULES`` is the whole list of what is adapted, in this order; what has no rule there is refused by ``checks.py``. The rules look at the
-settings and the number of processes alone, so that the same command adapts in the same way when a run is
-resumed; those that look at the number of processes touch only settings that may change then.
+``RULES`` is the whole list of what is adapted, in this order; what has no rule there is refused by
+``checks.py``. The rules look at the settings and the number of processes alone, so that the same command
+adapts in the same way when a run is resumed; those that look at the number of processes touch only settings
+that may change then.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set

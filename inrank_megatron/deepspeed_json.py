@@ -6,13 +6,17 @@ goes to DeepSpeed as it is.
 """
 
 import copy
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config, nearest
+from inrank_megatron.deepspeed_names import SECTIONS, TOP_LEVEL, is_of_type
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 from inrank_megatron.schema import TrainingConfig
 
 DECAY_STYLES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
@@ -110,6 +114,52 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+LARGEST_FILE, DEEPEST = 2**20, 20
+"""Bytes, and sections inside each other, that no such file has."""
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The object in a DeepSpeed JSON file, not yet compared with a run.
+
+    Raises:
+        UserError: no such file, no JSON, a name that is given twice, or sections nested without end.
+    """
+    refuse_pointer(Path(path))
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"longer than {LARGEST_FILE} characters")
+        content = json.loads(text, object_pairs_hook=_once)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; --deepspeed_config needs one JSON object") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deep; --deepspeed_config needs one JSON object") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; --deepspeed_config needs one JSON object")
+    if _deeper(content, DEEPEST):
+        raise UserError(f"{path}: more than {DEEPEST} sections deep; no DeepSpeed setting is")
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; of a name given twice Python would take the last."""
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"{name!r} is given twice")
+        content[name] = value
+    return content
+
+
+def _deeper(tree: Any, levels: int) -> bool:
+    level = [tree]
+    for _ in range(levels):
+        holders = [tuple(value.values()) if isinstance(value, dict) else value for value in level]
+        level = [below for values in holders for below in values if isinstance(below, dict | list)]
+    return bool(level)
+
+
 def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) -> dict[str, Any]:
     """What of a DeepSpeed JSON may be merged into the engine's own configuration.
 
@@ -125,14 +175,15 @@ def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) ->
     for key in UNAVAILABLE:
         value = _lookup(given, key)
         if not _is_off(value):
-            raise UserError(f"DeepSpeed JSON {key} = {value!r}: not available yet; remove it from the file")
+            raise UserError(f"DeepSpeed JSON {key} = {_shown(value)}: not available yet; remove it")
+    _refuse_unknown(given)
     decided = _decided(config, topology) | _schedule(given, config)
     _check_sections(given, decided)
     for key, (ours, source) in decided.items():
         value = _lookup(given, key)
         if value not in (None, "auto") and not _equal(value, ours):
             raise UserError(
-                f"DeepSpeed JSON {key} = {value!r}: contradicts the run's {source} = {ours!r}; "
+                f"DeepSpeed JSON {key} = {_shown(value)}: contradicts the run's {source} = {ours!r}; "
                 f"change one of the two, or give 'auto' in the file"
             )
     result = copy.deepcopy({key: value for key, value in given.items() if key not in OWNED})
@@ -191,7 +242,7 @@ def _check_sections(given: Mapping[str, Any], decided: Mapping[str, Any]) -> Non
     for section in sorted({str(path) for key in (*decided, *UNAVAILABLE, *OWNED) for path in _above(key)}):
         value = _lookup(given, section)
         if value not in (None, "auto") and not isinstance(value, Mapping):
-            raise UserError(f"DeepSpeed JSON {section} = {value!r}: must be an object; write {{...}}")
+            raise UserError(f"DeepSpeed JSON {section} = {_shown(value)}: must be an object; write {{...}}")
     for owned in OWNED:
         known = [key.rpartition(".")[2] for key in decided if key.startswith(f"{owned}.params.")]
         for section, names in ((owned, ["type", "params"]), (f"{owned}.params", known)):
@@ -202,6 +253,28 @@ def _check_sections(given: Mapping[str, Any], decided: Mapping[str, Any]) -> Non
                         f"DeepSpeed JSON {section}.{name}: the run has no such setting"
                         f"{nearest(name, names)}; remove it from the file"
                     )
+
+
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    """DeepSpeed skips what it does not know, and looks at a value's type when it needs it, if at all."""
+    for name, value in given.items():
+        if name not in TOP_LEVEL:
+            raise _unknown(name, TOP_LEVEL)
+        if not is_of_type(name, value):
+            kind = TOP_LEVEL[name].__name__
+            raise UserError(f"DeepSpeed JSON {name} = {_shown(value)}: must be a {kind}; change or remove it")
+        if name in SECTIONS and value not in (None, "auto", False):
+            if not isinstance(value, Mapping):
+                raise UserError(f"DeepSpeed JSON {name} = {_shown(value)}: must be an object; write {{...}}")
+            for inner in value:
+                if inner not in SECTIONS[name]:
+                    raise _unknown(f"{name}.{inner}", [f"{name}.{known}" for known in SECTIONS[name]])
+
+
+def _unknown(name: str, known: Iterable[str]) -> UserError:
+    return UserError(
+        f"DeepSpeed JSON {name[:80]}: DeepSpeed has no such setting{nearest(name, known)}; mend it"
+    )
 
 
 def _above(key: str) -> list[str]:
@@ -217,14 +290,14 @@ def _schedule(given: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, 
     # DeepSpeed's Adam is AdamW too unless its adam_w_mode says otherwise.
     if name not in (None, "auto") and str(name).lower() not in (ours.lower(), ours.lower().removesuffix("w")):
         raise UserError(
-            f"DeepSpeed JSON optimizer.type = {name!r}: contradicts the run's optimizer = "
+            f"DeepSpeed JSON optimizer.type = {_shown(name)}: contradicts the run's optimizer = "
             f"{optimizer.optimizer!r}; give {ours} or 'auto', or change --optimizer"
         )
     if kind in (None, "auto"):
         return {}
     if not isinstance(kind, str) or kind not in DECAY_STYLES:
         raise UserError(
-            f"DeepSpeed JSON scheduler.type = {kind!r}: must be one of {', '.join(DECAY_STYLES)}"
+            f"DeepSpeed JSON scheduler.type = {_shown(kind)}: must be one of {', '.join(DECAY_STYLES)}"
             f"{nearest(str(kind), DECAY_STYLES)}; remove the section to use the run's own schedule"
         )
     style = DECAY_STYLES[kind]
@@ -274,4 +347,15 @@ def _equal(value: Any, ours: Any) -> bool:
         return isinstance(value, list) and len(value) == len(ours) and all(map(_equal, value, ours))
     if isinstance(ours, bool | str) or isinstance(value, bool):
         return value == ours and type(value) is type(ours)
-    return isinstance(value, int | float) and math.isclose(value, ours, rel_tol=1e-9)
+    if not isinstance(value, int | float):
+        return False
+    try:
+        return math.isclose(value, ours, rel_tol=1e-9)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, which stays one line of some length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -25,6 +25,8 @@ def _words(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=1)]
+# What loops over layers must end: no model has a hundredth of these.
+Layers = Annotated[int, Field(ge=1, le=10_000)]
 Steps = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
@@ -63,7 +65,7 @@ class ModelConfig(Section):
     model_type: Literal["gpt2", "llama"] = _about(
         "architecture; left out: that of the preset, else gpt2", "gpt2"
     )
-    num_layers: Count = _about("transformer layers")
+    num_layers: Layers = _about("transformer layers")
     hidden_size: Count = _about("width of the residual stream")
     num_attention_heads: Count = _about("attention heads")
     ffn_hidden_size: Count = _about(

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.pointers import refuse_pointer
 
 FORMAT_VERSION = 2
 MANIFEST, INDEX, STATE = "manifest.json", "index.json", "state.json"
@@ -41,6 +42,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
         Damaged: it is absent, or no manifest.
         UserError: the format is of another version, or it cannot be read.
     """
+    refuse_pointer(folder / MANIFEST)
     try:
         manifest = read_json(folder / MANIFEST)
         version, files = manifest["format_version"], manifest["files"]
@@ -64,6 +66,7 @@ def compare(folder: Path, files: Mapping[str, dict]) -> None:
     """Compare every byte with the manifest; a file that is not of the recorded size is not read."""
     for name, expected in files.items():
         if _size(folder / name) != expected["bytes"] or sha256(folder / name) != expected["sha256"]:
+            refuse_pointer(folder / name)
             raise Damaged(
                 f"{folder / name}: missing, truncated or altered (its SHA-256 is not the manifest's); "
                 "resume from another checkpoint"
@@ -238,8 +241,16 @@ def _is_identity(value: Any) -> bool:
 def _is_engine(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("factors", {}), dict):
         return False
-    steps, scaling = value.get("optimizer_steps", {}), value.get("loss_scaling", {})
-    return isinstance(steps, dict) and all(map(_is_count, steps.values())) and isinstance(scaling, dict)
+    steps = value.get("optimizer_steps", {})
+    sound = isinstance(steps, dict) and all(map(_is_count, steps.values()))
+    return sound and _is_scaling(value.get("loss_scaling", {}))
+
+
+def _is_scaling(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("state", {}), dict):
+        return False
+    counts = [value[name] for name in ("skipped", "in_a_row") if name in value]
+    return all(map(_is_count, counts)) and all(map(_is_number, value.get("state", {}).values()))
 
 
 _SOUND = {

@@ -16,6 +16,7 @@ from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Weights, account
 from inrank_megatron.conversion.zero_files import FILE, MIXED, TensorParallelRank, open_ranks
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 from inrank_megatron.shapes import is_llama
 
 NAME = "deepspeed"
@@ -73,6 +74,7 @@ def open_weights(path: Path, options: Options) -> Weights:
 def _tag(path: Path) -> Path:
     if not (path / LATEST).is_file():
         return path
+    refuse_pointer(path / LATEST)
     tag = (path / LATEST).read_text(errors="replace").strip()[:200]
     folder = path / tag
     if Path(tag).name != tag or tag == ".." or folder.is_symlink() or not folder.is_dir():

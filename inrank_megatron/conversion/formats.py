@@ -3,7 +3,6 @@
 A new format is one such module and one line here. Modules import what is heavy inside their functions.
 """
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from inrank_megatron.conversion.gpt import Forward, gpt_forward
@@ -22,11 +20,6 @@ from inrank_megatron.pointers import refuse_pointer
 
 MODULES = ("run", "peft", "hf_dense", "hf_factorised", "megatron", "deepspeed_folder", "reference")
 """In the order in which a path is held against them."""
-# Files of other programs can be wrong in more ways than a reader can list, and libraries open some of them.
-FAULTS = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, pickle.PickleError,
-    RuntimeError, SafetensorError, TypeError, ValueError,
-)  # fmt: skip
 
 
 class Format(Protocol):
@@ -63,13 +56,14 @@ def format_of(path: Path) -> Format:
         UserError: nothing is there, a pointer lies in the place of a file, or (``Unsupported``) it is nothing
             that is known.
     """
-    if not path.exists():
-        raise UserError(f"{path}: there is nothing; name a run, an exported folder or a checkpoint")
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        refuse_pointer(file)
-    for module in formats():
-        if module.matches(path):
-            return module
+    with reading(path, "any format"):
+        if not path.exists():
+            raise UserError(f"{path}: there is nothing; name a run, an exported folder or a checkpoint")
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            refuse_pointer(file)
+        for module in formats():
+            if module.matches(path):
+                return module
     names = ", ".join(module.NAME for module in formats())
     raise Unsupported(f"{path}: is in no format that is known here ({names}); name one that is")
 
@@ -96,15 +90,25 @@ def forward_of(module: Format, path: Path, options: Options, weights: Weights | 
     if not hasattr(module, "forward"):
         return gpt_forward(read_weights(path, options)[1] if weights is None else weights)
     with reading(path, module.NAME):
-        return module.forward(path, options)
+        logits = module.forward(path, options)
+
+    def forward(tokens: Tensor) -> Tensor:
+        with reading(path, module.NAME):  # some settings are looked at only now
+            return logits(tokens)
+
+    return forward
 
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """What files make a reader of theirs raise becomes one line."""
+    """What files make a reader of theirs raise becomes one line: files of other programs can be wrong in more
+    ways than a reader can list, and libraries open some of them.
+    """
     try:
         yield
-    except FAULTS as error:
+    except UserError:
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: cannot be read as {kind} ({type(error).__name__}: {reason}); its files are damaged or "

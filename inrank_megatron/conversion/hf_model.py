@@ -13,6 +13,7 @@ from inrank_megatron.conversion.gpt import Forward
 from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.weights import Weights
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 
 # Tables that older versions of transformers stored beside the weights and that the model computes.
 BUFFERS = re.compile(
@@ -49,6 +50,8 @@ def auto_model(folder: Path):
     from inrank_megatron.hf.registration import register
 
     register()
+    for path in folder.iterdir():
+        refuse_pointer(path)
     try:
         with quiet_transformers():
             model, loading = AutoModelForCausalLM.from_pretrained(

@@ -32,8 +32,10 @@ from inrank_megatron.conversion.tokenizer_files import copy_tokenizer
 from inrank_megatron.conversion.torch_dist import LIST, Storage, write_storage
 from inrank_megatron.conversion.torch_files import as_data, load
 from inrank_megatron.conversion.weights import Weights, account, check_layers
+from inrank_megatron.data.cache import read_json
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.pointers import refuse_pointer
 
 NAME = "megatron"
 LATEST, BACKEND, COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
@@ -160,6 +162,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
 def _iteration(path: Path) -> Path:
     if not (path / LATEST).is_file():
         return path
+    refuse_pointer(path / LATEST)
     latest = (path / LATEST).read_text(errors="replace").strip()[:20]
     folder = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else "release")
     if not (folder / BACKEND).is_file():
@@ -171,10 +174,8 @@ def _iteration(path: Path) -> Path:
 
 
 def _common(folder: Path, options: Options) -> dict[str, Any]:
-    try:
-        backend = json.loads((folder / BACKEND).read_text()).get("sharded_backend")
-    except (OSError, ValueError, AttributeError):
-        backend = None
+    refuse_pointer(folder / BACKEND)
+    backend = (read_json(folder / BACKEND) or {}).get("sharded_backend")
     if backend != "torch_dist":
         raise UserError(
             f"{folder / BACKEND}: storage {backend}, and torch_dist alone is read here; save with "
@@ -188,8 +189,9 @@ def _own(folder: Path) -> tuple[Config, int, dict[str, FactorSpec]] | None:
     path = next((p / OWN for p in (folder, folder.parent) if (p / OWN).is_file()), None)
     if path is None:
         return None
+    refuse_pointer(path)
     try:
-        own = json.loads(path.read_text())
+        own = read_json(path) or {}
         version = own["format_version"]
         factors = {name: FactorSpec(**spec) for name, spec in own["factors"].items()}
         found = (from_flat(own["config"]), int(own["vocab_size"]), factors)

@@ -22,6 +22,7 @@ from inrank_megatron.conversion.hf_names import HFModule, hf_modules, hf_shapes,
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.weights import Shapes, Weights, weight_shapes
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 from inrank_megatron.shapes import is_llama
 
 NAME = "peft"
@@ -63,6 +64,8 @@ def forward(path: Path, options: Options) -> Forward:
     for part in (path / BASE, path / TENSORS):
         if not part.exists():
             raise UserError(f"{part}: is not there; put it back beside {CONFIG}")
+    for part in (path / CONFIG, path / TENSORS):
+        refuse_pointer(part)
     with quiet_transformers():
         return forward_of(PeftModel.from_pretrained(auto_model(path / BASE), path))
 

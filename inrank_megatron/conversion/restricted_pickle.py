@@ -4,7 +4,9 @@ The format has no other index, and Megatron-Core opens it with Python's pickle, 
 names. So it is read here first: a file that passes names nothing but the records below.
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,9 @@ def load_metadata(path: Path, *, allow_pickle: bool) -> Any:
     """
     check_plain(path)
     try:
-        with path.open("rb") as file:
-            metadata = RestrictedUnpickler(file, allow_pickle=allow_pickle).load()
+        data = path.read_bytes()
+        _check_sizes(data)
+        metadata = RestrictedUnpickler(io.BytesIO(data), allow_pickle=allow_pickle).load()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
@@ -71,3 +74,10 @@ def load_metadata(path: Path, *, allow_pickle: bool) -> Any:
     if type(metadata) is not Metadata or not isinstance(metadata.state_dict_metadata, dict):
         raise UserError(f"{path}: is no list of a checkpoint's tensors; name a whole checkpoint")
     return metadata
+
+
+def _check_sizes(data: bytes) -> None:
+    """Raise ValueError where a few bytes would make Python's unpickler take gigabytes."""
+    for opcode, argument, _ in pickletools.genops(data):  # which refuses lengths beyond the end
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+            raise ValueError(f"entry {argument} of a memo")

@@ -7,10 +7,9 @@ it was in memory, so here the chunks of every tensor must be all of it.
 
 import io
 import math
-import pickle
 import warnings
-from collections.abc import Callable, Mapping
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ from torch.futures import Future
 
 from inrank_megatron.conversion.options import Options
 from inrank_megatron.conversion.restricted_pickle import load_metadata
-from inrank_megatron.conversion.torch_files import check_plain
+from inrank_megatron.conversion.torch_files import check_plain, check_tensors, check_zip
 from inrank_megatron.errors import UserError
 
 LIST, DATA = ".metadata", "__0_0.distcp"
@@ -93,9 +92,12 @@ class Storage:
         try:
             with path.open("rb") as file:
                 file.seek(place.offset)
-                data = io.BytesIO(file.read(place.length))
+                data = io.BytesIO(file.read(min(place.length, path.stat().st_size)))
+            check_zip(data)
+            data.seek(0)
             tensor = torch.load(data, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            check_tensors(tensor, file_bytes=len(data.getbuffer()))
+        except Exception as error:  # a damaged pickle can fail in any way
             raise UserError(
                 f"{path}: {key} cannot be read ({type(error).__name__}); name a whole one"
             ) from None
@@ -112,11 +114,29 @@ class Storage:
         )
         listed = all(MetadataIndex(key, c.offsets) in self._places for c in chunks)
         covered = sum(math.prod(c.sizes) for c in chunks) == math.prod(entry.size)
-        if not (inside and listed and covered and not any(_overlap(*two) for two in combinations(chunks, 2))):
+        if not (inside and listed and covered and not _overlapping(chunks)):
             raise UserError(
                 f"{self.folder}: of {key} {list(entry.size)} the files hold {len(chunks)} parts which are "
                 "not all of it, as if one rank had saved for all; save again from every tensor-parallel rank"
             )
+
+
+def _overlapping(chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Whether two chunks have an element in common."""
+    chunks = [chunk for chunk in chunks if len(chunk.sizes) and math.prod(chunk.sizes)]
+    if not chunks:
+        return False
+    # In the order of the axis that is cut most, each needs to be compared with a few that follow.
+    axis = max(range(len(chunks[0].sizes)), key=lambda axis: len({chunk.offsets[axis] for chunk in chunks}))
+    chunks.sort(key=lambda chunk: chunk.offsets[axis])
+    for index, one in enumerate(chunks):
+        end = one.offsets[axis] + one.sizes[axis]
+        for other in islice(chunks, index + 1, None):
+            if other.offsets[axis] >= end:
+                break
+            if _overlap(one, other):
+                return True
+    return False
 
 
 def _overlap(one: ChunkStorageMetadata, other: ChunkStorageMetadata) -> bool:

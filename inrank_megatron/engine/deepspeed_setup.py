@@ -85,6 +85,20 @@ def _fp16(config: Config) -> dict:
     }
 
 
+def check_deepspeed(config: Config, *, accumulation: int, extra: dict) -> None:
+    """Raise UserError unless DeepSpeed takes the run's configuration with ``extra``, a user's, below it.
+    Before anything expensive: no process group is needed.
+    """
+    settings = deepspeed_config(config, accumulation=accumulation, extra=extra)
+    try:
+        DeepSpeedConfig(copy.deepcopy(settings))
+    except Exception as error:  # what it raises for a wrong value depends on where it comes across it
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise UserError(
+            f"DeepSpeed refuses its configuration: {reason}; mend the file given with --deepspeed_config"
+        ) from error
+
+
 def start_deepspeed(
     model: nn.Module, config: Config, parallel: Parallel, *, accumulation: int, extra: dict | None = None
 ):
@@ -94,13 +108,6 @@ def start_deepspeed(
     """
     optimizer = build_optimizer(parameter_groups(model, config), config)
     settings = deepspeed_config(config, accumulation=accumulation, extra=extra)
-    try:
-        DeepSpeedConfig(copy.deepcopy(settings), DeepSpeedMPU(parallel))
-    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
-        raise UserError(
-            f"DeepSpeed refuses its configuration: {' '.join(str(error).split())}; mend the file given with "
-            "--deepspeed_config"
-        ) from error
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inrank_megatron.disk import sync
+from inrank_megatron.errors import UserError
 
 METRICS, RANKS, SAMPLE = "metrics.jsonl", "ranks.jsonl", "sample.json"
 
@@ -32,18 +33,44 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     A line that is no complete JSON object is left out: a process that is killed while it writes leaves
     such a line behind, and what stands before it is still good.
+
+    Raises:
+        UserError: it is no file, or cannot be read.
     """
-    if not path.exists():
+    if not is_there(path):
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and is_step(record.get("step")):
+                records.append(record)
     return records
+
+
+def is_step(value: Any) -> bool:
+    """Whether a value can be a count of steps."""
+    return type(value) is int and 0 <= value < 2**53
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        UserError: what is there is no plain file, which might be read without end, or cannot be read.
+    """
+    try:
+        if not path.exists() and not path.is_symlink():
+            return False
+        if not path.is_file():
+            raise UserError(f"{path} is no file: restore it or move it away")
+        with path.open("rb"):
+            return True
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend that or move it away") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from inrank_megatron.config import read_yaml
 from inrank_megatron.errors import UserError
-from inrank_megatron.reporting.files import SAMPLE, read_records
+from inrank_megatron.reporting.files import SAMPLE, is_there, read_records
+from inrank_megatron.reporting.sound import fault_of_summary, is_sound
 
 Record = dict[str, Any]
 
@@ -76,16 +76,18 @@ def read_run(run_dir: str | Path) -> Run:
         raise UserError(f"{folder} is no run folder, and a report needs one: name the folder given to --save")
     kinds: dict[str, list[Record]] = {"train": [], "eval": [], "switch": [], "checkpoint": []}
     for record in read_records(folder / "metrics.jsonl"):
-        kinds.get(record.get("kind"), []).append(record)
+        kind = record.get("kind")
+        if isinstance(kind, str) and kind in kinds and is_sound(record, kind):
+            kinds[kind].append(record)
     return Run(
         folder=folder,
-        settings=_mapping(folder / "config.yaml", parse=yaml.safe_load),
-        summary=_mapping(folder / "summary.json", parse=lambda text: json.loads(text or "{}")),
+        settings=_settings(folder / "config.yaml"),
+        summary=_summary(folder / "summary.json"),
         train=kinds["train"],
         evaluations=kinds["eval"],
         switches=kinds["switch"],
         checkpoints=kinds["checkpoint"],
-        ranks=read_records(folder / "ranks.jsonl"),
+        ranks=[record for record in read_records(folder / "ranks.jsonl") if is_sound(record, "ranks")],
         sample=_mapping(folder / SAMPLE, parse=lambda text: json.loads(text or "{}")),
     )
 
@@ -103,14 +105,29 @@ def kind_of(layer: str) -> str:
     return re.sub(r".*\.(?=linear_)", "", layer)
 
 
+def _settings(path: Path) -> Record:
+    return _named(path, read_yaml(path) or {}) if is_there(path) else {}
+
+
+def _summary(path: Path) -> Record:
+    summary = _mapping(path, parse=lambda text: json.loads(text or "{}"))
+    if (name := fault_of_summary(summary)) is not None:
+        shown = repr(summary[name])[:80]
+        raise UserError(f"{path}: {name} = {shown} is not what a run writes: restore it or move it away")
+    return summary
+
+
 def _mapping(path: Path, *, parse: Any) -> Record:
-    if not path.exists():
+    if not is_there(path):
         return {}
     try:
-        content = parse(path.read_text(encoding="utf-8")) or {}
-    except (ValueError, yaml.YAMLError) as error:
+        return _named(path, parse(path.read_text(encoding="utf-8")) or {})
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be parsed ({reason}): restore it or move it away") from error
+
+
+def _named(path: Path, content: Any) -> Record:
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UserError(f"{path} holds a {kind} instead of names and values: restore it or move it away")

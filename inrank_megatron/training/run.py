@@ -17,6 +17,7 @@ from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.data.sources import select
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.deepspeed_json import passthrough
+from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.errors import UserError
@@ -64,6 +65,7 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     vocab_size = tokenizer.vocab_size if tokenizer else None
     topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
+    check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     check_installed(config)
     try:
         _run(launch, config, topology, extra, neighbours)
