@@ -88,7 +88,8 @@ def _plan(launch: Launch, config: Config) -> None:
     """Print the plan, without a network."""
     vocab_size, vocabulary = planned_vocabulary(config.data)
     topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
-    passthrough(launch.deepspeed_config or {}, config, topology)
+    extra = passthrough(launch.deepspeed_config or {}, config, topology)
+    check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     if launch.cluster is None:  # which may have other software
         check_installed(config)
     if config.data.dataset is None:  # which a look at would download
