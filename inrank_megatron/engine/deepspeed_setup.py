@@ -12,10 +12,14 @@ from torch import nn
 
 from inrank_megatron.config import Config
 from inrank_megatron.engine.optimizers import build_optimizer, kind_of
+from inrank_megatron.engine.step_report import leave_overflow_to_the_norm
 from inrank_megatron.engine.zero_state import Masters
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.parallel import DeepSpeedMPU, Parallel
+
+# Its meter of throughput waits for the device around every micro-batch, and nobody reads it.
+_UNASKED = {"timers": {"throughput": {"enabled": False}}}
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
@@ -64,7 +68,7 @@ def deepspeed_config(config: Config, *, accumulation: int, extra: dict | None = 
         own["zero_force_ds_cpu_optimizer"] = False  # the run names its optimizer itself
     if stage and (config.training.bf16 or config.training.fp16):
         own["data_types"] = {"grad_accum_dtype": "fp32"}  # without ZeRO DeepSpeed cannot
-    return _merged(extra or {}, own)
+    return _merged(_merged(_UNASKED, extra or {}), own)
 
 
 def _merged(below: dict, above: dict) -> dict:
@@ -115,6 +119,7 @@ def start_deepspeed(
         dist_init_required=False,
         config=settings,
     )
+    leave_overflow_to_the_norm(engine.optimizer)
     masters = Masters(engine.optimizer, kind_of(config), parallel.dp_group)
     for parameter in model.parameters():
         if parameter.requires_grad:

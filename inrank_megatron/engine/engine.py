@@ -20,10 +20,12 @@ from inrank_megatron.engine import deepspeed_setup, factor_surgery, truncation, 
 from inrank_megatron.engine.activations import activation_moments, output_gradient_scales
 from inrank_megatron.engine.columns import drawn_columns, norm_like
 from inrank_megatron.engine.diagnosis import first_non_finite
+from inrank_megatron.engine.fragments import finish_writes
 from inrank_megatron.engine.linears import find_linears
 from inrank_megatron.engine.loss_scaling import LossScaling
 from inrank_megatron.engine.moments import fill_second_moment, kept_entries
 from inrank_megatron.engine.replicated import ReplicatedGradients
+from inrank_megatron.engine.step_report import StepReport, norms_through
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
@@ -66,11 +68,13 @@ class StepResult:
     """Mean loss a token over the global batch, global gradient norm before clipping.
 
     ``skipped``: the gradient overflowed under loss scaling and nothing was updated; its norm is infinite.
+    ``notice``: the largest that any rank gave.
     """
 
     loss: float
     grad_norm: float
     skipped: bool = False
+    notice: int = 0
 
 
 class Engine:
@@ -109,11 +113,22 @@ class Engine:
 
     # ---- training ----
 
-    def train_step(self, micro_batches: Iterable[MicroBatch], *, step: int, lr: float) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Iterable[MicroBatch],
+        *,
+        step: int,
+        lr: float,
+        meanwhile: Callable[[], int] = lambda: 0,
+    ) -> StepResult:
         """Optimizer step number ``step`` (from 1) over this rank's micro-batches, at learning rate ``lr``.
 
         A loss or gradient norm that is not finite on any rank skips the update under loss scaling; else it
         raises before the update, on every rank, and says where it came from.
+
+        Args:
+            meanwhile: called when the device has all of the forward and backward passes to do. What it
+                returns is told to all ranks (``StepReport``).
         """
         self.parallel.seed_random(seed=self.config.training.seed, step=step)
         for group in self.deepspeed.optimizer.param_groups:
@@ -126,38 +141,61 @@ class Engine:
             self.deepspeed.backward(loss)
             total += loss.detach()
             if index + 1 == self.accumulation:
-                mean = self._mean_over_replicas(total)
-                norm = self._update(step, mean, seen)
+                report = StepReport(
+                    total,
+                    self.accumulation * self.parallel.dp_size,
+                    meanwhile(),
+                    self.parallel,
+                    need_finite=not self.loss_scaling.enabled,
+                )
+                norm = self._update(step, report, seen)
             else:
                 self.deepspeed.step()
         self._end_step()
         skipped = self.loss_scaling.enabled and not math.isfinite(norm)
         self.loss_scaling.count(overflow=skipped, step=step)
-        return StepResult(loss=mean, grad_norm=norm, skipped=skipped)
+        return StepResult(loss=report.loss, grad_norm=norm, skipped=skipped, notice=report.notice)
 
-    def _update(self, step: int, loss: float, seen: list[MicroBatch]) -> float:
-        """The optimizer's step; the gradient norm, infinite if DeepSpeed skipped it for that."""
-        scaling, optimizer = self.loss_scaling, self.deepspeed.optimizer
-        if not scaling.enabled and not math.isfinite(loss):
-            self._stop_for(f"the loss is {loss}", step, seen)
-        norm = None
-        if isinstance(optimizer, torch.optim.Optimizer):  # FP32 without ZeRO: DeepSpeed steps regardless
-            norm = self._plain_norm()
-        if norm is None or math.isfinite(norm):
-            self.deepspeed.step()
-            norm = float(self.deepspeed.get_global_grad_norm()) if norm is None else norm
-            norm = math.inf if getattr(optimizer, "overflow", False) else norm
-        if not scaling.enabled and not math.isfinite(norm):
-            self._stop_for(f"the loss is {loss:.4f} but the gradient norm is not finite", step, seen)
+    def _update(self, step: int, report: StepReport, seen: list[MicroBatch]) -> float:
+        """The optimizer's step; the gradient norm, infinite if the step was left out for that."""
+        if self.config.parallel.zero_stage == 0:
+            norm = self._update_without_zero(report)
+        else:
+            with norms_through(report.fetch):
+                self.deepspeed.step()
+            norm = self._norm_of_deepspeed()
+            if report.loss is None:  # it has seen an overflow before it came to the norm
+                report.fetch()
+        if not self.loss_scaling.enabled:
+            if not math.isfinite(report.loss):
+                self._stop_for(f"the loss is {report.loss}", step, seen)
+            if not math.isfinite(norm):
+                what = f"the loss is {report.loss:.4f} but the gradient norm is not finite"
+                self._stop_for(what, step, seen)
         return norm
 
-    def _plain_norm(self) -> float:
-        """Global gradient norm in FP32 without ZeRO, where DeepSpeed clips but does not tell."""
+    def _update_without_zero(self, report: StepReport) -> float:
+        """In FP32 DeepSpeed steps whatever the gradients are, in BF16 whatever the loss is."""
+        squares = None
+        if isinstance(self.deepspeed.optimizer, torch.optim.Optimizer):
+            squares = self._gradient_squares()
+        fetched = report.fetch(squares)
+        if not math.isfinite(report.loss) or not fetched.isfinite():
+            return math.inf
+        self.deepspeed.step()
+        return self._norm_of_deepspeed() if squares is None else math.sqrt(fetched.item())
+
+    def _norm_of_deepspeed(self) -> float:
+        overflow = getattr(self.deepspeed.optimizer, "overflow", False)
+        return math.inf if overflow else float(self.deepspeed.get_global_grad_norm())
+
+    def _gradient_squares(self) -> Tensor:
+        """Square of the global norm in FP32 without ZeRO, where DeepSpeed clips but does not tell."""
         trained = [p for _, p in self.parameters() if p.grad is not None]
         own = [p for p in trained if getattr(p, "tensor_model_parallel", False) or self.parallel.tp_rank == 0]
         squares = sum((p.grad.square().sum() for p in own), torch.zeros((), device=self.device))
         dist.all_reduce(squares, group=self.parallel.tp_group)
-        return math.sqrt(squares.item()) if squares.isfinite() else math.inf
+        return squares
 
     def _stop_for(self, what: str, step: int, seen: list[MicroBatch]) -> NoReturn:
         self._end_step()
@@ -176,10 +214,6 @@ class Engine:
         self._replicated.last = index + 1 == self.accumulation
         for layer in self.layers.values():
             layer.whole_factor.begin(first=index == 0, last=self._replicated.last)
-
-    def _mean_over_replicas(self, total: Tensor) -> float:
-        dist.all_reduce(total, group=self.parallel.dp_group)
-        return total.item() / (self.accumulation * self.parallel.dp_size)
 
     @staticmethod
     def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -243,6 +277,7 @@ class Engine:
     ) -> None:
         """Carry out ``changes`` in order, after ``step`` completed steps."""
         for change in changes:
+            finish_writes()
             match change:
                 case InitialiseFactors():
                     self._initialise(change, batches)
@@ -256,6 +291,7 @@ class Engine:
                     self._refactor(change, step, batches)
                 case _:
                     raise TypeError(f"unknown change {change!r}")
+        finish_writes()
 
     def _initialise(self, change: InitialiseFactors, batches) -> None:
         seed, initial_weight = self.config.training.seed, self.factory.initial_weight

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor
 
@@ -140,6 +141,13 @@ def write_value(parameter: Tensor, value: Tensor) -> None:
     parameter.ds_tensor.data[:count].copy_(value.reshape(-1)[start : start + count])
     if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # small parameters stay whole between steps
         parameter.data.copy_(value)
+
+
+def finish_writes() -> None:
+    """Wait until the device has all that :func:`write_value` was given: ZeRO 3 gathers on a stream of its
+    own, which does not wait for the one that they are written on.
+    """
+    get_accelerator().synchronize()
 
 
 def assembled(own: Tensor, start: int, shape: tuple[int, ...], group) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from inrank_megatron.accounting import differences
 from inrank_megatron.engine import zero_state
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.engine.fragments import read_value, write_value
+from inrank_megatron.engine.fragments import finish_writes, read_value, write_value
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.spec import FactorSpec
@@ -98,6 +98,7 @@ def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weight
     for name, (target, factor) in initial.items():
         [(_, tensor)] = source.tensors([stored[name]])
         target.copy_(_shard(tensor, factor, engine))
+    finish_writes()
     if not weights_only:
         engine.masters.set_steps(record["optimizer_steps"])
         engine.loss_scaling.load(record["loss_scaling"])

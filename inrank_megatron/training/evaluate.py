@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from inrank_megatron.data.batches import EvalWindows
+from inrank_megatron.device_copies import to_device
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.parallel import Parallel
 
@@ -66,8 +67,8 @@ def evaluate(
             # A rank without a window of its own computes one and scores none of it: under ZeRO 3 the others
             # gather parameters from it in their pass.
             batch = [windows.window(i) for i in own] or [(windows.window(start)[0], 0)]
-            tokens = torch.from_numpy(np.stack([t for t, _ in batch])).to(device)
-            valid = torch.tensor([v for _, v in batch], device=device)
+            tokens = to_device(torch.from_numpy(np.stack([t for t, _ in batch])), device)
+            valid = to_device(torch.tensor([v for _, v in batch]), device)
             losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
             scored = torch.arange(losses.shape[1], device=device) < valid[:, None]
             sums += torch.stack([losses[scored].sum(), valid.sum().double()])

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import Checkpoint
@@ -14,6 +15,7 @@ from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.device_copies import to_device
 from inrank_megatron.engine.engine import Engine, MicroBatch, StepResult
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
@@ -22,7 +24,7 @@ from inrank_megatron.methods.changes import Method, Refactor, SetRank
 from inrank_megatron.training.evaluate import evaluate
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.run_folder import RunFolder
-from inrank_megatron.training.saving import Saver
+from inrank_megatron.training.saving import Saver, Standing
 from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.stopping import StopRequest
 
@@ -71,6 +73,7 @@ class Trainer:
     def train(self) -> bool:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
         self._began, self._earlier = time.monotonic(), self.progress.seconds
+        self._ahead = (-1, [])  # a step (from 0) and its rows
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
@@ -99,9 +102,11 @@ class Trainer:
             if self.engine.layers:  # of weights alone no session has recorded it
                 self.journal.structure(self.progress.step, "init", self.engine.views(), once=True)
             self._between_steps()  # a stop may have cut them short
-        while self.progress.step < training.train_iters and not self._stopping():
-            self._step()
-            self._between_steps()
+        stopping = self._stopping()
+        while self.progress.step < training.train_iters and not stopping:
+            stopping = self._step()
+            if self._between_steps():  # for however long
+                stopping = self._stopping()
         finished = not self._stopping() and self._evaluate("valid")
         self._save()  # with the validation loss on record; the test needs no new one
         finished = finished and self._evaluate("test")
@@ -122,11 +127,14 @@ class Trainer:
         if self.engine.layers:
             self.journal.structure(0, "init", self.engine.views())
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Train a step, with what follows from it. Whether a rank was asked to stop, the same on all."""
         began = time.monotonic()
         step = self.progress.step + 1
         lr = learning_rate(step, self.config)
-        result = self.engine.train_step(self._micro_batches(step - 1), step=step, lr=lr)
+        result = self.engine.train_step(
+            self._micro_batches(step - 1), step=step, lr=lr, meanwhile=self._meanwhile
+        )
         self.progress = Progress(step, self._earlier + time.monotonic() - self._began)
         if _due(step, self.config.training.log_interval) or step == self.config.training.train_iters:
             self.journal.train(self._record(result, lr, time.monotonic() - began))
@@ -135,8 +143,19 @@ class Trainer:
             self.journal.message(
                 f"step {step}: overflow, nothing is updated; the loss scale is {scale:g} now"
             )
+        stopping = self._saver.heeds(result.notice)
         self._apply_method()
         self._compare_replicas()
+        return stopping
+
+    def _meanwhile(self) -> Standing:
+        """While the device computes a step: get the next one's tokens on their way to it, and say whether
+        this rank was asked to stop.
+        """
+        following = self.progress.step + 1
+        if following < self.config.training.train_iters:
+            self._ahead = (following, self._rows(following))
+        return self._saver.standing(self.stop.reason() is not None)
 
     def _compare_replicas(self) -> None:
         step, interval = self.progress.step, self.config.parallel.replica_check_interval
@@ -173,11 +192,20 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This rank's share of the global batch of ``step`` (from 0): inputs and targets on the device."""
+        known, rows = self._ahead
+        if known != step:
+            rows = self._rows(step)
+        return ((own[:, :-1], own[:, 1:]) for own in rows)
+
+    def _rows(self, step: int) -> list[Tensor]:
+        """The rows of each micro-batch, on their way to the device."""
         parallel, micro = self.engine.parallel, self.topology.micro_batch_size
+        rows = []
         for index in range(self.topology.accumulation_steps):
             first = (index * parallel.dp_size + parallel.dp_rank) * micro
-            rows = torch.from_numpy(self.batches.rows(step, first, first + micro)).to(self.engine.device)
-            yield rows[:, :-1], rows[:, 1:]
+            own = torch.from_numpy(self.batches.rows(step, first, first + micro))
+            rows.append(to_device(own, self.engine.device))
+        return rows
 
     def _record(self, result: StepResult, lr: float, seconds: float) -> dict:
         layers, topology = self.engine.layers, self.topology
@@ -209,13 +237,17 @@ class Trainer:
 
     # ---- between steps ----
 
-    def _between_steps(self) -> None:
+    def _between_steps(self) -> bool:
+        """Evaluate and save where that is due; whether it was."""
         training, step = self.config.training, self.progress.step
-        if _due(step, training.eval_interval) and step < training.train_iters:
+        evaluates = _due(step, training.eval_interval) and step < training.train_iters
+        if evaluates:
             self._evaluate("valid")
         saves = _due(step, training.save_interval) or step == self._saved.step
-        if saves and step < training.train_iters:
+        saves = saves and step < training.train_iters
+        if saves:
             self._save()
+        return evaluates or saves
 
     def _evaluate(self, split: str) -> bool:
         """Evaluate and record, unless an earlier session has; False if a stop ended it.

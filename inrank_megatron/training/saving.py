@@ -52,6 +52,7 @@ class Saver:
         self._verified = set() if verified is None else {verified}
         self._parallel, self._device, self._journal = parallel, device, journal
         self._task: _Task | None = None  # on rank 0, while a checkpoint is in flight
+        self._ended = False  # whether it had ended when this rank last said how it stands
 
     def save(self, tensors: Iterable[tuple[str, Tensor]], state: dict, *, snapshot_bytes: int) -> None:
         """Copy ``tensors`` and have them written; return before that, unless the copies would not fit.
@@ -82,22 +83,35 @@ class Saver:
         while True:
             writing = self._task is not None and not self._task.has_ended(within=POLL_SECONDS)
             own = Standing.STOPS if writing else self._outcome()
-            if self._agreed(own) != Standing.STOPS:
+            worst = self._parallel.largest(own, self._device)
+            self._raise_if_failed(worst)
+            if worst != Standing.STOPS:
                 break
         self._record()
 
     def stops(self, asked: bool) -> bool:
-        """Whether any rank was ``asked`` to stop; asked at every step, it also tells what became of a save.
+        """Whether any rank was ``asked`` to stop; it also tells what became of a save. Collective.
 
         Raises:
             UserError: on all ranks, if a checkpoint could not be written.
         """
-        ended = self._task is not None and self._task.has_ended()
-        outcome = self._outcome() if ended else Standing.GOES_ON
-        stops = self._agreed(max(outcome, Standing(asked))) == Standing.STOPS
-        if ended:
+        return self.heeds(self._parallel.largest(self.standing(asked), self._device))
+
+    def standing(self, asked: bool) -> Standing:
+        """What this rank has to tell the others, for :meth:`heeds`, which comes next."""
+        self._ended = self._task is not None and self._task.has_ended()
+        return max(self._outcome() if self._ended else Standing.GOES_ON, Standing(asked))
+
+    def heeds(self, worst: int) -> bool:
+        """Whether to stop, now that ``worst`` is the largest standing of all ranks.
+
+        Raises:
+            UserError: on all ranks, if a checkpoint could not be written.
+        """
+        self._raise_if_failed(worst)
+        if self._ended:
             self._record()
-        return stops
+        return worst == Standing.STOPS
 
     def _clear_away(self, newest: Path) -> None:
         if self._keep_last is not None:
@@ -107,11 +121,9 @@ class Saver:
         failed = self._task is not None and self._task.fault is not None
         return Standing.FAILED if failed else Standing.GOES_ON
 
-    def _agreed(self, own: Standing) -> int:
-        worst = self._parallel.largest(own, self._device)
+    def _raise_if_failed(self, worst: int) -> None:
         if worst == Standing.FAILED:
             self._parallel.from_first_rank(self._fail)
-        return worst
 
     def _fail(self) -> None:
         fault, self._task = self._task.fault, None
