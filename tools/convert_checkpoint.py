@@ -13,6 +13,7 @@ no GPU, no launcher.
 """
 
 import argparse
+import os
 import signal
 import sys
 
@@ -27,6 +28,9 @@ def main(argv: list[str]) -> int:
     """Convert; the exit status is 0, or 1 after one line about what the user can mend."""
     complete()
     arguments = parse(argv)
+    # Both models compute on the CPU. With a GPU in sight Megatron would move the angles of a LLaMA to it, and
+    # take memory there that a training may need.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Imported here: torch takes seconds, --help should not.
     from inrank_megatron.conversion.command import run
 
