@@ -79,6 +79,11 @@ from inrank_megatron.layers.whole_factor import WholeFactor
 OPERATIONS_PER_ELEMENT = {"gloo": 2300, "nccl": 4000}
 
 
+# Tensor cores load 16 bytes at once. From matrices in half precision whose rows begin elsewhere they load in
+# smaller pieces, or the product does without them.
+TILE_BYTES = 16
+
+
 def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
     """Whether the factors of a first-phase layer should join W0's collective instead of staying in rank
     space.
@@ -97,7 +102,7 @@ class FactorisedLinear(nn.Module):
 
     Attributes:
         weight: frozen ``W0`` without gradient, or None.
-        U, V: the trained factors. Columns from ``active`` on are zero and take no part.
+        U, V: the trained factors. Columns from ``active`` on are zero and change nothing.
         active, capacity: columns in use, k, and allocated, K. Raise the first with :meth:`activate`.
         input_size, output_size: I and O of the whole matrix.
     """
@@ -162,11 +167,24 @@ class FactorisedLinear(nn.Module):
             )
         self.active = columns
 
+    @property
+    def tile(self) -> int:
+        """Columns are taken so many at a time: in half precision rows then begin at multiples of 16 bytes."""
+        return TILE_BYTES // self.U.itemsize if self.U.itemsize < 4 else 1
+
+    @property
+    def width(self) -> int:
+        """Columns that the products run over: those in use, and as many of the zeros after them as fill the
+        tile. They change no sum, and their gradients, products with each other, are zero: they stay zero.
+        """
+        return min(self.capacity, -(-self.active // self.tile) * self.tile)
+
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """``x`` [S, B, features] -> ``(y, None)``; the bias is part of ``y``, added within the product."""
         u, v = self.U, self.V
-        if self.active < self.capacity:
-            u, v = u[:, : self.active], v[: self.active]
+        if self.width < self.capacity:
+            u, v = u[:, : self.width], v[: self.width]
+            u = u.contiguous() if self.capacity % self.tile else u  # its rows are a capacity apart
         y = self.product.apply(x.reshape(-1, x.shape[-1]), self.weight, u, v, self.bias, self)
         return y.view(-1, *x.shape[1:-1], y.shape[-1]), None
 

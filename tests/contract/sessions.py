@@ -14,6 +14,7 @@ from torch import Tensor
 from inrank_megatron.config import Config, from_flat
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
 from inrank_megatron.engine.zero_state import ParameterState, read_state, write_state
 from inrank_megatron.errors import UserError
@@ -449,6 +450,24 @@ def around_growth(rank: int, world_size: int, layout: Layout, settings: dict) ->
         "active": active,
         "grown": {name: layer.active for name, layer in session.engine.layers.items()},
     }
+
+
+def beyond_use(rank: int, world_size: int, name: str, layout: Layout, settings: dict, steps: int) -> dict:
+    """After a training with checks every 2 steps: columns in use by layer after each step, and the largest
+    entry beyond them of any working copy, master or moment.
+    """
+    session = build(name, layout, rank_check_interval=2, weight_decay=0.1, **settings).start()
+    largest, active = 0.0, []
+    for _ in range(steps):
+        session.train(1)
+        active.append({key: layer.active for key, layer in session.engine.layers.items()})
+    for layer in session.engine.layers.values():
+        for dim, parameter in ((1, layer.U), (0, layer.V)):
+            state = read_state(parameter)
+            for tensor in (read_value(parameter), state.master, *state.moments.values()):
+                unused = tensor.narrow(dim, layer.active, layer.capacity - layer.active)
+                largest = max([largest, *unused.abs().flatten().tolist()])
+    return {"largest": largest, "active": active}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from tests.contract.sessions import (
     around_growth,
     around_restart,
     around_switch,
+    beyond_use,
     check_after,
     first_step_of_new_columns,
     first_updates,
@@ -48,6 +49,25 @@ def is_factor(name: str) -> bool:
 def assert_same(before: dict, after: dict, name: str) -> None:
     for key in ("master", "exp_avg", "exp_avg_sq"):
         assert torch.equal(before[name][key], after[name][key]), f"{key} of {name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "settings"),
+    [
+        ("inrank-efficient-patience", "TP2 SP", {"bf16": True}),
+        ("llama-inrank-efficient", "DP2", {"bf16": True, "zero_stage": 3}),
+        ("inrank-kaiming", "DP2", {"fp16": True, "zero_stage": 2, "initial_loss_scale": 256.0}),
+    ],
+    ids=str,
+)
+def test_columns_that_are_not_in_use_stay_zero(name, layout, settings):
+    """Through weight decay, growth, moments that are filled and products that are absorbed: in half precision
+    products run over some of them.
+    """
+    for result in run_ranks(beyond_use, LAYOUTS[layout].world_size, name, LAYOUTS[layout], settings, 5):
+        first, *_, last = result["active"]
+        assert first and any(last[layer] > first[layer] and last[layer] % 8 for layer in first)
+        assert result["largest"] == 0.0
 
 
 def test_starts():

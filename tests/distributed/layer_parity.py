@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from inrank_megatron.layers import factorised
 from inrank_megatron.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
 from inrank_megatron.layers.oracle import SerialFactorised
 from inrank_megatron.layers.spec import FactorSpec
@@ -179,6 +180,35 @@ def merge(shards: list[dict[str, Tensor]], case: Case) -> dict[str, Tensor]:
             assert all(torch.equal(shard[key], first) for shard in shards), key
         merged[key] = first if axis is None else torch.cat([shard[key] for shard in shards], axis)
     return merged
+
+
+def exact_products(rank: int, world_size: int, case: Case) -> tuple[list[int], list[list[Tensor]]]:
+    """Width of the products in half precision and with a tile of one column, and each time the output and
+    all gradients, of small whole numbers, which no sum rounds.
+    """
+    group = join(world_size).tp_group
+    cut, found, widths = cutter(case, group), [], []
+    for tile_bytes in (factorised.TILE_BYTES, case.dtype.itemsize):
+        layer = build_layer(case, tp_group=group)
+        numbers = torch.Generator().manual_seed(3)
+
+        def whole(*shape: int, numbers=numbers) -> Tensor:
+            return torch.randint(-1, 2, shape, generator=numbers).to(case.dtype)
+
+        with torch.no_grad():
+            for name, tensor in whole_tensors(case).items():
+                if tensor is not None:
+                    getattr(layer, name).copy_(cut(name, whole(*tensor.shape) * (tensor != 0)))
+        x = cut("x", whole(SEQUENCE, BATCH, INPUTS)).clone().requires_grad_()
+        before, factorised.TILE_BYTES = factorised.TILE_BYTES, tile_bytes
+        try:
+            widths.append(layer.width)
+            y = layer(x)[0]
+            (y * cut("y", whole(SEQUENCE, BATCH, OUTPUTS))).sum().backward()
+        finally:
+            factorised.TILE_BYTES = before
+        found.append([y.detach(), x.grad, layer.U.grad, layer.V.grad])
+    return widths, found
 
 
 class Wire(TorchDispatchMode):

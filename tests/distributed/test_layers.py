@@ -1,6 +1,7 @@
 """The tensor-parallel factorised linears against the serial oracle that forms ``W0 + U V``."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.distributed.layer_parity import (
     Case,
     build_layer,
     collectives,
+    exact_products,
     filled_layer,
     merge,
     train_oracle,
@@ -83,6 +85,20 @@ def test_only_columns_in_use_train_and_W0_stands_still(ranks, case):
         assert f"{step} dweight" not in merged
     if case.base:
         assert torch.equal(merged["final weight"], whole_tensors(case)["weight"])
+
+
+@pytest.mark.parametrize(("ranks", "case"), [*variants(1, True), *variants(2, True)])
+def test_zeros_that_fill_a_tile_change_nothing(ranks, case):
+    """In half precision the products run over 8 columns where 3 are in use. On numbers whose sums are exact
+    every output and gradient is the same to the bit, and those of the other columns are zero.
+    """
+    case = replace(case, dtype=torch.float16 if ranks == 1 else torch.bfloat16)
+    for widths, (tiled, exact) in run_ranks(exact_products, ranks, case):
+        assert widths == [8, ACTIVE]
+        for one, other in zip(tiled, exact, strict=True):
+            assert torch.equal(one, other) and one.any()
+        *_, left, right = tiled
+        assert not left[:, ACTIVE:].any() and not right[ACTIVE:].any()
 
 
 @pytest.mark.parametrize("row", [False, True], ids=["column", "row"])
