@@ -1,0 +1,263 @@
+"""A GPU machine that is not there, on a CPU: its device, its process groups, and one process of a job on it.
+
+Tensors have shapes, types and a device but no values (torch's FakeTensorMode on its spare device type, here
+named ``gpu``); torch's ``fake`` process groups accept every collective and send nothing. What runs is the
+project's code, Megatron's and DeepSpeed's, as a GPU would have them run it, under ``rules.py``.
+
+Limits: constants stand for values, so of each branch on a value one side is seen (a norm is finite, no rank
+asks for a stop). Object collectives, which carry Python values, give each rank its own. Nothing is learnt
+of numerics, streams, races, NCCL itself, speed or memory. The device's own name is ``gpu``: code that names
+``cuda`` would not reach it, and ``test_source.py`` lists all that does.
+
+Everything is set for the whole process and never undone, so each call has a fork of its own.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import cpu_accelerator, set_accelerator
+from deepspeed.runtime.zero import partitioned_param_coordinator
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from inrank_megatron import platform
+from inrank_megatron.parallel import Parallel, initialise, shutdown
+from inrank_megatron.training import saving
+from tests.emulated.rules import NAME, Collective, Log, Rules
+from tests.forked import server
+
+ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.parallel:largest"}
+"""Where a 1 that is read would be a request to stop."""
+
+
+class EmulationError(AssertionError):
+    """The function raised, on the emulated device; the message holds its traceback."""
+
+
+def run_emulated(function: Callable, *args: Any, timeout: float = 120) -> Any:
+    """``function(*args)`` in a process that sees the device; a top-level function of an importable module,
+    whose result survives a pipe.
+    """
+    here, there = server().Pipe()
+    process = server().Process(target=_serve, args=(there, function, args), daemon=True)
+    process.start()
+    there.close()
+    try:
+        if not here.poll(timeout):
+            raise EmulationError(f"{function.__name__}: no answer in {timeout:g} s")
+        succeeded, answer = here.recv()
+    except EOFError:
+        process.join(5)
+        raise EmulationError(f"{function.__name__} died, exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+    if not succeeded:
+        raise EmulationError(answer)
+    return answer
+
+
+def device() -> torch.device:
+    """The emulated device."""
+    return torch.device(NAME, 0)
+
+
+@contextmanager
+def rank_of(rank: int, world_size: int, tensor_parallel: int) -> Iterator[tuple[Parallel, Log]]:
+    """One rank of a job on emulated devices, and the log of what it does."""
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401  which registers the backend
+
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("fake", store=dist.HashStore(), rank=rank, world_size=world_size)
+    log = Log(zero_at=ZERO_AT)
+    rules = Rules(log)
+    _LOGS[:] = [log]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), rules:
+            parallel = initialise(backend="fake", tensor_model_parallel_size=tensor_parallel)
+            rules.groups |= {
+                parallel.dp_group.group_name: f"dp of {parallel.dp_size}",
+                parallel.tp_group.group_name: f"tp of {parallel.tp_size}",
+                dist.group.WORLD.group_name: f"world of {world_size}",
+            }
+            yield parallel, log
+    finally:
+        shutdown()
+
+
+written: dict[str, Tensor] = {}
+_LOGS: list[Log] = []
+
+
+def _serve(pipe: Connection, function: Callable, args: tuple) -> None:
+    try:
+        _install()
+        pipe.send((True, function(*args)))
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
+
+
+def _install() -> None:
+    """Make this process see the device."""
+    _setup_privateuseone_for_python_backend(NAME)
+    # It would ask the device's own guard for its index in each operation.
+    fake_tensor._is_privateuse1_backend_available = lambda: False
+    FakeTensor.data_ptr = lambda self: 0
+    FakeTensorMode.avoid_device_init = True  # although CUDA seems to be there
+    torch.autograd.set_multithreading_enabled(False)  # the dispatch mode is the thread's own
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"
+    torch.cuda.is_available = _is_visible
+    torch.cuda.device_count = lambda: int(_is_visible())
+    torch.cuda.set_device = lambda index: None
+    torch.cuda.current_device = lambda: device() if _is_visible() else torch.device("cpu")
+    torch.cuda.synchronize = _synchronise
+    Tensor.pin_memory = _pin
+    nn.Module.to = _module_to
+    set_accelerator(_Accelerator())
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
+    Parallel.from_first_rank = _from_first_rank
+    Parallel.from_every_rank = _from_every_rank
+    saving.CheckpointWriter = _Writer
+    for module in [module for name, module in sys.modules.items() if name.startswith("inrank_megatron")]:
+        for name, answer in (("device", device), ("backend", lambda: "fake"), ("device_name", lambda: "GPU")):
+            if getattr(module, name, None) is getattr(platform, f"_{name}", _ORIGINALS[name]):
+                setattr(module, name, answer)
+
+
+_ORIGINALS = {name: getattr(platform, name) for name in ("device", "backend", "device_name")}
+
+
+def _is_visible() -> bool:
+    """As torch sees it before it has looked for the first time."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def _synchronise(*args, **kwargs) -> None:
+    for log in _LOGS:
+        log.wait("synchronises")
+
+
+def _pin(tensor: Tensor, *args, **kwargs) -> Tensor:
+    tensor.is_pinned_here = True
+    return tensor
+
+
+def _from_first_rank(self, compute):
+    """Every rank computes; what is meant for rank 0 alone depends on nothing that ranks do not share."""
+    _LOGS[-1].collective(Collective("broadcast_object", "world"))
+    return compute()
+
+
+def _from_every_rank(self, value):
+    _LOGS[-1].collective(Collective("all_gather_object", "world"))
+    return [value] * self.world_size
+
+
+_to = nn.Module.to
+
+
+def _module_to(self, *args, **kwargs):
+    """As torch's, but the parameters are new ones with the attributes of the old: those of FakeTensorMode
+    cannot change their device in place.
+    """
+    if not (args and isinstance(args[0], torch.device | str) and torch.device(args[0]).type == NAME):
+        return _to(self, *args, **kwargs)
+    new: dict[int, nn.Parameter] = {}
+    for module in self.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.device.type != NAME:
+                module._parameters[name] = new.setdefault(id(parameter), _moved(parameter))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=device())
+    return self
+
+
+def _moved(parameter: nn.Parameter) -> nn.Parameter:
+    result = nn.Parameter(torch.empty_like(parameter, device=device()), requires_grad=parameter.requires_grad)
+    own = vars(result)
+    for name, value in vars(parameter).items():
+        if name not in own and name not in ("fake_device", "fake_mode", "constant"):
+            setattr(result, name, value)
+    return result
+
+
+class _Writer:
+    """Keeps what a checkpoint would have in :data:`written`: tensors without values cannot be in a file."""
+
+    def __init__(self, root, step, *, deferred):
+        self._path = root / f"step_{step:08d}"
+        written.clear()
+
+    def add(self, name, tensor):
+        written[name] = tensor.cpu()
+
+    def publish(self, state):
+        return self._path
+
+
+class _Stream:
+    """Streams and events: work on the device, in which the host does not take part, unless it asks to."""
+
+    def __getattr__(self, name):
+        if name == "synchronize":
+            return _synchronise
+        return lambda *args, **kwargs: None
+
+    def query(self) -> bool:
+        return True
+
+
+class _Accelerator(cpu_accelerator.CPU_Accelerator):
+    """What DeepSpeed asks of the device; its CUDA accelerator would ask CUDA."""
+
+    def is_synchronized_device(self):
+        return False
+
+    resolves_data_dependency = handles_memory_backpressure = use_host_timers = is_synchronized_device
+
+    def device_name(self, device_index=None):
+        return NAME if device_index is None else f"{NAME}:{device_index}"
+
+    def device(self, device_index=None):
+        return device()
+
+    def current_device(self):
+        return 0
+
+    def current_device_name(self):
+        return f"{NAME}:0"
+
+    def on_accelerator(self, tensor):
+        return tensor.device.type == NAME
+
+    def is_available(self):
+        return True
+
+    def synchronize(self, device_index=None):
+        _synchronise()
+
+    def available_memory(self, device_index=None):
+        return 2**40
+
+    def pin_memory(self, tensor, align_bytes=1):
+        return _pin(tensor)
+
+    def supported_dtypes(self):
+        return [torch.float32, torch.float16, torch.bfloat16]
+
+    def _stream(self, *args, **kwargs):
+        return _Stream()
+
+    Stream = Event = current_stream = default_stream = _stream
+    ByteTensor = property(lambda self: partial(torch.tensor, dtype=torch.uint8, device=device()))
+    FloatTensor = property(lambda self: partial(torch.tensor, dtype=torch.float32, device=device()))

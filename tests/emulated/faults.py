@@ -1,0 +1,129 @@
+"""Faults that somebody could write, and what the emulated device says of them.
+
+Top-level functions that ``run_emulated`` calls; the assertions are in ``test_faults.py``.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.layers import factorised
+from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.model.gpt import GPTFactory
+from tests.contract.sessions import ACCUMULATION, LAYOUTS, PADDED, VOCABULARY, configuration
+from tests.emulated.device import device, rank_of
+from tests.emulated.rules import Collective, Log
+
+LAYOUT = LAYOUTS["TP2 SP"]
+
+
+def in_the_forward_pass(fault: str) -> tuple[str, Log]:
+    """A step with a fault in the forward pass of a layer; what it raised, and the log."""
+    return _step(0, FAULTS[fault])
+
+
+def of_one_rank() -> list[list[Collective]]:
+    """The collectives of a step on both ranks, the second of which calls one more."""
+    return [_step(rank, fault)[1].collectives["step 1"] for rank, fault in ((0, _nothing), (1, _calls_one))]
+
+
+def _step(rank: int, fault: Callable[[torch.Tensor], None]) -> tuple[str, Log]:
+    with rank_of(rank, LAYOUT.world_size, LAYOUT.tensor_parallel) as (parallel, log):
+        config = configuration("inrank", LAYOUT, num_layers=1, bf16=True)
+        factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
+        spec = FactorSpec(columns=32, active=10, rank=2)
+        engine = Engine(
+            factory,
+            dict.fromkeys(factory.linear_shapes, spec),
+            config=config,
+            parallel=parallel,
+            device=device(),
+            accumulation=ACCUMULATION,
+        )
+        hook = engine.model.decoder.register_forward_hook(lambda module, inputs, output: fault(output))
+        tokens = torch.zeros(2, 32, dtype=torch.int64, device=device())
+        log.phase, message = "step 1", ""
+        try:
+            engine.train_step([(tokens, tokens)] * ACCUMULATION, step=1, lr=1e-3)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+        hook.remove()
+        stop_deepspeed(engine.deepspeed)
+        return message, log
+
+
+def _nothing(hidden):
+    pass
+
+
+def _calls_one(hidden):
+    dist.all_reduce(torch.zeros(1, device=device()))
+
+
+def _reduces_on_the_host(hidden):
+    dist.all_reduce(torch.zeros(1))
+
+
+def _reduces_a_transposed_matrix(hidden):
+    dist.all_reduce(torch.zeros(4, 6, device=device()).t())
+
+
+def _reduces_short_integers(hidden):
+    dist.all_reduce(torch.zeros(4, dtype=torch.int16, device=device()))
+
+
+def _mixes_devices(hidden):
+    return hidden + torch.zeros(hidden.shape, dtype=hidden.dtype)
+
+
+def _reads_a_value(hidden):
+    if hidden.sum().item() > 1e9:
+        raise ValueError("too large")
+
+
+def _chooses_by_a_mask(hidden):
+    hidden.detach()[hidden.detach() > 0].sum()
+
+
+def _copies_a_number(hidden):
+    hidden.detach() * torch.tensor(0.5, device=device())
+
+
+def _copies_from_pageable_memory(hidden):
+    torch.zeros(8).to(device(), non_blocking=True)
+
+
+def _leaves_a_tile(hidden):
+    factorised.TILE_BYTES = 2
+
+
+FAULTS = {
+    fault.__name__.strip("_"): fault
+    for fault in (
+        _nothing,
+        _reduces_on_the_host,
+        _reduces_a_transposed_matrix,
+        _reduces_short_integers,
+        _mixes_devices,
+        _reads_a_value,
+        _chooses_by_a_mask,
+        _copies_a_number,
+        _copies_from_pageable_memory,
+        _leaves_a_tile,
+    )
+}
+
+
+def converted(source: str, target: str) -> tuple[int, str]:
+    """The conversion tool's status and what it wrote to stderr, on a machine with a GPU."""
+    import contextlib
+    import io
+
+    from tools.convert_checkpoint import main
+
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        return main([source, target, "--format", "hf-dense"]), told.getvalue()

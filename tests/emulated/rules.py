@@ -1,0 +1,212 @@
+"""What CUDA and NCCL ask of every operation, held against it as it is dispatched. See ``device.py``.
+
+- A collective takes tensors of the device alone, contiguous, of a type that NCCL carries.
+- An operation takes tensors of one device (FakeTensorMode's own rule).
+- In half precision, rows of matrices begin at multiples of 16 bytes; other products are noted.
+- Whatever makes the host wait for the device is noted with its place: a value that is read, a copy between
+  host and device that is not asynchronous or not from pinned memory, a shape that depends on values, a
+  synchronisation.
+"""
+
+import contextlib
+import functools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+NAME = "gpu"
+NCCL_TYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8,
+    torch.uint8, torch.bool,
+}  # fmt: skip
+PACKAGES = ("inrank_megatron", "deepspeed", "megatron", "tests")
+# A shape or a branch of these depends on values, or they look at a status that the device has computed.
+ASKS = (
+    "nonzero", "masked_select", "unique", "equal", "linalg_eigh", "linalg_svd", "linalg_cholesky_ex",
+    "kthvalue",
+)  # fmt: skip
+TILE = 8
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
+_OWN = ("rules.py", "device.py")
+
+
+class BrokenRule(AssertionError):
+    """What CUDA or NCCL would refuse."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A point where the host waits for the device.
+
+    Args:
+        place: ``module:function`` of the innermost line of the project, DeepSpeed or Megatron.
+        line: its number. what: the operation.
+    """
+
+    place: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place} (line {self.line}): {self.what}"
+
+
+@dataclass(frozen=True)
+class Collective:
+    """``group``: ``world``, ``tp`` or ``dp`` with the number of its ranks."""
+
+    name: str
+    group: str
+    tensors: tuple[tuple[tuple[int, ...], str], ...] = ()
+
+
+@dataclass
+class Log:
+    """What has happened, by the phase that was set when it did."""
+
+    phase: str = "start"
+    waits: dict[str, list[Wait]] = field(default_factory=dict)
+    collectives: dict[str, list[Collective]] = field(default_factory=dict)
+    misaligned: dict[str, list[str]] = field(default_factory=dict)
+    """Products in half precision of matrices with a size, or with rows so far apart, that leaves a TILE."""
+    zero_at: set[str] = field(default_factory=set)
+    """Places at which numbers read are 0."""
+
+    def wait(self, what: str) -> None:
+        place, line = _place()
+        self.waits.setdefault(self.phase, []).append(Wait(place, line, what))
+
+    def collective(self, entry: Collective) -> None:
+        self.collectives.setdefault(self.phase, []).append(entry)
+
+
+class Rules(TorchDispatchMode):
+    """Holds every operation against the rules and notes it in the log."""
+
+    def __init__(self, log: Log):
+        super().__init__()
+        self.log = log
+        self.groups: dict[str, str] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.name().partition("::")[2].partition(".")[0]
+        if function.namespace == "c10d":
+            self._collective(name, args, kwargs)
+        elif name == "_local_scalar_dense":
+            return self._value(args[0])
+        elif name == "index" and _is_mask(args[1]):
+            if _on_device(args[0]):
+                self.log.wait("chooses by a mask")
+            return _masked(*args[:2])
+        elif name in ("index_put_", "_index_put_impl_") and _is_mask(args[1]):
+            # CUDA fills with one number under the mask; of several it must know how many.
+            if _on_device(args[0]) and args[2].numel() > 1:
+                self.log.wait("writes where a mask says")
+            return args[0]
+        elif name in ("_to_copy", "copy_"):
+            self._copy(name, args, kwargs)
+        elif name in _PRODUCTS and _on_device(args[0]):
+            self._product(args[-2:])
+        elif name in ASKS and _on_device(args[0]):
+            self.log.wait(name)
+        return function(*args, **kwargs)
+
+    def _collective(self, name: str, args, kwargs) -> None:
+        if name == "barrier":  # torch gives it a tensor of its own
+            self.log.wait(name)
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and name != "barrier"]
+        for tensor in tensors:
+            fault = None
+            if not _on_device(tensor):
+                fault = f"a tensor on the {tensor.device.type}"
+            elif not tensor.is_contiguous():
+                fault = f"strides {tensor.stride()}: not contiguous"
+            elif tensor.dtype not in NCCL_TYPES:
+                fault = f"{tensor.dtype}, which NCCL does not carry"
+            if fault:
+                place, line = _place()
+                raise BrokenRule(f"{place} (line {line}): {name} of {fault}")
+        seen = tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
+        self.log.collective(Collective(name, self._group(args), seen))
+
+    def _group(self, args) -> str:
+        for argument in args:
+            with contextlib.suppress(Exception):
+                group = dist.ProcessGroup.unbox(argument)
+                return self.groups.get(group.group_name, f"{group.size()} ranks")
+        return "unknown"
+
+    def _value(self, tensor: Tensor) -> float | int | bool:
+        if _on_device(tensor):
+            self.log.wait(f"reads a {tensor.dtype}")
+        place, _ = _place()
+        if place in self.log.zero_at:
+            return 0.0
+        if tensor.dtype in (torch.bool, torch.uint8):
+            return not place.startswith("deepspeed.")  # which asks for overflows
+        return 1.0 if tensor.dtype.is_floating_point else 1
+
+    def _product(self, matrices: tuple[Tensor, Tensor]) -> None:
+        for matrix in matrices:
+            rows = max(matrix.stride()[-2:], default=1) if 1 in matrix.stride()[-2:] else matrix.shape[-1]
+            if matrix.itemsize == 2 and any(size % TILE for size in (*matrix.shape[-2:], rows)):
+                place, line = _place()
+                shapes = " x ".join(f"{tuple(m.shape)} of strides {m.stride()}" for m in matrices)
+                self.log.misaligned.setdefault(self.log.phase, []).append(f"{place} (line {line}): {shapes}")
+
+    def _copy(self, name: str, args, kwargs) -> None:
+        source = args[1] if name == "copy_" else args[0]
+        target = args[0].device if name == "copy_" else torch.device(kwargs.get("device") or source.device)
+        if {source.device.type, target.type} != {"cpu", NAME}:
+            return
+        asynchronous = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        if not asynchronous:
+            self.log.wait(f"copies {source.device.type} -> {target.type}, and not asynchronously")
+        elif source.device.type == "cpu" and not getattr(source, "is_pinned_here", False):
+            self.log.wait("copies from pageable memory")
+
+
+def _on_device(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.device.type == NAME
+
+
+def _is_mask(indices) -> bool:
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+def _masked(tensor: Tensor, indices) -> Tensor:
+    """As if every entry were chosen."""
+    mask = next(i for i in indices if isinstance(i, Tensor))
+    return tensor.reshape(mask.numel(), *tensor.shape[mask.dim() :])
+
+
+def _place() -> tuple[str, int]:
+    """Module and function, and line, of the innermost frame that is not torch's or this package's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if module := _module(frame.f_code.co_filename):
+            return f"{module}:{frame.f_code.co_name}", frame.f_lineno
+        frame = frame.f_back
+    return "unknown", 0
+
+
+@functools.cache
+def _module(filename: str) -> str | None:
+    """The module of a source file of the packages that are looked at."""
+    path = Path(filename)
+    if path.parent == Path(__file__).parent and path.name in _OWN:
+        return None
+    parts = path.with_suffix("").parts
+    for package in PACKAGES:
+        if package in parts[:-1]:
+            return ".".join(parts[len(parts) - 1 - parts[::-1].index(package) :])
+    return None

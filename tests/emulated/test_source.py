@@ -1,0 +1,35 @@
+"""Where the package names CUDA: the emulated device does not reach these places."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = {
+    "inrank_megatron/platform.py": "decides what the process runs on",
+    "inrank_megatron/benchmarks/layer.py": "how many sequences a measurement takes",
+    "inrank_megatron/benchmarks/blocks.py": "the precision of a measurement",
+    "inrank_megatron/benchmarks/timing.py": "waits for what it measures",
+}
+
+
+def test_the_places_that_name_cuda_are_known():
+    """Everything else takes its device as an argument, or from platform.py."""
+    found = {}
+    for path in sorted(
+        p for folder in ("inrank_megatron", "tools", "launch") for p in (ROOT / folder).rglob("*.py")
+    ):
+        if names := mentions(path):
+            found[str(path.relative_to(ROOT))] = names
+    assert found.keys() == ALLOWED.keys(), found
+
+
+def mentions(path: Path) -> list[str]:
+    """Lines that read ``torch.cuda`` or hold the word as a value."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    seen = []
+    for node in ast.walk(tree):
+        attribute = isinstance(node, ast.Attribute) and node.attr == "cuda"
+        value = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if attribute or (value and node.value.split(":")[0] == "cuda"):
+            seen.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return seen

@@ -1,0 +1,130 @@
+"""Whole trainings on a GPU that is not there: what CUDA and NCCL ask holds, ranks agree on their collectives,
+and the host waits for the device once a step.
+"""
+
+import functools
+from collections import Counter
+
+import pytest
+
+from inrank_megatron.methods.registry import METHODS as REGISTRY
+from tests.contract.sessions import ACCUMULATION, LAYOUTS, METHODS
+from tests.emulated.device import run_emulated
+from tests.emulated.rules import Collective, Wait
+from tests.emulated.trainings import AFTER, BEFORE, Seen, training
+
+OFFLOAD = {"offload_optimizer": True}
+CASES = {
+    "fp32 ZeRO 0": ("inrank", "TP2 without SP", {"zero_stage": 0}),
+    "bf16 ZeRO 0": ("lora", "TP1 DP1", {"zero_stage": 0, "bf16": True}),
+    "fp32 ZeRO 1": ("inrank-efficient-patience", "DP2", {"zero_stage": 1}),
+    "bf16 ZeRO 1": ("inrank-efficient", "TP2 SP", {"zero_stage": 1, "bf16": True}),
+    "bf16 ZeRO 1 offload": ("inrank", "DP2", {"zero_stage": 1, "bf16": True, **OFFLOAD}),
+    "fp16 ZeRO 1": ("warm-start", "TP2 SP DP2", {"zero_stage": 1, "fp16": True}),
+    "fp32 ZeRO 2 offload": ("dense", "DP2", {"zero_stage": 2, **OFFLOAD}),
+    "bf16 ZeRO 2": ("llama-inrank-efficient", "TP2 SP DP2", {"zero_stage": 2, "bf16": True}),
+    "fp16 ZeRO 2": ("fixed-rank", "TP2 SP", {"zero_stage": 2, "fp16": True, "rank": 16}),
+    "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3}),
+    "bf16 ZeRO 3": ("relora", "DP2", {"zero_stage": 3, "bf16": True}),
+    "bf16 ZeRO 3 offload": ("llama-relora", "TP2 SP", {"zero_stage": 3, "bf16": True, **OFFLOAD}),
+    "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True}),
+}
+ON_TWO_RANKS = ("fp32 ZeRO 0", "bf16 ZeRO 1", "fp16 ZeRO 1", "bf16 ZeRO 2", "bf16 ZeRO 3", "fp16 ZeRO 3")
+
+FETCH = "inrank_megatron.engine.step_report:fetch"
+GROUPS = 3
+"""Parameter groups, at most."""
+BUDGET: dict[str, dict[str, int]] = {
+    # DeepSpeed awaits its own streams: the reduction's once a micro-batch, the gathering's once a step; and
+    # it makes the mark of a norm that is not finite on the host, for each group.
+    "ZeRO 3": {
+        "deepspeed.runtime.zero.stage3:independent_gradient_partition_epilogue": ACCUMULATION,
+        "deepspeed.runtime.zero.partition_parameters:_allgather_params_coalesced": 1,
+        "deepspeed.runtime.zero.stage3:get_grad_norm_direct": GROUPS,
+    },
+    # It clips with two numbers that it makes on the host.
+    "fp32 ZeRO 0": {"deepspeed.runtime.utils:clip_grad_norm_": 2},
+    # It adds up the groups' norms on the host: reads, copies back and reads again.
+    "bf16 ZeRO 0": {"deepspeed.runtime.utils:get_weight_norm": 3 * GROUPS},
+}
+"""What DeepSpeed's own code waits for, by a part of the case's name: most waits a step at each place."""
+MOVES_TO_THE_HOST = (
+    "deepspeed.runtime.zero.stage_1_and_2:",
+    "deepspeed.runtime.zero.stage3:",
+    "deepspeed.runtime.zero.partition_parameters:",
+)
+"""With offload every gradient goes to the host, every parameter comes back, and DeepSpeed waits for each."""
+
+
+@functools.cache
+def seen(case: str, rank: int = 0) -> Seen:
+    return run_emulated(training, rank, *CASES[case])
+
+
+def over_budget(case: str, waits: list[Wait]) -> list[str]:
+    """The waits of a step that no budget allows."""
+    allowed = Counter({FETCH: 1})
+    for name, places in BUDGET.items():
+        if name in case:
+            allowed.update(places)
+    found = []
+    for wait in waits:
+        allowed[wait.place] -= 1
+        with_offload = "offload" in case and wait.place.startswith(MOVES_TO_THE_HOST)
+        if allowed[wait.place] < 0 and not with_offload:
+            found.append(str(wait))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_keeps_the_rules(case):
+    """It comes to its end and goes on from what it saved. In half precision all products of a step fall on
+    whole tiles.
+    """
+    result = seen(case)
+    for phase in (BEFORE, AFTER):
+        assert result.collectives[phase] or LAYOUTS[CASES[case][1]].world_size == 1
+        assert result.misaligned.get(phase, []) == []
+    assert result.collectives["resumed"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_host_waits_once_a_step(case):
+    """Neither in the forward nor in the backward pass, and not for the tokens of the next step."""
+    for phase in (BEFORE, AFTER):
+        waits = seen(case).waits[phase]
+        assert not over_budget(case, waits)
+        assert [wait.place for wait in waits].count(FETCH) == 1
+
+
+@pytest.mark.parametrize("case", ON_TWO_RANKS)
+def test_ranks_agree_on_their_collectives(case):
+    """The first and the last rank of the job call the same ones in the same order."""
+    layout = CASES[case][1]
+    first, last = (seen(case, rank).collectives for rank in (0, LAYOUTS[layout].world_size - 1))
+    for phase in first.keys() - {"resumed"}:
+        one, other = (shared(entries[phase], phase, layout) for entries in (first, last))
+        for number, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+            assert mine == theirs, f"{phase}, collective {number}"
+        assert len(one) == len(other), phase
+
+
+def shared(entries: list[Collective], phase: str, layout: str) -> list[Collective]:
+    """Those in which both ranks take part as each other's likes: replicas share layers out, so the
+    tensor-parallel groups of two replicas compute different ones between steps.
+    """
+    apart = LAYOUTS[layout].data_parallel > 1 and not phase.startswith("step")
+    return [
+        entry
+        for entry in entries
+        if not entry.group.endswith(" of 1") and not (apart and entry.group.startswith("tp"))
+    ]
+
+
+def test_the_cases_cover_what_there_is():
+    settings = [settings for *_, settings in CASES.values()]
+    assert {METHODS[method]["method"] for method, *_ in CASES.values()} == REGISTRY.keys()
+    kinds = {(s["zero_stage"], next((p for p in ("bf16", "fp16") if s.get(p)), "fp32")) for s in settings}
+    assert kinds == {(z, p) for z in range(4) for p in ("fp32", "bf16", "fp16")} - {(0, "fp16")}
+    assert {layout for _, layout, _ in CASES.values()} >= LAYOUTS.keys() - {"TP2 SP apart", "TP4 SP"}
+    assert {s["zero_stage"] for s in settings if s.get("offload_optimizer")} == {1, 2, 3}

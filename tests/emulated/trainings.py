@@ -1,0 +1,146 @@
+"""Whole trainings on the emulated device; top-level functions that ``run_emulated`` calls."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from inrank_megatron.checks import check
+from inrank_megatron.config import Config
+from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure
+from inrank_megatron.methods.registry import make_method
+from inrank_megatron.methods.schedule import SWITCHING
+from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.parallel import Parallel
+from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.training.journal import Journal
+from inrank_megatron.training.loop import Trainer
+from tests.contract.sessions import LAYOUTS, VOCABULARY, Tensors, configuration
+from tests.emulated import device as device_module
+from tests.emulated.device import device, rank_of
+from tests.emulated.rules import Collective, Log, Wait
+
+STEPS, CHECK, SWITCH = 5, 2, 3
+"""A check after step 2, a switch or a restart after step 3; at the end replicas are compared, an evaluation
+and a checkpoint made.
+"""
+BEFORE, AFTER = "step 2", "step 5"
+"""The second steps of either phase: what the first one of a structure does once is over."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one rank did, by phase: ``start``, ``step n``, ``changes n``, ``between n``, ``resumed``."""
+
+    waits: dict[str, list[Wait]]
+    collectives: dict[str, list[Collective]]
+    misaligned: dict[str, list[str]]
+
+
+class Watched(Trainer):
+    """Tells the log where the training is."""
+
+    log: Log
+
+    def _step(self):
+        self.log.phase = f"step {self.progress.step + 1}"
+        return super()._step()
+
+    def _apply_method(self):
+        self.log.phase = f"changes {self.progress.step}"
+        super()._apply_method()
+
+    def _between_steps(self):
+        self.log.phase = f"between {self.progress.step}"
+        return super()._between_steps()
+
+
+class Tokens:
+    """A file of tokens that nobody has to write."""
+
+    name, num_tokens, num_words = "tokens", 65, 10
+
+    def tokens(self, start, count):
+        return np.zeros(count, dtype=np.int64)
+
+
+def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
+    """Train from the start to the end, then go on from what rank 0 has saved, as ``rank`` of the job."""
+    layout = LAYOUTS[layout_name]
+    world = rank_of(rank, layout.world_size, layout.tensor_parallel)
+    with world as (parallel, log), tempfile.TemporaryDirectory() as folder:
+        config = _configuration(method, layout, settings)
+        trainer = _trainer(config, parallel, Path(folder))
+        trainer.log = log
+        assert trainer.train()
+        record = engine_record(trainer.engine)
+        stop_deepspeed(trainer.engine.deepspeed)
+        log.phase = "resumed"
+        if rank == 0:
+            engine = _engine(config, parallel, recorded_structure(record))
+            load_engine(engine, record, Tensors(device_module.written))
+            engine.train_step(trainer._micro_batches(0), step=STEPS + 1, lr=1e-3)
+        return Seen(log.waits, log.collectives, log.misaligned)
+
+
+def _configuration(method, layout, settings) -> Config:
+    return configuration(
+        method,
+        layout,
+        num_layers=1,
+        train_iters=STEPS,
+        rank_check_interval=CHECK,
+        relora_interval=SWITCH,
+        replica_check_interval=STEPS,
+        rank_multiple_of=8,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        **settings,
+    )
+
+
+def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
+    topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
+    by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
+    method = make_method(config, switch_step=SWITCH if by_step else None)
+    structure = method.structure({key: min(shape) for key, shape in linear_shapes(config).items()})
+    batches = TrainBatches(
+        [(Tokens(), 1.0)],
+        seq_length=config.model.seq_length,
+        global_batch_size=topology.global_batch_size,
+        seed=config.training.seed,
+    )
+    place = SimpleNamespace(path=folder, checkpoints=folder / "checkpoints", checkpoint=None, is_new=True)
+    return Watched(
+        config=config,
+        topology=topology,
+        engine=_engine(config, parallel, structure),
+        method=method,
+        batches=batches,
+        windows={"valid": EvalWindows(Tokens(), seq_length=config.model.seq_length)},
+        folder=place,
+        journal=Journal(place, active=False, total_steps=STEPS, start_step=0),
+        stop=SimpleNamespace(reason=lambda: None),
+        identity={},
+        peak_flops=None,
+    )
+
+
+def _engine(config: Config, parallel: Parallel, structure) -> Engine:
+    topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
+    factory = GPTFactory(
+        config, parallel, vocab_size=topology.vocab_size, padded_vocab_size=topology.padded_vocab_size
+    )
+    return Engine(
+        factory,
+        structure,
+        config=config,
+        parallel=parallel,
+        device=device(),
+        accumulation=topology.accumulation_steps,
+    )
