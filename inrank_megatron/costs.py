@@ -36,6 +36,10 @@ PEAK_FLOPS = (
 )
 
 
+LARGEST_BUCKET = 500_000_000
+"""Entries of the buffer in which DeepSpeed collects gradients to reduce them, at most: its own default."""
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Counts of scalars over the whole model (all tensor-parallel ranks together, replicas once)."""
@@ -53,10 +57,12 @@ class Memory:
     optimizer: int
     initial_factors: int
     activations: int
+    bucket: int
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.initial_factors + self.activations
+        kept = self.parameters + self.gradients + self.optimizer + self.initial_factors
+        return kept + self.activations + self.bucket
 
 
 def break_even_rank(config: Config) -> int:
@@ -127,9 +133,10 @@ def memory_per_device(
 
     Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 masters 4 and each moment of the
     optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
-    master. Criterion `update` keeps the factors' initial values in FP32. Activations follow Korthikanti et
-    al. (2022, section 4) without dropout masks and stored attention scores: 16 h numbers a token and layer
-    where f = 4 h; SwiGLU stores 4 f instead of 2 f of them.
+    master. Criterion `update` keeps the factors' initial values in FP32. The bucket in which gradients are
+    reduced holds all of them, in half precision but for ZeRO 1, up to `LARGEST_BUCKET`. Activations follow
+    Korthikanti et al. (2022, section 4) without dropout masks and stored attention scores: 16 h numbers a
+    token and layer where f = 4 h; SwiGLU stores 4 f instead of 2 f of them.
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
@@ -151,6 +158,7 @@ def memory_per_device(
         optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
         activations=_activations(config, topology, sum(columns.values()) if columns else 0),
+        bucket=min(trained, LARGEST_BUCKET) * (4 if stage == 1 else size),
     )
 
 

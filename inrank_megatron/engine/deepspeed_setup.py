@@ -11,15 +11,13 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import nn
 
 from inrank_megatron.config import Config
+from inrank_megatron.costs import LARGEST_BUCKET
 from inrank_megatron.engine.optimizers import build_optimizer, kind_of
 from inrank_megatron.engine.step_report import leave_overflow_to_the_norm
 from inrank_megatron.engine.zero_state import Masters
 from inrank_megatron.errors import UserError
 from inrank_megatron.layers.factorised import FactorisedLinear
 from inrank_megatron.parallel import DeepSpeedMPU, Parallel
-
-# Its meter of throughput waits for the device around every micro-batch, and nobody reads it.
-_UNASKED = {"timers": {"throughput": {"enabled": False}}}
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
@@ -48,9 +46,12 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
     ]
 
 
-def deepspeed_config(config: Config, *, accumulation: int, extra: dict | None = None) -> dict:
-    """The DeepSpeed JSON of the run. ``extra``: what of a user's file is passed through
-    (``deepspeed_json.py``).
+def deepspeed_config(config: Config, *, accumulation: int, trained: int, extra: dict | None = None) -> dict:
+    """The DeepSpeed JSON of the run.
+
+    Args:
+        trained: entries of this rank's shards of all trained parameters.
+        extra: what of a user's file is passed through (``deepspeed_json.py``).
     """
     stage = config.parallel.zero_stage
     own = {
@@ -68,7 +69,13 @@ def deepspeed_config(config: Config, *, accumulation: int, extra: dict | None = 
         own["zero_force_ds_cpu_optimizer"] = False  # the run names its optimizer itself
     if stage and (config.training.bf16 or config.training.fp16):
         own["data_types"] = {"grad_accum_dtype": "fp32"}  # without ZeRO DeepSpeed cannot
-    return _merged(_merged(_UNASKED, extra or {}), own)
+    unless_asked = {
+        # DeepSpeed allocates it whole, however small the model is.
+        "zero_optimization": {"reduce_bucket_size": min(trained, LARGEST_BUCKET)},
+        # It waits for the device around every micro-batch, and nobody reads it.
+        "timers": {"throughput": {"enabled": False}},
+    }
+    return _merged(_merged(unless_asked, extra or {}), own)
 
 
 def _merged(below: dict, above: dict) -> dict:
@@ -93,7 +100,7 @@ def check_deepspeed(config: Config, *, accumulation: int, extra: dict) -> None:
     """Raise UserError unless DeepSpeed takes the run's configuration with ``extra``, a user's, below it.
     Before anything expensive: no process group is needed.
     """
-    settings = deepspeed_config(config, accumulation=accumulation, extra=extra)
+    settings = deepspeed_config(config, accumulation=accumulation, trained=LARGEST_BUCKET, extra=extra)
     try:
         DeepSpeedConfig(copy.deepcopy(settings))
     except Exception as error:  # what it raises for a wrong value depends on where it comes across it
@@ -110,8 +117,10 @@ def start_deepspeed(
 
     Each trained parameter carries that as ``parameter.masters``.
     """
-    optimizer = build_optimizer(parameter_groups(model, config), config)
-    settings = deepspeed_config(config, accumulation=accumulation, extra=extra)
+    groups = parameter_groups(model, config)
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    optimizer = build_optimizer(groups, config)
+    settings = deepspeed_config(config, accumulation=accumulation, trained=trained, extra=extra)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

@@ -277,7 +277,6 @@ class Engine:
     ) -> None:
         """Carry out ``changes`` in order, after ``step`` completed steps."""
         for change in changes:
-            finish_writes()
             match change:
                 case InitialiseFactors():
                     self._initialise(change, batches)
@@ -420,6 +419,7 @@ class Engine:
         """What ``metric`` weighs with, over the last batches that the steps up to ``step`` trained on."""
         if metric.kind == "plain":
             return truncation.Weighing()
+        finish_writes()  # of changes just before, as ranks that grow
         recent = range(max(0, step - metric.batches), step)
 
         def losses():

@@ -20,14 +20,14 @@ from tests.emulated.rules import Collective, Log
 LAYOUT = LAYOUTS["TP2 SP"]
 
 
-def in_the_forward_pass(fault: str) -> tuple[str, Log]:
-    """A step with a fault in the forward pass of a layer; what it raised, and the log."""
-    return _step(0, FAULTS[fault])
+def in_the_forward_pass() -> dict[str, tuple[str, Log]]:
+    """By fault: a step with it in the forward pass, what that raised, and the log."""
+    return {name: _step(0, fault) for name, fault in FAULTS.items()}
 
 
-def of_one_rank() -> list[list[Collective]]:
-    """The collectives of a step on both ranks, the second of which calls one more."""
-    return [_step(rank, fault)[1].collectives["step 1"] for rank, fault in ((0, _nothing), (1, _calls_one))]
+def of_the_last_rank() -> list[Collective]:
+    """Its collectives in a step in whose forward passes it calls one more."""
+    return _step(1, _calls_one)[1].collectives["step 1"]
 
 
 def _step(rank: int, fault: Callable[[torch.Tensor], None]) -> tuple[str, Log]:

@@ -29,7 +29,7 @@ CASES = {
     "bf16 ZeRO 3 offload": ("llama-relora", "TP2 SP", {"zero_stage": 3, "bf16": True, **OFFLOAD}),
     "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True}),
 }
-ON_TWO_RANKS = ("fp32 ZeRO 0", "bf16 ZeRO 1", "fp16 ZeRO 1", "bf16 ZeRO 2", "bf16 ZeRO 3", "fp16 ZeRO 3")
+ON_TWO_RANKS = ("fp32 ZeRO 0", "bf16 ZeRO 1", "bf16 ZeRO 2", "fp16 ZeRO 3")
 
 FETCH = "inrank_megatron.engine.step_report:fetch"
 GROUPS = 3

@@ -25,11 +25,11 @@ from tests.emulated import device as device_module
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Log, Wait
 
-STEPS, CHECK, SWITCH = 5, 2, 3
-"""A check after step 2, a switch or a restart after step 3; at the end replicas are compared, an evaluation
-and a checkpoint made.
+STEPS, CHANGE = 4, 2
+"""A check with what it leads to, and a switch or a restart, after step 2; at the end replicas are compared,
+an evaluation and a checkpoint made.
 """
-BEFORE, AFTER = "step 2", "step 5"
+BEFORE, AFTER = "step 2", "step 4"
 """The second steps of either phase: what the first one of a structure does once is over."""
 
 
@@ -94,8 +94,8 @@ def _configuration(method, layout, settings) -> Config:
         layout,
         num_layers=1,
         train_iters=STEPS,
-        rank_check_interval=CHECK,
-        relora_interval=SWITCH,
+        rank_check_interval=CHANGE,
+        relora_interval=CHANGE,
         replica_check_interval=STEPS,
         rank_multiple_of=8,
         hidden_dropout=0.1,
@@ -107,7 +107,7 @@ def _configuration(method, layout, settings) -> Config:
 def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
     topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
     by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
-    method = make_method(config, switch_step=SWITCH if by_step else None)
+    method = make_method(config, switch_step=CHANGE if by_step else None)
     structure = method.structure({key: min(shape) for key, shape in linear_shapes(config).items()})
     batches = TrainBatches(
         [(Tokens(), 1.0)],

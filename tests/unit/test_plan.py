@@ -246,6 +246,22 @@ def test_memory_follows_the_stage_and_the_optimizer(settings, bytes_a_parameter)
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"zero_stage": 1}, 4),
+        ({"zero_stage": 1, "bf16": True}, 4),  # which is reduced in FP32
+        ({"zero_stage": 2, "bf16": True}, 2),
+        ({"zero_stage": 3}, 4),
+    ],
+    ids=str,
+)
+def test_the_bucket_of_gradients_is_no_larger_than_the_model(settings, size):
+    run, count = config(**settings), parameters(config(), 4096).total
+    assert memory(run, 4).bucket == size * count
+    assert memory(config("llama-1.3b", **settings), 4).bucket == size * 500_000_000
+
+
 def test_frozen_weights_have_no_gradients_and_no_moments():
     run = config(method="inrank")
     phase_1, factors = memory(run, 1, ranks=96, frozen_base=True), parameters(run, 4096, ranks=96).total
