@@ -40,6 +40,13 @@ ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.parallel
 """Where a 1 that is read would be a request to stop."""
 
 
+_PLATFORM = {
+    "device": (platform.device, lambda: device()),
+    "backend": (platform.backend, lambda: "fake"),
+    "device_name": (platform.device_name, lambda: "GPU"),
+}
+
+
 class EmulationError(AssertionError):
     """The function raised, on the emulated device; the message holds its traceback."""
 
@@ -127,13 +134,11 @@ def _install() -> None:
     Parallel.from_first_rank = _from_first_rank
     Parallel.from_every_rank = _from_every_rank
     saving.CheckpointWriter = _Writer
+    # Modules have the functions of platform.py as names of their own.
     for module in [module for name, module in sys.modules.items() if name.startswith("inrank_megatron")]:
-        for name, answer in (("device", device), ("backend", lambda: "fake"), ("device_name", lambda: "GPU")):
-            if getattr(module, name, None) is getattr(platform, f"_{name}", _ORIGINALS[name]):
+        for name, (original, answer) in _PLATFORM.items():
+            if getattr(module, name, None) is original:
                 setattr(module, name, answer)
-
-
-_ORIGINALS = {name: getattr(platform, name) for name in ("device", "backend", "device_name")}
 
 
 def _is_visible() -> bool:

@@ -157,8 +157,8 @@ class Rules(TorchDispatchMode):
 
     def _product(self, matrices: tuple[Tensor, Tensor]) -> None:
         for matrix in matrices:
-            rows = max(matrix.stride()[-2:], default=1) if 1 in matrix.stride()[-2:] else matrix.shape[-1]
-            if matrix.itemsize == 2 and any(size % TILE for size in (*matrix.shape[-2:], rows)):
+            apart = max(matrix.stride()[-2:])  # rows, or columns of a transposed matrix
+            if matrix.itemsize == 2 and any(size % TILE for size in (*matrix.shape[-2:], apart)):
                 place, line = _place()
                 shapes = " x ".join(f"{tuple(m.shape)} of strides {m.stride()}" for m in matrices)
                 self.log.misaligned.setdefault(self.log.phase, []).append(f"{place} (line {line}): {shapes}")

@@ -17,7 +17,7 @@ from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.parallel import Parallel
-from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.training import run
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Trainer
 from tests.contract.sessions import LAYOUTS, VOCABULARY, Tensors, configuration
@@ -82,7 +82,7 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         stop_deepspeed(trainer.engine.deepspeed)
         log.phase = "resumed"
         if rank == 0:
-            engine = _engine(config, parallel, recorded_structure(record))
+            engine = _resumed(config, parallel, recorded_structure(record))
             load_engine(engine, record, Tensors(device_module.written))
             engine.train_step(trainer._micro_batches(0), step=STEPS + 1, lr=1e-3)
         return Seen(log.waits, log.collectives, log.misaligned)
@@ -108,7 +108,6 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
     topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
     by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
     method = make_method(config, switch_step=CHANGE if by_step else None)
-    structure = method.structure({key: min(shape) for key, shape in linear_shapes(config).items()})
     batches = TrainBatches(
         [(Tokens(), 1.0)],
         seq_length=config.model.seq_length,
@@ -119,7 +118,7 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
     return Watched(
         config=config,
         topology=topology,
-        engine=_engine(config, parallel, structure),
+        engine=run._engine(config, topology, parallel, method, None, None, {}),
         method=method,
         batches=batches,
         windows={"valid": EvalWindows(Tokens(), seq_length=config.model.seq_length)},
@@ -131,7 +130,7 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
     )
 
 
-def _engine(config: Config, parallel: Parallel, structure) -> Engine:
+def _resumed(config: Config, parallel: Parallel, structure) -> Engine:
     topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
     factory = GPTFactory(
         config, parallel, vocab_size=topology.vocab_size, padded_vocab_size=topology.padded_vocab_size
