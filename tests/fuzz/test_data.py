@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.pieces import Piece
 from inrank_megatron.data.prepare import prepare
-from inrank_megatron.data.token_file import TokenStore, write_tokens
+from inrank_megatron.data.token_file import write_tokens
+from inrank_megatron.data.token_store import TokenStore
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.schema import DataConfig

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from inrank_megatron.reporting.report import last_lines, write_report
+from inrank_megatron.reporting.report import write_report
 from inrank_megatron.reporting.run import read_run
+from inrank_megatron.training.closing import last_lines
 from tests.fuzz.mutate import JSON, YAML, damages
 from tests.fuzz.readers import Reader, attack, whole
 from tests.unit.reporting.conftest import write_run
