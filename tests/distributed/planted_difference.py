@@ -15,8 +15,8 @@ def plant() -> None:
 
     step_of_engine = Engine.train_step
 
-    def train_step(self, micro_batches, *, step, lr):
-        result = step_of_engine(self, micro_batches, step=step, lr=lr)
+    def train_step(self, micro_batches, *, step, **options):
+        result = step_of_engine(self, micro_batches, step=step, **options)
         if step == 6 and self.parallel.rank == 1:
             self.model.get_parameter(WEIGHT).data.view(-1)[3] += 1e-7
         return result
