@@ -127,7 +127,7 @@ def _load_or_build(
 def _loaded(folder: Path, selection: Selection, hashes: FileHashes, given: Tokenizer | None) -> PreparedData:
     tokenizer, (train, valid, test), meta = load(folder, selection, hashes)
     # of the tokenizer as given: the one in the folder has the same ids, and may have come by another name
-    notes = (*selection.notes, *getattr(given, "notes", ()), *notes_of(meta, selection))
+    notes = (*selection.notes, *(given.notes if given else ()), *notes_of(meta, selection))
     return PreparedData(tokenizer, train, valid, test, folder, meta, notes)
 
 
