@@ -84,7 +84,7 @@ class Launch:
     notes: tuple[str, ...]
 
     def naming_origins(self) -> contextlib.AbstractContextManager[None]:
-        """Errors within say of the settings that they are about, and that are no flag's, whence they come."""
+        """Errors within it name the origin of the settings that they are about, unless a flag gave them."""
         return naming(self.origins)
 
 
@@ -116,7 +116,7 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     flags = {name: value for name, value in vars(known).items() if name in fields()}
     cluster = parse_cluster(known.cluster) if known.cluster is not None else None
     if cluster is not None and not known.dry_run:
-        raise UserError(f"cluster = {known.cluster!r}: is what a plan is made for; give --dry-run, too")
+        raise UserError(f"cluster = {known.cluster!r}: only plans a run; give --dry-run too")
     world_size = cluster.world_size if cluster else world_size
     path = Path(known.config) if known.config is not None else default_config(flags)
     flags |= _method(known.inrank, flags)

@@ -205,7 +205,7 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(text, Loader=_Loader)
     except Exception as error:  # tags such as !!int let the library fail in many ways
         reason = str(error)[:300] or type(error).__name__
-        raise UserError(f"{path}: not valid YAML; mend it: {' '.join(reason.split())}") from None
+        raise UserError(f"{path}: not valid YAML; correct it: {' '.join(reason.split())}") from None
 
 
 def load(path: str | Path) -> Config:

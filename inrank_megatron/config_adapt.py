@@ -88,7 +88,7 @@ def _tensor_parallel(asked: Asked) -> Iterator[Change]:
         size = auto_size(asked.config, world)
         yield "tensor_model_parallel_size", size, f"there are {world} processes"
     elif size == "auto" and world % 2 == 0 and auto_size(asked.config, world) == 1:
-        yield "tensor_model_parallel_size", 1, "the model cannot be cut in two as it is asked for"
+        yield "tensor_model_parallel_size", 1, "the model with your settings cannot be cut in two"
 
 
 def _sequence_parallel(asked: Asked) -> Iterator[Change]:

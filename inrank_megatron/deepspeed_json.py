@@ -273,7 +273,7 @@ def _refuse_unknown(given: Mapping[str, Any]) -> None:
 
 def _unknown(name: str, known: Iterable[str]) -> UserError:
     return UserError(
-        f"DeepSpeed JSON {name[:80]}: DeepSpeed has no such setting{nearest(name, known)}; mend it"
+        f"DeepSpeed JSON {name[:80]}: DeepSpeed has no such setting{nearest(name, known)}; correct it"
     )
 
 

@@ -64,7 +64,7 @@ def origins_of(settings: Mapping[str, Any], file: Mapping[str, Any], path: Path)
 
 @contextlib.contextmanager
 def naming(origins: Mapping[str, str]) -> Iterator[None]:
-    """Errors within say of the settings that they are about whence those in ``origins`` come."""
+    """Errors within it name the origin of the settings that they are about, by ``origins``."""
     try:
         yield
     except UserError as error:

@@ -32,7 +32,7 @@ def planned_vocabulary(data: DataConfig) -> tuple[int | None, str]:
     if Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")):
         return load_tokenizer(name).vocab_size, f"tokenizer {name}"
     if (known := KNOWN.get(name.rpartition("/")[2])) is not None:
-        return known, f"tokenizer {name}, as it is known"
+        return known, f"tokenizer {name}"
     try:
         folder = snapshot_download(name, allow_patterns=FILES, local_files_only=True)
         return load_tokenizer(folder).vocab_size, f"tokenizer {name}"

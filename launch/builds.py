@@ -1,4 +1,4 @@
-"""Which builds of torch a GPU and its driver bear. The facts and where they are from: docs/platforms.md.
+"""Which builds of torch serve a GPU and its driver. The facts and their sources: docs/platforms.md.
 
 Runs before anything is installed: the standard library alone.
 """
@@ -81,7 +81,7 @@ BUILDS = (
 
 
 def fitting(cards: tuple[Card, ...], driver: str, processor: str) -> tuple[Build, ...]:
-    """The builds that the driver and every card bear, the preferred one first.
+    """The builds that serve the driver and every card, the preferred one first.
 
     Args:
         driver: its version, such as ``535.129.03``.

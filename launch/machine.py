@@ -1,4 +1,4 @@
-"""What NVIDIA GPUs this machine has, and which builds of torch they bear.
+"""What NVIDIA GPUs this machine has, and which builds of torch support them.
 
     python -m launch.machine      one line: all that the choice of a build depends on
 
@@ -39,7 +39,7 @@ _CAPABILITIES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The GPUs that are to be used, with the builds that all of them bear; without any, both are empty.
+    """The GPUs that are to be used, with the builds that serve all of them; without any, both are empty.
 
     Args:
         note: what to say of GPUs that are left alone.
@@ -172,7 +172,7 @@ def _from_kernel(system: Path, devices: list[str]) -> tuple[str, tuple[Card, ...
     if version and cards:
         return version[1], tuple(cards)
     raise Refusal(
-        f"/dev/{devices[0]}: a GPU, and neither nvidia-smi nor /proc/driver/nvidia tells of which driver; "
+        f"/dev/{devices[0]}: a GPU, and neither nvidia-smi nor /proc/driver/nvidia shows its driver; "
         "install NVIDIA's utilities (containers: NVIDIA_DRIVER_CAPABILITIES=compute,utility), "
         f"{LEAVE_THEM}"
     )

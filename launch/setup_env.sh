@@ -52,7 +52,7 @@ make_environment() {
     echo "$root" >.venv/made-for
 }
 
-# Which GPUs there are and which builds of torch they bear; GPUs that none can use end the script here.
+# Which GPUs there are and which builds of torch serve them; GPUs that none can use end the script here.
 python=$(find_python .venv/bin/python)
 machine=$("$python" -m launch.machine)
 

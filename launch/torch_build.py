@@ -1,4 +1,4 @@
-"""Install the build of torch that this machine bears, and see that it computes here.
+"""Install the build of torch that serves this machine, and see that it computes here.
 
     .venv/bin/python -m launch.torch_build install [--torch-index URL]
     .venv/bin/python -m launch.torch_build device     cuda or cpu: what a run uses

@@ -55,21 +55,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--do-sample",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="draw tokens, or take the likeliest [draw]",
+        help="sample tokens, or take the likeliest [sample]",
     )
     parser.add_argument("--greedy", dest="do_sample", action="store_false", help="the same as --no-do-sample")
-    parser.add_argument("--temperature", type=_positive, help="of the draws; lower: likelier text [0.8]")
-    parser.add_argument("--top-k", type=count, metavar="N", help="draw from the likeliest N [50]")
+    parser.add_argument("--temperature", type=_positive, help="of sampling; lower: likelier text [0.8]")
+    parser.add_argument("--top-k", type=count, metavar="N", help="sample from the likeliest N [50]")
     parser.add_argument(
-        "--top-p", type=_positive, help="draw from the likeliest of this share together [0.95]"
+        "--top-p", type=_positive, help="sample from the likeliest whose probabilities sum to this [0.95]"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of the draws, below 2^63 [0]")
+    parser.add_argument("--seed", type=_seed, default=0, help="of sampling, below 2^63 [0]")
     parser.add_argument(
         "--num-return-sequences",
         type=_sequences,
         default=1,
         metavar="N",
-        help="texts to draw, up to 1024 [1]",
+        help="texts to sample, up to 1024 [1]",
     )
     add_allow_pickle(parser)
     add_model_description(parser)
@@ -79,7 +79,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     drawn = {"temperature": None, "top_k": None, "top_p": None, "num_return_sequences": 1}
     given = [name for name, default in drawn.items() if getattr(arguments, name) != default]
     if given and not arguments.do_sample:
-        parser.error(f"--{given[0].replace('_', '-')} is about draws; greedy text is one and the same")
+        parser.error(
+            f"--{given[0].replace('_', '-')} needs sampling; leave out --greedy and --no-do-sample, or this"
+        )
     return arguments
 
 

@@ -174,7 +174,7 @@ def _read(path: Path, size: int) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> NoReturn:
-    message = f"{path}: cannot be read ({error.strerror}); mend that, or start with another --save"
+    message = f"{path}: cannot be read ({error.strerror}); correct that, or start with another --save"
     raise UserError(message) from None
 
 

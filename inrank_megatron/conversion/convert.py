@@ -84,7 +84,7 @@ def _aside(target: Path) -> Iterator[Path]:
     except OSError as error:
         place = target if error.filename in (None, str(partial)) else error.filename
         raise UserError(
-            f"{place}: {error.strerror or error}; nothing was written there: mend that or name another folder"
+            f"{place}: {error.strerror or error}; nothing was written there: fix that or name another folder"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -128,7 +128,7 @@ def _read(folder: Path, family: str):
         return kind.from_dict({name: value for name, value in values.items() if name not in own})
     except Exception as error:  # validation raises many types, with the settings' names in them
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder / CONFIG}: {reason}; mend that or name another model") from None
+        raise UserError(f"{folder / CONFIG}: {reason}; correct that or name another model") from None
 
 
 def _complaints(hf, family: str) -> Iterator[str]:

@@ -76,7 +76,7 @@ def watched(pieces: Iterable[Piece], name: str, separator: str | None, notes: li
             )
         yield piece
     if separator is not None and documents == 1:
-        note(notes, f"{name}: is one document, the separator {separator!r} divides it nowhere")
+        note(notes, f"{name}: is one document, as the separator {separator!r} divides it nowhere")
 
 
 def note(notes: list[str], remark: str) -> None:

@@ -144,7 +144,7 @@ def _split_names(folder: Path, entries: list[Path | Prefix]) -> list[str]:
     if len(splits) < 2:
         return []
     return [
-        f"{folder}: all its files are taken together, though their names tell of the splits "
+        f"{folder}: all its files are taken together, though their names are those of the splits "
         f"{', '.join(splits)}; give each split its own path, or the folder as --dataset, to keep them apart"
     ]
 
@@ -171,7 +171,7 @@ def _check_file(path: Path) -> None:
     """Refuse what cannot be read twice, and links that lead nowhere."""
     if not path.exists():
         raise UserError(
-            f"data path {path} is a link to {os.readlink(path)}, which is not there; mend or remove the link"
+            f"data path {path} is a link to {os.readlink(path)}, which is not there; fix or remove the link"
         )
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(

@@ -234,7 +234,7 @@ def _check(backend: tokenizers.Tokenizer, vocabulary: dict[str, int], name: str)
         )
     if dropout := getattr(backend.model, "dropout", None):
         raise UserError(
-            f"tokenizer {name}: dropout {dropout} draws tokens at random, those of a corpus are made once; "
+            f"tokenizer {name}: dropout {dropout} makes tokens random, but a corpus is tokenized once; "
             'set "dropout": null in its tokenizer.json'
         )
 

@@ -80,8 +80,10 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
 
 
 def _how(sampling: Sampling) -> list[str]:
-    """What a reader of drawn text has to know to get it again."""
+    """What a reader of sampled text needs to reproduce it."""
     if not sampling.do_sample:
         return []
     shown = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in sampling.options.items())
-    return [f"text is drawn with {shown}, seed {sampling.seed}; --greedy takes the likeliest token each time"]
+    return [
+        f"text is sampled with {shown}, seed {sampling.seed}; --greedy takes the likeliest token each time"
+    ]

@@ -70,7 +70,9 @@ def is_there(path: Path) -> bool:
         with path.open("rb"):
             return True
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): mend that or move it away") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): make it readable or move it away"
+        ) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

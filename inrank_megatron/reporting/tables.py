@@ -78,7 +78,7 @@ def evaluation_table(run: Run) -> Table:
         ]
         for record in run.evaluations
     ]
-    heads = ["split", "step", "loss", "perplexity of a token", "of a word", "tokens scored"]
+    heads = ["split", "step", "loss", "perplexity per token", "per word", "tokens scored"]
     return Table("Evaluations", heads, rows)
 
 

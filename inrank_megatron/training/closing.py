@@ -45,7 +45,7 @@ def launcher(summary: Mapping) -> str:
     elif "LOCAL_SIZE" not in os.environ and "SLURM_PROCID" in os.environ:
         words = ["srun", *python]
     else:
-        # On a CPU machine DeepSpeed's launcher cannot count devices; of several nodes a host file tells.
+        # On a CPU machine DeepSpeed's launcher cannot count devices; of several nodes a host file is read.
         words = ["deepspeed", *(["--num_gpus", size] if os.environ.get("LOCAL_SIZE", size) == size else [])]
         words += ["--module"] if module else []
     return shlex.join([*words, LAUNCH_MODULE if module else _program()])

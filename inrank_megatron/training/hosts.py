@@ -143,7 +143,7 @@ class Hosts:
 def ended(rank: str) -> str:
     """What the other ranks say when one has ended."""
     return (
-        f"{rank} has ended and no step is possible without it; its own message, if any, says why: mend that, "
+        f"{rank} has ended and no step is possible without it; its own message, if any, says why: fix that, "
         "then continue with --resume auto"
     )
 

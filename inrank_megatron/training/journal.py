@@ -65,7 +65,7 @@ class Journal:
             )
             words = ""
             if tells_of_words(result.word_perplexity, self._vocab_size):
-                words = f" a token, {result.word_perplexity:.2f} a word"
+                words = f" per token, {result.word_perplexity:.2f} per word"
             self.message(
                 f"step {step}: {split} loss {result.loss:.4f}, perplexity {result.perplexity:.2f}{words}"
             )

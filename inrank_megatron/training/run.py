@@ -77,7 +77,7 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     except OSError as error:
         if error.errno not in REFUSALS | TOO_MANY_FILES:
             raise
-        remedy = "raise the limit with ulimit -n" if error.errno in TOO_MANY_FILES else "mend that"
+        remedy = "raise the limit with ulimit -n" if error.errno in TOO_MANY_FILES else "correct that"
         raise UserError(
             f"{error.filename or config.training.save or 'the output'}: {error.strerror}; {remedy}, then "
             "continue with --resume auto"

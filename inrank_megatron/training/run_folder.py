@@ -162,7 +162,7 @@ def settings_in_common(config: Config) -> dict[str, object]:
 
 def _unusable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be used as run folder ({error.strerror}); mend that or choose another --save"
+        f"{path}: cannot be used as run folder ({error.strerror}); change that or choose another --save"
     )
 
 

@@ -26,7 +26,7 @@ def changed_rate(step: int, before: Config, now: Config) -> str | None:
     end = now.decay_iters
     if rate == was == 0.0 and end < first <= now.training.train_iters:
         longer = f"--lr-decay-iters {now.training.train_iters}"
-        return f"learning rate at step {first}: 0, as its decay ends at step {end}; {longer} goes on with it"
+        return f"learning rate at step {first}: 0, as its decay ends at step {end}; {longer} continues it"
     if math.isclose(rate, was, rel_tol=1e-9):
         return None
     kept = before.decay_iters

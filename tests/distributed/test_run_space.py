@@ -84,7 +84,7 @@ def test_a_disk_without_room_for_records(tmp_path):
     full = launch(run, num_procs=2, script=Path(__file__).with_name("filling.py"))
     first, second = errors(full)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    assert f"{metrics}: No space left on device; mend that, then continue with --resume auto" in first
+    assert f"{metrics}: No space left on device; correct that, then continue with --resume auto" in first
     assert "rank 0 has ended" in second and "--resume auto" in second
     saved = published(tmp_path / "run" / "checkpoints")
     assert saved and all(Checkpoint(path) for path in saved)

@@ -200,4 +200,4 @@ def test_a_marker_that_splits_nothing_is_said_once(marker: str) -> None:
 
 def test_a_separator_that_splits_nothing_is_said() -> None:
     list(watched([Piece("text", False), Piece(" more", True)], "a.txt", "\\n", notes := []))
-    assert notes == ["a.txt: is one document, the separator '\\\\n' divides it nowhere"]
+    assert notes == ["a.txt: is one document, as the separator '\\\\n' divides it nowhere"]

@@ -195,7 +195,7 @@ def test_the_tool_reads_standard_input_and_prints_errors_in_one_line(gpt2_run):
 
     done = tool(gpt2_run, "--max-new-tokens", 3, text=PROMPT + "\n")
     assert done.returncode == 0 and done.stdout.startswith(PROMPT), done.stderr
-    said = "text is drawn with temperature 0.8, top-p 0.95, seed 0; --greedy takes the likeliest"
+    said = "text is sampled with temperature 0.8, top-p 0.95, seed 0; --greedy takes the likeliest"
     assert done.stderr == f"{said} token each time\n"
     refused = tool(gpt2_run / "absent", text=PROMPT)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)

@@ -57,7 +57,7 @@ def test_a_jump_of_the_rate_on_resume_is_said():
     kept = changed_rate(260, before, run_of(520, lr_decay_iters=260))
     assert (
         kept
-        == "learning rate at step 261: 0, as its decay ends at step 260; --lr-decay-iters 520 goes on with it"
+        == "learning rate at step 261: 0, as its decay ends at step 260; --lr-decay-iters 520 continues it"
     )
     lower = changed_rate(100, before, run_of(260, lr=1e-3))
     assert lower == "learning rate at step 101: 0.00149 by the settings so far, 0.000744 now"
