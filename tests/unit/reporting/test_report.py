@@ -85,7 +85,7 @@ def test_the_headline_and_the_tables(make_run: Callable[..., Path]) -> None:
     assert page.after("phase 2: U*V*") == "61 - 120"
     layer = page.text.index("decoder.layers.3.mlp.linear_fc2")
     assert page.text[layer + 1 : layer + 7] == ["2", "16", "0.9700", "41", "96", "yes"]
-    assert page.after("hidden_size") == "192" and page.after("data_path") == "none"
+    assert page.after("model_preset") == "tiny" and page.after("data_path") == "none"
     assert page.after("deepspeed") == "0.19.8"
     assert "not finished" not in page.source
 
