@@ -18,7 +18,8 @@ WORDS = ".words.npy"
 # What lies in folders of data and is none.
 NO_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|citation|manifest)(\..*)?|_success|_metadata"
-    r"|(dataset_infos?|dataset_dict|state)\.json|(md5|sha\d*)sums?(\..*)?|.*\.(md5|sha\d+|crc|lock|partial)|thumbs\.db|desktop\.ini",
+    r"|(dataset_infos?|dataset_dict|state)\.json|(md5|sha\d*)sums?(\..*)?|.*\.(md5|sha\d+|crc|lock|partial)|thumbs\.db|desktop\.ini"
+    r"|.*\.(png|jpe?g|gif|webp|svg|ico)",  # pictures of a folder of notes or of a page
     re.IGNORECASE,
 )
 SPLIT_WORD = re.compile(r"[^a-z]*(train|valid|validation|val|dev|test)([^a-z]|$)", re.IGNORECASE)

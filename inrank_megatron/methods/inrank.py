@@ -124,8 +124,9 @@ class InRank:
         chosen = self.switch.refound or self.switch.judges_outputs
         if step is None or chosen or any(self.growth.due(n) for n in range(1, step + 1)):
             return None
+        plural = "" if step == 1 else "s"
         return (
-            f"no rank decision came in the {step} steps of the first phase, so all ranks are still "
+            f"no rank decision came in the {step} step{plural} of the first phase, so all ranks are still "
             f"{self.growth.initial_rank}; lower --rank-check-interval or raise --train-iters"
         )
 

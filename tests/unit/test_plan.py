@@ -370,6 +370,13 @@ def test_the_page_of_a_warm_start_has_the_memory_of_the_dense_phase():
     assert "Memory of dense:" in render(plan_of(config(method="warm-start")))
 
 
+def test_the_page_breaks_no_line_of_the_memory():
+    lines = render(plan_of(config(preset="medium", method="inrank-efficient"))).splitlines()
+    [bucket] = [line for line in lines if "gradients are reduced in" in line]
+    assert bucket.startswith("the bucket that gradients are reduced in ")
+    assert lines[lines.index(bucket) - 1].startswith("FP32 masters and Adam moments ")
+
+
 def test_the_page_marks_settings_that_the_method_ignores():
     assert "not read by method dense" in render(plan_of(config(buffer=3)))
 

@@ -45,6 +45,14 @@ def test_a_folder_is_all_its_data_in_the_order_of_the_names(tmp_path: Path) -> N
     )
 
 
+def test_pictures_among_notes_are_left_out(tmp_path: Path) -> None:
+    """One screenshot in a folder of notes stopped the run; a PDF, which has text, still does."""
+    make(tmp_path, "note.md", "img/plan.PNG", "img/photo.jpeg", "logo.svg", "paper.pdf")
+    found = find(str(tmp_path))
+    assert names(found, tmp_path) == ["note.md", "paper.pdf"]
+    assert "3 files are no data and left out (img/photo.jpeg, img/plan.PNG, logo.svg)" in found.notes[0]
+
+
 def test_a_folder_without_data_or_of_another_program(tmp_path: Path) -> None:
     make(tmp_path / "a", "README.md")
     assert "is a folder without data files (README.md)" in fault(tmp_path / "a")

@@ -139,6 +139,8 @@ def test_a_first_phase_without_a_decision_says_so():
     assert left.startswith(
         "no rank decision came in the 9 steps of the first phase, so all ranks are still 2;"
     )
+    left = InRankEfficient(rule, switch=Switch(step=1)).unfinished([growing(final=True)])
+    assert left.startswith("no rank decision came in the 1 step of the first phase,")
     for switch in (Switch(step=10), Switch(step=9, refound=True), Switch(step=9, threshold=0.9)):
         assert InRankEfficient(rule, switch=switch).unfinished([growing(final=True)]) is None
 
