@@ -243,8 +243,8 @@ def _notes(plan: Plan) -> list[str]:
         f"Memory of {first.name}: parameters {_size(memory.parameters)}, gradients "
         f"{_size(memory.gradients)},",
         f"FP32 masters and Adam moments {_size(memory.optimizer)}, initial factors "
-        f"{_size(memory.initial_factors)}, activations about {_size(memory.activations)}, gradient",
-        f"reduction bucket {_size(memory.bucket)}.",
+        f"{_size(memory.initial_factors)}, activations about {_size(memory.activations)},",
+        f"gradient reduction bucket {_size(memory.bucket)}.",
     ]
     if plan.method in SWITCHING:
         notes.append(

@@ -372,8 +372,8 @@ def test_the_page_of_a_warm_start_has_the_memory_of_the_dense_phase():
 
 def test_the_page_breaks_no_line_of_the_memory():
     lines = render(plan_of(config(preset="medium", method="inrank-efficient"))).splitlines()
-    [bucket] = [line for line in lines if "gradients are reduced in" in line]
-    assert bucket.startswith("the bucket that gradients are reduced in ")
+    [bucket] = [line for line in lines if "reduction bucket" in line]
+    assert bucket.startswith("gradient reduction bucket ")
     assert lines[lines.index(bucket) - 1].startswith("FP32 masters and Adam moments ")
 
 
