@@ -1,5 +1,6 @@
 """Hugging Face datasets, from the hub, the local cache (``HF_HUB_OFFLINE=1``) or a folder."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -213,11 +214,27 @@ def _load_folder(folder: str, configuration: str | None) -> tuple[Any, list[str]
     for file in named:
         refuse_pointer(Path(file))
     everything = DataFilesDict.from_patterns({"all": ["**"]}, base_path=folder)["all"]
-    left = sorted(set(everything) - named)
+    found_here = {os.path.realpath(file) for file in named}  # either may have followed a link, the other not
+    left = sorted(file for file in everything if os.path.realpath(file) not in found_here)
     remarks = [f"dataset {folder}{place} is read, none of the hub"] if (place := _place(folder)) else []
     if left:
         remarks.append(f"dataset {folder}: {len(left)} of its files are left out, {left[0]} among them")
-    return (found if read_here else datasets.load_dataset(folder, configuration)), remarks
+    if read_here:
+        return found, remarks
+    tables = datasets.load_dataset(folder, configuration)
+    if _is_outdated(tables, named):
+        tables = datasets.load_dataset(folder, configuration, download_mode="force_redownload")
+    return tables, remarks
+
+
+def _is_outdated(tables: Any, files: set[str]) -> bool:
+    """Whether a file has changed since datasets made its tables of it, which it tells by the modification
+    time alone; nobody can set a change time back.
+    """
+    made = [
+        os.stat(entry["filename"]).st_ctime_ns for split in tables.values() for entry in split.cache_files
+    ]
+    return bool(made) and max(os.stat(file).st_ctime_ns for file in files) >= min(made)
 
 
 def _place(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -219,3 +220,18 @@ def test_json_of_a_folder_and_of_a_path(tmp_path: Path) -> None:
     (tmp_path / "train.ndjson").write_text(lines)
     splits = load_splits(str(tmp_path), text_column="text")
     assert texts(splits["train"]) == texts(open_source(str(tmp_path / "train.ndjson"), text_column="text"))
+
+
+def test_a_file_that_changed_unseen_is_read_again(tmp_path: Path) -> None:
+    """datasets tells a file by its name and modification time, which a copy may have restored."""
+    file = tmp_path / "train.jsonl"
+    for text in ("before", "behind"):
+        file.write_text(json.dumps({"text": text}) + "\n")
+        os.utime(file, ns=(10**18, 10**18))
+        assert texts(load_splits(str(tmp_path), text_column="text")["train"]) == [text]
+
+
+def test_a_folder_by_a_link_leaves_out_what_the_folder_does(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "folder/train.parquet", {"text": DOCUMENTS})
+    (tmp_path / "link").symlink_to("folder")
+    assert load_splits(str(tmp_path / "link"), text_column="text")["train"].notes == []
