@@ -8,9 +8,8 @@ from typing import Any
 
 from inrank_megatron.data.batches import unigram_perplexity
 from inrank_megatron.data.cache import FileHashes, Progress, file_sha256, read_json, write_json
-from inrank_megatron.data.corpus import Source
 from inrank_megatron.data.pieces import Piece
-from inrank_megatron.data.sources import Selection, TokenPrefix, cut
+from inrank_megatron.data.sources import Part, Selection, TokenPrefix, cut
 from inrank_megatron.data.token_file import TokenFile, beside, joined, several, write_tokens
 from inrank_megatron.data.token_store import TokenStore
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -89,14 +88,19 @@ def load(folder: Path, selection: Selection, hashes: FileHashes) -> tuple[Tokeni
 
 
 def notes_of(meta: dict[str, Any], selection: Selection) -> list[str]:
-    """What the sources had to say while they were read; equal remarks on several sources are one."""
-    sources: dict[str, list[str]] = {}
+    """What the sources had to say when they were opened and, in the record, while they were read; equal
+    remarks on several sources are one.
+    """
+    sources: dict[str, dict[str, None]] = {}
+    for part in selection.parts:
+        for note in part.remarks:
+            sources.setdefault(note.removeprefix(f"{part.source.name}: "), {})[part.source.name] = None
     for record in meta["files"]:
-        for part in record.get("sources", []):
-            for note in part.get("notes", []):
-                remark = note.removeprefix(f"{part['name']}: ")
-                sources.setdefault(remark, []).append(selection.parts[part["part"]].source.name)
-    return [f"{several(names)}: {remark}" for remark, names in sources.items()]
+        for entry in record.get("sources", []):
+            for note in entry.get("notes", []):
+                name = selection.parts[entry["part"]].source.name
+                sources.setdefault(note.removeprefix(f"{entry['name']}: "), {})[name] = None
+    return [f"{several(list(names))}: {remark}" for remark, names in sources.items()]
 
 
 def _stored_together(selection: Selection) -> list[list[int]]:
@@ -112,7 +116,8 @@ def _written(
     prefix: Path, selection: Selection, numbers: list[int], *, tokenizer: Tokenizer, progress: Progress
 ) -> list[dict[str, Any]]:
     """Write the texts of these parts into one pair; the part, name, sequences and notes of each in turn."""
-    sources = [selection.parts[number].source for number in numbers]
+    parts = [selection.parts[number] for number in numbers]
+    sources = [part.source for part in parts]
     counts = [0] * len(sources)
 
     def pieces() -> Iterator[Piece]:
@@ -127,13 +132,15 @@ def _written(
         name = _names(selection, numbers)
         write_tokens(prefix, pieces(), tokenizer=tokenizer, name=name, progress=progress)
     return [
-        {"part": number, "name": source.name, "sequences": count} | _notes(source, count)
-        for number, source, count in zip(numbers, sources, counts, strict=True)
+        {"part": number, "name": part.source.name, "sequences": count} | _notes(part, count)
+        for number, part, count in zip(numbers, parts, counts, strict=True)
     ]
 
 
-def _notes(source: Source | TokenPrefix, sequences: int) -> dict[str, list[str]]:
-    notes = [*getattr(source, "notes", ()), *([] if sequences else ["holds no text"])]
+def _notes(part: Part, sequences: int) -> dict[str, list[str]]:
+    """Without the remarks of its opening: another name may come to the same token files later."""
+    notes = [note for note in getattr(part.source, "notes", ()) if note not in part.remarks]
+    notes += [] if sequences else ["holds no text"]
     return {"notes": notes} if notes else {}
 
 

@@ -3,7 +3,7 @@
 import errno
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from inrank_megatron.checks import check_sources
@@ -11,9 +11,10 @@ from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.corpus import Source, open_source
 from inrank_megatron.data.embedded import EmbeddedText
 from inrank_megatron.data.hub import load_splits
-from inrank_megatron.data.paths import Prefix, find
+from inrank_megatron.data.paths import PAIR, Prefix, find
 from inrank_megatron.data.token_file import beside
 from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
 from inrank_megatron.schema import DataConfig
 
 SPLITS = ("train", "valid", "test")
@@ -40,13 +41,18 @@ class Part:
     """A source, the split it is given for, and the component of the blend that it belongs to.
 
     The parts of one component follow each other as one text. ``weight``: of the component (None: by its
-    tokens).
+    tokens). ``remarks``: the source's when it was opened, which are about its name and place, where those
+    that it makes while it is read are about its content.
     """
 
     split: str
     source: Source | TokenPrefix
     weight: float | None
     component: int = 0
+    remarks: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "remarks", tuple(getattr(self.source, "notes", ())))
 
 
 @dataclass(frozen=True)
@@ -234,5 +240,7 @@ def _number(word: str) -> float | None:
 
 def _opened(entry: Path | Prefix, data: DataConfig) -> Source | TokenPrefix:
     if isinstance(entry, Prefix):
+        for suffix in PAIR:
+            refuse_pointer(beside(entry.path, suffix))
         return TokenPrefix(entry.path)
     return open_source(str(entry), text_column=data.text_column, document_separator=data.document_separator)

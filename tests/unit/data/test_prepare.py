@@ -1,5 +1,6 @@
 """Token files: exact counts, made once, and never used when they are not what was written."""
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -391,3 +392,25 @@ def test_the_record(settings, corpus: Path) -> None:
     assert data.meta["tokenizer"]["identity"] == data.tokenizer.identity
     assert data.meta["files"][0]["largest_id"] < data.tokenizer.vocab_size == 300
     assert data.meta["splits"]["valid"] == data.valid.counts()
+
+
+def test_remarks_on_a_name_are_of_the_name_that_is_given(settings, tmp_path: Path) -> None:
+    """Two names of one content share the token files, not what is said of the names."""
+    for name in ("corpus.jsonl", "corpus.jsonl.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b'{"text": "one document"}\n' * 20, mtime=0))
+    wrong, right = (
+        prepare(settings(data_path=[tmp_path / name], split="1"))
+        for name in ("corpus.jsonl", "corpus.jsonl.gz")
+    )
+    assert wrong.folder == right.folder
+    assert "whatever its name says" in wrong.notes[0]
+    assert right.notes == ()
+
+
+def test_pointers_of_a_pair_are_named(settings, tmp_path: Path) -> None:
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"tokens{suffix}").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+        )
+    with pytest.raises(UserError, match=r"tokens\.bin: is a Git LFS pointer"):
+        prepare(settings(data_path=[tmp_path / "tokens"]))
