@@ -15,6 +15,7 @@ from inrank_megatron.evaluation.texts import Text, check_tokens, dataset_split, 
 from inrank_megatron.evaluation.windows import SlidingWindows
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.platform import device
+from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.learnt import tells_of_words
 
 SPLIT = "valid"
@@ -28,7 +29,8 @@ def run(arguments: argparse.Namespace, parallel: Parallel) -> None:
     """
     record = evaluate(arguments, parallel)
     if parallel.rank == 0:
-        print(json.dumps(record, indent=1) if arguments.json else _as_lines(record))
+        with unless_nobody_reads():
+            print(json.dumps(record, indent=1) if arguments.json else _as_lines(record))
 
 
 def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:

@@ -16,6 +16,7 @@ from inrank_megatron.generation.generate import (
     prompt_ids,
 )
 from inrank_megatron.platform import device
+from inrank_megatron.reporting.console import unless_nobody_reads
 
 BETWEEN = "---"
 
@@ -54,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     # Some decoders drop the space before the first word that they are given.
     start = len(tokenizer.decode(ids))
-    print(f"\n{BETWEEN}\n".join(text + tokenizer.decode(ids + row)[start:] for row in found))
+    with unless_nobody_reads():
+        print(f"\n{BETWEEN}\n".join(text + tokenizer.decode(ids + row)[start:] for row in found))
 
 
 def _prompt(arguments: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ from inrank_megatron.conversion.options import Options
 from inrank_megatron.inspection.layers import inspect
 from inrank_megatron.inspection.show import print_tables, to_json, write_figure
 from inrank_megatron.inspection.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, untrained_table
+from inrank_megatron.reporting.console import unless_nobody_reads
 
 
 def print_model(path: Path, options: Options, *, leading: int, as_json: bool, png: Path | None) -> None:
@@ -21,10 +22,11 @@ def print_model(path: Path, options: Options, *, leading: int, as_json: bool, pn
         print(note, file=sys.stderr)
     if png:
         write_figure(found, png)
-    if as_json:
-        print(to_json(found))
-    else:
-        print_tables(found, leading=leading)
+    with unless_nobody_reads():
+        if as_json:
+            print(to_json(found))
+        else:
+            print_tables(found, leading=leading)
 
 
 def print_untrained(

@@ -1,8 +1,11 @@
 """The progress display of rank 0: a live display in a terminal, plain lines anywhere else."""
 
+import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -79,6 +82,18 @@ class Console:
         (first_step, first_time), (step, now) = self._times[0], self._times[-1]
         seconds = (self._total_steps - step) * (now - first_time) / max(step - first_step, 1)
         return duration(seconds)
+
+
+@contextmanager
+def unless_nobody_reads() -> Iterator[None]:
+    """Go on without output when its reader is gone, as behind `head`, or after an interrupt that ended `tee`
+    too.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def duration(seconds: float) -> str:

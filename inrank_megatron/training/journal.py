@@ -1,13 +1,10 @@
 """What the run tells: records in the run folder and lines for the user, from rank 0 alone."""
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from inrank_megatron.methods.changes import LayerView, SetRank
-from inrank_megatron.reporting.console import Console
+from inrank_megatron.reporting.console import Console, unless_nobody_reads
 from inrank_megatron.reporting.files import METRICS, RANKS, read_records
 from inrank_megatron.reporting.learnt import tells_of_words
 from inrank_megatron.reporting.metrics import MetricsWriter
@@ -47,7 +44,7 @@ class Journal:
         """One optimizer step's record (``reporting/metrics.py``)."""
         if self._active:
             self._metrics.train(**record)
-            with _unless_nobody_reads():
+            with unless_nobody_reads():
                 self._console.step(record)
 
     def evaluation(self, step: int, split: str, result: Evaluation, *, elapsed_seconds: float) -> None:
@@ -144,17 +141,8 @@ class Journal:
 
     def message(self, text: str) -> None:
         if self._active:
-            with _unless_nobody_reads():
+            with unless_nobody_reads():
                 self._console.message(text)
-
-
-@contextmanager
-def _unless_nobody_reads() -> Iterator[None]:
-    """Go on without output when its reader is gone, as after an interrupt that ended `tee` too."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _rank_record(

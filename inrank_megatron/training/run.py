@@ -30,6 +30,7 @@ from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.platform import backend, device, device_name
+from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.journal import Journal
@@ -105,7 +106,8 @@ def _plan(launch: Launch, config: Config) -> None:
             cluster=launch.cluster,
             vocabulary=vocabulary,
         )
-        print("\n".join([*launch.notes, render(plan)]))
+        with unless_nobody_reads():
+            print("\n".join([*launch.notes, render(plan)]))
 
 
 def _named_tokenizer(config: Config) -> Tokenizer:
@@ -170,7 +172,8 @@ def _run(
 
         if not stop.is_urgent:
             write_report(folder.path)
-        print(f"\n{told}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}", flush=True)
+        with unless_nobody_reads():
+            print(f"\n{told}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}")
     processes.shutdown()
 
 

@@ -89,3 +89,18 @@ def test_a_terminal_that_cannot_redraw_gets_plain_lines() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_output_whose_reader_is_gone_is_no_fault():
+    """As of a plan that goes through `head`: no traceback, and no status of failure."""
+    code = (
+        "from inrank_megatron.reporting.console import unless_nobody_reads\n"
+        "with unless_nobody_reads():\n    print('a line that nobody reads' * 10_000)\n"
+        "with unless_nobody_reads():\n    print('another')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
+    process.stderr.close()
