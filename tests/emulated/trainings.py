@@ -123,7 +123,7 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
         batches=batches,
         windows={"valid": EvalWindows(Tokens(), seq_length=config.model.seq_length)},
         folder=place,
-        journal=Journal(place, active=False, total_steps=STEPS, start_step=0),
+        journal=Journal(place, active=False, total_steps=STEPS, start_step=0, vocab_size=512),
         stop=SimpleNamespace(reason=lambda: None),
         identity={},
         peak_flops=None,

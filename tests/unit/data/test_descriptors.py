@@ -17,9 +17,11 @@ SOURCES = 120
 
 
 def limit_open_files(more: int) -> None:
-    """So many more files than are open now."""
-    limit = len(os.listdir("/proc/self/fd")) + more
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    """So many more files than are open now. The limit is on a file's number, and there may be gaps."""
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(more + 1)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], opened[-1]))
+    for file in opened:
+        os.close(file)
 
 
 def first_batch(config: DataConfig) -> tuple[int, list[int], int]:
@@ -70,7 +72,7 @@ def test_the_limit_is_named(settings, tmp_path: Path) -> None:
     made = prepare(config)
 
     def work() -> str:
-        limit_open_files(-1)  # the listing itself takes one
+        limit_open_files(0)
         with pytest.raises(UserError) as raised:
             prepare(config)
         return str(raised.value)

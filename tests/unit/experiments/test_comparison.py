@@ -98,8 +98,8 @@ def leave(plan: compare.Study, arm: str, *, rate: float, seed: int, valid: float
     folder = plan.folder(arm, rate=rate, seed=seed, steps=100)
     folder.mkdir(parents=True)
     steps = [
-        {"kind": "train", "step": n, "tokens": 32 * n, "tokens_per_second": 10.0, "mean_rank": 4.0,
-         "tflops_per_second": 10.0 * flops / 1e12, "elapsed_seconds": float(n)}
+        {"kind": "train", "step": n, "phase": n, "tokens": 32 * n, "tokens_per_second": 10.0,
+         "mean_rank": 4.0, "tflops_per_second": 10.0 * flops / 1e12, "elapsed_seconds": float(n)}
         for n, flops in ((1, 1000), (2, 500))
     ]  # fmt: skip
     ends = [
