@@ -6,6 +6,7 @@
 Without other arguments it runs ``configs/quickstart.yaml``; ``--help`` lists everything.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -53,7 +54,8 @@ def main() -> None:
 
 def _end(message: str, *, patience: float = 0.0) -> None:
     """Fail, ``patience`` seconds after the message: process groups that have lost a rank may never close."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # its reader may be gone, which must not cost the message
+        sys.stdout.flush()
     sys.stderr.write(message)
     sys.stderr.flush()
     time.sleep(patience)
