@@ -141,6 +141,7 @@ class Engine:
             self.deepspeed.backward(loss)
             total += loss.detach()
             if index + 1 == self.accumulation:
+                self._replicated.sum()
                 report = StepReport(
                     total,
                     self.accumulation * self.parallel.dp_size,
@@ -211,9 +212,9 @@ class Engine:
             layer.whole_factor.end()
 
     def _begin_micro_batch(self, index: int) -> None:
-        self._replicated.last = index + 1 == self.accumulation
+        last = index + 1 == self.accumulation
         for layer in self.layers.values():
-            layer.whole_factor.begin(first=index == 0, last=self._replicated.last)
+            layer.whole_factor.begin(first=index == 0, last=last)
 
     @staticmethod
     def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -457,7 +458,8 @@ class Engine:
         if self.deepspeed is not None:
             self.loss_scaling.detach()
             deepspeed_setup.stop_deepspeed(self.deepspeed)
-            self.deepspeed = self.model = self.layers = self.linears = self.masters = None
+            self.deepspeed = self.model = self.layers = self.linears = None
+            self.masters = self._replicated = None
             gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
         self.model = self.factory.build(factors).to(self.device)
         self.linears = find_linears(self.model, self.factory.linear_shapes, self.parallel.tp_group)
@@ -473,8 +475,10 @@ class Engine:
             for name, x in self.layers.items()
             if factors[name].tracked
         }
-        self._replicated = ReplicatedGradients(self.model, self.parallel.tp_group)
         self.deepspeed, self.masters = deepspeed_setup.start_deepspeed(
             self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json
+        )
+        self._replicated = ReplicatedGradients(
+            self.model, self.deepspeed.optimizer, self.masters.holdings, self.parallel.tp_group
         )
         self.loss_scaling.attach(self.deepspeed.optimizer)

@@ -1,39 +1,88 @@
 """Gradients of parameters that every tensor-parallel rank holds whole while it sees only its own tokens."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from inrank_megatron.engine.fragments import Holdings
+
 
 class ReplicatedGradients:
-    """Sums, once a step, the gradients of all parameters that ``sequence_parallel`` marks over the group.
+    """Sums, once a step and in one all-reduce, the gradients of all parameters that ``sequence_parallel``
+    marks over the group.
 
     Under sequence parallelism nobody else does: neither Megatron (outside its own optimizer) nor DeepSpeed.
-    DeepSpeed takes gradients as the last micro-batch leaves them, so that one carries the sum and those
-    before it carry zero.
+    It sums what DeepSpeed has averaged over the replicas, as the two sums commute: of that a rank holds its
+    part alone from stage 1 on, and the ranks of the group hold the same parts.
 
-    Attributes:
-        last: whether the micro-batch under way is the step's last.
+    Args:
+        optimizer: DeepSpeed's. held: what it holds of the model's parameters.
     """
 
-    def __init__(self, model: nn.Module, group: ProcessGroup):
-        self.last = True
-        self._group = group
-        for parameter in model.parameters():
-            if parameter.requires_grad and getattr(parameter, "sequence_parallel", False):
-                self._register(parameter)
+    def __init__(self, model: nn.Module, optimizer, held: Holdings, group: ProcessGroup):
+        self._optimizer, self._held, self._group = optimizer, held, group
+        trained = (p for p in model.parameters() if p.requires_grad)
+        self._parameters = [p for p in trained if getattr(p, "sequence_parallel", False)]
 
-    def _register(self, parameter: nn.Parameter) -> None:
-        local = torch.zeros_like(parameter, dtype=torch.float32)
+    @torch.no_grad()
+    def sum(self) -> None:
+        """After the step's last backward pass, before the optimizer looks at its gradients."""
+        if not self._parameters:
+            return
+        if self._offloaded:  # where the host has to wait for what the device sends it
+            get_accelerator().synchronize()
+        parts = [(parameter, part) for parameter, part in self._parts() if part.numel()]
+        if not parts:  # nor has any rank of the group
+            return
+        sizes = [part.numel() for _, part in parts]
+        flat = torch.cat([part for _, part in parts]).to(parts[0][0].device, torch.float32)
+        dist.all_reduce(flat, group=self._group)
+        sums = flat.split(sizes)
+        torch._foreach_copy_([part for _, part in parts], list(sums))
+        if self._offloaded:
+            norms = self._optimizer.norm_for_param_grads
+            for (parameter, _), total in zip(parts, sums, strict=True):
+                norms[self._optimizer.get_param_id(parameter)] = total.norm()
 
-        def total(gradient: Tensor) -> Tensor:
-            local.add_(gradient)
-            if not self.last:
-                return torch.zeros_like(gradient)
-            dist.all_reduce(local, group=self._group)
-            result = local.to(gradient.dtype, copy=True)
-            local.zero_()
-            return result
+    @property
+    def _offloaded(self) -> bool:
+        """Whether gradients lie in the host's memory, and the norm of each is taken on the way there."""
+        optimizer = self._optimizer
+        return getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False)
 
-        parameter.register_hook(total)
+    def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """What this rank has of the averaged gradient of each, flat."""
+        if not self._held.partitioned:
+            yield from ((parameter, parameter.grad.view(-1)) for parameter in self._parameters)
+        elif self._offloaded:
+            for parameter in self._parameters:
+                if (fragment := self._held.fragments[id(parameter)]) is not None:
+                    yield parameter, fragment.of(fragment.owner.grad)
+        else:
+            gradients = dict(self._averaged())
+            yield from ((p, gradients[id(p)].view(-1)) for p in self._parameters if id(p) in gradients)
+
+    def _averaged(self) -> Iterator[tuple[int, Tensor]]:
+        """(``id`` of the parameter, gradient) of all that DeepSpeed has averaged for this rank.
+
+        Stage 1 in BF16 can keep gradients whole, stage 3 has a list for each group, and stages 1 and 2 have
+        one of the parameters that this rank has a part of, with padding between and after them.
+        """
+        optimizer = self._optimizer
+        if hasattr(optimizer, "fp32_groups_gradients"):
+            for parameters, wholes in zip(
+                optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True
+            ):
+                yield from zip(map(id, parameters), wholes, strict=True)
+            return
+        groups = getattr(optimizer, "params_in_partition", None) or optimizer.fp16_groups
+        for index, parameters in enumerate(groups):
+            parts = optimizer.averaged_gradients[index]
+            real = (part for part in parts if not getattr(part, "_zero_padding", False))
+            for parameter, part in zip(parameters, real, strict=False):
+                if (fragment := self._held.fragments[id(parameter)]) is not None:
+                    yield id(parameter), part.view(-1)[: fragment.count]  # stage 3 pads each of them

@@ -43,8 +43,8 @@ class Masters:
 
     def __init__(self, optimizer, kind: Kind, group):
         self.kind, self._group = kind, group
-        self._inner, self._holdings = inner_optimizer(optimizer), holdings(optimizer)
-        for owners in self._holdings.owners.values():
+        self._inner, self.holdings = inner_optimizer(optimizer), holdings(optimizer)
+        for owners in self.holdings.owners.values():
             for owner in owners:
                 self._inner.state[owner] = kind.fresh_state(owner)
         # DeepSpeed may have taken a step of zeros to create states, which a group's count remembers.
@@ -52,16 +52,16 @@ class Masters:
 
     def read(self, parameter: Tensor, key: str | None = None) -> Tensor:
         """The master, or the moment ``key``: FP32, of the local shape, on the parameter's device."""
-        fragment, shape = self._holdings.fragments[id(parameter)], local_shape(parameter)
+        fragment, shape = self.holdings.fragments[id(parameter)], local_shape(parameter)
         own = torch.empty(0) if fragment is None else self._stored(fragment, key)
         own = own.to(parameter.device, torch.float32)
-        if not self._holdings.partitioned:
+        if not self.holdings.partitioned:
             return own.view(shape)
         return assembled(own, fragment.start if fragment else 0, shape, self._group)
 
     def write(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
         """Set this rank's part of the master or of the moment ``key``."""
-        if (fragment := self._holdings.fragments[id(parameter)]) is not None:
+        if (fragment := self.holdings.fragments[id(parameter)]) is not None:
             flat = value.detach().reshape(-1)
             self._stored(fragment, key).copy_(flat[fragment.start : fragment.start + fragment.count])
 
@@ -83,7 +83,7 @@ class Masters:
                 self.kind.set_step(group, state, steps[group["name"]])
 
     def _groups(self) -> list[tuple[dict, list[dict]]]:
-        owners = self._holdings.owners
+        owners = self.holdings.owners
         return [
             (group, [self._inner.state[owner] for owner in owners[group["name"]]])
             for group in self._inner.param_groups
