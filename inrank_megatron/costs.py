@@ -38,6 +38,9 @@ PEAK_FLOPS = (
 
 LARGEST_BUCKET = 500_000_000
 """Entries of the buffer in which DeepSpeed collects gradients to reduce them, at most: its own default."""
+OVERLAPPED_BUCKET = 40_000_000
+"""The same where reductions overlap with the backward pass, unless one parameter is larger: enough for the
+bandwidth of the links, and Megatron's own choice."""
 
 
 @dataclass(frozen=True)
@@ -126,15 +129,44 @@ def linear_flops_per_token(shape: tuple[int, int], columns: int | None, *, froze
     return 6 * columns * (out + inp) + (4 * out * inp if frozen_base else 0)
 
 
+def overlaps_reductions(config: Config, device: str) -> bool:
+    """Whether gradients are reduced while the backward pass goes on, unless the user says otherwise.
+
+    Not on a CPU, whose collectives have its cores to themselves. Not with offload under stages 1 and 2: there
+    the host waits for each reduced gradient, so that the backward pass would stand still all the same.
+
+    Args:
+        device: its type or its name; ``cpu``, or any other.
+    """
+    stage, offload = config.parallel.zero_stage, config.parallel.offload_optimizer
+    return device != "cpu" and stage > 0 and not (offload and stage < 3)
+
+
+def reduction_bucket(trained: int, largest: int, *, overlapping: bool) -> int:
+    """Entries of one bucket of gradients, of which DeepSpeed allocates all, however small the model is.
+
+    Args:
+        trained, largest: entries of all trained parameters on a device, and of the largest. That one has to
+            fit where reductions overlap: DeepSpeed frees a larger gradient while it is being reduced.
+    """
+    return min(trained, max(OVERLAPPED_BUCKET, largest) if overlapping else LARGEST_BUCKET)
+
+
 def memory_per_device(
-    config: Config, topology: Topology, *, ranks: Ranks = None, frozen_base: bool = False
+    config: Config,
+    topology: Topology,
+    *,
+    ranks: Ranks = None,
+    frozen_base: bool = False,
+    device: str = "cpu",
 ) -> Memory:
     """Memory of one device: tensor-parallel shards, cut over the data-parallel ranks as the ZeRO stage says.
 
     Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 masters 4 and each moment of the
     optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
-    master. Criterion `update` keeps the factors' initial values in FP32. The bucket in which gradients are
-    reduced holds all of them, in half precision but for ZeRO 1, up to `LARGEST_BUCKET`. Activations follow
+    master. Criterion `update` keeps the factors' initial values in FP32. Gradients are reduced in buckets
+    (`reduction_bucket`), in half precision but for ZeRO 1; where that overlaps with the backward pass stages
+    1 and 2 have two and a copy of the one being reduced. Activations follow
     Korthikanti et al. (2022, section 4) without dropout masks and stored attention scores: 16 h numbers a
     token and layer where f = 4 h; SwiGLU stores 4 f instead of 2 f of them.
     """
@@ -152,13 +184,18 @@ def memory_per_device(
         and config.training.method.startswith("inrank")
         and (config.inrank.rank_criterion == "update")
     )
+    overlapping = overlaps_reductions(config, device)
+    vocabulary = topology.padded_vocab_size * config.model.hidden_size
+    largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
     return Memory(
         parameters=share * size // (dp if stage == 3 else 1),
         gradients=trained * 4 // (dp if stage >= 2 else 1),
         optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
         activations=_activations(config, topology, sum(columns.values()) if columns else 0),
-        bucket=min(trained, LARGEST_BUCKET) * (4 if stage == 1 else size),
+        bucket=reduction_bucket(trained, largest // n, overlapping=overlapping)
+        * (4 if stage == 1 else size)
+        * (3 if overlapping and stage < 3 else 1),
     )
 
 

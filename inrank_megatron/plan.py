@@ -106,7 +106,7 @@ def make_plan(
                 flops_per_token=flops_per_token(
                     config, topology.padded_vocab_size, ranks=columns, frozen_base=base
                 ),
-                memory=memory_per_device(config, topology, ranks=allocated, frozen_base=base),
+                memory=memory_per_device(config, topology, ranks=allocated, frozen_base=base, device=device),
             )
             for name, columns, allocated, base in _phases(config, topology)
         ),

@@ -53,7 +53,7 @@ def prepare_process() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         for logger in _NOISE_WITHOUT_CUDA:
             logging.getLogger(logger).addFilter(_is_worth_a_line)
-        _share_cores(ranks)
+    _share_cores(ranks)
     # Imported here: the patches import the libraries that all of the above must come before.
     from inrank_megatron_patches.registry import apply_all
 

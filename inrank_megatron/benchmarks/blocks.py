@@ -99,8 +99,8 @@ def single_process() -> Iterator[Parallel]:
 
 
 @contextmanager
-def rank_0_of(size: int) -> Iterator[Parallel]:
-    """Rank 0 of a tensor-parallel group whose other ranks do not exist.
+def rank_0_of(size: int, *, replicas: int = 1) -> Iterator[Parallel]:
+    """Rank 0 of a tensor-parallel group, and of its data-parallel replicas, whose other ranks do not exist.
 
     torch's ``fake`` backend accepts every collective and sends nothing. What a rank computes and sends does
     not depend on the values, so it can be counted on one process; the values are wrong.
@@ -108,14 +108,14 @@ def rank_0_of(size: int) -> Iterator[Parallel]:
     # Importing it registers the backend.
     import torch.testing._internal.distributed.fake_pg  # noqa: F401
 
-    with _world("fake", size=size) as parallel:
+    with _world("fake", size=size, replicas=replicas) as parallel:
         yield parallel
 
 
 @contextmanager
-def _world(name: str, *, size: int) -> Iterator[Parallel]:
+def _world(name: str, *, size: int, replicas: int = 1) -> Iterator[Parallel]:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    dist.init_process_group(name, store=dist.HashStore(), rank=0, world_size=size)
+    dist.init_process_group(name, store=dist.HashStore(), rank=0, world_size=size * replicas)
     try:
         yield initialise(backend=name, tensor_model_parallel_size=size)
     finally:

@@ -37,11 +37,12 @@ SILENT = {"barrier", "monitored_barrier_", "recv_", "recv_any_source_"}
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of one rank. ``elements``: of the whole tensor, X."""
+    """One collective of one rank. ``elements``: of the whole tensor, X; ``itemsize``: bytes of each."""
 
     operator: str
     elements: int
     ranks: int
+    itemsize: int
 
     @property
     def sent(self) -> float:
@@ -111,7 +112,8 @@ def traffic(run: Callable[[int], object], tokens: int, *, more_tokens: int) -> T
 
 def _read(name: str, args: Sequence) -> Collective:
     sizes = [sum(t.numel() for t in _tensors(argument)) for argument in args]
-    return Collective(name, max(sizes), _group_size(args) if name != "send" else 2)
+    [itemsize] = {tensor.itemsize for tensor in _tensors(args)}
+    return Collective(name, max(sizes), _group_size(args) if name != "send" else 2, itemsize)
 
 
 def _tensors(argument) -> list[Tensor]:

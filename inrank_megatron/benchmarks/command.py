@@ -17,6 +17,7 @@ NOTES = {
     "switch": "truncation W0 + U V -> U* V* of each linear, and of whole models",
     "layer": "an MLP and a transformer layer, forward and backward, against dense",
     "step": "a whole training step against dense",
+    "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
 }
 TIMED = ("rank-decisions", "switch", "layer", "step")
@@ -66,7 +67,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for name, note in NOTES.items():
         command = commands.add_parser(name, help=note, description=note, allow_abbrev=False)
         command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
-        command.add_argument("--preset", choices=GPT2_PRESETS, help="widths [large; step: tiny; switch: all]")
+        command.add_argument(
+            "--preset", choices=GPT2_PRESETS, help="widths [large; step, counts: tiny; switch: all]"
+        )
         if name != "switch":
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
         if name in TIMED:
@@ -85,7 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             )
     options = parser.parse_args(argv)
     if options.what != "switch":
-        options.preset = options.preset or ("tiny" if options.what == "step" else "large")
+        options.preset = options.preset or ("tiny" if options.what in ("step", "counts") else "large")
         width = GPT2_PRESETS[options.preset]["hidden_size"]
         if options.rank and options.rank > width:
             linears = f"the MLP linears of {options.preset}"

@@ -40,7 +40,7 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
     variants = layer_variants(preset, rank)
     tokens = config.model.seq_length * config.training.micro_batch_size
     with single_process() as parallel:
-        runs = {v.name: _step(config, v, parallel, vocabulary) for v in variants}
+        runs = {v.name: training_step(config, v, parallel, vocabulary)[1] for v in variants}
         flops = {name: count_flops(run) for name, run in runs.items()}
         times = interleaved(runs, repeats=repeats)
     for variant in variants:
@@ -54,11 +54,20 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
         yield Row(case, "tokens a second", tokens / times.median(name), tokens / limit, 1 / ratio)
 
 
-def _step(config: Config, variant: Variant, parallel: Parallel, vocabulary: int) -> Callable[[], None]:
+def training_step(
+    config: Config, variant: Variant, parallel: Parallel, vocabulary: int, *, accumulation: int = 1
+) -> tuple[Engine, Callable[[], object]]:
+    """An engine, and a function that trains it a step on random tokens."""
     factory = _RandomFactors(config, parallel, vocab_size=vocabulary, padded_vocab_size=vocabulary)
-    factors = variant.factors(config)
-    engine = Engine(factory, factors, config=config, parallel=parallel, device=device(), accumulation=1)
+    engine = Engine(
+        factory,
+        variant.factors(config),
+        config=config,
+        parallel=parallel,
+        device=device(),
+        accumulation=accumulation,
+    )
     shape = (config.training.micro_batch_size, config.model.seq_length + 1)
     ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0)).to(device())
     batch = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-    return lambda: engine.train_step([batch], step=1, lr=1e-6)
+    return engine, lambda: engine.train_step([batch] * accumulation, step=1, lr=1e-6)

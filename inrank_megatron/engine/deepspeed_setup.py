@@ -5,14 +5,16 @@ import inspect
 import math
 
 import deepspeed
+import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 from inrank_megatron.config import Config
-from inrank_megatron.costs import LARGEST_BUCKET
+from inrank_megatron.costs import LARGEST_BUCKET, overlaps_reductions, reduction_bucket
 from inrank_megatron.engine.optimizers import build_optimizer, kind_of
+from inrank_megatron.engine.overlap import await_reductions_on_the_device, bf16_as_other_precisions
 from inrank_megatron.engine.step_report import leave_overflow_to_the_norm
 from inrank_megatron.engine.zero_state import Masters
 from inrank_megatron.errors import UserError
@@ -46,14 +48,33 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
     ]
 
 
-def deepspeed_config(config: Config, *, accumulation: int, trained: int, extra: dict | None = None) -> dict:
+def deepspeed_config(
+    config: Config,
+    *,
+    accumulation: int,
+    trained: int,
+    largest: int,
+    device: torch.device,
+    extra: dict | None = None,
+) -> dict:
     """The DeepSpeed JSON of the run.
 
     Args:
-        trained: entries of this rank's shards of all trained parameters.
+        trained, largest: entries of this rank's shards of all trained parameters, and of the largest.
+        device: what the run trains on.
         extra: what of a user's file is passed through (``deepspeed_json.py``).
     """
     stage = config.parallel.zero_stage
+    zero = (extra or {}).get("zero_optimization", {})
+    overlapping = overlaps_reductions(config, device.type)
+    bucket = zero.get("reduce_bucket_size", reduction_bucket(trained, largest, overlapping=overlapping))
+    unless_asked = {
+        "zero_optimization": {"reduce_bucket_size": bucket},
+        # It waits for the device around every micro-batch, and nobody reads it.
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if overlapping and int(bucket) >= largest:  # `reduction_bucket` says why
+        unless_asked["zero_optimization"]["overlap_comm"] = True
     own = {
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -65,16 +86,12 @@ def deepspeed_config(config: Config, *, accumulation: int, trained: int, extra: 
         "steps_per_print": 2**31,
     }
     if config.parallel.offload_optimizer:
+        if device.type != "cpu":
+            unless_asked["zero_optimization"]["offload_optimizer"] = {"pin_memory": True}  # or copies wait
         own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         own["zero_force_ds_cpu_optimizer"] = False  # the run names its optimizer itself
     if stage and (config.training.bf16 or config.training.fp16):
         own["data_types"] = {"grad_accum_dtype": "fp32"}  # without ZeRO DeepSpeed cannot
-    unless_asked = {
-        # DeepSpeed allocates it whole, however small the model is.
-        "zero_optimization": {"reduce_bucket_size": min(trained, LARGEST_BUCKET)},
-        # It waits for the device around every micro-batch, and nobody reads it.
-        "timers": {"throughput": {"enabled": False}},
-    }
     return _merged(_merged(unless_asked, extra or {}), own)
 
 
@@ -100,7 +117,14 @@ def check_deepspeed(config: Config, *, accumulation: int, extra: dict) -> None:
     """Raise UserError unless DeepSpeed takes the run's configuration with ``extra``, a user's, below it.
     Before anything expensive: no process group is needed.
     """
-    settings = deepspeed_config(config, accumulation=accumulation, trained=LARGEST_BUCKET, extra=extra)
+    settings = deepspeed_config(
+        config,
+        accumulation=accumulation,
+        trained=LARGEST_BUCKET,
+        largest=1,
+        device=torch.device("cpu"),
+        extra=extra,
+    )
     try:
         DeepSpeedConfig(copy.deepcopy(settings))
     except Exception as error:  # what it raises for a wrong value depends on where it comes across it
@@ -118,16 +142,25 @@ def start_deepspeed(
     Each trained parameter carries that as ``parameter.masters``.
     """
     groups = parameter_groups(model, config)
-    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    sizes = [parameter.numel() for group in groups for parameter in group["params"]]
     optimizer = build_optimizer(groups, config)
-    settings = deepspeed_config(config, accumulation=accumulation, trained=trained, extra=extra)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        mpu=DeepSpeedMPU(parallel),
-        dist_init_required=False,
-        config=settings,
+    settings = deepspeed_config(
+        config,
+        accumulation=accumulation,
+        trained=sum(sizes),
+        largest=max(sizes),
+        device=next(model.parameters()).device,
+        extra=extra,
     )
+    with bf16_as_other_precisions(settings["zero_optimization"]):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            mpu=DeepSpeedMPU(parallel),
+            dist_init_required=False,
+            config=settings,
+        )
+    await_reductions_on_the_device(engine.optimizer)
     leave_overflow_to_the_norm(engine.optimizer)
     masters = Masters(engine.optimizer, kind_of(config), parallel.dp_group)
     for parameter in model.parameters():

@@ -41,7 +41,7 @@ class ReplicatedGradients:
         sizes = [part.numel() for _, part in parts]
         flat = torch.cat([part for _, part in parts]).to(parts[0][0].device, torch.float32)
         dist.all_reduce(flat, group=self._group)
-        sums = flat.split(sizes)
+        sums = flat.to(parts[0][1].device).split(sizes)
         torch._foreach_copy_([part for _, part in parts], list(sums))
         if self._offloaded:
             norms = self._optimizer.norm_for_param_grads

@@ -298,6 +298,7 @@ def build(
     switch: int = 4 * CHECK,
     record: dict | None = None,
     pretrained: Path | None = None,
+    deepspeed_json: dict | None = None,
     **changes,
 ) -> Session:
     """A session whose factors are still empty; with ``record`` one of the recorded structure, with
@@ -330,6 +331,7 @@ def build(
         parallel=parallel,
         device=torch.device("cpu"),
         accumulation=ACCUMULATION,
+        deepspeed_json=deepspeed_json,
     )
     for layer in engine.layers.values():
         layer.joint = layer.joint and not layout.apart

@@ -3,6 +3,7 @@ and the host waits for the device once a step.
 """
 
 import functools
+import math
 from collections import Counter
 
 import pytest
@@ -52,6 +53,7 @@ MOVES_TO_THE_HOST = (
     "deepspeed.runtime.zero.stage_1_and_2:",
     "deepspeed.runtime.zero.stage3:",
     "deepspeed.runtime.zero.partition_parameters:",
+    "inrank_megatron.engine.replicated:",
 )
 """With offload every gradient goes to the host, every parameter comes back, and DeepSpeed waits for each."""
 
@@ -119,6 +121,21 @@ def shared(entries: list[Collective], phase: str, layout: str) -> list[Collectiv
         for entry in entries
         if not entry.group.endswith(" of 1") and not (apart and entry.group.startswith("tp"))
     ]
+
+
+@pytest.mark.parametrize("case", ["bf16 ZeRO 1", "fp16 ZeRO 2"])
+def test_replicated_gradients_are_summed_at_once(case):
+    """Under sequence parallelism: those of three norms and two biases, of width 64, once a step."""
+    small = [
+        entry.tensors
+        for entry in seen(case).collectives[BEFORE]
+        if entry.group.startswith("tp")
+        and entry.name == "allreduce_"
+        and "float32" in str(entry.tensors)
+        and entry.tensors[0][0]
+        and math.prod(entry.tensors[0][0]) % 64 == 0
+    ]
+    assert small == [(((8 * 64,), "torch.float32"),)]
 
 
 def test_the_cases_cover_what_there_is():

@@ -262,6 +262,16 @@ def test_the_bucket_of_gradients_is_no_larger_than_the_model(settings, size):
     assert memory(config("llama-1.3b", **settings), 4).bucket == size * 500_000_000
 
 
+@pytest.mark.parametrize(("stage", "buffers"), [(1, 3), (2, 3), (3, 1)])
+def test_buckets_that_overlap_count_on_a_gpu(stage, buffers):
+    """Two by turns and the copy that is reduced; stage 3 fills one on the stream that reduces it."""
+    run = config("large", zero_stage=stage)
+    topology = check(run, world_size=4)
+    embedding = topology.padded_vocab_size * 1280
+    on_a_gpu = memory_per_device(run, topology, device="NVIDIA H200")
+    assert on_a_gpu.bucket == buffers * 4 * max(40_000_000, embedding)
+
+
 def test_frozen_weights_have_no_gradients_and_no_moments():
     run = config(method="inrank")
     phase_1, factors = memory(run, 1, ranks=96, frozen_base=True), parameters(run, 4096, ranks=96).total
