@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from inrank_megatron.determinism import make_deterministic
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import Ranks, adopt_ranks
 
@@ -29,15 +30,19 @@ _NOISE_WITHOUT_CUDA = {
 _NO_DEVICE = ("", "-1", "NoDevFiles")
 
 
-def prepare_process() -> None:
+def prepare_process(*, deterministic: bool = False) -> None:
     """Make this process ready for Megatron-Core and DeepSpeed; call it before either is imported.
 
     Sets what the libraries read from the environment (a value that the user set stays), silences
     their remarks on optional packages, shares the machine's cores among the local processes, and
     applies the patches that a run without CUDA needs, which imports both libraries.
 
+    Args:
+        deterministic: on a GPU, compute the same bits each time (``determinism.py``).
+
     Raises:
-        UserError: the launcher's variables are contradictory, or there are GPUs and none for this process.
+        UserError: the launcher's variables are contradictory, there are GPUs and none for this process, or
+            the environment contradicts ``deterministic``.
     """
     ranks = adopt_ranks()
     for message in _NOISE:
@@ -46,6 +51,8 @@ def prepare_process() -> None:
     # the variable on a CPU too.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
+        if deterministic:
+            make_deterministic(os.environ)
         torch.cuda.set_device(device_index(ranks, torch.cuda.device_count()))
     else:
         if reason := unusable_gpus(os.environ, Path("/dev"), cuda_fault):

@@ -145,6 +145,9 @@ class TrainingConfig(Section):
     loss_scale_window: Count = _about("steps without an overflow before the loss scale doubles (fp16)", 1000)
     hysteresis: Count = _about("overflows before the loss scale halves (fp16)", 2)
     overflow_limit: Count = _about("stop after so many steps in a row that overflow (fp16)", 30)
+    deterministic_mode: bool = _about(
+        "repeat to the bit on GPUs too, with slower attention, embedding gradients and collectives", False
+    )
     eval_interval: Count | None = _about("steps between validations; left out: at the end only", None)
     eval_iters: Count | None = _about("global batches of one validation; left out: the whole split", None)
     pretrained_checkpoint: str | None = _about(

@@ -39,7 +39,7 @@ def main() -> None:
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
         from inrank_megatron.platform import prepare_process
 
-        prepare_process()
+        prepare_process(deterministic=launch.config.training.deterministic_mode)
         from inrank_megatron.training.run import run
 
         run(launch, neighbours)

@@ -49,4 +49,5 @@ def kept_entries(
         kept = torch.rand(shape, generator=generator) >= share
         return cut_matrix(kept, dim, group, stride).to(second.device)
     entries = gather_matrix(second, dim, group).flatten()
-    return second > entries.kthvalue(max(1, round(share * entries.numel()))).values
+    # Not `kthvalue`, which torch's deterministic mode refuses on CUDA for the sake of its indices.
+    return second > entries.sort().values[max(1, round(share * entries.numel())) - 1]

@@ -20,13 +20,20 @@ from torch import nn
 
 from inrank_megatron.config import Config
 from inrank_megatron.costs import precision
+from inrank_megatron.determinism import is_deterministic
 from inrank_megatron.layers.factorised import (
     ColumnParallelFactorised,
     RowParallelFactorised,
 )
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.model.initialise import draw_tensor, initial_shapes, initialise_parameters
-from inrank_megatron.model.modules import LayerNorm, MaskPaddedVocabulary, RMSNorm, SDPACoreAttention
+from inrank_megatron.model.modules import (
+    IndexedEmbedding,
+    LayerNorm,
+    MaskPaddedVocabulary,
+    RMSNorm,
+    SDPACoreAttention,
+)
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.model.separate_qkv import SeparateQKV
 from inrank_megatron.parallel import Parallel
@@ -78,6 +85,9 @@ class GPTFactory:
             position_embedding_type="rope" if llama else "learned_absolute",
             rotary_base=config.model.rotary_base,
         )
+        if is_deterministic() and not llama:
+            # Megatron's word embeddings see to themselves; its learned positions are torch's class.
+            model.embedding.position_embeddings.__class__ = IndexedEmbedding
         start = model.embedding.word_embeddings.vocab_start_index
         model.output_layer.register_forward_hook(MaskPaddedVocabulary(self.vocab_size, start))
         if self.pretrained is not None:
@@ -142,6 +152,7 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         attention_softmax_in_fp32=True,
         tensor_model_parallel_size=parallel.tp_size,
         sequence_parallel=config.parallel.sequence_parallel and parallel.tp_size > 1,
+        deterministic_mode=is_deterministic(),
         bf16=config.training.bf16,
         fp16=config.training.fp16,
         params_dtype=DTYPES[precision(config)],

@@ -33,6 +33,15 @@ class RMSNorm(nn.RMSNorm):
         _mark(self, config)
 
 
+class IndexedEmbedding(nn.Embedding):
+    """torch's embedding by indexing, as Megatron's does it in its deterministic mode: the gradients of a row
+    are then added in the order of the tokens.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids]
+
+
 class SDPACoreAttention(nn.Module):
     """Causal core attention through ``scaled_dot_product_attention``: the S x S scores are never stored.
 

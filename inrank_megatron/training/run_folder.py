@@ -61,6 +61,7 @@ FREE = PLACES | frozenset(
         "sequence_parallel",
         "micro_batch_size",
         "recompute_granularity",
+        "deterministic_mode",
         "zero_stage",
         "offload_optimizer",
         "loss_scale_window",

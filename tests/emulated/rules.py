@@ -3,6 +3,7 @@
 - A collective takes tensors of the device alone, contiguous, of a type that NCCL carries.
 - An operation takes tensors of one device (FakeTensorMode's own rule).
 - In half precision, rows of matrices begin at multiples of 16 bytes; other products are noted.
+- In deterministic mode, no operation that torch refuses on CUDA then, or that adds with atomics.
 - Whatever makes the host wait for the device is noted with its place: a value that is read, a copy between
   host and device that is not asynchronous or not from pinned memory, a shape that depends on values, a
   synchronisation.
@@ -32,6 +33,11 @@ PACKAGES = ("inrank_megatron", "deepspeed", "megatron", "tests")
 ASKS = (
     "nonzero", "masked_select", "unique", "equal", "linalg_eigh", "linalg_svd", "linalg_cholesky_ex",
     "kthvalue",
+)  # fmt: skip
+# With floating-point numbers. Their CPU kernels are others, and FakeTensorMode runs none.
+NOT_REPEATABLE = (
+    "kthvalue", "cumsum", "histc", "bincount", "median", "put_", "nll_loss_forward", "nll_loss2d_forward",
+    "embedding_dense_backward", "embedding_bag", "_scaled_dot_product_cudnn_attention",
 )  # fmt: skip
 TILE = 8
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
@@ -99,6 +105,9 @@ class Rules(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function.name().partition("::")[2].partition(".")[0]
+        if name in NOT_REPEATABLE and torch.are_deterministic_algorithms_enabled() and _is_number(args[0]):
+            place, line = _place()
+            raise BrokenRule(f"{place} (line {line}): {name} in deterministic mode")
         if function.namespace == "c10d":
             self._collective(name, args, kwargs)
         elif name == "_local_scalar_dense":
@@ -177,6 +186,10 @@ class Rules(TorchDispatchMode):
 
 def _on_device(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and tensor.device.type == NAME
+
+
+def _is_number(tensor: Any) -> bool:
+    return _on_device(tensor) and tensor.dtype.is_floating_point
 
 
 def _is_mask(indices) -> bool:

@@ -14,20 +14,21 @@ from tests.emulated.rules import Collective, Wait
 from tests.emulated.trainings import AFTER, BEFORE, Seen, training
 
 OFFLOAD = {"offload_optimizer": True}
+REPEATS = {"deterministic_mode": True}
 CASES = {
     "fp32 ZeRO 0": ("inrank", "TP2 without SP", {"zero_stage": 0}),
     "bf16 ZeRO 0": ("lora", "TP1 DP1", {"zero_stage": 0, "bf16": True}),
     "fp32 ZeRO 1": ("inrank-efficient-patience", "DP2", {"zero_stage": 1}),
-    "bf16 ZeRO 1": ("inrank-efficient", "TP2 SP", {"zero_stage": 1, "bf16": True}),
+    "bf16 ZeRO 1": ("inrank-efficient", "TP2 SP", {"zero_stage": 1, "bf16": True, **REPEATS}),
     "bf16 ZeRO 1 offload": ("inrank", "DP2", {"zero_stage": 1, "bf16": True, **OFFLOAD}),
     "fp16 ZeRO 1": ("warm-start", "TP2 SP DP2", {"zero_stage": 1, "fp16": True}),
     "fp32 ZeRO 2 offload": ("dense", "DP2", {"zero_stage": 2, **OFFLOAD}),
     "bf16 ZeRO 2": ("llama-inrank-efficient", "TP2 SP DP2", {"zero_stage": 2, "bf16": True}),
     "fp16 ZeRO 2": ("fixed-rank", "TP2 SP", {"zero_stage": 2, "fp16": True, "rank": 16}),
     "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3}),
-    "bf16 ZeRO 3": ("relora", "DP2", {"zero_stage": 3, "bf16": True}),
+    "bf16 ZeRO 3": ("relora", "DP2", {"zero_stage": 3, "bf16": True, **REPEATS}),
     "bf16 ZeRO 3 offload": ("llama-relora", "TP2 SP", {"zero_stage": 3, "bf16": True, **OFFLOAD}),
-    "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True}),
+    "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True, **REPEATS}),
 }
 ON_TWO_RANKS = ("fp32 ZeRO 0", "bf16 ZeRO 1", "bf16 ZeRO 2", "fp16 ZeRO 3")
 

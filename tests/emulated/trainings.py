@@ -17,6 +17,7 @@ from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.parallel import Parallel
+from inrank_megatron.platform import prepare_process
 from inrank_megatron.training import run
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Trainer
@@ -72,6 +73,8 @@ class Tokens:
 def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
     """Train from the start to the end, then go on from what rank 0 has saved, as ``rank`` of the job."""
     layout = LAYOUTS[layout_name]
+    if settings.get("deterministic_mode"):
+        prepare_process(deterministic=True)
     world = rank_of(rank, layout.world_size, layout.tensor_parallel)
     with world as (parallel, log), tempfile.TemporaryDirectory() as folder:
         config = _configuration(method, layout, settings)
