@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from inrank_megatron.activation_costs import activation_bytes
 from inrank_megatron.checks import Topology
 from inrank_megatron.config import Config
 from inrank_megatron.shapes import factorises_attention, is_llama, linear_shapes
@@ -166,9 +167,8 @@ def memory_per_device(
     optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
     master. Criterion `update` keeps the factors' initial values in FP32. Gradients are reduced in buckets
     (`reduction_bucket`), in half precision but for ZeRO 1; where that overlaps with the backward pass stages
-    1 and 2 have two and a copy of the one being reduced. Activations follow
-    Korthikanti et al. (2022, section 4) without dropout masks and stored attention scores: 16 h numbers a
-    token and layer where f = 4 h; SwiGLU stores 4 f instead of 2 f of them.
+    1 and 2 have two and a copy of the one being reduced. Activations: `activation_costs.py`. What ZeRO 3
+    gathers for a layer does not count.
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
@@ -192,7 +192,7 @@ def memory_per_device(
         gradients=trained * 4 // (dp if stage >= 2 else 1),
         optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
-        activations=_activations(config, topology, sum(columns.values()) if columns else 0),
+        activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
         bucket=reduction_bucket(trained, largest // n, overlapping=overlapping)
         * (4 if stage == 1 else size)
         * (3 if overlapping and stage < 3 else 1),
@@ -236,18 +236,3 @@ def _replicated(config: Config) -> int:
     if is_llama(config):
         return model.hidden_size * (1 + model.num_layers * 2)
     return model.hidden_size * (model.max_position_embeddings + 2 + model.num_layers * 6)
-
-
-def _activations(config: Config, topology: Topology, columns: int) -> int:
-    model, n = config.model, topology.tensor_model_parallel_size
-    tokens, size = (
-        model.seq_length * config.training.micro_batch_size,
-        4 if precision(config) == "fp32" else 2,
-    )
-    shared = 1 if config.parallel.sequence_parallel else n
-    # The norms' and the blocks' inputs lie outside the tensor-parallel region: cut only with the tokens.
-    stored = 4 if is_llama(config) else 2  # gate and up, the gate's activation and the product; or in and out
-    outside, inside = 4 * model.hidden_size, 4 * model.hidden_size + stored * model.ffn_hidden_size
-    layers = model.num_layers * (outside * shared + inside) // n
-    logits = topology.padded_vocab_size * (size + 4) // n
-    return tokens * ((layers + columns) * size + logits)

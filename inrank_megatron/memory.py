@@ -1,5 +1,6 @@
-"""How much memory this process may still take: that of the machine, and of what a container leaves of it."""
+"""How much memory this process may still take: of the machine, of its container, under its own limit."""
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,14 @@ def available_memory(root: Path = Path("/")) -> int:
     Args:
         root: where ``proc`` and ``sys`` lie.
     """
-    return min([psutil.virtual_memory().available, *_left_in_groups(root)])
+    return min([psutil.virtual_memory().available, *_left_in_groups(root), *_left_of_limit()])
+
+
+def _left_of_limit() -> Iterator[int]:
+    """What ``ulimit -v`` leaves of the process's addresses."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        yield max(0, limit - psutil.Process().memory_info().vms)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:

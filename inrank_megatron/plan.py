@@ -23,6 +23,7 @@ from inrank_megatron.costs import (
 )
 from inrank_megatron.methods.registry import idle_settings
 from inrank_megatron.methods.schedule import SWITCHING
+from inrank_megatron.sizes import shown_size
 
 WIDTH = 110
 
@@ -212,20 +213,30 @@ def _cost_table(plan: Plan) -> Table:
             f"{phase.parameters.trainable:,}",
             f"{phase.flops_per_token / 1e6:,.1f}",
             f"{phase.flops_per_token / dense:.3f}",
-            _size(phase.memory.total),
+            shown_size(phase.memory.total),
         )
     return table
 
 
+def largest_phase(config: Config, topology: Topology) -> tuple[str, int | None, bool]:
+    """The phase that takes the most memory: its name, the columns that it allocates, whether W0 is there."""
+    name, _, allocated, base = _phases(config, topology)[_largest_index(config.training.method)]
+    return name, allocated, base
+
+
+def _largest_index(method: str) -> int:
+    """Of the run itself; InRank's first phase with all columns. A warm start begins dense."""
+    return {"dense": 0, "warm-start": 0, "fixed-rank": 1, "lora": 1, "relora": 1}.get(method, 2)
+
+
 def _largest(plan: Plan) -> Phase:
-    """The run itself; InRank's first phase with all columns. A warm start begins dense."""
-    return plan.phases[0] if plan.method == "warm-start" else plan.phases[:3][-1]
+    return plan.phases[_largest_index(plan.method)]
 
 
 def _fit(plan: Plan) -> str:
     """Whether the largest phase fits; a tenth is left to the libraries and to fragmentation."""
     needed, there = _largest(plan).memory.total, plan.device_memory
-    sizes = f"{_size(needed)} of the {_size(there)} of each {plan.device}"
+    sizes = f"{shown_size(needed)} of the {shown_size(there)} of each {plan.device}"
     if needed <= 0.9 * there:
         return f"fits: {sizes}"
     remedy = (
@@ -240,11 +251,11 @@ def _notes(plan: Plan) -> list[str]:
     notes = [
         "",
         "Parameters count the true vocabulary, operations the padded one, forward and backward.",
-        f"Memory of {first.name}: parameters {_size(memory.parameters)}, gradients "
-        f"{_size(memory.gradients)},",
-        f"FP32 masters and Adam moments {_size(memory.optimizer)}, initial factors "
-        f"{_size(memory.initial_factors)}, activations about {_size(memory.activations)},",
-        f"gradient reduction bucket {_size(memory.bucket)}.",
+        f"Memory of {first.name}: parameters {shown_size(memory.parameters)}, gradients "
+        f"{shown_size(memory.gradients)},",
+        f"FP32 masters and Adam moments {shown_size(memory.optimizer)}, initial factors "
+        f"{shown_size(memory.initial_factors)}, activations about {shown_size(memory.activations)},",
+        f"gradient reduction bucket {shown_size(memory.bucket)}.",
     ]
     if plan.method in SWITCHING:
         notes.append(
@@ -267,7 +278,3 @@ def _text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " ".join(map(str, value))
     return "-" if value is None else str(value)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

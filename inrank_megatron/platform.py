@@ -79,6 +79,23 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
+def mixed_devices(found: list[tuple[str, str]]) -> list[str]:
+    """What to say of a job on devices of several kinds.
+
+    Args:
+        found: host and name of the device of every rank.
+    """
+    hosts: dict[str, dict[str, None]] = {}
+    for host, name in found:
+        hosts.setdefault(name, {})[host] = None
+    if len(hosts) == 1:
+        return []
+    listed = "; ".join(f"{name} on {', '.join(there)}" for name, there in hosts.items())
+    return [
+        f"GPUs of several kinds ({listed}): all wait for the slowest, and utilisation is of rank 0's kind"
+    ]
+
+
 def backend() -> str:
     """The backend of ``torch.distributed`` for this device: ``nccl`` or ``gloo``."""
     return "nccl" if torch.cuda.is_available() else "gloo"

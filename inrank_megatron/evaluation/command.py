@@ -13,6 +13,7 @@ from inrank_megatron.evaluation.models import Model, find_model
 from inrank_megatron.evaluation.perplexity import Score, total_loss
 from inrank_megatron.evaluation.texts import Text, check_tokens, dataset_split, files, own_split
 from inrank_megatron.evaluation.windows import SlidingWindows
+from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.platform import device
 from inrank_megatron.reporting.console import unless_nobody_reads
@@ -43,10 +44,13 @@ def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:
     if parallel.rank == 0:
         for note in (*model.notes, *text.notes):
             print(note, file=sys.stderr)
-    forward = parallel.in_unison(lambda: model.load(device()))
-    nats = total_loss(
-        forward, windows, rows=arguments.micro_batch_size, group=parallel.dp_group, device=device()
+    forward = parallel.in_unison(
+        lambda: within_memory(
+            lambda: model.load(device()),
+            lambda: f"the weights do not fit; free memory{or_on_the_cpu(device())}",
+        )
     )
+    nats = total_loss(forward, windows, rows=arguments.micro_batch_size, parallel=parallel, device=device())
     score = Score(nats, windows.num_targets, text.file.num_words, text.num_bytes())
     return _record(model, text, windows, score)
 

@@ -13,6 +13,8 @@ from torch.distributed import ProcessGroup
 from inrank_megatron.conversion.gpt import Forward
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.windows import SlidingWindows
+from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
+from inrank_megatron.parallel import Parallel
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,19 @@ class Score:
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
 
-@torch.inference_mode()
 def total_loss(
-    forward: Forward, windows: SlidingWindows, *, rows: int, group: ProcessGroup, device: torch.device
+    forward: Forward, windows: SlidingWindows, *, rows: int, parallel: Parallel, device: torch.device
 ) -> float:
     """Nats over all targets of ``windows``, summed in FP64. Collective; the same bits on every rank.
 
-    The ranks of ``group`` take batches of ``rows`` windows in turn. One all-reduce fills in each batch's sum,
-    to which one rank has contributed, and all ranks add them in the same order.
+    The data-parallel ranks take batches of ``rows`` windows in turn. One all-reduce fills in each batch's
+    sum, to which one rank has contributed, and all ranks add them in the same order.
 
     Raises:
-        UserError: on all ranks, for a loss that is no finite number.
+        UserError: on all ranks, for a loss that is no finite number, or where memory runs out on one.
     """
-    count = -(-len(windows) // rows)
-    sums = torch.zeros(count, dtype=torch.float64, device=device)
-    for batch in range(group.rank(), count, group.size()):
-        indices = range(batch * rows, min((batch + 1) * rows, len(windows)))
-        sums[batch] = _batch_loss(forward, [windows.window(i) for i in indices], device)
-    dist.all_reduce(sums, group=group)
+    sums = parallel.in_unison(lambda: _own_sums(forward, windows, rows, parallel.dp_group, device))
+    dist.all_reduce(sums, group=parallel.dp_group)
     total = sums.sum().item()
     if not math.isfinite(total):
         raise UserError(
@@ -67,6 +64,30 @@ def total_loss(
             "earlier checkpoint"
         )
     return total
+
+
+@torch.inference_mode()
+def _own_sums(
+    forward: Forward, windows: SlidingWindows, rows: int, group: ProcessGroup, device: torch.device
+) -> Tensor:
+    """The sum of each batch that falls to this rank of ``group``, zero for the others."""
+    count = -(-len(windows) // rows)
+    sums = torch.zeros(count, dtype=torch.float64, device=device)
+
+    def fill() -> None:
+        for batch in range(group.rank(), count, group.size()):
+            indices = range(batch * rows, min((batch + 1) * rows, len(windows)))
+            sums[batch] = _batch_loss(forward, [windows.window(i) for i in indices], device)
+
+    within_memory(fill, lambda: _smaller_passes(rows, windows.seq_length) + or_on_the_cpu(device))
+    return sums
+
+
+def _smaller_passes(rows: int, seq_length: int) -> str:
+    """A pass takes memory in proportion to its tokens: activations, logits and their copies."""
+    fewer = f"--micro-batch-size {rows // 2} (half of what a pass takes)" if rows > 1 else ""
+    shorter = f"--seq-length {seq_length // 2} (half, with less context)" if seq_length > 1 else ""
+    return f"give {', '.join(filter(None, (fewer, shorter)))}"
 
 
 def _batch_loss(forward: Forward, windows: list[tuple[np.ndarray, int, int]], device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from inrank_megatron.generation.generate import (
     new_tokens,
     prompt_ids,
 )
+from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
 from inrank_megatron.platform import device
 from inrank_megatron.reporting.console import unless_nobody_reads
 
@@ -45,18 +46,27 @@ def run(arguments: argparse.Namespace) -> None:
     sampling = _sampling(arguments)
     for note in (*model.notes, *tokenizer.notes, *_how(sampling)):
         print(note, file=sys.stderr)
-    found = continuations(
-        model.pretrained().to(device()).eval(),
-        ids,
-        tokens=tokens,
-        eod=tokenizer.eod,
-        vocab_size=tokenizer.vocab_size,
-        sampling=sampling,
+    found = within_memory(
+        lambda: continuations(
+            model.pretrained().to(device()).eval(),
+            ids,
+            tokens=tokens,
+            eod=tokenizer.eod,
+            vocab_size=tokenizer.vocab_size,
+            sampling=sampling,
+        ),
+        lambda: _smaller(sampling.sequences, tokens),
     )
     # Some decoders drop the space before the first word that they are given.
     start = len(tokenizer.decode(ids))
     with unless_nobody_reads():
         print(f"\n{BETWEEN}\n".join(text + tokenizer.decode(ids + row)[start:] for row in found))
+
+
+def _smaller(sequences: int, tokens: int) -> str:
+    """The cache of keys and values, and the logits, are in proportion to sequences and tokens."""
+    fewer = f"--num-return-sequences {sequences // 2} (half of the cache), " if sequences > 1 else ""
+    return f"give {fewer}--max-new-tokens {max(1, tokens // 2)} or a shorter prompt{or_on_the_cpu(device())}"
 
 
 def _prompt(arguments: argparse.Namespace) -> str:

@@ -112,10 +112,14 @@ def _figures(record: dict[str, Any]) -> list[str]:
     ]
     if record.get("grad_norm") is not None:
         figures.append(f"grad norm {record['grad_norm']:.2f}")
-    figures.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    on_gpu = record.get("max_memory_allocated") is not None
+    each = f" ({record['tokens_per_second_per_device']:,.0f} a GPU)" if on_gpu else ""
+    figures.append(f"{record['tokens_per_second']:,.0f} tokens/s{each}")
     if record.get("tflops_per_second") is not None:
         share = "" if record.get("utilisation") is None else f" ({record['utilisation']:.0%} of peak)"
         figures.append(f"{record['tflops_per_second']:.3g} TFLOP/s{share}")
+    if on_gpu:
+        figures.append(f"peak {record['max_memory_allocated'] / 2**30:.1f} GiB")
     if record.get("mean_rank") is not None:
         figures.append(f"mean rank {record['mean_rank']:.1f}")
     return figures

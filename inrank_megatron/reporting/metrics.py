@@ -17,6 +17,10 @@ TRAIN_TAGS = {
     "grad_norm": "grad-norm",
     "tokens_per_second": "tokens-per-second",
     "tflops_per_second": "throughput",
+    "utilisation": "utilisation",
+    "max_memory_allocated": "mem-max-allocated-bytes",
+    "max_memory_reserved": "mem-max-reserved-bytes",
+    "peak_rss": "peak-rss-bytes",
     "loss_scale": "loss-scale",
     "mean_rank": "rank/mean",
 }
@@ -59,7 +63,8 @@ class MetricsWriter:
     def train(self, step: int, **values: float | int | None) -> None:
         """One optimizer step: ``loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens`` (cumulative),
         ``tokens_per_second``, ``tflops_per_second`` (per device), ``utilisation`` (0 to 1, or None),
-        ``loss_scale`` (None without), ``skipped_steps`` so far,
+        ``loss_scale`` (None without), ``skipped_steps`` so far, ``tokens_per_second_per_device``,
+        the peak of rank 0's memory since the last such record (``peak_memory.py``),
         ``mean_rank``, ``phase`` (0 dense, 1 W0 + UV, 2 U*V*) and ``elapsed_seconds`` since the run began.
         ``step`` counts completed steps from 1.
         """

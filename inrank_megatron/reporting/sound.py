@@ -51,6 +51,10 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_known, value.values()))
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_sizes, value.values()))
+
+
 def _is_spectrum(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(map(_is_known, value)))
 
@@ -63,10 +67,12 @@ def _is_world(value: Any) -> bool:
 
 
 _TIMES = ("loss", "tokens", "elapsed_seconds")
+_RATES = ("tokens_per_second", "tflops_per_second", "utilisation")
+_PEAKS = ("max_memory_allocated", "max_memory_reserved", "peak_rss")
 _RECORDS: dict[str, tuple[dict[str, Is], dict[str, Is]]] = {
     "train": (
         {"step": is_step, "phase": lambda value: is_step(value) and value <= 2},
-        dict.fromkeys((*_TIMES, "tokens_per_second", "tflops_per_second", "mean_rank"), _is_known),
+        dict.fromkeys((*_TIMES, *_RATES, *_PEAKS, "mean_rank"), _is_known),
     ),
     "eval": (
         {"step": is_step, "split": _is_text, "perplexity": _is_perplexity},
@@ -87,7 +93,8 @@ _SUMMARY: dict[str, Is] = {
     "unigram_perplexity": _is_sizes,
     "vocab_size": is_step,
     "world": _is_world,
-    "data": lambda value: isinstance(value, dict) and all(map(_is_sizes, value.values())),
+    "data": _is_table,
+    "peak_memory": _is_table,
     "steps": is_step,
     "train_seconds": _is_known,
     "unfinished": lambda value: value is None or isinstance(value, str),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.plots import magnitude
 from inrank_megatron.reporting.run import Record, Run
+from inrank_megatron.sizes import shown_size
 
 UNKNOWN = "-"
 PHASE_TITLES = {0: "dense", 1: "phase 1: W0 + UV", 2: "phase 2: U*V*"}
@@ -42,7 +43,17 @@ def phase_table(run: Run) -> Table:
         records = list(group)
         rows.append(_phase_row(run, phase, records, start=start))
         start = records[-1].get("elapsed_seconds") or start
-    heads = ["phase", "steps", "first loss", "last loss", "validation ppl", "tokens/s", "TFLOP/s", "time"]
+    heads = [
+        "phase",
+        "steps",
+        "first loss",
+        "last loss",
+        "validation ppl",
+        "tokens/s",
+        "TFLOP/s",
+        "of peak",
+        "time",
+    ]
     return Table("Phases", [*heads, "parameters", "FLOPs/token"], rows)
 
 
@@ -53,7 +64,7 @@ def _phase_row(run: Run, phase: int, records: list[Record], *, start: float) -> 
         for record in run.evaluations
         if record["split"] == "valid" and first["step"] <= record["step"] <= last["step"]
     ]
-    elapsed = last.get("elapsed_seconds")
+    elapsed, utilisation = last.get("elapsed_seconds"), median(records, "utilisation")
     costs = [run.summary.get(name, {}).get(COST_KEYS[phase]) for name in ("parameters", "flops_per_token")]
     return [
         PHASE_TITLES[phase],
@@ -63,6 +74,7 @@ def _phase_row(run: Run, phase: int, records: list[Record], *, start: float) -> 
         number(inside[-1].get("perplexity") if inside else None),
         number(median(records, "tokens_per_second")),
         number(median(records, "tflops_per_second")),
+        UNKNOWN if utilisation is None else f"{utilisation:.0%}",
         UNKNOWN if elapsed is None else duration(elapsed - start),
         *map(number, costs),
     ]
@@ -103,13 +115,37 @@ def rank_table(run: Run) -> Table:
     return Table("Ranks", heads, rows)
 
 
+def memory_table(run: Run) -> Table:
+    """The peak of each part of the run, of the rank that took most; before the run has ended, of rank 0."""
+    names = {
+        "max_memory_allocated": "allocated",
+        "max_memory_reserved": "reserved",
+        "peak_rss": "of the process, so far",
+    }
+    parts = run.summary.get("peak_memory") or {}
+    if not parts:
+        for record in run.train:
+            part = parts.setdefault(COST_KEYS[record["phase"]], {})
+            part.update({name: max(record[name], part.get(name, 0)) for name in names if record.get(name)})
+    known = [name for name in names if any(part.get(name) for part in parts.values())]
+    rows = [
+        [part.replace("_", " "), *(_size(peaks.get(name)) for name in known)] for part, peaks in parts.items()
+    ]
+    return Table("Peak memory", ["part", *(names[name] for name in known)], rows if known else [])
+
+
+def _size(count: float | None) -> str:
+    return shown_size(int(count)) if count else UNKNOWN
+
+
 def small_tables(run: Run) -> list[Table]:
-    """Data, settings and versions."""
+    """Memory, data, settings and versions."""
     data = run.summary.get("data", {})
     counts = [
         [split, number(sizes.get("tokens")), number(sizes.get("documents"))] for split, sizes in data.items()
     ]
     return [
+        memory_table(run),
         Table("Data", ["split", "tokens", "documents"], counts),
         Table("Settings", [], _pairs(run.settings), wide=True),
         Table("Versions", [], _pairs(run.summary.get("versions", {}))),

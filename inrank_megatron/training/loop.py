@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
 from inrank_megatron.errors import UserError
 from inrank_megatron.methods.changes import Method, Refactor, SetRank
+from inrank_megatron.out_of_memory import is_shortage
+from inrank_megatron.peak_memory import Peak, PeakMemory, largest
 from inrank_megatron.training.evaluate import evaluate
 from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.run_folder import RunFolder
@@ -29,6 +31,7 @@ from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.stopping import StopRequest
 
 PHASE_1_COLUMNS = "phase_1_columns"
+PARTS = ("dense", "phase_1", "phase_2")  # by the number of the phase
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Trainer:
         identity: what every checkpoint records of the run, as JSON: data, switch step and, after the switch,
             the columns of each layer before it.
         peak_flops: of one device, for the utilisation; None where it is not known.
+        peak_memory: the largest of all ranks, by part of the run; empty until the training has ended.
     """
 
     config: Config
@@ -69,10 +73,12 @@ class Trainer:
     identity: dict
     peak_flops: float | None
     progress: Progress = Progress()
+    peak_memory: dict[str, Peak] = field(default_factory=dict)
 
     def train(self) -> bool:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
         self._began, self._earlier = time.monotonic(), self.progress.seconds
+        self._memory = PeakMemory(self.engine.device, "start")
         self._ahead = (-1, [])  # a step (from 0) and its rows
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
@@ -91,6 +97,10 @@ class Trainer:
             with suppress(UserError, RuntimeError):
                 self._saver.wait()
             raise
+        except (RuntimeError, MemoryError) as error:
+            if is_shortage(error):  # perhaps of this rank alone
+                self._saver.finish()
+            raise
 
     def _train(self) -> bool:
         training, parallel = self.config.training, self.engine.parallel
@@ -102,6 +112,7 @@ class Trainer:
             if self.engine.layers:  # of weights alone no session has recorded it
                 self.journal.structure(self.progress.step, "init", self.engine.views(), once=True)
             self._between_steps()  # a stop may have cut them short
+        self._memory.begin(PARTS[self._phase])
         stopping = self._stopping()
         while self.progress.step < training.train_iters and not stopping:
             stopping = self._step()
@@ -116,6 +127,8 @@ class Trainer:
         elif left := self.method.unfinished(self.engine.views()):
             self.journal.event("unfinished", self.progress.step, f"step {self.progress.step}: {left}")
         self._saver.wait()
+        self._memory.since_last()
+        self.peak_memory = largest(parallel.from_every_rank(self._memory.parts))
         return finished
 
     # ---- one step ----
@@ -173,11 +186,14 @@ class Trainer:
         self.journal.checks(step, views, [c for c in changes if isinstance(c, SetRank)])
         switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
         form = "W"
+        if switching:
+            self._memory.begin("switch")
         if switching and engine.layers:
             self.identity = self.identity | {PHASE_1_COLUMNS: {view.name: view.active for view in views}}
             form = "W0 + U V" if self.config.inrank.frozen_base else "U V"
         engine.apply(changes, step=step, batches=self._micro_batches)
         if switching:
+            self._memory.begin(PARTS[self._phase])
             views = engine.views()
             mean = sum(view.rank for view in views) / len(views)
             seconds = time.monotonic() - began
@@ -207,6 +223,10 @@ class Trainer:
             rows.append(to_device(own, self.engine.device))
         return rows
 
+    @property
+    def _phase(self) -> int:
+        return 1 if self.engine.in_first_phase else 2 if self.engine.layers else 0
+
     def _record(self, result: StepResult, lr: float, seconds: float) -> dict:
         layers, topology = self.engine.layers, self.topology
         tokens = topology.global_batch_size * self.config.model.seq_length
@@ -228,11 +248,13 @@ class Trainer:
             "skipped_steps": self.engine.loss_scaling.skipped,
             "tokens": tokens * self.progress.step,
             "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_device": tokens / seconds / topology.world_size,
             "tflops_per_second": per_device / 1e12,
             "utilisation": per_device / self.peak_flops if self.peak_flops else None,
             "mean_rank": sum(self.engine.ranks.values()) / len(layers) if layers else None,
-            "phase": 1 if self.engine.in_first_phase else 2 if layers else 0,
+            "phase": self._phase,
             "elapsed_seconds": self.progress.seconds,
+            **self._memory.since_last(),
         }
 
     # ---- between steps ----

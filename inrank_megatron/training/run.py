@@ -1,6 +1,7 @@
 """One run from its settings to its report: check, join the job, prepare data, build, train, tell."""
 
 import errno
+import socket
 from contextlib import nullcontext
 
 from rich.console import Console
@@ -27,9 +28,10 @@ from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import switch_step
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
+from inrank_megatron.out_of_memory import advice, within_memory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
-from inrank_megatron.platform import backend, device, device_name
+from inrank_megatron.platform import backend, device, device_name, mixed_devices
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.shapes import linear_shapes
@@ -69,7 +71,10 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     check_installed(config)
     try:
-        _run(launch, config, topology, extra, neighbours)
+        within_memory(
+            lambda: _run(launch, config, topology, extra, neighbours),
+            lambda: advice(config, topology, on_cpu=device().type == "cpu"),
+        )
     except RuntimeError:
         # What a collective raises when the rank at its other end has ended tells the user nothing.
         if (lost := neighbours.explain(patience=GRACE_SECONDS)) is None:
@@ -130,6 +135,7 @@ def _run(
     lock = FolderLock()
     folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
     folder.notes.extend(launch.notes)
+    folder.notes.extend(mixed_devices(parallel.from_every_rank((socket.gethostname(), device_name()))))
     source = pretrained = None
     if folder.checkpoint is None and config.training.pretrained_checkpoint is not None:
         source, notes = parallel.from_first_rank(lambda: choose_pretrained(config))
@@ -161,6 +167,7 @@ def _run(
             stop=stop,
         )
         parallel.from_first_rank(lambda: claim(folder, config, lock, data.tokenizer))
+        folder.notes.extend(filter(None, [lock.note]))
         stop.listen()
         if _train(trainer, data) and parallel.rank == 0 and config.training.train_iters >= FEWEST_STEPS:
             _write_sample(trainer, data)

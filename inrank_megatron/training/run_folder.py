@@ -1,5 +1,7 @@
 """The run folder: which one, whether this run may use it, and what to resume from."""
 
+import errno
+import fcntl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ from inrank_megatron.training.run_place import refuse_unwritable, strangers
 from inrank_megatron.training.schedule import changed_rate
 
 LOCK = ".lock"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 # Where things lie, which may change when a run is resumed, and differ from host to host: whether they are the
 # same data, every checkpoint's own record says.
 PLACES = frozenset(
@@ -96,13 +99,21 @@ class RunFolder:
 
 
 class FolderLock:
-    """Keeps a second job out of a run folder until this process ends; taken on the one rank that writes."""
+    """Keeps a second job out of a run folder until this process ends; taken on the one rank that writes.
+
+    Attributes:
+        note: what to tell the user where files cannot be locked, as on Lustre mounted without ``flock``.
+    """
 
     def __init__(self):
         self._lock: FileLock | None = None
+        self.note: str | None = None
 
     def take(self, path: Path) -> None:
         """Lock the existing folder; nothing happens if this object has locked it before."""
+        if not _can_lock(path / LOCK):
+            self.note = f"{path}: its file system has no locks; start no second job in it"
+            return
         lock = self._lock or FileLock(path / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -111,6 +122,16 @@ class FolderLock:
                 f"{path}: another job is running in it; wait for its end or choose another --save"
             ) from None
         self._lock = lock
+
+
+def _can_lock(path: Path) -> bool:
+    """Not left to filelock: where it cannot lock, what it leaves instead outlives a job that is killed."""
+    with open(path, "a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in WITHOUT_LOCKS
+        return True
 
 
 def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFolder:

@@ -89,6 +89,13 @@ class Saver:
                 break
         self._record()
 
+    def finish(self) -> None:
+        """Until the checkpoint in flight, if there is one, is published; without the other ranks, as before
+        an end that they do not expect.
+        """
+        if self._task is not None:
+            self._task.has_ended(within=None)
+
     def stops(self, asked: bool) -> bool:
         """Whether any rank was ``asked`` to stop; it also tells what became of a save. Collective.
 
@@ -205,7 +212,7 @@ class _Task:
         self._thread = threading.Thread(target=self._run, name="saving", daemon=True)
         self._thread.start()
 
-    def has_ended(self, *, within: float = 0.0) -> bool:
+    def has_ended(self, *, within: float | None = 0.0) -> bool:
         self._thread.join(within)
         return not self._thread.is_alive()
 

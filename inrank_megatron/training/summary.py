@@ -9,8 +9,10 @@ from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import Config
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.prepare import PreparedData
+from inrank_megatron.peak_memory import Peak, largest
 from inrank_megatron.platform import device_name
 from inrank_megatron.reporting.files import write_atomically
+from inrank_megatron.reporting.sound import fault_of_summary
 from inrank_megatron.training.loop import PHASE_1_COLUMNS, Trainer
 from inrank_megatron.training.run_folder import RunFolder
 
@@ -47,6 +49,7 @@ def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> No
         "unfinished": trainer.method.unfinished(trainer.engine.views()) if finished else None,
         "steps": trainer.progress.step,
         "train_seconds": trainer.progress.seconds,
+        "peak_memory": largest([_peaks_before(trainer), trainer.peak_memory]),
         "versions": {
             "python": python_platform.python_version(),
             **{name: version(name) for name in PACKAGES},
@@ -54,6 +57,12 @@ def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> No
         **_costs(trainer),
     }
     write_atomically(trainer.folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
+
+
+def _peaks_before(trainer: Trainer) -> dict[str, Peak]:
+    """Those of earlier sessions of the run."""
+    before = read_json(trainer.folder.path / SUMMARY) or {}
+    return {} if fault_of_summary(before) else before.get("peak_memory", {})
 
 
 def _costs(trainer: Trainer) -> dict:

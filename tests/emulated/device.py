@@ -127,6 +127,8 @@ def _install() -> None:
     torch.cuda.set_device = lambda index: None
     torch.cuda.current_device = lambda: device() if _is_visible() else torch.device("cpu")
     torch.cuda.synchronize = _synchronise
+    torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
+    torch.cuda.reset_peak_memory_stats = lambda: None
     Tensor.pin_memory = _pin
     nn.Module.to = _module_to
     set_accelerator(_Accelerator())

@@ -99,6 +99,10 @@ def test_the_host_waits_once_a_step(case):
         assert [wait.place for wait in waits].count(FETCH) == 1
 
 
+def test_both_phases_and_the_switch_have_peaks_of_memory():
+    assert seen("bf16 ZeRO 1").parts == ("start", "phase_1", "switch", "phase_2")
+
+
 @pytest.mark.parametrize("case", ON_TWO_RANKS)
 def test_ranks_agree_on_their_collectives(case):
     """The first and the last rank of the job call the same ones in the same order."""

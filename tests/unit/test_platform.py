@@ -5,7 +5,7 @@ import torch
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import Ranks
-from inrank_megatron.platform import cuda_fault, device_index, identity_of, unusable_gpus
+from inrank_megatron.platform import cuda_fault, device_index, identity_of, mixed_devices, unusable_gpus
 
 
 def test_each_local_rank_takes_its_own_device():
@@ -21,6 +21,13 @@ def test_a_process_that_is_shown_one_device_takes_it():
 def test_more_processes_than_devices():
     with pytest.raises(UserError, match=r"local rank 3: this machine has 2 GPUs.*at most 2 processes here"):
         device_index(Ranks(3, 4, 3, 4), 2)
+
+
+def test_gpus_of_several_kinds_are_told_with_their_hosts():
+    same = [("a", "NVIDIA H100"), ("b", "NVIDIA H100")]
+    assert mixed_devices(same) == mixed_devices([("a", "cpu"), ("b", "cpu")]) == []
+    [note] = mixed_devices([*same, ("b", "NVIDIA H100"), ("c", "NVIDIA A100-SXM4-80GB")])
+    assert "(NVIDIA H100 on a, b; NVIDIA A100-SXM4-80GB on c)" in note
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from inrank_megatron.data.token_file import TokenFile
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.perplexity import Score, total_loss
 from inrank_megatron.evaluation.windows import SlidingWindows
+from inrank_megatron.parallel import Parallel
 from tests.harness import run_ranks
 
 SEQUENCE, TOKENS, VOCABULARY = 16, 150, 31
@@ -36,10 +37,14 @@ def windows(stride: int) -> SlidingWindows:
     return SlidingWindows(file, seq_length=SEQUENCE, stride=stride)
 
 
+def everyone() -> Parallel:
+    return Parallel(tp_group=None, dp_group=dist.group.WORLD)
+
+
 def totals(rank: int, world_size: int) -> list[float]:
     device = torch.device("cpu")
     return [
-        total_loss(forward, windows(stride), rows=rows, group=dist.group.WORLD, device=device)
+        total_loss(forward, windows(stride), rows=rows, parallel=everyone(), device=device)
         for stride in (16, 5)
         for rows in (1, 4)
     ]
@@ -76,7 +81,7 @@ def nothing(rank: int, world_size: int) -> str:
         return torch.full((*tokens.shape, VOCABULARY), math.nan)
 
     with pytest.raises(UserError) as raised:
-        total_loss(broken, windows(16), rows=4, group=dist.group.WORLD, device=torch.device("cpu"))
+        total_loss(broken, windows(16), rows=4, parallel=everyone(), device=torch.device("cpu"))
     return str(raised.value)
 
 
@@ -90,3 +95,23 @@ def test_derived_numbers():
     assert score.bits_per_byte == pytest.approx(1.5)
     unknown = Score(nats=1e6, tokens=1, words=None, bytes=None)
     assert (unknown.perplexity, unknown.word_perplexity, unknown.bits_per_byte) == (math.inf, None, None)
+
+
+def too_much(rank: int, world_size: int) -> str:
+    """On the last rank alone."""
+
+    def large(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.empty(2**50) if rank == world_size - 1 else forward(tokens)
+
+    with pytest.raises(UserError) as raised:
+        total_loss(large, windows(16), rows=4, parallel=everyone(), device=torch.device("cpu"))
+    return str(raised.value)
+
+
+def test_memory_that_runs_out_on_one_rank_ends_all():
+    first, last = run_ranks(too_much, 2)
+    assert first == last
+    assert "out of memory: 4,194,304.00 GiB more was asked for, " in first
+    assert first.endswith(
+        "; give --micro-batch-size 2 (half of what a pass takes), --seq-length 8 (half, with less context)"
+    )

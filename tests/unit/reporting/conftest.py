@@ -105,6 +105,10 @@ def _summary(method: str) -> dict:
             "train": {"tokens": 812_000, "documents": 640},
             "valid": {"tokens": 31_000, "documents": 20},
         },
+        "peak_memory": {
+            "phase_1": {"max_memory_allocated": 3 * 2**30, "max_memory_reserved": 2**32},
+            "switch": {"max_memory_allocated": 5 * 2**30, "max_memory_reserved": 2**33},
+        },
         "finished": True,
         "steps": STEPS,
         "train_seconds": 72.5,

@@ -19,7 +19,8 @@ record = dict(loss=5.123, perplexity=167.9, lr=1e-3, grad_norm=0.52, tokens_per_
 with Console(300, start_step=23) as console:
     console.message("[bold] is printed as it is")
     console.step({**record, "step": 24})
-    console.step({**record, "step": 25, "phase": 2, "utilisation": 0.314})
+    console.step({**record, "step": 25, "phase": 2, "utilisation": 0.314, "max_memory_allocated": 13207024435,
+                  "tokens_per_second_per_device": 1140.4})
     console.step({**record, "step": 26, "phase": 0, "mean_rank": None, "grad_norm": None,
                   "loss": float("nan")})
     if "fail" in sys.argv:
@@ -43,6 +44,7 @@ def test_through_a_pipe_each_call_is_one_plain_line() -> None:
         lines[1],
     )
     assert " | phase 2 | " in lines[2] and "0.11 TFLOP/s (31% of peak)" in lines[2]
+    assert "9,123 tokens/s (1,140 a GPU)" in lines[2] and "| peak 12.3 GiB |" in lines[2]
     assert " | dense | loss nan | " in lines[3]
     assert "rank" not in lines[3] and "grad norm" not in lines[3]
     assert lines[4:] == ["the end"]

@@ -156,3 +156,19 @@ def test_what_cannot_be_read_is_one_clear_line(make_run: Callable[..., Path], tm
         with pytest.raises(UserError, match=name) as caught:
             write_report(run_dir)
         assert "\n" not in str(caught.value)
+
+
+def test_peaks_of_memory_stand_in_the_page(make_run: Callable[..., Path]) -> None:
+    page = Page(write_report(make_run()))
+    table = page.text[page.text.index("Peak memory") :]
+    assert table[1:10] == [
+        "part",
+        "allocated",
+        "reserved",
+        "phase 1",
+        "3.00 GiB",
+        "4.00 GiB",
+        "switch",
+        "5.00 GiB",
+        "8.00 GiB",
+    ]

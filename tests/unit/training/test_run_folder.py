@@ -1,6 +1,9 @@
 """Which run folder a run may use, and what it takes up there."""
 
+import errno
+import fcntl
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -310,3 +313,16 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatc
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / "closed")
     with pytest.raises(UserError, match="closed cannot be written"):
         choose(config_of(tmp_path / "closed" / "new" / "run"))
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """As Lustre mounted without them: the run begins, leaves no lock for the next one, and says so."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(2):  # the first one is killed
+        lock = FolderLock()
+        lock.take(tmp_path)
+        assert lock.note == f"{tmp_path}: its file system has no locks; start no second job in it"
