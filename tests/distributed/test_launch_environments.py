@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_ranks_of_another_launcher_train_together_and_stop_when_warned(tmp_path,
     try:
         while last_step(folder) < 6:  # in the second phase
             assert [rank.poll() for rank in started] == [None, None], ends(started)
+            time.sleep(0.05)  # the ranks are on this core
     finally:
         for rank in started:
             os.kill(rank.ranks[0].pid, warning)
