@@ -5,7 +5,7 @@ Top-level functions that ranks run; the assertions are in the test modules besid
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -511,21 +511,27 @@ def output_gradients(session: Session, batches: Iterable[int]) -> dict[str, Tens
 
 
 def around_restart(
-    rank: int, world_size: int, layout: Layout, settings: dict, reset: str, share: float
-) -> dict:
-    """State, effective weights and loss before and after ReLoRA's first restart."""
-    changes = {"relora_reset": reset, "relora_reset_share": share}
-    session = build("relora", layout, **settings, **changes).start().train(2 * CHECK - 1)
+    rank: int, world_size: int, layout: Layout, settings: dict, resets: list[tuple[str, float]]
+) -> list[dict]:
+    """State, effective weights and loss before and after ReLoRA's first restart, for each way of it."""
+    session = build("relora", layout, **settings).start().train(2 * CHECK - 1)
     session.train_step()
+    decided, record = session.decide(), engine_record(session.engine)
     before, tensors, loss = states(session), snapshot(session), session.fixed_loss()
-    session.apply(session.decide())
-    return {
-        "before": before,
-        "after": states(session),
-        "tensors": (tensors, snapshot(session)),
-        "loss": (loss, session.fixed_loss()),
-        "steps": engine_record(session.engine)["optimizer_steps"],
-    }
+    seen = []
+    for reset, share in resets:
+        load_engine(session.engine, record, Tensors(tensors))
+        session.apply([replace(restart, reset=reset, share=share) for restart in decided])
+        seen.append(
+            {
+                "before": before,
+                "after": states(session),
+                "tensors": (tensors, snapshot(session)),
+                "loss": (loss, session.fixed_loss()),
+                "steps": engine_record(session.engine)["optimizer_steps"],
+            }
+        )
+    return seen
 
 
 def around_switch(

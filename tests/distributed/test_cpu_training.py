@@ -24,10 +24,10 @@ def test_dropout_and_zero_1(tensor_model_parallel_size, bf16):
         assert first == second
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_quiet_start(launcher):
+def test_quiet_start():
+    """That a whole run says nothing of third parties under torchrun: `test_run_resume.py`."""
     script = Path(__file__).with_name("quiet_start.py")
-    returncode, stdout, stderr = run_script([], launcher=launcher, script=script)
+    returncode, stdout, stderr = run_script([], launcher="deepspeed", script=script)
     assert returncode == 0, stderr
     assert [line for line in stdout.splitlines() if not _LAUNCHER_LINE.search(line)] == ["4 steps"]
     assert stderr == ""

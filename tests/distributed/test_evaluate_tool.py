@@ -1,13 +1,15 @@
-"""``tools/evaluate.py`` on a run that was really trained: its own numbers, on one process and on several."""
+"""``tools/evaluate.py`` on a run that was really trained: its own numbers, on one process and on several.
 
-import json
+Under torchrun: `test_after_training_page.py`.
+"""
+
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.evaluate_runs import evaluations
 from tests.distributed.launches import TINY, data_flags, launch, records
-from tests.harness import ROOT, run_ranks, run_script
+from tests.harness import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +43,3 @@ def test_the_run_s_recorded_evaluations_are_reproduced(trained, alone):
 def test_any_number_of_ranks_gives_the_same_bits(trained, alone):
     assert run_ranks(evaluations, 2, calls(trained)) == [alone, alone]
     assert alone[2]["loss"] != alone[0]["loss"] and alone[2]["tokens"] == alone[0]["tokens"]
-
-
-def test_torchrun_prints_once(trained, alone):
-    words = [*calls(trained)[0], "--json"]
-    status, stdout, stderr = run_script(words, script=ROOT / "tools" / "evaluate.py", num_procs=2)
-    assert status == 0, stderr
-    assert json.loads(stdout) == alone[0]

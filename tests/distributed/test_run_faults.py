@@ -20,7 +20,7 @@ def test_fp16_from_a_loss_scale_that_is_far_too_large(data, tmp_path):
     folder = tmp_path / "run"
     args = [*RUN, *data, "--fp16", "--initial-loss-scale", str(2.0**40), "--switch-iters", "28"]
     args += ["--train-iters", "36", "--save", str(folder)]
-    run = launch(args, launcher="torchrun", num_procs=2)
+    run = launch(args, num_procs=2)
     assert run.process.returncode == 0, run.stderr
     assert run.stderr == "", "third parties speak"
     steps = records(folder, "train")

@@ -60,7 +60,7 @@ class Moment(NamedTuple):
     time: int = 1
     signal: int = signal.SIGKILL
     goes_back: bool = False
-    within: float = 0.5 * DWELLS
+    within: float = 0.1 * DWELLS
 
 
 # The growth after step 20 and the switch after 24 come in this order with nothing between them: training goes

@@ -38,7 +38,7 @@ STOPS = [
     Stop("deepspeed", "SIGTERM to DeepSpeed's launcher", lambda s: s.ranks()[0].parent().terminate(), True),
     Stop("torchrun", "SIGTERM to torchrun", lambda s: s.process.terminate(), True),
     Stop("torchrun", "kill -9 of one rank", lambda s: s.ranks()[1].kill(), False),
-    Stop("torchrun", "SIGUSR1 to one rank", lambda s: s.ranks()[1].send_signal(signal.SIGUSR1), True),
+    Stop("forked", "SIGUSR1 to one rank", lambda s: s.ranks()[1].send_signal(signal.SIGUSR1), True),
     Stop("deepspeed", "Ctrl-C", lambda s: os.killpg(s.process.pid, signal.SIGINT), True),
     Stop("deepspeed", "kill -9 of DeepSpeed's launcher", lambda s: s.ranks()[0].parent().kill(), True),
     Stop("forked", "kill -9 of everything, after the switch", kill_everything, False),
