@@ -24,8 +24,18 @@ class Times:
         return statistics.median(a / b for a, b in pairs)
 
 
-def interleaved(alternatives: Mapping[str, Callable[[], object]], *, repeats: int) -> Times:
-    """Run every alternative once to warm up, then in ``repeats`` rounds, each starting one further on."""
+def interleaved(
+    alternatives: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Run every alternative once to warm up, then in ``repeats`` rounds, each starting one further on.
+
+    Args:
+        clock: seconds; ``time.process_time`` for the CPU time of this process, which other programs on the
+            machine hardly change.
+    """
     for run in alternatives.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
@@ -33,16 +43,16 @@ def interleaved(alternatives: Mapping[str, Callable[[], object]], *, repeats: in
     for repeat in range(repeats):
         shift = repeat % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds[name].append(_seconds(alternatives[name]))
+            seconds[name].append(_seconds(alternatives[name], clock))
     return Times(seconds)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
     _wait_for_device()
-    start = time.perf_counter()
+    start = clock()
     run()
     _wait_for_device()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait_for_device() -> None:

@@ -76,6 +76,12 @@ def test_operations_are_the_formulas(rows):
     assert second == 2 * 6 * SEQUENCE * 64 * (WIDTH + INNER)
 
 
+def test_a_dense_step_is_compared_with_a_plain_loop(rows):
+    case, quantity = "step tiny dense", "time over a plain PyTorch loop"
+    assert 0.3 < value(rows["step"], case, quantity) < 3
+    assert value(rows["step"], case, quantity, "limit") == 1.0
+
+
 def test_memory_of_a_dense_mlp(rows):
     """W, its gradient, three more numbers for the optimizer; x and what lies before and behind the GELU."""
     case, numbers = "MLP tiny dense", 2 * WIDTH * INNER + WIDTH + INNER
