@@ -6,8 +6,8 @@ project's code, Megatron's and DeepSpeed's, as a GPU would have them run it, und
 
 Limits: constants stand for values, so of each branch on a value one side is seen (a norm is finite, no rank
 asks for a stop). Object collectives, which carry Python values, give each rank its own. Nothing is learnt
-of numerics, streams, races, NCCL itself, speed or memory. The device's own name is ``gpu``: code that names
-``cuda`` would not reach it, and ``test_source.py`` lists all that does.
+of numerics, streams, NCCL itself, speed or memory; of races only those of ``races.py``. The device's own name
+is ``gpu``: code that names ``cuda`` would not reach it, and ``test_source.py`` lists all that does.
 
 Everything is set for the whole process and never undone, so each call has a fork of its own.
 """
@@ -33,7 +33,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from inrank_megatron import platform
 from inrank_megatron.parallel import Parallel, initialise, shutdown
 from inrank_megatron.training import saving
-from tests.emulated.rules import NAME, Collective, Log, Rules
+from tests.emulated.races import UnderWay, watch_collectives
+from tests.emulated.rules import NAME, Collective, Log, Rules, place_now, refuse
 from tests.forked import server
 
 ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.parallel:largest"}
@@ -129,7 +130,9 @@ def _install() -> None:
     torch.cuda.synchronize = _synchronise
     torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
     torch.cuda.reset_peak_memory_stats = lambda: None
-    Tensor.pin_memory = _pin
+    Tensor.pin_memory, Tensor.is_pinned = _pin, _is_pinned
+    FakeTensor.__repr__ = _shown
+    watch_collectives(_watching)
     nn.Module.to = _module_to
     set_accelerator(_Accelerator())
     partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
@@ -154,18 +157,47 @@ def _synchronise(*args, **kwargs) -> None:
 
 
 def _pin(tensor: Tensor, *args, **kwargs) -> Tensor:
-    tensor.is_pinned_here = True
+    """A copy in pinned memory, or the tensor itself where it is pinned."""
+    if tensor.device.type == NAME:
+        refuse("pins a tensor of the device")
+    if not _is_pinned(tensor):
+        tensor = tensor.clone()
+        for log in _LOGS:
+            log.under_way.pin(tensor)
     return tensor
+
+
+def _is_pinned(tensor: Tensor, *args, **kwargs) -> bool:
+    return any(log.under_way.is_pinned(tensor) for log in _LOGS)
+
+
+def _watching() -> UnderWay | None:
+    """DeepSpeed waits for its collectives on streams, which nobody emulates."""
+    return None if place_now()[0].startswith("deepspeed.") else _LOGS[-1].under_way
+
+
+def _shown(tensor: Tensor, **kwargs) -> str:
+    """As a tensor that is printed."""
+    if tensor.device.type == NAME:
+        for log in _LOGS:
+            log.wait("prints a tensor")
+    return f"tensor({tuple(tensor.shape)}, {tensor.dtype}, {tensor.device})"
 
 
 def _from_first_rank(self, compute):
     """Every rank computes; what is meant for rank 0 alone depends on nothing that ranks do not share."""
-    _LOGS[-1].collective(Collective("broadcast_object", "world"))
+    _exchanges("broadcast_object")
     return compute()
 
 
+def _exchanges(name: str) -> None:
+    """Objects travel in tensors of the device, and the host waits for them."""
+    _LOGS[-1].collective(Collective(name, "world"))
+    _LOGS[-1].wait(name)
+
+
 def _from_every_rank(self, value):
-    _LOGS[-1].collective(Collective("all_gather_object", "world"))
+    _exchanges("all_gather_object")
     return [value] * self.world_size
 
 
@@ -258,6 +290,9 @@ class _Accelerator(cpu_accelerator.CPU_Accelerator):
 
     def pin_memory(self, tensor, align_bytes=1):
         return _pin(tensor)
+
+    def is_pinned(self, tensor):
+        return _is_pinned(tensor)
 
     def supported_dtypes(self):
         return [torch.float32, torch.float16, torch.bfloat16]

@@ -13,11 +13,13 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.layers import factorised
 from inrank_megatron.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.parallel import Parallel
 from tests.contract.sessions import ACCUMULATION, LAYOUTS, PADDED, VOCABULARY, configuration
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Log
 
 LAYOUT = LAYOUTS["TP2 SP"]
+shared_parallel: list[Parallel] = []
 
 
 def in_the_forward_pass() -> dict[str, tuple[str, Log]]:
@@ -32,6 +34,7 @@ def of_the_last_rank() -> list[Collective]:
 
 def _step(rank: int, fault: Callable[[torch.Tensor], None]) -> tuple[str, Log]:
     with rank_of(rank, LAYOUT.world_size, LAYOUT.tensor_parallel) as (parallel, log):
+        shared_parallel[:] = [parallel]
         config = configuration("inrank", LAYOUT, num_layers=1, bf16=True)
         factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
         spec = FactorSpec(columns=32, active=10, rank=2)
@@ -100,6 +103,53 @@ def _leaves_a_tile(hidden):
     factorised.TILE_BYTES = 2
 
 
+def _multiplies_in_fp32(hidden):
+    hidden.detach().flatten(0, 1).float() @ torch.zeros(64, 8, device=device())
+
+
+def _picks_by_an_index_of_the_host(hidden):
+    hidden.detach()[torch.arange(4)]
+
+
+def _prints_a_tensor(hidden):
+    print(f"shape {hidden.shape}, values {hidden.detach()!r:.0}")
+
+
+def _agrees_on_an_object(hidden):
+    shared_parallel[-1].from_first_rank(lambda: 0)
+
+
+def _uses_a_sum_before_it_is_there(hidden):
+    total = torch.zeros(4, device=device())
+    dist.all_reduce(total, async_op=True)
+    total * 2  # here
+
+
+def _writes_what_a_collective_still_reads(hidden):
+    own, every = torch.zeros(2, device=device()), torch.zeros(4, device=device())
+    work = dist.all_gather_into_tensor(every, own, group=shared_parallel[-1].tp_group, async_op=True)
+    own.zero_()  # here
+    work.wait()
+
+
+def _fills_a_pinned_buffer_again(hidden):
+    buffer = torch.zeros(8).pin_memory()
+    buffer.to(device(), non_blocking=True)
+    buffer.fill_(1.0)  # here
+
+
+def _looks_at_a_copy_that_is_under_way(hidden):
+    hidden.detach().to("cpu", non_blocking=True).sum()
+
+
+def _draws_with_a_generator_of_the_host(hidden):
+    torch.rand(4, device=device(), generator=torch.Generator())
+
+
+def _pins_what_is_on_the_device(hidden):
+    hidden.detach().pin_memory()
+
+
 FAULTS = {
     fault.__name__.strip("_"): fault
     for fault in (
@@ -113,17 +163,15 @@ FAULTS = {
         _copies_a_number,
         _copies_from_pageable_memory,
         _leaves_a_tile,
+        _multiplies_in_fp32,
+        _picks_by_an_index_of_the_host,
+        _prints_a_tensor,
+        _agrees_on_an_object,
+        _uses_a_sum_before_it_is_there,
+        _writes_what_a_collective_still_reads,
+        _fills_a_pinned_buffer_again,
+        _looks_at_a_copy_that_is_under_way,
+        _draws_with_a_generator_of_the_host,
+        _pins_what_is_on_the_device,
     )
 }
-
-
-def converted(source: str, target: str) -> tuple[int, str]:
-    """The conversion tool's status and what it wrote to stderr, on a machine with a GPU."""
-    import contextlib
-    import io
-
-    from tools.convert_checkpoint import main
-
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-        return main([source, target, "--format", "hf-dense"]), told.getvalue()

@@ -2,8 +2,11 @@
 
 - A collective takes tensors of the device alone, contiguous, of a type that NCCL carries.
 - An operation takes tensors of one device (FakeTensorMode's own rule).
-- In half precision, rows of matrices begin at multiples of 16 bytes; other products are noted.
 - In deterministic mode, no operation that torch refuses on CUDA then, or that adds with atomics.
+- A generator of random numbers is of the device on which they are drawn.
+- Nothing is touched on which the device still works (``races.py``).
+- In half precision, rows of matrices begin at multiples of 16 bytes; other products are noted, and those of
+  matrices in FP32.
 - Whatever makes the host wait for the device is noted with its place: a value that is read, a copy between
   host and device that is not asynchronous or not from pinned memory, a shape that depends on values, a
   synchronisation.
@@ -15,13 +18,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tests.emulated.races import UnderWay
 
 NAME = "gpu"
 NCCL_TYPES = {
@@ -41,7 +46,8 @@ NOT_REPEATABLE = (
 )  # fmt: skip
 TILE = 8
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
-_OWN = ("rules.py", "device.py")
+_INDEXED = ("index", "index_put_", "_index_put_impl_", "index_put")
+_OWN = ("rules.py", "device.py", "races.py")
 
 
 class BrokenRule(AssertionError):
@@ -83,12 +89,18 @@ class Log:
     collectives: dict[str, list[Collective]] = field(default_factory=dict)
     misaligned: dict[str, list[str]] = field(default_factory=dict)
     """Products in half precision of matrices with a size, or with rows so far apart, that leaves a TILE."""
+    wide: dict[str, list[str]] = field(default_factory=dict)
+    """Products in FP32."""
+    products: set[str] = field(default_factory=set)
+    """Devices on which matrices were multiplied."""
+    under_way: UnderWay = field(default_factory=UnderWay)
     zero_at: set[str] = field(default_factory=set)
     """Places at which numbers read are 0."""
 
     def wait(self, what: str) -> None:
-        place, line = _place()
+        place, line = place_now()
         self.waits.setdefault(self.phase, []).append(Wait(place, line, what))
+        self.under_way.waited()
 
     def collective(self, entry: Collective) -> None:
         self.collectives.setdefault(self.phase, []).append(entry)
@@ -104,10 +116,17 @@ class Rules(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function.namespace == "prim":  # asks for a shape or a device
+            return function(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and function._can_decompose():
+            with self:  # elsewhere autograd has taken it apart
+                return function.decompose(*args, **kwargs)
         name = function.name().partition("::")[2].partition(".")[0]
         if name in NOT_REPEATABLE and torch.are_deterministic_algorithms_enabled() and _is_number(args[0]):
-            place, line = _place()
-            raise BrokenRule(f"{place} (line {line}): {name} in deterministic mode")
+            refuse(f"{name} in deterministic mode")
+        if fault := self.log.under_way.fault(function, args, kwargs):
+            refuse(f"{name} touches {fault}")
+        _check_generator(name, args, kwargs)
         if function.namespace == "c10d":
             self._collective(name, args, kwargs)
         elif name == "_local_scalar_dense":
@@ -116,15 +135,19 @@ class Rules(TorchDispatchMode):
             if _on_device(args[0]):
                 self.log.wait("chooses by a mask")
             return _masked(*args[:2])
+        elif name in _INDEXED and _on_device(args[0]) and any(_of_the_host(i) for i in args[1]):
+            self.log.wait("copies an index from the host")
         elif name in ("index_put_", "_index_put_impl_") and _is_mask(args[1]):
             # CUDA fills with one number under the mask; of several it must know how many.
             if _on_device(args[0]) and args[2].numel() > 1:
                 self.log.wait("writes where a mask says")
             return args[0]
         elif name in ("_to_copy", "copy_"):
-            self._copy(name, args, kwargs)
-        elif name in _PRODUCTS and _on_device(args[0]):
-            self._product(args[-2:])
+            return self._copy(name, function, args, kwargs)
+        elif name in _PRODUCTS:
+            self.log.products.add(args[0].device.type)
+            if _on_device(args[0]):
+                self._product(args[-2:])
         elif name in ASKS and _on_device(args[0]):
             self.log.wait(name)
         return function(*args, **kwargs)
@@ -142,8 +165,7 @@ class Rules(TorchDispatchMode):
             elif tensor.dtype not in NCCL_TYPES:
                 fault = f"{tensor.dtype}, which NCCL does not carry"
             if fault:
-                place, line = _place()
-                raise BrokenRule(f"{place} (line {line}): {name} of {fault}")
+                refuse(f"{name} of {fault}")
         seen = tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
         self.log.collective(Collective(name, self._group(args), seen))
 
@@ -157,7 +179,7 @@ class Rules(TorchDispatchMode):
     def _value(self, tensor: Tensor) -> float | int | bool:
         if _on_device(tensor):
             self.log.wait(f"reads a {tensor.dtype}")
-        place, _ = _place()
+        place, _ = place_now()
         if place in self.log.zero_at:
             return 0.0
         if tensor.dtype in (torch.bool, torch.uint8):
@@ -167,21 +189,46 @@ class Rules(TorchDispatchMode):
     def _product(self, matrices: tuple[Tensor, Tensor]) -> None:
         for matrix in matrices:
             apart = max(matrix.stride()[-2:])  # rows, or columns of a transposed matrix
+            if matrix.dtype == torch.float32 and matrix.dim() == 2:
+                place, line = place_now()
+                self.log.wide.setdefault(self.log.phase, []).append(f"{place} (line {line})")
             if matrix.itemsize == 2 and any(size % TILE for size in (*matrix.shape[-2:], apart)):
-                place, line = _place()
+                place, line = place_now()
                 shapes = " x ".join(f"{tuple(m.shape)} of strides {m.stride()}" for m in matrices)
                 self.log.misaligned.setdefault(self.log.phase, []).append(f"{place} (line {line}): {shapes}")
 
-    def _copy(self, name: str, args, kwargs) -> None:
+    def _copy(self, name: str, function, args, kwargs) -> Tensor:
         source = args[1] if name == "copy_" else args[0]
         target = args[0].device if name == "copy_" else torch.device(kwargs.get("device") or source.device)
         if {source.device.type, target.type} != {"cpu", NAME}:
-            return
+            return function(*args, **kwargs)
         asynchronous = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        under_way, to_device = self.log.under_way, target.type == NAME
         if not asynchronous:
             self.log.wait(f"copies {source.device.type} -> {target.type}, and not asynchronously")
-        elif source.device.type == "cpu" and not getattr(source, "is_pinned_here", False):
+        elif to_device and not under_way.is_pinned(source):
             self.log.wait("copies from pageable memory")
+        result = function(*args, **kwargs)
+        if asynchronous:
+            under_way.copies(source if to_device else result, to_device=to_device)
+        return result
+
+
+def refuse(what: str) -> NoReturn:
+    """Raises BrokenRule, with the place."""
+    place, line = place_now()
+    raise BrokenRule(f"{place} (line {line}): {what}")
+
+
+def _check_generator(name: str, args, kwargs) -> None:
+    if (generator := kwargs.get("generator")) is not None:
+        drawn_on = kwargs.get("device") or next((x.device for x in args if isinstance(x, Tensor)), "cpu")
+        if torch.device(drawn_on).type != generator.device.type:
+            refuse(f"{name} on {drawn_on} with a generator of the {generator.device.type}")
+
+
+def _of_the_host(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.device.type == "cpu" and index.dim() > 0
 
 
 def _on_device(tensor: Any) -> bool:
@@ -202,7 +249,7 @@ def _masked(tensor: Tensor, indices) -> Tensor:
     return tensor.reshape(mask.numel(), *tensor.shape[mask.dim() :])
 
 
-def _place() -> tuple[str, int]:
+def place_now() -> tuple[str, int]:
     """Module and function, and line, of the innermost frame that is not torch's or this package's."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -13,12 +13,20 @@ REFUSED = {
     "reduces_a_transposed_matrix": "not contiguous",
     "reduces_short_integers": "torch.int16, which NCCL does not carry",
     "mixes_devices": "on the same device, but found at least two",
+    "uses_a_sum_before_it_is_there": "the result of all_reduce before anybody has waited",
+    "writes_what_a_collective_still_reads": "the operand of all_gather_into_tensor, which is still read",
+    "fills_a_pinned_buffer_again": "memory from which the device still copies",
+    "looks_at_a_copy_that_is_under_way": "memory into which the device still copies",
+    "draws_with_a_generator_of_the_host": "with a generator of the cpu",
+    "pins_what_is_on_the_device": "pins a tensor of the device",
 }
 WAITS = {
     "reads_a_value": "reads a torch.bfloat16",
     "chooses_by_a_mask": "chooses by a mask",
     "copies_a_number": "copies cpu -> gpu",
     "copies_from_pageable_memory": "copies from pageable memory",
+    "picks_by_an_index_of_the_host": "copies an index from the host",
+    "prints_a_tensor": "prints a tensor",
 }
 
 
@@ -46,12 +54,22 @@ def test_a_wait_is_found_and_its_line_named(outcomes, fault):
 def test_without_a_fault_nothing_is_found(outcomes):
     message, log = outcomes["nothing"]
     assert not message and not over_budget("bf16 ZeRO 1", log.waits["step 1"])
-    assert log.misaligned.get("step 1", []) == []
+    assert log.misaligned.get("step 1", []) == log.wide.get("step 1", []) == []
 
 
 def test_a_product_that_leaves_its_tile_is_found(outcomes):
     _, log = outcomes["leaves_a_tile"]
     assert any("products:" in product for product in log.misaligned["step 1"])
+
+
+def test_a_product_in_fp32_is_found(outcomes):
+    _, log = outcomes["multiplies_in_fp32"]
+    assert f"faults:_multiplies_in_fp32 (line {line_of('multiplies_in_fp32')})" in log.wide["step 1"][0]
+
+
+def test_an_exchange_of_objects_is_a_wait(outcomes):
+    _, log = outcomes["agrees_on_an_object"]
+    assert any("broadcast_object" in wait for wait in over_budget("bf16 ZeRO 1", log.waits["step 1"]))
 
 
 def test_a_collective_that_one_rank_alone_calls_is_found(outcomes):
@@ -60,6 +78,8 @@ def test_a_collective_that_one_rank_alone_calls_is_found(outcomes):
 
 
 def line_of(fault: str) -> int:
-    """The line on which the function of that name does it."""
+    """The line on which the function of that name does it: the one that says so, else the first."""
     lines = Path(faults.__file__).read_text().splitlines()
-    return next(number for number, line in enumerate(lines, start=2) if line.startswith(f"def _{fault}("))
+    first = next(number for number, line in enumerate(lines, start=1) if line.startswith(f"def _{fault}("))
+    body = lines[first : lines.index("", first)]
+    return first + next((number for number, line in enumerate(body, start=1) if "# here" in line), 1)

@@ -15,17 +15,18 @@ from tests.emulated.trainings import AFTER, BEFORE, Seen, training
 
 OFFLOAD = {"offload_optimizer": True}
 REPEATS = {"deterministic_mode": True}
+RECOMPUTE, SGD = {"recompute_granularity": "full"}, {"optimizer": "sgd"}
 CASES = {
     "fp32 ZeRO 0": ("inrank", "TP2 without SP", {"zero_stage": 0}),
     "bf16 ZeRO 0": ("lora", "TP1 DP1", {"zero_stage": 0, "bf16": True}),
     "fp32 ZeRO 1": ("inrank-efficient-patience", "DP2", {"zero_stage": 1}),
     "bf16 ZeRO 1": ("inrank-efficient", "TP2 SP", {"zero_stage": 1, "bf16": True, **REPEATS}),
     "bf16 ZeRO 1 offload": ("inrank", "DP2", {"zero_stage": 1, "bf16": True, **OFFLOAD}),
-    "fp16 ZeRO 1": ("warm-start", "TP2 SP DP2", {"zero_stage": 1, "fp16": True}),
+    "fp16 ZeRO 1": ("warm-start", "TP2 SP DP2", {"zero_stage": 1, "fp16": True, **RECOMPUTE}),
     "fp32 ZeRO 2 offload": ("dense", "DP2", {"zero_stage": 2, **OFFLOAD}),
     "bf16 ZeRO 2": ("llama-inrank-efficient", "TP2 SP DP2", {"zero_stage": 2, "bf16": True}),
-    "fp16 ZeRO 2": ("fixed-rank", "TP2 SP", {"zero_stage": 2, "fp16": True, "rank": 16}),
-    "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3}),
+    "fp16 ZeRO 2": ("fixed-rank", "TP2 SP", {"zero_stage": 2, "fp16": True, "rank": 16, **SGD}),
+    "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3, **RECOMPUTE}),
     "bf16 ZeRO 3": ("relora", "DP2", {"zero_stage": 3, "bf16": True, **REPEATS}),
     "bf16 ZeRO 3 offload": ("llama-relora", "TP2 SP", {"zero_stage": 3, "bf16": True, **OFFLOAD}),
     "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True, **REPEATS}),
@@ -80,13 +81,14 @@ def over_budget(case: str, waits: list[Wait]) -> list[str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_keeps_the_rules(case):
-    """It comes to its end and goes on from what it saved. In half precision all products of a step fall on
-    whole tiles.
+    """It comes to its end and goes on from what it saved. In half precision all products of a step are in
+    it, and fall on whole tiles.
     """
     result = seen(case)
     for phase in (BEFORE, AFTER):
         assert result.collectives[phase] or LAYOUTS[CASES[case][1]].world_size == 1
         assert result.misaligned.get(phase, []) == []
+        assert "fp32" in case or result.wide.get(phase, []) == []
     assert result.collectives["resumed"]
 
 
@@ -101,6 +103,14 @@ def test_the_host_waits_once_a_step(case):
 
 def test_both_phases_and_the_switch_have_peaks_of_memory():
     assert seen("bf16 ZeRO 1").parts == ("start", "phase_1", "switch", "phase_2")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_happens_where_nothing_is_due(case):
+    """Between two steps without a check, an evaluation or a save the host neither waits nor sends."""
+    result = seen(case)
+    for phase in ("changes 1", "between 1", "between 2", "between 3"):
+        assert result.waits.get(phase, []) == result.collectives.get(phase, []) == []
 
 
 @pytest.mark.parametrize("case", ON_TWO_RANKS)
@@ -142,3 +152,6 @@ def test_the_cases_cover_what_there_is():
     assert kinds == {(z, p) for z in range(4) for p in ("fp32", "bf16", "fp16")} - {(0, "fp16")}
     assert {layout for _, layout, _ in CASES.values()} >= LAYOUTS.keys() - {"TP2 SP apart", "TP4 SP"}
     assert {s["zero_stage"] for s in settings if s.get("offload_optimizer")} == {1, 2, 3}
+    assert any("optimizer" in s for s in settings)
+    recomputes = [(METHODS[m] | s).get("recompute_granularity") for m, _, s in CASES.values()]
+    assert recomputes.count("full") >= 3

@@ -41,6 +41,7 @@ class Seen:
     waits: dict[str, list[Wait]]
     collectives: dict[str, list[Collective]]
     misaligned: dict[str, list[str]]
+    wide: dict[str, list[str]]
     parts: tuple[str, ...]
     """Of which the run knows its peak memory."""
 
@@ -90,7 +91,7 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
             engine = _resumed(config, parallel, recorded_structure(record))
             load_engine(engine, record, Tensors(device_module.written))
             engine.train_step(trainer._micro_batches(0), step=STEPS + 1, lr=1e-3)
-        return Seen(log.waits, log.collectives, log.misaligned, tuple(trainer.peak_memory))
+        return Seen(log.waits, log.collectives, log.misaligned, log.wide, tuple(trainer.peak_memory))
 
 
 def _configuration(method, layout, settings) -> Config:

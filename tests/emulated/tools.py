@@ -1,0 +1,57 @@
+"""Tools on a machine with the emulated device; top-level functions that ``run_emulated`` calls."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as changed
+
+import torch
+
+from inrank_megatron.evaluation import models
+from inrank_megatron.parallel import Parallel
+from tests.emulated.device import rank_of
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was printed, and the devices on which matrices were multiplied."""
+
+    output: str
+    products: set[str]
+
+
+def converted(source: str, target: str) -> tuple[int, str]:
+    """The conversion tool's status and what it wrote to stderr; it computes on the CPU, with values."""
+    from tools.convert_checkpoint import main
+
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        return main([source, target, "--format", "hf-dense"]), told.getvalue()
+
+
+def evaluated(*words: str) -> Told:
+    """What ``tools/evaluate.py`` does with these words after it has joined the job."""
+    from inrank_megatron.evaluation import command
+    from tools.evaluate import parse
+
+    arguments = parse(list(words))
+    command._prepared(arguments)  # the text's tokens, which have values
+    return _on_device(lambda parallel: command.run(arguments, parallel))
+
+
+def _on_device(work: Callable[[Parallel], None]) -> Told:
+    models.read_weights = _without_values
+    told = io.StringIO()
+    with rank_of(0, 1, 1) as (parallel, log), contextlib.redirect_stdout(told):
+        work(parallel)
+    return Told(told.getvalue(), log.products)
+
+
+_read_weights = models.read_weights
+
+
+def _without_values(path, options):
+    """Tensors of files have values, which FakeTensorMode cannot take."""
+    module, weights = _read_weights(path, options)
+    return module, changed(weights, read=lambda name: torch.empty(weights.shapes[name]))
