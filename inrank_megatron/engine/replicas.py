@@ -22,8 +22,11 @@ from torch import Tensor
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.errors import UserError
+from inrank_megatron.platform import device_name
 
-_CHUNK = 2**18  # 64-bit words that are mixed at once: the caches of a CPU hold them
+# 64-bit words that are mixed at once: the caches of a CPU hold the first; on a GPU, where every chunk costs a
+# dozen launches, most tensors are one chunk of the second, and 32 MiB for each intermediate are no matter.
+_CHUNK, _DEVICE_CHUNK = 2**18, 2**22
 # Odd numbers, so that multiplication modulo 2^64 loses no bit: of splitmix64 (Steele, Lea, Flood 2014), as
 # signed integers.
 _INDEX, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -54,7 +57,8 @@ def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
         return
     named = {name: (common, value.item()) for common in hashes for name, value in hashes[common].items()}
     faults = differences(parallel.from_every_rank(named), places)
-    raise UserError(_message(faults, step=step, last_good=last_good))
+    kinds = sorted(set(parallel.from_every_rank(device_name())))
+    raise UserError(_message(faults, step=step, last_good=last_good, kinds=kinds))
 
 
 def held(engine: Engine, *, common: bool) -> Iterator[tuple[str, Tensor]]:
@@ -85,8 +89,9 @@ def tensor_hash(tensor: Tensor) -> Tensor:
     # A contiguous tensor of one element may still have any stride.
     data = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
     total = torch.full((), tensor.numel(), dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(data), 8 * _CHUNK):
-        words = _words(data[start : start + 8 * _CHUNK])
+    chunk = 8 * (_CHUNK if data.device.type == "cpu" else _DEVICE_CHUNK)
+    for start in range(0, len(data), chunk):
+        words = _words(data[start : start + chunk])
         first = start // 8 + 1
         mixed = torch.arange(first, first + len(words), device=tensor.device) * _INDEX
         mixed ^= words
@@ -133,12 +138,18 @@ def _odd(group: list[int], values: list[int]) -> list[int]:
     return [rank for rank, value in zip(group, values, strict=True) if value != most or not majority]
 
 
-def _message(faults: list[tuple[str, list[int]]], *, step: int, last_good: int) -> str:
+def _message(faults: list[tuple[str, list[int]]], *, step: int, last_good: int, kinds: list[str]) -> str:
     name, ranks = faults[0]
     more = f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""
     who = f"rank {ranks[0]} differs" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} differ"
+    what = f"{name}{more}: {who} after step {step}, and replicas must be equal to the bit"
+    last = f"The last good comparison was at step {last_good}"
+    if len(kinds) > 1:
+        return (
+            f"{what}; devices of different kinds ({', '.join(kinds)}) can round differently. {last}: use one "
+            "kind, remove later checkpoints and continue with --resume auto"
+        )
     return (
-        f"{name}{more}: {who} after step {step}, and replicas must be equal to the bit; a device, its memory "
-        f"or a collective failed. The last good comparison was at step {last_good}: check the machines of "
-        "these ranks, remove later checkpoints and continue with --resume auto"
+        f"{what}; a device, its memory or a collective failed. {last}: check the machines of these ranks, "
+        "remove later checkpoints and continue with --resume auto"
     )

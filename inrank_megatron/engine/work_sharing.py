@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inrank_megatron.device_copies import to_device
 from inrank_megatron.parallel import Parallel
 
 
@@ -45,17 +46,17 @@ def shared_spectra(
     """Singular values of every layer, [at most ``length``] FP64, bit-identical on every rank.
 
     ``compute`` is called on all tensor-parallel ranks of the replica that owns the layer, and only the result
-    of its first rank counts. One all-reduce carries all spectra: each row has
-    one contributor, so the sum is exact.
+    of its first rank, on the CPU, counts. One all-reduce carries all spectra and their lengths: each row has
+    one contributor, so the sum is exact. The host waits for the device once.
     """
-    table = torch.zeros(len(names), length, dtype=torch.float64, device=device)
-    sizes = torch.zeros(len(names), dtype=torch.int64, device=device)
+    table = torch.zeros(len(names), 1 + length, dtype=torch.float64)
     rows = {name: row for row, name in enumerate(names)}
     for name in own_layers(names, parallel):
         values = compute(name)[:length]
         if parallel.tp_rank == 0:
-            table[rows[name], : len(values)] = values
-            sizes[rows[name]] = len(values)
+            row = table[rows[name]]
+            row[0], row[1 : 1 + len(values)] = len(values), values
+    table = to_device(table, device)
     dist.all_reduce(table)
-    dist.all_reduce(sizes)
-    return {name: table[row, : sizes[row]].cpu() for name, row in rows.items()}
+    table = table.cpu()
+    return {name: table[row, 1 : 1 + int(table[row, 0])] for name, row in rows.items()}

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from inrank_megatron.linalg.cores import host_svd
+
 
 def product_svd(left: Tensor, right: Tensor, r: int, group: ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
     """The r leading singular triples of ``left @ right`` as shards: A [O/n, r], s [r], B [r, I/n], FP64.
@@ -24,7 +26,7 @@ def product_svd(left: Tensor, right: Tensor, r: int, group: ProcessGroup) -> tup
     message = torch.empty(2 * n * k + 1, r, dtype=torch.float64, device=left.device)
     if group.rank() == 0:
         (inner1, r1), (inner2, r2) = _joint_qr(stack1), _joint_qr(stack2)
-        a, s, b = torch.linalg.svd(r1 @ r2.t())
+        a, s, b = host_svd(r1 @ r2.t())
         torch.cat([inner1 @ a[:, :r], inner2 @ b[:r].t(), s[None, :r]], out=message)
     dist.broadcast(message, group=group, group_src=0)
     own = slice(group.rank() * k, (group.rank() + 1) * k)

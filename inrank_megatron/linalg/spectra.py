@@ -22,6 +22,9 @@ A product is decomposed by one rank, its owner, and everybody takes over the own
 included. The choice of the way and the values are therefore the same bits on all ranks, whatever each
 computed.
 
+On a GPU the products, Gram matrices and cores are its own work, the values of the cores the host's; the host
+waits for the device a fixed number of times a round, however many layers there are.
+
 Elements on the wire a rank, k' = (n-1)/n, up to block edges and padding: reduce-scatter of the Gram matrices'
 lower triangles, ``k' sum over L of k^2``; all-gather of the values, ``k' sum over L of k``. A product on the
 Householder way adds two all-gathers of ``(n-1) k^2`` and its k values to one more broadcast.
@@ -29,14 +32,16 @@ Householder way adds two all-gathers of ``(n-1) k^2`` and its k values to one mo
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby, islice
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from inrank_megatron.device_copies import to_device
 from inrank_megatron.errors import UserError
+from inrank_megatron.linalg.cores import Roots, values_of_cores
 from inrank_megatron.linalg.factors import check_finite, triangular_factor
 from inrank_megatron.linalg.gram import packed_gram, packed_size, unpack_gram
 
@@ -139,12 +144,12 @@ def _gram_rows(products: Sequence[Product | Update], group: ProcessGroup) -> lis
     parts = [_padded(p, parts[0].numel()) for p in parts]
     own = torch.empty_like(parts[0])
     dist.reduce_scatter(own, parts, group=group)
-    table = _owner_rows([p.columns for p in products[rank::n]], own, width=_HEAD + products[0].columns)
-    table = _padded(table, -(-len(products) // n))
+    rows = _owner_rows([p.columns for p in products[rank::n]], own, width=_HEAD + products[0].columns)
+    table = to_device(_padded(rows, -(-len(products) // n)), own.device)
     tables = [torch.empty_like(table) for _ in range(n)]
     dist.all_gather(tables, table, group=group)
-    tables = [t.cpu() for t in tables]
-    return [tables[i % n][i // n] for i in range(len(products))]
+    everyones = torch.stack(tables).cpu()
+    return [everyones[i % n, i // n] for i in range(len(products))]
 
 
 def _local_grams(products: Sequence[Product | Update], device: torch.device) -> Tensor:
@@ -162,63 +167,43 @@ def _padded(tensor: Tensor, length: int) -> Tensor:
 
 
 def _owner_rows(columns: list[int], packed: Tensor, *, width: int) -> Tensor:
-    """Rows of :func:`_gram_rows` for products with these ``columns``, equal numbers in one batch."""
-    rows = packed.new_zeros(len(columns), width)
-    done = offset = 0
+    """Rows of :func:`_gram_rows`, on the CPU, for products with these ``columns``, equal ones in a batch.
+
+    The host waits for the device twice, however many products there are: for what precedes the values, which
+    says what has a core, and for the cores.
+    """
+    batches, offset = [], 0
     for k, same in groupby(columns):
         count, size = len(list(same)), packed_size(k)
         grams = packed[offset : offset + 2 * count * size].view(count, 2, size)
         lefts, rights = (torch.stack([unpack_gram(g, k) for g in grams[:, side]]) for side in (0, 1))
-        rows[done : done + count, : _HEAD + k] = _core_rows(lefts, rights)
-        offset, done = offset + 2 * count * size, done + count
+        batches.append(Roots.of(lefts, rights))
+        offset += 2 * count * size
+    rows = torch.zeros(len(columns), width, dtype=packed.dtype)
+    if not batches:
+        return rows
+    rows[:, :_HEAD] = torch.cat([batch.head for batch in batches]).cpu()
+    good = ((rows[:, 3] <= _GRAM_ACCURACY) & rows[:, 2].isfinite()).tolist()
+    chosen = iter(good)
+    cores = [batch.cores(list(islice(chosen, len(batch.head)))) for batch in batches]
+    for i, values in zip(compress(range(len(good)), good), values_of_cores(cores), strict=True):
+        rows[i, _HEAD : _HEAD + columns[i]] = values
     return rows
-
-
-def _core_rows(g1: Tensor, g2: Tensor) -> Tensor:
-    """[L, 4 + k] from the lower triangles of L pairs of Gram matrices [L, k, k]."""
-    d1, d2 = (g.diagonal(dim1=1, dim2=2).sqrt() for g in (g1, g2))
-    weights = d1 * d2
-    finite = weights.isfinite().all(dim=1)
-    live = (weights > 0) & finite[:, None]
-    (l1, bound1), (l2, bound2) = _unit_cholesky(g1, d1, live), _unit_cholesky(g2, d2, live)
-    bound = bound1 + bound2
-    good = (bound <= _GRAM_ACCURACY) & finite
-    values = torch.zeros_like(weights)
-    values[good] = torch.linalg.svdvals(l1[good].mT @ (weights[good, :, None] * l2[good]))
-    return torch.cat([torch.stack([d1.sum(1), d2.sum(1), weights.sum(1), bound], dim=1), values], dim=1)
-
-
-def _unit_cholesky(gram: Tensor, norms: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors [L, k, k] of the unit columns' Gram matrices; the relative error they may cause [L].
-
-    A column that is not ``live``, because it is zero in one of the two factors, is replaced by a unit vector
-    orthogonal to all: it weighs nothing and must not spoil the condition. The error is infinite where the
-    factorisation breaks down.
-    """
-    k = gram.shape[1]
-    scale = torch.where(live, 1 / norms, 0.0)
-    unit = torch.where(live[:, :, None] & live[:, None, :], gram * scale[:, :, None] * scale[:, None, :], 0.0)
-    unit.diagonal(dim1=1, dim2=2).fill_(1.0)
-    factor, info = torch.linalg.cholesky_ex(unit)
-    sound = info == 0
-    eye = torch.eye(k, dtype=gram.dtype, device=gram.device)
-    factor = torch.where(sound[:, None, None], factor, eye)
-    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-    error = (k + 8) * _EPS / 2 * inverse.square().sum(dim=(1, 2))
-    return factor, torch.where(sound & error.isfinite(), error, torch.inf)
 
 
 def _householder(products: Sequence[Product | Update], group: ProcessGroup) -> list[Tensor]:
     """Singular values, each [columns], on the CPU: TSQR of both factors, the core on the first rank."""
-    values = []
+    cores = []
     for product in products:
         left, right = product.factors()
         r1, r2 = triangular_factor(left, group), triangular_factor(right.t(), group)
-        core = torch.linalg.svdvals(r1 @ r2.t()) if group.rank() == 0 else left.new_empty(0)
-        values.append(_padded(core, product.columns))
-    flat = torch.cat(values)
+        if group.rank() == 0:
+            cores.append((r1 @ r2.t())[None])
+    columns = [p.columns for p in products]
+    flat = torch.cat(values_of_cores(cores)) if cores else torch.zeros(sum(columns), dtype=torch.float64)
+    flat = to_device(flat, products[0].U.device)
     dist.broadcast(flat, group=group, group_src=0)
-    return list(flat.cpu().split([p.columns for p in products]))
+    return list(flat.cpu().split(columns))
 
 
 def _check_cancellation(values: Tensor, weight: float, name: str, step: int) -> None:

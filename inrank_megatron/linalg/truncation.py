@@ -45,6 +45,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from inrank_megatron.linalg.cores import host_svd
 from inrank_megatron.linalg.factors import check_finite, triangular_factor
 from inrank_megatron.linalg.gram import packed_gram, unpack_gram
 from inrank_megatron.linalg.orthogonal import orthonormal_columns
@@ -210,7 +211,7 @@ def _plain(
         triangle = triangular_factor(x.t(), group)
         message = x.new_zeros(len(x), 1 + r)
         if group.rank() == owner:
-            _, s, b = torch.linalg.svd(triangle)
+            _, s, b = host_svd(triangle)
             message[: len(s), 0], message[:, 1:] = s.square(), b[:r].t()
         dist.broadcast(message, group=group, group_src=owner)
         energies, basis = message[:, 0], message[:, 1:]
@@ -239,7 +240,7 @@ def _column(x: Tensor, basis: Tensor, owner: int, group: ProcessGroup) -> tuple[
     dist.reduce(inner, group=group, group_dst=owner)
     message = x.new_empty(r + 1 + h, r)
     if group.rank() == owner:
-        a, s, b = torch.linalg.svd(inner, full_matrices=False)
+        a, s, b = host_svd(inner, full_matrices=False)
         torch.cat([a, s[None], b.t()], out=message)
     dist.broadcast(message, group=group, group_src=owner)
     root = message[r].sqrt()

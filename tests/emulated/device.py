@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from inrank_megatron import platform
+from inrank_megatron.linalg import cores
 from inrank_megatron.parallel import Parallel, initialise, shutdown
 from inrank_megatron.training import saving
 from tests.emulated.races import UnderWay, watch_collectives
@@ -122,6 +123,7 @@ def _install() -> None:
     FakeTensor.data_ptr = lambda self: 0
     FakeTensorMode.avoid_device_init = True  # although CUDA seems to be there
     torch.autograd.set_multithreading_enabled(False)  # the dispatch mode is the thread's own
+    cores.on_host_cores = lambda decompose, matrices: [decompose(matrix) for matrix in matrices]  # the same
     os.environ["CUDA_VISIBLE_DEVICES"] = "0"
     torch.cuda.is_available = _is_visible
     torch.cuda.device_count = lambda: int(_is_visible())

@@ -1,0 +1,32 @@
+"""How often a rank check makes the host wait for a GPU that is not there."""
+
+import pytest
+
+from tests.emulated import rank_checks
+from tests.emulated.device import run_emulated
+
+WAITS = {
+    "inrank_megatron.linalg.spectra:_owner_rows": 1,
+    "inrank_megatron.linalg.cores:values_of_cores": 2,
+    "inrank_megatron.linalg.spectra:_gram_rows": 1,
+    "inrank_megatron.linalg.spectra:_householder": 1,
+    "inrank_megatron.engine.work_sharing:shared_spectra": 1,
+}
+"""The heads of the rows, the cores, everybody's rows; the same cores and values on the Householder way, which
+a constant for every error bound asks for; everybody's spectra.
+"""
+
+
+@pytest.mark.parametrize("layers", [2, 12])
+def test_a_check_waits_as_often_however_many_layers_there_are(layers):
+    assert counted(rank_checks.waits, layers) == WAITS
+
+
+def test_values_that_are_read_one_by_one_are_found():
+    extra = {"inrank_megatron.engine.work_sharing:shared_spectra": 1 + 12 // rank_checks.WORLD}
+    assert counted(rank_checks.waits_of_values_on_the_device, 12) == WAITS | extra
+
+
+def counted(function, layers: int) -> dict[str, int]:
+    places = [wait.place for wait in run_emulated(function, layers)]
+    return {place: places.count(place) for place in places}
