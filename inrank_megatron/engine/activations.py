@@ -1,6 +1,7 @@
 """Second moments of what the factorisable linears see, forward and backward, to weigh truncations with."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.gradients import input_gradients_only
 from inrank_megatron.engine.linears import Linear
 from inrank_megatron.parallel import Parallel
+from inrank_megatron.platform import tensor_cores
 
 _SMALLEST = 1e-6  # of the mean second moment of a layer's output gradients
 
@@ -21,7 +23,8 @@ def activation_moments(
     """Mean of ``a a^T`` over all tokens of the job, FP32, at the replica that owns the layer.
 
     ``a`` is the input [I] of a column layer, the output [O] before the bias of a row layer: the narrower side
-    in an MLP. The result is the same on all tensor-parallel ranks.
+    in an MLP. The result is the same on all tensor-parallel ranks. A GPU multiplies half-precision
+    activations on its tensor cores; FP32 products would take longer than the forward pass.
 
     Args:
         losses: losses of this rank's micro-batches, computed lazily on ``model``; they run without dropout
@@ -50,8 +53,10 @@ def activation_moments(
 
     hooks = [watch(name, linear) for name, linear in linears.items()]
     model.eval()
-    for _ in losses:
-        pass
+    half = next(model.parameters()).dtype.itemsize == 2
+    with tensor_cores() if half else nullcontext():
+        for _ in losses:
+            pass
     model.train()
     for hook in hooks:
         hook.remove()

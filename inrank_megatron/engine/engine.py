@@ -42,6 +42,7 @@ from inrank_megatron.methods.changes import (
 )
 from inrank_megatron.model.initialise import named_generator
 from inrank_megatron.parallel import Parallel
+from inrank_megatron.platform import release_memory
 
 START_SCALE_STEP = 16  # of 40 binary orders of float16: coarse, but no gradient vanishes for it
 MicroBatch = tuple[Tensor, Tensor]  # tokens [B, S], labels [B, S], int64
@@ -105,6 +106,7 @@ class Engine:
         self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
         self.factory = factory
         self.deepspeed = None
+        self._weighed: tuple[Metric, int, truncation.Weighing] | None = None
         self.loss_scaling = LossScaling(enabled=config.training.fp16, limit=config.training.overflow_limit)
         # Under sequence parallelism Megatron draws from its streams even without dropout, also in an
         # evaluation that comes before the first step.
@@ -245,6 +247,7 @@ class Engine:
         values = {}
         if isinstance(spectrum, Metric):
             weighing = self._weighing(spectrum, step, batches)
+            self._weighed = (spectrum, step, weighing)
             values = truncation.energy_roots(self.linears, weighing, self.parallel, step=step)
         elif spectrum is not None and self.layers:
             values = factor_surgery.spectra(
@@ -289,8 +292,10 @@ class Engine:
                     self._restart(change, step)
                 case Refactor():
                     self._refactor(change, step, batches)
+                    release_memory()  # what held the first phase, or much of it, is free by now
                 case _:
                     raise TypeError(f"unknown change {change!r}")
+            self._weighed = None  # it was of the weights before
         finish_writes()
 
     def _initialise(self, change: InitialiseFactors, batches) -> None:
@@ -391,7 +396,7 @@ class Engine:
 
     def _refactor(self, change: Refactor, step: int, batches) -> None:
         """Build the second-phase model and move over all that it does not replace, moments included."""
-        weighing = self._weighing(change.metric, step, batches)
+        weighing = self._known_weighing(change.metric, step) or self._weighing(change.metric, step, batches)
         linears = {name: self.linears[name] for name in change.columns}
         shards = truncation.truncated_weights(linears, change.columns, weighing, self.parallel, step=step)
         replaced = {f"{name}.{leaf}" for name, linear in linears.items() for leaf in linear.replaced}
@@ -406,7 +411,8 @@ class Engine:
             name: FactorSpec(columns=k, active=k, rank=change.ranks[name], base=False, final=True)
             for name, k in change.columns.items()
         }
-        del linears  # their modules are those of the model that is about to go
+        self._weighed = None
+        del linears, weighing  # the modules are those of the model that is about to go
         self._build(factors)
         for name, (left, right) in shards.items():
             zero_state.write_master(self.layers[name].U, left)
@@ -415,6 +421,12 @@ class Engine:
             if name in kept:
                 zero_state.write_state(parameter, kept[name].map(lambda t, p=parameter: t.to(p.device)))
         self.masters.set_steps(steps | {"factors": 0})
+
+    def _known_weighing(self, metric: Metric, step: int) -> truncation.Weighing | None:
+        """That which ranks have just been chosen with, of the same weights; None: another or none."""
+        if self._weighed is None or self._weighed[:2] != (metric, step):
+            return None
+        return self._weighed[2]
 
     def _weighing(self, metric: Metric, step: int, batches: Batches | None) -> truncation.Weighing:
         """What ``metric`` weighs with, over the last batches that the steps up to ``step`` trained on."""

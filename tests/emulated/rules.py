@@ -148,7 +148,7 @@ class Rules(TorchDispatchMode):
             self.log.products.add(args[0].device.type)
             if _on_device(args[0]):
                 self._product(args[-2:])
-        elif name in ASKS and _on_device(args[0]):
+        elif name.lstrip("_") in ASKS and _on_device(args[0]):
             self.log.wait(name)
         return function(*args, **kwargs)
 

@@ -113,6 +113,22 @@ def test_nothing_happens_where_nothing_is_due(case):
         assert result.waits.get(phase, []) == result.collectives.get(phase, []) == []
 
 
+SWITCHING_CASES = [case for case, (method, *_) in CASES.items() if "efficient" in method or "warm" in method]
+
+
+@pytest.mark.parametrize("case", SWITCHING_CASES)
+def test_nothing_holds_the_first_phase_after_the_switch(case):
+    """So that its memory can be given back: neither W0 nor factors, masters or moments."""
+    assert seen(case).left == []
+
+
+def test_ranks_and_truncation_share_their_second_moments():
+    """They are of the same weights and batches. Each layer's is added up over the replicas once."""
+    changes = seen("fp16 ZeRO 1").collectives["changes 2"]
+    moments = [entry for entry in changes if entry.name == "reduce_" and entry.group == "dp of 2"]
+    assert len(moments) == 2
+
+
 @pytest.mark.parametrize("case", ON_TWO_RANKS)
 def test_ranks_agree_on_their_collectives(case):
     """The first and the last rank of the job call the same ones in the same order."""

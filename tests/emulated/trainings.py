@@ -1,11 +1,14 @@
 """Whole trainings on the emulated device; top-level functions that ``run_emulated`` calls."""
 
 import tempfile
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from torch import Tensor
 
 from inrank_megatron.checks import check
 from inrank_megatron.config import Config
@@ -44,12 +47,15 @@ class Seen:
     wide: dict[str, list[str]]
     parts: tuple[str, ...]
     """Of which the run knows its peak memory."""
+    left: list[str] | None
 
 
 class Watched(Trainer):
     """Tells the log where the training is."""
 
     log: Log
+    left: list[str] | None = None
+    """After a switch: tensors of the first phase that something still holds."""
 
     def _step(self):
         self.log.phase = f"step {self.progress.step + 1}"
@@ -57,7 +63,11 @@ class Watched(Trainer):
 
     def _apply_method(self):
         self.log.phase = f"changes {self.progress.step}"
+        model = weakref.ref(self.engine.model)
+        held = [(name, weakref.ref(tensor)) for name, tensor in _held(self.engine)]
         super()._apply_method()
+        if self.engine.model is not model():
+            self.left = [name for name, tensor in held if tensor() is not None]
 
     def _between_steps(self):
         self.log.phase = f"between {self.progress.step}"
@@ -91,7 +101,20 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
             engine = _resumed(config, parallel, recorded_structure(record))
             load_engine(engine, record, Tensors(device_module.written))
             engine.train_step(trainer._micro_batches(0), step=STEPS + 1, lr=1e-3)
-        return Seen(log.waits, log.collectives, log.misaligned, log.wide, tuple(trainer.peak_memory))
+        return Seen(
+            log.waits, log.collectives, log.misaligned, log.wide, tuple(trainer.peak_memory), trainer.left
+        )
+
+
+def _held(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, W0 and initial values, masters and moments; all of them are new after a switch."""
+    yield from engine.model.named_parameters()
+    for name, pair in engine.initial.items():
+        yield from ((f"initial {name}", tensor) for tensor in pair)
+    optimizer = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
+    for master, state in optimizer.state.items():
+        yield "master", master
+        yield from ((f"moment {name}", value) for name, value in state.items() if isinstance(value, Tensor))
 
 
 def _configuration(method, layout, settings) -> Config:
