@@ -148,9 +148,16 @@ def _check_rows(preset: str, parallel: Parallel, repeats: int) -> Iterator[Row]:
     times = interleaved(runs, repeats=repeats)
     linears = 2 * model.num_layers
     case = f"all checks {preset}, {linears} linears, k={columns}"
-    training = interval * model.num_layers * times.median("layer") * BATCH / SEQUENCES[device().type]
-    yield Row(case, f"seconds of {interval} steps of {BATCH} sequences (extrapolated)", training)
+    step = step_seconds(preset, times.median("layer"))
+    yield Row(case, f"seconds of {interval} steps of {BATCH} sequences (extrapolated)", interval * step)
     for kind in SPECTRA:
         seconds = linears * times.median(kind)
         yield Row(case, f"seconds of one check, {kind} (one linear measured, added up)", seconds)
-        yield Row(case, f"percent of training time, {kind}", 100 * seconds / training, 1.0)
+        share = 100 * seconds / step
+        yield Row(case, f"percent of an interval of {interval} steps, {kind}", share / interval, 1.0)
+        yield Row(case, f"percent of a step, for a check every step, {kind}", share, 1.0)
+
+
+def step_seconds(preset: str, layer: float) -> float:
+    """Of a step of :data:`BATCH` sequences on one device, from a layer's seconds forward and backward."""
+    return preset_config(preset).model.num_layers * layer * BATCH / SEQUENCES[device().type]

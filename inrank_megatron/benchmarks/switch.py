@@ -3,7 +3,8 @@
 Plain truncation minimises ``|W - U* V*|``, the activation-aware one the mean of ``|(W - U* V*) x|^2``. The
 reference way is the full singular value decomposition of the dense matrix in FP64. Operations of
 decompositions are by formula. Models and nodes are not run: one linear of each shape is measured and counted
-as often as the model has it; eight devices share the linears evenly, each taking as long as this one.
+as often as the model has it; eight devices share the linears evenly, each taking as long as this one. The
+steps before the switch are extrapolated as by `rank-decisions`; devices divide them and the linears alike.
 """
 
 from collections.abc import Iterator
@@ -14,16 +15,22 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.benchmarks.blocks import RANKS, preset_config, single_process
+from inrank_megatron.benchmarks.blocks import RANKS, build_layer, phase_1, preset_config, single_process
 from inrank_megatron.benchmarks.flops import count_flops
+from inrank_megatron.benchmarks.layer import forward_backward, layer_output
+from inrank_megatron.benchmarks.rank_decisions import BATCH, step_seconds
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.timing import interleaved
 from inrank_megatron.linalg.truncation import ShardedMatrix, truncate
+from inrank_megatron.parallel import Parallel
 from inrank_megatron.platform import device
+from inrank_megatron.rank.buffer import default_buffer
 
 WAYS = ("plain", "activation-aware")
 TARGET_SECONDS = 120
 NODE = 8
+PHASE = 225
+"""Steps before the switch, an epoch, in the GPT-2 configurations."""
 
 
 def measure(presets: tuple[str, ...], *, repeats: int) -> Iterator[Row]:
@@ -43,6 +50,10 @@ def measure(presets: tuple[str, ...], *, repeats: int) -> Iterator[Row]:
                 yield Row(case, f"seconds on one device, {way} (two linears measured, added up)", total)
                 node = f"seconds on a node of {NODE} such devices, {way} (estimate)"
                 yield Row(case, node, total / NODE, TARGET_SECONDS)
+            training = PHASE * _step_seconds(preset, parallel, repeats)
+            yield Row(case, f"seconds of {PHASE} steps of {BATCH} sequences (extrapolated)", training)
+            for way, total in zip(WAYS, totals, strict=True):
+                yield Row(case, f"percent of these steps, {way}", 100 * total / training, 1.0)
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,14 @@ def reference_way(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     a, s, b = torch.linalg.svd(matrix.double(), full_matrices=False)
     root = s[:rank].sqrt()
     return a[:, :rank] * root, root[:, None] * b[:rank]
+
+
+def _step_seconds(preset: str, parallel: Parallel, repeats: int) -> float:
+    config = preset_config(preset)
+    columns = min(RANKS[preset] + default_buffer(config.model.hidden_size), config.model.hidden_size)
+    layer = build_layer(config, phase_1(columns), parallel)
+    times = interleaved({"layer": forward_backward(layer_output, layer, preset)}, repeats=repeats)
+    return step_seconds(preset, times.median("layer"))
 
 
 def _rows(linear: Linear, group: ProcessGroup, repeats: int) -> tuple[list[float], list[Row]]:
