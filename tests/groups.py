@@ -3,6 +3,7 @@
 import torch.distributed as dist
 
 from inrank_megatron.parallel import Parallel, initialise
+from inrank_megatron.platform import backend
 from tests.harness import at_end
 
 
@@ -15,7 +16,7 @@ def join(tensor_model_parallel_size: int) -> Parallel:
     _leave()
     groups = dist.distributed_c10d._world.pg_map
     known = set(groups)
-    parallel = initialise(backend="gloo", tensor_model_parallel_size=tensor_model_parallel_size)
+    parallel = initialise(backend=backend(), tensor_model_parallel_size=tensor_model_parallel_size)
     _joined[:] = [g for g in groups if g not in known]
     at_end.append(_leave)
     return parallel

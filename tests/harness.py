@@ -8,9 +8,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from tests.forked import server
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN = ROOT / "launch" / "pretrain_gpt2.py"
@@ -181,15 +180,6 @@ def start_script(
     )
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on, below those that outgoing connections are given."""
-    while True:
-        port = random.randrange(15000, 32000)
-        with socket.socket() as listener:
-            if listener.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-
-
 def _launch_command(launcher: str, num_procs: int) -> list[str]:
     programs = Path(sys.executable).parent
     if launcher == "torchrun":
@@ -232,6 +222,15 @@ def _join(rank: int, world_size: int, store: str) -> None:
 
 
 def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
+    result = call(function, rank, world_size, args)
+    threads = psutil.Process().num_threads()
+    if threads > _MOST_THREADS:
+        raise RuntimeError(f"{function.__name__} left {threads} threads behind: stop its engine at its end")
+    return result
+
+
+def call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
+    """``function(rank, world_size, *args)`` on this rank, and the end of all that it has begun."""
     from megatron.core import parallel_state
 
     torch.manual_seed(0)
@@ -250,9 +249,6 @@ def _call(function: Callable, rank: int, world_size: int, args: tuple) -> Any:
             dist.destroy_process_group(group)
         # An engine is full of cycles, and as long as it lives it holds its ended groups.
         gc.collect()
-    threads = psutil.Process().num_threads()
-    if threads > _MOST_THREADS:
-        raise RuntimeError(f"{function.__name__} left {threads} threads behind: stop its engine at its end")
     return result
 
 

@@ -56,7 +56,7 @@ def compare(case: Case, steps: int = STEPS) -> dict:
         settings["lr"] = SGD_RATE
     results = run_ranks(run, layout.world_size, method, layout, settings, steps, timeout=400)
     reference = serial(method, sgd)
-    rank = max(_rank_difference(result["ranks"], reference["ranks"][:steps]) for result in results)
+    rank = max(rank_difference(result["ranks"], reference["ranks"][:steps]) for result in results)
     if rank:
         reference = _serial(method, sgd, steps, results[0]["changes"])
         assert all(result["ranks"] == reference["ranks"] for result in results)
@@ -80,7 +80,8 @@ def largest_difference(values: list[float], reference: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True))
 
 
-def _rank_difference(history: list[dict], reference: list[dict]) -> int:
+def rank_difference(history: list[dict], reference: list[dict]) -> int:
+    """The largest of a layer at a step."""
     return max(
         (
             abs(ranks[name] - expected[name])

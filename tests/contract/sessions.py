@@ -22,6 +22,7 @@ from inrank_megatron.methods.changes import Method, Refactor
 from inrank_megatron.methods.registry import make_method
 from inrank_megatron.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.platform import device
 from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.pretrained import read_pretrained
 from inrank_megatron.training.schedule import learning_rate
@@ -201,9 +202,9 @@ LAYOUTS = {
 }
 
 
-def counting_rows(seed: int) -> Tensor:
-    """A global batch [4, 33] of sequences that count in threes, so that there is something to learn."""
-    first = torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 1), generator=torch.Generator().manual_seed(seed))
+def counting_rows(seed: int, size: int = GLOBAL_BATCH) -> Tensor:
+    """A global batch [size, 33] of sequences that count in threes, so that there is something to learn."""
+    first = torch.randint(0, VOCABULARY, (size, 1), generator=torch.Generator().manual_seed(seed))
     return (first + 3 * torch.arange(33)) % VOCABULARY
 
 
@@ -220,9 +221,10 @@ class Session:
 
     def batch(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's micro-batches of a step (from 0)."""
-        rows, parallel = counting_rows(step), self.engine.parallel
+        training, parallel = self.engine.config.training, self.engine.parallel
+        rows = counting_rows(step, training.global_batch_size).to(self.engine.device)
         for index in range(self.engine.accumulation):
-            size = self.engine.config.training.micro_batch_size
+            size = training.micro_batch_size
             first = (index * parallel.dp_size + parallel.dp_rank) * size
             own = rows[first : first + size]
             yield own[:, :-1], own[:, 1:]
@@ -230,7 +232,7 @@ class Session:
     @torch.no_grad()
     def fixed_loss(self) -> float:
         """Loss on a batch that no step trains on, the same on every rank."""
-        rows = counting_rows(999)
+        rows = counting_rows(999).to(self.engine.device)
         return Engine.loss(self.engine.model, (rows[:, :-1], rows[:, 1:])).item()
 
     @property
@@ -329,7 +331,7 @@ def build(
         structure,
         config=config,
         parallel=parallel,
-        device=torch.device("cpu"),
+        device=device(),
         accumulation=ACCUMULATION,
         deepspeed_json=deepspeed_json,
     )

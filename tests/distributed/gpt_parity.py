@@ -56,11 +56,11 @@ def weights(model: torch.nn.Module, parallel: Parallel) -> dict[str, Tensor]:
 def disturb(model: torch.nn.Module, parallel: Parallel) -> None:
     """Noise on every parameter, so that no bias, norm or factor is trivial; columns out of use stay zero."""
     for name, parameter in model.named_parameters():
-        full = torch.zeros(whole_shape(parameter, parallel))
+        full = torch.zeros(whole_shape(parameter, parallel))  # drawn on the CPU: alike on every device
         rows = getattr(parameter, "true_rows", full.shape[0])
         used = full[:, :5] if name.endswith(".U") else full[:5] if name.endswith(".V") else full[:rows]
         used.normal_(0.0, 0.1, generator=named_generator(7, name))
-        parameter += shard(full, parameter, parallel)
+        parameter += shard(full, parameter, parallel).to(parameter.device)
 
 
 def sample() -> tuple[Tensor, Tensor]:

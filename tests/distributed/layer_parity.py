@@ -17,6 +17,7 @@ from inrank_megatron.layers import factorised
 from inrank_megatron.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
 from inrank_megatron.layers.oracle import SerialFactorised
 from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.platform import device
 from tests.groups import join
 
 SEQUENCE, BATCH, INPUTS, OUTPUTS = 8, 2, 12, 20
@@ -101,15 +102,15 @@ def build_layer(case: Case, *, tp_group: dist.ProcessGroup, output_size: int = O
     )
     if case.apart:
         layer.joint = False
-    return layer
+    return layer.to(device())
 
 
 def cutter(case: Case, group: dist.ProcessGroup) -> Callable[[str, Tensor], Tensor]:
-    """``cut(name, whole)``: this rank's part."""
+    """``cut(name, whole)``: this rank's part, on its device."""
 
     def cut(name: str, whole: Tensor) -> Tensor:
         axis = case.axis(name)
-        return whole if axis is None else whole.chunk(group.size(), axis)[group.rank()]
+        return (whole if axis is None else whole.chunk(group.size(), axis)[group.rank()]).to(device())
 
     return cut
 

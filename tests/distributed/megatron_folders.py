@@ -23,6 +23,7 @@ from inrank_megatron.conversion.weights import Weights, weight_shapes
 from inrank_megatron.linalg.factors import gather_matrix
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.initialise import named_generator
+from inrank_megatron.platform import device
 from tests.distributed.gpt_parity import (
     LENGTH,
     PADDED,
@@ -52,7 +53,7 @@ def save(
     parallel = join(tensor_parallel)
     config = configuration(tensor_parallel, **changes)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-    model = factory.build(factor_specs(config, base))
+    model = factory.build(factor_specs(config, base)).to(device())
     disturb(model, parallel)
     state = model.sharded_state_dict(metadata=dict(layout or {}))  # Megatron-Core adds a process group to it
     if only_factors:
@@ -64,7 +65,7 @@ def save(
         dist_checkpointing.save(
             state, folder, content_metadata=layout, validate_access_integrity=not only_factors
         )
-    whole = weights(model, parallel)
+    whole = {name: value.cpu() for name, value in weights(model, parallel).items()}
     return {name: value[:VOCABULARY] if name in OF_VOCABULARY else value for name, value in whole.items()}
 
 
@@ -75,15 +76,15 @@ def load(
     parallel = join(tensor_parallel)
     config = configuration(tensor_parallel, **changes)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-    model = factory.build(uneven(factor_specs(config, base))).eval()
+    model = factory.build(uneven(factor_specs(config, base))).to(device()).eval()
     layout = dist_checkpointing.load_content_metadata(folder)
     state = dist_checkpointing.load(model.sharded_state_dict(metadata=layout), folder)
     model.load_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
     parallel.seed_random(seed=0, step=0)
-    tokens, _ = sample()
+    tokens = sample()[0].to(device())
     with torch.no_grad():
-        logits = model(tokens, torch.arange(LENGTH).expand_as(tokens), None)
-    return gather_matrix(logits, 2, parallel.tp_group)[..., :VOCABULARY]
+        logits = model(tokens, torch.arange(LENGTH, device=tokens.device).expand_as(tokens), None)
+    return gather_matrix(logits, 2, parallel.tp_group)[..., :VOCABULARY].cpu()
 
 
 def logits(rank: int, world_size: int, changes: dict, base: bool | None) -> Tensor:
@@ -120,10 +121,11 @@ def drawn(config: Config, base: bool | None) -> Weights:
 def _children() -> Iterator[None]:
     """Megatron-Core saves through processes of its own, which daemonic processes may not have."""
     settings = multiprocessing.current_process()._config
+    before = settings.get("daemon", False)
     settings["daemon"] = False
     try:
         yield
     finally:
-        settings["daemon"] = True
+        settings["daemon"] = before
         filesystem_async._results_queue = None  # ends the process that managed it
         gc.collect()
