@@ -19,6 +19,7 @@ from inrank_megatron.cluster import parse_cluster
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from inrank_megatron.plan import make_plan, render
 from inrank_megatron.vocabulary import planned_vocabulary
+from tests.gpu.__main__ import _parse as parse_gpu_tests
 from tools import convert_checkpoint, evaluate, generate, inspect_ranks, prepare_data
 
 ROOT = Path(__file__).parents[2]
@@ -165,10 +166,11 @@ OTHERS = {
 
 @functools.cache
 def all_flags() -> set[str]:
-    """Of the launcher and the tools, as their help shows them."""
+    """Of the launcher, the tools and `tests/gpu.sh`, as their help shows them."""
     calls = [(build_parser().parse_args, [])]
     calls += [(TOOLS[name], []) for name in TOOLS if name not in ("report", "bench", "reproduce")]
     calls += [(parse_bench, [what]) for what in BENCHMARKS]
+    calls += [(parse_gpu_tests, [])]
     calls += [(parse_reproduce, [what]) for what in ("teacher", "controls", "compare")]
     shown = io.StringIO()
     for read, words in calls:

@@ -1,0 +1,130 @@
+"""`tests/gpu.sh` rehearsed: all of it but the device. With `--rehearse N` it rehearses every case itself."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.gpu.__main__ import LEAST_MINUTES, LEFT, UNUSABLE, _parse
+from tests.gpu.cases import METHODS, cases, chosen
+from tests.gpu.failures import CaseFailure
+from tests.gpu.figures import Figure
+from tests.gpu.limits import bound_of, value_of
+from tests.gpu.pool import START_SECONDS, Pool
+from tests.gpu.results import RECORDS, REPORT
+from tests.gpu.runner import CHECK_SECONDS
+from tests.gpu.table import JSON_MARK
+from tests.harness import ROOT
+
+LAYER = "layers/TP1/float32/row U V"
+
+
+def gpu_tests(*arguments: str) -> subprocess.CompletedProcess:
+    """As `tests/gpu.sh` starts it, after the installation."""
+    command = [sys.executable, "-m", "tests.gpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_a_rehearsal_goes_on_where_it_ended_and_leaves_one_file(tmp_path):
+    """A layer on a rank against the oracle; of a second case somebody has left a failure."""
+    folder = ["--rehearse", "--results", str(tmp_path), "--only"]
+    done = gpu_tests(*folder, LAYER)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"{re.escape(LAYER)} +largest relative .* +1e-05 +pass\n", done.stdout)
+    other = "measured/wire"
+    failed = {"name": other, "state": "hung", "seconds": 3.0, "figures": [], "error": "rank 1 is silent"}
+    with (tmp_path / RECORDS).open("a") as file:
+        file.write(json.dumps(failed | {"commit": "", "ended": ""}) + "\n" + '{"name": "cut by a ki')
+    again = gpu_tests(*folder, LAYER, other)
+    assert again.returncode == 1 and " ... " not in again.stdout, "nothing was left to run"
+    assert "2 of 2 cases done" in again.stdout and f"{other}: hung\nrank 1 is silent" in again.stdout
+    text, _, everything = (tmp_path / REPORT).read_text().partition(JSON_MARK)
+    assert "a rehearsal on the CPU" in text and LAYER in text and "rank 1 is silent" in text
+    found = json.loads(everything)
+    assert [record["name"] for record in found["records"]] == [LAYER, other]
+    assert "measured/step" in found["missing"] and found["machine"]["packages"]["torch"]
+
+
+def test_time_that_is_up_is_said_and_another_machine_is_refused(tmp_path, monkeypatch, capsys):
+    from tests.gpu import __main__ as program
+
+    arguments = ["--rehearse", "--results", str(tmp_path), "--only", LAYER, "measured/wire"]
+    monkeypatch.setattr(program, "LEAST_MINUTES", 0)
+    assert program.main([*arguments, "--minutes", "0.01"]) == LEFT
+    assert capsys.readouterr().out.endswith("0 of 2 cases done; run it again\n")
+    machine = json.loads((tmp_path / "machine.json").read_text())
+    (tmp_path / "machine.json").write_text(json.dumps(machine | {"driver": "1.0"}))
+    assert program.main(arguments) == UNUSABLE
+    assert "holds results of another machine or installation (other driver)" in capsys.readouterr().err
+
+
+def test_without_a_gpu_one_line_says_so():
+    done = gpu_tests("--only", LAYER)
+    assert done.returncode == UNUSABLE and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: no GPU that torch can use (") and "--rehearse" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "says"),
+    [
+        ("raise", "failed", "rank 1: Error: planted"),
+        ("die", "crashed", "the last words"),
+        ("hang", "hung", "[1]"),
+    ],
+)
+def test_a_rank_that_fails_is_told_and_the_next_case_runs(tmp_path, fault, state, says):
+    pool = Pool(2, on_gpus=False, folder=tmp_path, module="tests.gpu.planted")
+    try:
+        with pytest.raises(CaseFailure, match=re.escape(says)) as raised:
+            pool.run({"fault": fault}, seconds=1 if fault == "hang" else 30)
+        assert raised.value.state == state and not pool.alive
+        assert pool.run({"fault": None}, seconds=30) == {"figures": []}
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_the_cases_cover_what_there_is(gpus):
+    """Every stage, precision, tensor-parallel size and method on all GPUs; and each can start in a piece."""
+    everything = cases(gpus, memory_gib=80, rehearse=False)
+    names = [case.name for case in everything]
+    assert len(set(names)) == len(names)
+    for tensor in [n for n in (1, 2, 4, 8) if n <= gpus]:
+        settings = [case.settings for case in everything if case.kind == "losses"]
+        here = [s for s in settings if s["layout"]["tensor_parallel"] == tensor]
+        assert {s["layout"]["world_size"] for s in here} == {gpus}
+        assert {(s["method"], s["changes"]["zero_stage"]) for s in here} >= {
+            (method, stage) for method in METHODS for stage in range(4)
+        }
+    longest = max(case.limit_seconds for case in everything if case.ranks)
+    assert longest + CHECK_SECONDS + 2 * START_SECONDS < 60 * LEAST_MINUTES
+    assert {case.name for case in chosen(everything, ["programs/gpt2", "*/wire"])} == {
+        *(name for name in names if name.startswith("programs/gpt2/")),
+        "measured/wire",
+    }
+
+
+def test_figures_are_judged_by_their_limits():
+    assert Figure("x", 1.0, 1.0).passed and not Figure("x", 1.1, 1.0).passed
+    assert not Figure("x", float("nan"), 1.0).passed
+    assert Figure("x", 9.0).passed and Figure("x", 9.0, 1.0, judged=False).passed
+    row = {
+        "case": "MLP phase-2",
+        "quantity": "seconds",
+        "measured": 2.0,
+        "limit": None,
+        "ratio_vs_dense": 0.5,
+    }
+    bound = bound_of("layer", row)
+    assert bound.limit == 1.0 and value_of(bound, row) == 0.5
+    assert bound_of("layer", row | {"case": "MLP dense"}) is None
+
+
+def test_the_commands_of_the_page_are_accepted():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    lines = re.findall(r"^(?:\S+=\S+ )*bash tests/gpu\.sh *([^#\n]*)", page, re.MULTILINE)
+    assert len(lines) > 4
+    for line in lines:
+        _parse(line.split())
