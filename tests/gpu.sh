@@ -8,4 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup_env.sh test
+export HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+# What DeepSpeed and Triton compile stays here as well.
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/gpu_results/compiled/torch}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/gpu_results/compiled/triton}
 exec .venv/bin/python -m tests.gpu "$@"

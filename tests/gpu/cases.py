@@ -1,11 +1,13 @@
 """What `tests/gpu.sh` does on a machine: a list of cases, each with its ranks and settings.
 
-Imports nothing of the project: the list needs no torch.
+The list needs no torch.
 """
 
 import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from inrank_megatron.benchmarks.command import NOTES, TIMED
 
 PRECISIONS = {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}}
 METHODS = (
@@ -167,9 +169,9 @@ def _counts(gpus: int) -> Iterator[Case]:
 def _benchmarks(memory_gib: float, rehearse: bool) -> Iterator[Case]:
     """`tools/bench.py`; `step` on the largest model whose four engines fit (18 bytes a parameter each)."""
     step = "large" if memory_gib >= 75 else "medium" if memory_gib >= 36 else "small"
-    repeats = ["--repeats", "1"] if rehearse else ["--repeats", "9"]
-    for what in ("wire", "memory", "layer", "step", "rank-decisions", "switch"):
-        preset = "tiny" if rehearse else step if what == "step" else "large"
-        timed = [] if what in ("wire", "memory") else repeats
-        given = {"arguments": [what, "--preset", preset, *timed], "judge_times": not rehearse}
-        yield Case(f"measured/{what}", "bench", 0, given, 280)
+    presets = {"step": step, "counts": "tiny"}
+    for what in NOTES:
+        arguments = [what, "--preset", "tiny" if rehearse else presets.get(what, "large")]
+        if what in TIMED:
+            arguments += ["--repeats", "1" if rehearse else "9"]
+        yield Case(f"measured/{what}", "bench", 0, {"arguments": arguments, "judge_times": not rehearse}, 280)

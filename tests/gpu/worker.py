@@ -28,7 +28,7 @@ def _join() -> dict:
     prepare_process()
     from inrank_megatron.parallel import initialise
 
-    initialise(backend=backend(), tensor_model_parallel_size=1, timeout_minutes=2)
+    initialise(backend=backend(), tensor_model_parallel_size=1)
     gc.collect()
     gc.freeze()
     return {}
