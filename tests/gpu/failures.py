@@ -1,8 +1,11 @@
 """What a case says that did not come to its end."""
 
+import itertools
 from pathlib import Path
 
 LINES = 12
+LAUNCHER = "torch/distributed/elastic/"
+"""In every line that torchrun writes once a rank has failed, before a screenful of its own."""
 
 
 class CaseFailure(Exception):
@@ -19,6 +22,8 @@ class CaseFailure(Exception):
 
 
 def last_lines(log: Path | str) -> str:
-    """The end of what was printed, of a file or as it is."""
+    """The end of what was printed, of a file or as it is, without what a launcher says of it."""
     text = log.read_text(encoding="utf-8", errors="replace") if isinstance(log, Path) else log
-    return "\n".join(text.strip().splitlines()[-LINES:])
+    lines = text.strip().splitlines()
+    own = list(itertools.takewhile(lambda line: LAUNCHER not in line, lines))
+    return "\n".join((own or lines)[-LINES:])

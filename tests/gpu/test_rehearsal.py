@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu.__main__ import LEAST_MINUTES, LEFT, UNUSABLE, _parse
 from tests.gpu.cases import METHODS, cases, chosen
-from tests.gpu.failures import CaseFailure
+from tests.gpu.failures import CaseFailure, last_lines
 from tests.gpu.figures import Figure
 from tests.gpu.limits import bound_of, value_of
 from tests.gpu.pool import START_SECONDS, Pool
@@ -104,6 +104,13 @@ def test_the_cases_cover_what_there_is(gpus):
         *(name for name in names if name.startswith("programs/gpt2/")),
         "measured/wire",
     }
+
+
+def test_the_last_lines_are_those_of_the_program_that_failed():
+    said = "\n".join([*map(str, range(20)), "error: no such thing"])
+    launcher = "E1129 14:53 1 torch/distributed/elastic/multiprocessing/api.py:1002] failed\n" + "more\n" * 30
+    assert last_lines(f"{said}\n{launcher}").splitlines() == [*map(str, range(9, 20)), "error: no such thing"]
+    assert last_lines(launcher).splitlines() == ["more"] * 12
 
 
 def test_figures_are_judged_by_their_limits():
