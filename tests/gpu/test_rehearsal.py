@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from inrank_megatron.checks import check
+from tests.contract.sessions import VOCABULARY, Layout, configuration
 from tests.gpu.__main__ import LEAST_MINUTES, LEFT, UNUSABLE, _parse
 from tests.gpu.cases import METHODS, cases, chosen
 from tests.gpu.failures import CaseFailure, last_lines
@@ -87,7 +89,9 @@ def test_a_rank_that_fails_is_told_and_the_next_case_runs(tmp_path, fault, state
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8])
 def test_the_cases_cover_what_there_is(gpus):
-    """Every stage, precision, tensor-parallel size and method on all GPUs; and each can start in a piece."""
+    """Every stage, precision, tensor-parallel size and method on all GPUs, in settings that are accepted;
+    and each can start in a piece.
+    """
     everything = cases(gpus, memory_gib=80, rehearse=False)
     names = [case.name for case in everything]
     assert len(set(names)) == len(names)
@@ -98,6 +102,12 @@ def test_the_cases_cover_what_there_is(gpus):
         assert {(s["method"], s["changes"]["zero_stage"]) for s in here} >= {
             (method, stage) for method in METHODS for stage in range(4)
         }
+    trainings = {
+        json.dumps([c.settings["layout"], c.settings["changes"]]) for c in everything if c.kind == "losses"
+    }
+    for layout, changes in map(json.loads, sorted(trainings)):
+        config = configuration(METHODS[-1], Layout(**layout), **changes)
+        check(config, world_size=gpus, vocab_size=VOCABULARY)
     longest = max(case.limit_seconds for case in everything if case.ranks)
     assert longest + CHECK_SECONDS + 2 * START_SECONDS < 60 * LEAST_MINUTES
     assert {case.name for case in chosen(everything, ["programs/gpt2", "*/wire"])} == {
