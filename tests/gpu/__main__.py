@@ -6,6 +6,7 @@ wrong, or there is no GPU to use.
 
 import argparse
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -127,4 +128,6 @@ def _minutes(text: str) -> float:
 
 
 if __name__ == "__main__":
+    # A batch system's time is up: as with Ctrl-C the report is written, and no process stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
