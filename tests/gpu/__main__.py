@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.gpu.cases import Case, cases, chosen
 from tests.gpu.machine import look, usable
 from tests.gpu.pool import ROOT
-from tests.gpu.results import PASSED, OtherMachineError, Results
+from tests.gpu.results import GOOD, OtherMachineError, Results
 
 UNUSABLE, LEFT, INTERRUPTED = 2, 75, 130
 LEAST_MINUTES = 9
@@ -78,7 +78,7 @@ def _run(wanted: list[Case], everything: list[Case], results: Results, options: 
     if len(records) < len(names):
         print(f"{len(records)} of {len(names)} cases done; run it again")
         return INTERRUPTED if interrupted else LEFT
-    return int(any(record["state"] != PASSED for record in records))
+    return int(any(record["state"] not in GOOD for record in records))
 
 
 def _run_one(case: Case, runner, results: Results) -> None:
@@ -91,7 +91,7 @@ def _run_one(case: Case, runner, results: Results) -> None:
 
 
 def _is_left(record: dict | None, *, again: bool) -> bool:
-    return record is None or (again and record["state"] != PASSED)
+    return record is None or (again and record["state"] not in GOOD)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

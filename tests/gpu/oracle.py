@@ -53,7 +53,7 @@ def layer(rank: int, world_size: int, settings: dict, results: list[dict]) -> li
         first = [key for key in expected if key.startswith("0 ")]
         differences = [_relative(merged[key], expected[key]) for key in first]
         name = "largest relative difference in the first step"
-    return [Figure(name, max(differences), limits.LAYER[settings["dtype"]])]
+    return [Figure(name, _largest(differences), limits.LAYER[settings["dtype"]])]
 
 
 def tiles(rank: int, world_size: int, settings: dict, results: list) -> list[Figure]:
@@ -84,7 +84,7 @@ def megatron_checkpoints(rank: int, world_size: int, settings: dict, results: li
         shutil.rmtree(folder)
     expected = megatron_folders.gpt_forward(megatron_folders.drawn(configuration(1, **settings), None))
     logits = expected(megatron_folders.sample()[0])
-    apart = max((result["logits"] - logits).abs().max().item() for result in results)
+    apart = _largest([(result["logits"] - logits).abs().max().item() for result in results])
     return [
         Figure("tensors saved by Megatron-Core that are read wrong", wrong, 0),
         Figure("largest difference of a logit after Megatron-Core's load", apart, limits.LOGITS),
@@ -112,6 +112,11 @@ def _serial(method: str, sizes: tuple) -> dict:
 def _sizes(changes: dict) -> dict:
     """Of the settings those that the serial training has too, so that cases share it."""
     return {name: changes[name] for name in SIZES}
+
+
+def _largest(values: list[float]) -> float:
+    """NaN if there is one, which ``max`` may pass over."""
+    return torch.tensor(values, dtype=torch.float64).max().item()
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:

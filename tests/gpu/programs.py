@@ -85,10 +85,19 @@ class Programs:
         """DeepSpeed's launcher, BF16."""
         run = self._folder / "deepspeed"
         shutil.rmtree(run, ignore_errors=True)
-        port = ["--master_port", str(free_port())]
-        launcher = [_program("deepspeed"), "--num_gpus", str(settings["gpus"]), *port]
+        launcher = [_program("deepspeed"), *self._places(settings["gpus"]), "--master_port", str(free_port())]
         self._call([*launcher, "launch/pretrain_gpt2.py", *self._flags("gpt2", run), "--bf16"])
         return [Figure("last loss over the first", _losses(run)[-1] / _losses(run)[0], 1.0)]
+
+    def _places(self, gpus: int) -> list[str]:
+        """For DeepSpeed's launcher, which forgets the list of visible GPUs when it is given their number."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if self._rehearse or not visible:
+            return ["--num_gpus", str(gpus)]
+        names = visible.split(",")[:gpus]
+        if not all(name.isdecimal() for name in names):
+            raise CaseFailure("skipped", f"DeepSpeed's launcher takes GPUs by number, not {visible}")
+        return ["--include", f"localhost:{','.join(names)}"]
 
     def _program(self, settings: dict) -> list[Figure]:
         steps = {
