@@ -153,6 +153,9 @@ def _programs(gpus: int) -> Iterator[Case]:
         for what in ("train", "resume", "resume elsewhere", "evaluate", "generate", "convert"):
             given = {"model": model, "gpus": gpus, "what": what}
             yield Case(f"programs/{model}/{what}", "program", 0, given, 240)
+    for precision in ("fp32", "bf16"):
+        given = {"gpus": gpus, "precision": precision}
+        yield Case(f"programs/deterministic mode/{precision}", "repeat", 0, given, 280)
     yield Case("programs/deepspeed bf16", "deepspeed", 0, {"gpus": gpus}, 240)
 
 

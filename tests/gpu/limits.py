@@ -30,7 +30,7 @@ LOGITS = 2e-5
 PROGRAM_LOSS = 1e-4
 PERPLEXITY = 1e-4
 RESUMED_LOSS = 1e-5
-"""Sums of the backward pass may come in another order each time; with the deterministic mode it is 0."""
+"""Sums of the backward pass may come in another order each time; the deterministic mode keeps it."""
 
 WAITS_BEFORE_THE_STEP, WAITS_OF_A_STEP = 0, 1
 

@@ -56,6 +56,7 @@ class Programs:
             "hash_store": self._hash_store,
             "program": self._program,
             "deepspeed": self._deepspeed,
+            "repeat": self._repeat,
             "bench": self._bench,
         }
         return kinds[case.kind](case.settings)
@@ -98,6 +99,23 @@ class Programs:
         if not all(name.isdecimal() for name in names):
             raise CaseFailure("skipped", f"DeepSpeed's launcher takes GPUs by number, not {visible}")
         return ["--include", f"localhost:{','.join(names)}"]
+
+    def _repeat(self, settings: dict) -> list[Figure]:
+        """Twice the same run in the deterministic mode, the second interrupted at step 20; to the bit."""
+        gpus, precision = settings["gpus"], settings["precision"]
+        mode = ["--deterministic-mode", *([f"--{precision}"] if precision != "fp32" else []), *_shards(gpus)]
+        once, again = (self._folder / f"repeat {precision} {name}" for name in ("once", "again"))
+        for run in (once, again):
+            shutil.rmtree(run, ignore_errors=True)
+            self._torchrun(gpus, [*self._flags("gpt2", run), *mode])
+        changed = _different(once, again)
+        _cut(again)
+        self._torchrun(gpus, [*self._flags("gpt2", again), *mode, "--resume", "auto"])
+        return [
+            Figure("losses that are not the same to the bit", changed, 0),
+            Figure("losses that are not the same to the bit, resumed", _different(once, again), 0),
+            Figure("tokens a second, median of the second phase", _rate(once)),
+        ]
 
     def _program(self, settings: dict) -> list[Figure]:
         steps = {
@@ -143,9 +161,7 @@ class Programs:
         run, copy = self._trained(model, gpus), self._folder / name
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(run, copy)
-        for checkpoint in (copy / "checkpoints").iterdir():
-            if int(checkpoint.name.removeprefix("step_")) > SAVED:
-                shutil.rmtree(checkpoint)
+        _cut(copy)
         self._torchrun(processes, [*self._flags(model, copy), *_shards(gpus), *flags, "--resume", "auto"])
         return [
             Figure("largest relative difference of a loss", _apart(copy, run), limit),
@@ -268,6 +284,13 @@ def _shards(gpus: int) -> list[str]:
 def _is_finished(run: Path) -> bool:
     summary = run / "summary.json"
     return summary.exists() and json.loads(summary.read_text())["finished"]
+
+
+def _cut(run: Path) -> None:
+    """Leave what a run had saved by step 20."""
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step_")) > SAVED:
+            shutil.rmtree(checkpoint)
 
 
 def _records(run: Path, file: str, kind: str | None = None) -> list[dict]:
