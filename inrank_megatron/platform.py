@@ -54,7 +54,7 @@ def prepare_process(*, deterministic: bool = False) -> None:
     if torch.cuda.is_available():
         if deterministic:
             make_deterministic(os.environ)
-        torch.cuda.set_device(device_index(ranks, torch.cuda.device_count()))
+        take_device(device_index(ranks, torch.cuda.device_count()))
     else:
         if reason := unusable_gpus(os.environ, Path("/dev"), cuda_fault):
             raise UserError(reason)
@@ -139,6 +139,16 @@ def device_index(ranks: Ranks, count: int) -> int:
         f"local rank {ranks.local_rank}: this machine has {count} GPUs, and each process needs its own; "
         f"start at most {count} processes here (--nproc-per-node, --num_gpus, --ntasks-per-node)"
     )
+
+
+def take_device(index: int) -> None:
+    """Make the device of that index this process's own, for DeepSpeed too, which takes LOCAL_RANK for the
+    index, also where each process is shown its own device alone, and compares what Open MPI says with it.
+    """
+    torch.cuda.set_device(index)
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        if name in os.environ:
+            os.environ[name] = str(index)
 
 
 def device_identity() -> str | None:

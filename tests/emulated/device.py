@@ -32,6 +32,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from inrank_megatron import platform
 from inrank_megatron.linalg import cores
+from inrank_megatron.launcher import Ranks
+from inrank_megatron.meeting import Meeting
 from inrank_megatron.parallel import Parallel, initialise, shutdown
 from inrank_megatron.training import saving
 from tests.emulated.races import UnderWay, watch_collectives
@@ -81,18 +83,22 @@ def device() -> torch.device:
 
 
 @contextmanager
-def rank_of(rank: int, world_size: int, tensor_parallel: int) -> Iterator[tuple[Parallel, Log]]:
-    """One rank of a job on emulated devices, and the log of what it does."""
+def rank_of(
+    rank: int, world_size: int, tensor_parallel: int, *, store: dist.Store | None = None
+) -> Iterator[tuple[Parallel, Log]]:
+    """One rank of a job on emulated devices, and the log of what it does. ``store``: of the meeting."""
     import torch.testing._internal.distributed.fake_pg  # noqa: F401  which registers the backend
 
-    os.environ["LOCAL_RANK"] = "0"
-    dist.init_process_group("fake", store=dist.HashStore(), rank=rank, world_size=world_size)
+    # Each is shown one device, as `srun --gpus-per-task 1` does it; here under Open MPI.
+    os.environ["LOCAL_RANK"] = os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(rank)
+    platform.take_device(platform.device_index(Ranks(rank, world_size, rank, world_size), 1))
+    meeting = Meeting(Ranks(rank, world_size, rank, world_size), store or dist.HashStore(), [])
     log = Log(zero_at=ZERO_AT)
     rules = Rules(log)
     _LOGS[:] = [log]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), rules:
-            parallel = initialise(backend="fake", tensor_model_parallel_size=tensor_parallel)
+            parallel = initialise(backend="fake", tensor_model_parallel_size=tensor_parallel, meeting=meeting)
             rules.groups |= {
                 parallel.dp_group.group_name: f"dp of {parallel.dp_size}",
                 parallel.tp_group.group_name: f"tp of {parallel.tp_size}",
@@ -271,6 +277,10 @@ class _Accelerator(cpu_accelerator.CPU_Accelerator):
 
     def device(self, device_index=None):
         return device()
+
+    def set_device(self, device_index):
+        if device_index not in (0, device()):
+            raise RuntimeError("CUDA error: invalid device ordinal")
 
     def current_device(self):
         return 0
