@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.meeting import Meeting, meet, network_interface
+from inrank_megatron.platform import device
 
 T = TypeVar("T")
 
@@ -187,11 +188,21 @@ def _join(backend: str, meeting: Meeting, *, timeout: timedelta) -> None:
     store = dist.PrefixStore("group", meeting.store)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        if backend != "gloo":
+            _connect()
     except (dist.DistError, RuntimeError, ValueError) as error:
+        why = "" if backend == "gloo" else "; NCCL_DEBUG=INFO says more, and in a container see /dev/shm"
         raise UserError(
             f"{world_size} ranks cannot connect ({str(error).splitlines()[0]}); where hosts have several "
-            f"networks, name the one to use with {backend.upper()}_SOCKET_IFNAME"
+            f"networks, name the one to use with {backend.upper()}_SOCKET_IFNAME{why}"
         ) from error
+
+
+def _connect() -> None:
+    """A first collective, and its end: NCCL connects at that, not when its group is made."""
+    value = torch.zeros(1, device=device())
+    dist.all_reduce(value)
+    value.item()
 
 
 def shutdown() -> None:

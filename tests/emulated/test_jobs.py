@@ -1,0 +1,18 @@
+"""What a job does on a GPU before and beside its training steps."""
+
+import functools
+
+from tests.emulated import jobs
+from tests.emulated.device import run_emulated
+
+
+@functools.cache
+def joined() -> jobs.Joined:
+    return run_emulated(jobs.joining)
+
+
+def test_nccl_connects_where_its_errors_have_a_message():
+    """It does so at its first collective: that is one of joining, over all ranks, and awaited."""
+    first, *others = joined().collectives
+    assert (first.name, first.group) == ("allreduce_", "4 ranks") and not others
+    assert [wait.place for wait in joined().waits] == ["inrank_megatron.parallel:_connect"]
