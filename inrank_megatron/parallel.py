@@ -185,6 +185,8 @@ def _join(backend: str, meeting: Meeting, *, timeout: timedelta) -> None:
         # Gloo takes the address of the host's name, which may be another machine's, none, or for several
         # hosts one of the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    # What the meeting had left when this rank came: NCCL asks the store at each group's first use.
+    meeting.store.set_timeout(timeout)
     store = dist.PrefixStore("group", meeting.store)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

@@ -16,3 +16,10 @@ def test_nccl_connects_where_its_errors_have_a_message():
     first, *others = joined().collectives
     assert (first.name, first.group) == ("allreduce_", "4 ranks") and not others
     assert [wait.place for wait in joined().waits] == ["inrank_megatron.parallel:_connect"]
+
+
+def test_the_store_waits_as_long_as_collectives():
+    """NCCL goes through it at each group's first use, also hours after a rank that came in the last second
+    of the meeting.
+    """
+    assert joined().store_seconds == 600
