@@ -31,7 +31,7 @@ _NOISE_WITHOUT_CUDA = {
 _NO_DEVICE = ("", "-1", "NoDevFiles")
 
 
-def prepare_process(*, deterministic: bool = False) -> None:
+def prepare_process(*, tensor_model_parallel_size: int = 1, deterministic: bool = False) -> None:
     """Make this process ready for Megatron-Core and DeepSpeed; call it before either is imported.
 
     Sets what the libraries read from the environment (a value that the user set stays), silences
@@ -39,6 +39,7 @@ def prepare_process(*, deterministic: bool = False) -> None:
     applies the patches that a run without CUDA needs, which imports both libraries.
 
     Args:
+        tensor_model_parallel_size: of the run; some settings depend on it.
         deterministic: on a GPU, compute the same bits each time (``determinism.py``).
 
     Raises:
@@ -48,9 +49,7 @@ def prepare_process(*, deterministic: bool = False) -> None:
     ranks = adopt_ranks()
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    # Megatron-Core overlaps a collective with the gradient of the weight only on one queue, and reads
-    # the variable on a CPU too.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    os.environ |= cuda_settings(os.environ, tensor_model_parallel_size=tensor_model_parallel_size)
     if torch.cuda.is_available():
         if deterministic:
             make_deterministic(os.environ)
@@ -59,6 +58,7 @@ def prepare_process(*, deterministic: bool = False) -> None:
         if reason := unusable_gpus(os.environ, Path("/dev"), cuda_fault):
             raise UserError(reason)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron-Core asks for it on a CPU too
         for logger in _NOISE_WITHOUT_CUDA:
             logging.getLogger(logger).addFilter(_is_worth_a_line)
     _share_cores(ranks)
@@ -66,6 +66,16 @@ def prepare_process(*, deterministic: bool = False) -> None:
     from inrank_megatron_patches.registry import apply_all
 
     apply_all()
+
+
+def cuda_settings(env: Mapping[str, str], *, tensor_model_parallel_size: int) -> dict[str, str]:
+    """What CUDA and torch shall find in the environment when they start, where the user has set nothing."""
+    settings = {}
+    # Megatron-Core overlaps a tensor-parallel collective with the gradient of the weight only on one queue.
+    # Without one, a second queue lets the gathers and reductions of ZeRO's own streams overlap.
+    if tensor_model_parallel_size > 1 and "CUDA_DEVICE_MAX_CONNECTIONS" not in env:
+        settings["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    return settings
 
 
 def device() -> torch.device:

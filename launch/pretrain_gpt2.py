@@ -39,7 +39,10 @@ def main() -> None:
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
         from inrank_megatron.platform import prepare_process
 
-        prepare_process(deterministic=launch.config.training.deterministic_mode)
+        prepare_process(
+            tensor_model_parallel_size=launch.config.parallel.tensor_model_parallel_size,
+            deterministic=launch.config.training.deterministic_mode,
+        )
         from inrank_megatron.training.run import run
 
         run(launch, neighbours)

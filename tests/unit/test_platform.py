@@ -1,11 +1,18 @@
-"""Which device a process takes, and what is said of GPUs that it cannot use."""
+"""Which device a process takes, what CUDA finds set, and what is said of GPUs that it cannot use."""
 
 import pytest
 import torch
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import Ranks
-from inrank_megatron.platform import cuda_fault, device_index, identity_of, mixed_devices, unusable_gpus
+from inrank_megatron.platform import (
+    cuda_fault,
+    cuda_settings,
+    device_index,
+    identity_of,
+    mixed_devices,
+    unusable_gpus,
+)
 
 
 def test_each_local_rank_takes_its_own_device():
@@ -72,3 +79,13 @@ def test_the_reason_is_torchs_own():
         pytest.skip("torch can use the GPUs of this machine")
     reason = cuda_fault()
     assert "\n" not in reason and ("a build without CUDA" in reason or "NVIDIA" in reason)
+
+
+QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
+
+
+def test_one_queue_where_tensor_parallelism_needs_it():
+    """Elsewhere the gathers and reductions of ZeRO's own streams would wait behind each other in it."""
+    assert QUEUES not in cuda_settings({}, tensor_model_parallel_size=1)
+    assert cuda_settings({}, tensor_model_parallel_size=2)[QUEUES] == "1"
+    assert QUEUES not in cuda_settings({QUEUES: "4"}, tensor_model_parallel_size=2)
