@@ -75,6 +75,9 @@ def cuda_settings(env: Mapping[str, str], *, tensor_model_parallel_size: int) ->
     # Without one, a second queue lets the gathers and reductions of ZeRO's own streams overlap.
     if tensor_model_parallel_size > 1 and "CUDA_DEVICE_MAX_CONNECTIONS" not in env:
         settings["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    # Ranks that grow ask for activations of ever new sizes, which fit badly into the blocks of old ones.
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & env.keys():
+        settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return settings
 
 

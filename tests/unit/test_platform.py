@@ -81,7 +81,7 @@ def test_the_reason_is_torchs_own():
     assert "\n" not in reason and ("a build without CUDA" in reason or "NVIDIA" in reason)
 
 
-QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
+QUEUES, ALLOCATOR = "CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF"
 
 
 def test_one_queue_where_tensor_parallelism_needs_it():
@@ -89,3 +89,10 @@ def test_one_queue_where_tensor_parallelism_needs_it():
     assert QUEUES not in cuda_settings({}, tensor_model_parallel_size=1)
     assert cuda_settings({}, tensor_model_parallel_size=2)[QUEUES] == "1"
     assert QUEUES not in cuda_settings({QUEUES: "4"}, tensor_model_parallel_size=2)
+
+
+@pytest.mark.parametrize("name", [ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_grows_its_segments_unless_the_user_says_otherwise(name):
+    """torch reads the variable of the old name first."""
+    assert cuda_settings({}, tensor_model_parallel_size=1) == {ALLOCATOR: "expandable_segments:True"}
+    assert cuda_settings({name: "max_split_size_mb:64"}, tensor_model_parallel_size=1) == {}
