@@ -19,6 +19,8 @@ _NOISE = (
     r"(Transformer Engine and Apex are|Apex is) not installed",
     # torch 2.13 renamed two collectives that Megatron-Core and DeepSpeed call by their old names.
     r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
+    # torch with NCCL, of the barriers with which DeepSpeed builds ZeRO 3; the device has been set before.
+    r"barrier\(\): using the device under current context",
 )
 # The same where there is no CUDA, by the logger that they come from.
 _NOISE_WITHOUT_CUDA = {

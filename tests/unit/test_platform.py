@@ -1,5 +1,11 @@
 """Which device a process takes, what CUDA finds set, and what is said of GPUs that it cannot use."""
 
+import contextlib
+import inspect
+import io
+import os
+import warnings
+
 import pytest
 import torch
 
@@ -13,6 +19,7 @@ from inrank_megatron.platform import (
     mixed_devices,
     unusable_gpus,
 )
+from tests.harness import run_ranks
 
 
 def test_each_local_rank_takes_its_own_device():
@@ -96,3 +103,17 @@ def test_the_allocator_grows_its_segments_unless_the_user_says_otherwise(name):
     """torch reads the variable of the old name first."""
     assert cuda_settings({}, tensor_model_parallel_size=1) == {ALLOCATOR: "expandable_segments:True"}
     assert cuda_settings({name: "max_split_size_mb:64"}, tensor_model_parallel_size=1) == {}
+
+
+def prepared(rank: int, world_size: int) -> tuple[str, str | None, str | None]:
+    """What a prepared process writes of torch's remark on barriers with NCCL, and its environment."""
+    remark = "barrier(): using the device under current context. "
+    assert remark in inspect.getsource(torch.distributed.distributed_c10d.barrier)
+    with contextlib.redirect_stderr(io.StringIO()) as written:
+        warnings.warn(remark, stacklevel=1)
+    return written.getvalue(), os.environ.get(QUEUES), os.environ.get(ALLOCATOR)
+
+
+def test_a_prepared_process():
+    """DeepSpeed calls barriers while it builds ZeRO 3; Megatron-Core asks for the one queue on a CPU too."""
+    assert run_ranks(prepared, 1) == [("", "1", "expandable_segments:True")]
