@@ -156,6 +156,27 @@ def device_index(ranks: Ranks, count: int) -> int:
     )
 
 
+def check_precision(*, bf16: bool) -> None:
+    """Raise UserError for BF16 on a GPU that would emulate it."""
+    if torch.cuda.is_available() and (
+        reason := bf16_fault(bf16, device_name(), torch.cuda.get_device_capability())
+    ):
+        raise UserError(reason)
+
+
+def bf16_fault(bf16: bool, name: str, capability: tuple[int, int]) -> str | None:
+    """What to say of ``bf16`` on the GPU of that name and compute capability; None if it computes in it.
+
+    torch and DeepSpeed take it on older ones too, and then products leave the tensor cores.
+    """
+    if not bf16 or capability >= (8, 0):
+        return None
+    return (
+        f"bf16 = True: {name} (compute capability {capability[0]}.{capability[1]}) has no BF16, and emulates "
+        "it several times slower; give --fp16"
+    )
+
+
 def take_device(index: int) -> None:
     """Make the device of that index this process's own, for DeepSpeed too, which takes LOCAL_RANK for the
     index, also where each process is shown its own device alone, and compares what Open MPI says with it.

@@ -31,7 +31,7 @@ from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.out_of_memory import advice, within_memory
 from inrank_megatron.parallel import Parallel
 from inrank_megatron.plan import make_plan, render
-from inrank_megatron.platform import backend, device, device_name, mixed_devices
+from inrank_megatron.platform import backend, check_precision, device, device_name, mixed_devices
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.shapes import linear_shapes
@@ -70,6 +70,7 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
     check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     check_installed(config)
+    check_precision(bf16=config.training.bf16)
     try:
         within_memory(
             lambda: _run(launch, config, topology, extra, neighbours),

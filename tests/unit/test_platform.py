@@ -12,6 +12,7 @@ import torch
 from inrank_megatron.errors import UserError
 from inrank_megatron.launcher import Ranks
 from inrank_megatron.platform import (
+    bf16_fault,
     cuda_fault,
     cuda_settings,
     device_index,
@@ -103,6 +104,12 @@ def test_the_allocator_grows_its_segments_unless_the_user_says_otherwise(name):
     """torch reads the variable of the old name first."""
     assert cuda_settings({}, tensor_model_parallel_size=1) == {ALLOCATOR: "expandable_segments:True"}
     assert cuda_settings({name: "max_split_size_mb:64"}, tensor_model_parallel_size=1) == {}
+
+
+def test_a_gpu_without_bf16():
+    assert bf16_fault(True, "NVIDIA A100", (8, 0)) is bf16_fault(False, "Tesla T4", (7, 5)) is None
+    reason = bf16_fault(True, "Tesla V100", (7, 0))
+    assert "bf16 = True: Tesla V100 (compute capability 7.0) has no BF16" in reason and "--fp16" in reason
 
 
 def prepared(rank: int, world_size: int) -> tuple[str, str | None, str | None]:
