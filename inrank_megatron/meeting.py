@@ -66,6 +66,27 @@ class Meeting:
     def ranks_of(self, machine: str) -> list[int]:
         return [rank for rank, arrival in enumerate(self.arrivals) if arrival.machine == machine]
 
+    def wait_for_all(self, what: str) -> None:
+        """Wait until all ranks have ``what``, however long that takes them; a collective has a time limit.
+
+        Called on every rank, once for each ``what``.
+        """
+        keys = {rank: f"{what}/{rank}" for rank in range(self.ranks.world_size)}
+        self.store.set(keys[self.ranks.rank], "")
+        began = reminded = time.monotonic()
+        while not self.store.check(list(keys.values())):
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() - reminded > REMINDER_SECONDS:
+                reminded = time.monotonic()
+                missing = [rank for rank, key in keys.items() if not self.store.check([key])]
+                if missing and self.ranks.rank == min(keys.keys() - set(missing)):  # one of them says so
+                    print(
+                        f"{_several('rank', missing)} of {len(keys)} without {what} after "
+                        f"{reminded - began:.0f} s; the others wait",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+
 
 def meet(*, timeout_minutes: float, settings: Mapping[str, object]) -> Meeting:
     """Wait until all processes of the job are here. Called on every rank, before any process group is made.

@@ -152,6 +152,7 @@ def _run(
             identity = folder.checkpoint and peek(folder.checkpoint).get("identity")
             recorded = identity["data"] if identity else None
             data, told = prepare(config.data, progress=progress, recorded=recorded), ""
+        meeting.wait_for_all("data")  # nodes that each make their own may differ by more than a timeout
         _check_equal(parallel.from_every_rank(data.folder.name))
         folder.notes.extend(data.notes)
         topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)

@@ -2,7 +2,9 @@
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -79,6 +81,23 @@ def test_one_process_meets_nobody(monkeypatch):
     alone = meet(timeout_minutes=1, settings=SETTINGS)
     assert alone.is_on_one_machine and alone.ranks == Ranks()
     assert asdict(alone.arrivals[0])["gpu"] is None
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_all_wait_for_who_takes_longer(monkeypatch, capsys, late):
+    """Longer than the store's own time limit; one of those who wait says for whom."""
+    monkeypatch.setattr(meeting, "REMINDER_SECONDS", 0.2)
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.1))
+    others = [Meeting(Ranks(rank, 3), store, [ARRIVAL] * 3) for rank in range(3) if rank != late]
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(other.wait_for_all, "data") for other in others]
+        time.sleep(1.0)
+        assert not any(each.done() for each in waiting)
+        Meeting(Ranks(late, 3), store, [ARRIVAL] * 3).wait_for_all("data")
+        assert [each.result(timeout=10) for each in waiting] == [None, None]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith(f"rank {late} of 3 without data after") for line in lines)
 
 
 @pytest.mark.parametrize(
