@@ -31,7 +31,8 @@ class Neighbours:
     Make it first of all, so that no launcher is gone before it is known. A lost launcher ends the process
     until :meth:`hand_over`; after that the training loop asks :attr:`launcher_is_gone`, because it has
     something to save. A lost rank, once :meth:`join` knows the ranks, ends the process ``GRACE_SECONDS``
-    later, unless the main thread fails by itself before. :meth:`leave` ends the watch.
+    later, unless the main thread fails by itself before. On GPUs of several hosts NCCL may end the process
+    sooner than that, without a reason, and the message comes at once. :meth:`leave` ends the watch.
     """
 
     def __init__(self, *, rank: int):
@@ -39,6 +40,7 @@ class Neighbours:
         self._launchers = _launchers()
         self._ranks: dict[int, psutil.Process | None] = {}
         self._lost: str | None = None
+        self._speaks_at_once = False
         self._hosts: Hosts | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="neighbours", daemon=True).start()
@@ -55,6 +57,7 @@ class Neighbours:
             if rank != own:
                 self._ranks[rank] = _process(meeting.arrivals[rank].pid, meeting.arrivals[rank].created)
         if not meeting.is_on_one_machine:
+            self._speaks_at_once = meeting.arrivals[own].gpu is not None
             self._hosts = Hosts(meeting)
 
     def hand_over(self) -> None:
@@ -94,12 +97,19 @@ class Neighbours:
             if not self._handed_over.is_set() and self.launcher_is_gone:
                 self._end("the launcher has ended before training began; nothing was written")
             lost = self.lost()
+            if lost and not lost_since and self._speaks_at_once:
+                self._say(lost)
             lost_since = None if lost is None else lost_since or time.monotonic()
             if lost_since and time.monotonic() - lost_since > GRACE_SECONDS:
-                self._end(lost)
+                self._end(None if self._speaks_at_once else lost)
 
-    def _end(self, message: str) -> None:
+    def _say(self, message: str) -> None:
         print(f"rank {self._rank}: error: {message}", file=sys.stderr, flush=True)
+
+    def _end(self, message: str | None) -> None:
+        """``message``: None if it has been said."""
+        if message is not None:
+            self._say(message)
         os._exit(1)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -138,6 +139,21 @@ def test_a_lost_rank(alone, monkeypatch):
     while not ended and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "rank 1 has ended" in ended[0]
+    other.wait()
+
+
+@pytest.mark.parametrize("gpu", ["GPU-a", None])
+def test_on_gpus_of_several_hosts_a_lost_rank_is_named_at_once(alone, monkeypatch, capsys, gpu):
+    """NCCL ends the process about a second after it has lost a connection."""
+    monkeypatch.setattr(neighbours, "GRACE_SECONDS", 60.0)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    here = meeting_of([other])
+    arrivals = [replace(arrival, gpu=gpu) for arrival in (*here.arrivals, here.arrivals[0])]
+    arrivals[2] = replace(arrivals[2], host="there", machine="there")
+    alone.join(replace(here, arrivals=arrivals))
+    other.kill()
+    time.sleep(3 * neighbours.POLL_SECONDS)
+    assert capsys.readouterr().err.count("rank 0: error: rank 1 has ended") == (gpu is not None)
     other.wait()
 
 
