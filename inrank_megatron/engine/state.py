@@ -40,12 +40,16 @@ def recorded_structure(record: Mapping) -> dict[str, FactorSpec]:
 
 
 def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the state, whole. Collective: every rank goes through all of them in the same order."""
+    """Every tensor of the state, whole. Collective: every rank goes through all of them in the same order.
+
+    One at a time: let go of it before asking for the next, and copy what is to stay, as it is the training's
+    own where that has it whole.
+    """
+    masters = engine.masters
     for name, parameter in engine.parameters():
-        state = zero_state.read_state(parameter)
-        yield name, _whole(state.master, parameter, engine)
-        for key, moment in state.moments.items():
-            yield f"{name}.{key}", _whole(moment, parameter, engine)
+        yield name, _whole(zero_state.read_master(parameter), parameter, engine)
+        for key in masters.kind.moments:
+            yield f"{name}.{key}", _whole(masters.read(parameter, key), parameter, engine)
     for name, layer in engine.layers.items():
         if layer.weight is not None:
             yield f"{name}.weight", _whole(read_value(layer.weight), layer.weight, engine)

@@ -69,6 +69,7 @@ class Saver:
         for name, tensor in tensors:
             if writer:
                 writer.add(name, tensor)
+            del tensor  # before the next is gathered
         if writer:
             self._task = _Task(writer, state, clear=self._clear_away, began=began, waits=not deferred)
         if not deferred:

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from inrank_megatron.engine.state import whole_tensors
 from inrank_megatron.errors import UserError
-from tests.contract.sessions import CHECK, LAYOUTS, leave_and_go_on, resume
+from tests.contract.sessions import CHECK, LAYOUTS, build, leave_and_go_on, resume
 from tests.harness import run_ranks
 
 MORE = 3
@@ -176,3 +180,35 @@ def test_the_zero_stage_may_change_with_the_layout(phase, stages):
     """Masters, W0, initial values and moments come back to the bit, wherever ZeRO kept them."""
     here, there = MOVES.get(stages, ("TP2 SP DP2", "DP2"))
     goes_on_elsewhere("inrank-efficient", here, there, PHASES[phase], settings=STAGES[stages])
+
+
+class Live(TorchDispatchMode):
+    """The most storages of ``size`` bytes that operations have made and that were in use at a time."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self._size, self._made, self.most = size, {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() == self._size:
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self._made[reference.cdata] = reference
+        self.most = max(self.most, sum(not made.expired() for made in self._made.values()))
+        return result
+
+
+def most_copies(rank: int, world_size: int) -> int:
+    """Copies of the embedding's size while the whole state is gone through, beside what trains."""
+    session = build("dense", LAYOUTS["TP1 DP1"], num_layers=1, zero_stage=1, bf16=True)
+    embedding = dict(session.engine.parameters())["embedding.word_embeddings.weight"]
+    with Live(4 * embedding.numel()) as live:
+        for _, tensor in whole_tensors(session.engine):
+            del tensor
+    return live.most
+
+
+def test_a_checkpoint_takes_the_memory_of_one_tensor():
+    """It comes long after a run has begun, and a state at once would be three of the largest."""
+    assert run_ranks(most_copies, 1) == [1]
