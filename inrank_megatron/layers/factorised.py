@@ -179,13 +179,20 @@ class FactorisedLinear(nn.Module):
         """
         return min(self.capacity, -(-self.active // self.tile) * self.tile)
 
+    def used_u(self, u: Tensor, width: int) -> Tensor:
+        """The first ``width`` columns of U [O/n, K]."""
+        if width == self.capacity:
+            return u
+        u = u[:, :width]
+        return u.contiguous() if self.capacity % self.tile else u  # its rows are a capacity apart
+
+    def used_v(self, v: Tensor, width: int) -> Tensor:
+        """The first ``width`` rows of V [K, I/n]."""
+        return v[:width]
+
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """``x`` [S, B, features] -> ``(y, None)``; the bias is part of ``y``, added within the product."""
-        u, v = self.U, self.V
-        if self.width < self.capacity:
-            u, v = u[:, : self.width], v[: self.width]
-            u = u.contiguous() if self.capacity % self.tile else u  # its rows are a capacity apart
-        y = self.product.apply(x.reshape(-1, x.shape[-1]), self.weight, u, v, self.bias, self)
+        y = self.product.apply(x.reshape(-1, x.shape[-1]), self.weight, self.U, self.V, self.bias, self)
         return y.view(-1, *x.shape[1:-1], y.shape[-1]), None
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):

@@ -2,6 +2,9 @@
 
 Tokens are flattened: T of them, T' = T/n under sequence parallelism outside the layer, else T. ``weight``
 (W0) or ``bias`` may be None. Collectives begin as early and are awaited as late as the products allow.
+
+U and V come with all K columns; k of them are used. Of what is not gathered the parameters themselves are
+saved for the backward pass, and no view of them: it would keep alive what ZeRO 3 has gathered.
 """
 
 import torch
@@ -18,10 +21,12 @@ from inrank_megatron.layers.collectives import (
 
 
 class ColumnProduct(torch.autograd.Function):
-    """x [T', I], weight [O/n, I], u [O/n, k], v [k, I/n], bias [O/n] -> y [T, O/n]."""
+    """x [T', I], weight [O/n, I], all_u [O/n, K], all_v [K, I/n], bias [O/n] -> y [T, O/n]."""
 
     @staticmethod
-    def forward(ctx, x, weight, u, v, bias, layer) -> Tensor:
+    def forward(ctx, x, weight, all_u, all_v, bias, layer) -> Tensor:
+        width = layer.width
+        u, v = layer.used_u(all_u, width), layer.used_v(all_v, width)
         group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
         gathering_x = (
             begin_all_gather(x, group) if sequence_parallel and weight is not None else Pending(x, None)
@@ -37,14 +42,16 @@ class ColumnProduct(torch.autograd.Function):
             y = None if weight is None else F.linear(gathering_x.wait(), weight, bias)
             z = gathering_z.wait() if gathering_z else z
             y = F.linear(z, u, bias) if y is None else y.addmm_(z, u.t())
-        ctx.layer, ctx.joint, ctx.has_bias = layer, joint, bias is not None
-        ctx.save_for_backward(x, z, weight, u, whole)
+        ctx.layer, ctx.joint, ctx.has_bias, ctx.width = layer, joint, bias is not None, width
+        ctx.save_for_backward(x, z, weight, all_u, all_v if group.size() == 1 else whole)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        x, z, weight, u, whole = ctx.saved_tensors
+        x, z, weight, all_u, kept = ctx.saved_tensors
         layer, group, sequence_parallel = ctx.layer, ctx.layer.tp_group, ctx.layer.sequence_parallel
+        u = layer.used_u(all_u, ctx.width)
+        whole = layer.used_v(kept, ctx.width).t() if group.size() == 1 else kept
         begin_sum = begin_reduce_scatter if sequence_parallel else begin_all_reduce
         dz = dy @ u  # [T, k], a part of the sum over ranks
         if ctx.joint:
@@ -69,14 +76,17 @@ class ColumnProduct(torch.autograd.Function):
             every = x if ctx.joint or not sequence_parallel else begin_all_gather(x, group).wait()
             dw = dy.t() @ every
         db = dy.sum(0) if ctx.has_bias else None
-        return dx, dw, du, None if dv is None else dv.t(), db, None
+        du, dv = _of_all_columns(du, dv.t(), layer.capacity)
+        return dx, dw, du, dv, db, None
 
 
 class RowProduct(torch.autograd.Function):
-    """x [T, I/n], weight [O, I/n], u [O/n, k], v [k, I/n], bias [O] -> y [T', O]."""
+    """x [T, I/n], weight [O, I/n], all_u [O/n, K], all_v [K, I/n], bias [O] -> y [T', O]."""
 
     @staticmethod
-    def forward(ctx, x, weight, u, v, bias, layer) -> Tensor:
+    def forward(ctx, x, weight, all_u, all_v, bias, layer) -> Tensor:
+        width = layer.width
+        u, v = layer.used_u(all_u, width), layer.used_v(all_v, width)
         group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
         begin_sum = begin_reduce_scatter if sequence_parallel else begin_all_reduce
         whole = layer.whole_factor.gather(u)  # [O, k]
@@ -90,14 +100,16 @@ class RowProduct(torch.autograd.Function):
             z = summing_z.wait()
             y = F.linear(z, whole, bias)
             y = y if summing_y is None else y.add_(summing_y.wait())
-        ctx.layer, ctx.joint, ctx.has_bias = layer, joint, bias is not None
-        ctx.save_for_backward(x, z, weight, v, whole)
+        ctx.layer, ctx.joint, ctx.has_bias, ctx.width = layer, joint, bias is not None, width
+        ctx.save_for_backward(x, z, weight, all_v, all_u if group.size() == 1 else whole)
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        x, z, weight, v, whole = ctx.saved_tensors
+        x, z, weight, all_v, kept = ctx.saved_tensors
         layer, group, sequence_parallel = ctx.layer, ctx.layer.tp_group, ctx.layer.sequence_parallel
+        v = layer.used_v(all_v, ctx.width)
+        whole = layer.used_u(kept, ctx.width) if group.size() == 1 else kept
         every = dy  # [T, O]
         if ctx.joint:
             every = begin_all_gather(dy, group).wait() if sequence_parallel else dy
@@ -120,4 +132,11 @@ class RowProduct(torch.autograd.Function):
         du = reducing.wait()
         dw = every.t() @ x if ctx.needs_input_grad[1] else None
         db = dy.sum(0) if ctx.has_bias else None
+        du, dv = _of_all_columns(du, dv, layer.capacity)
         return dx, dw, du, dv, db, None
+
+
+def _of_all_columns(du: Tensor, dv: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Gradients of U [O/n, K] and V [K, I/n] from those of the columns in use; the others have none."""
+    unused = capacity - du.shape[1]
+    return (F.pad(du, (0, unused)), F.pad(dv, (0, 0, 0, unused))) if unused else (du, dv)

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from inrank_megatron.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
 from inrank_megatron.layers.oracle import SerialFactorised
-from tests.distributed.layer_parity import Case, filled_layer, sample, whole_tensors
+from tests.distributed.layer_parity import (
+    ACTIVE,
+    CAPACITY,
+    INPUTS,
+    Case,
+    filled_layer,
+    sample,
+    whole_tensors,
+)
 from tests.groups import join
 from tests.harness import run_ranks
 
@@ -75,3 +84,33 @@ def test_bias_is_part_of_the_product():
 def test_options_of_megatron_that_are_not_supported_are_refused(layer, option):
     with pytest.raises(ValueError, match=r"a factorised .* layer supports"):
         layer(12, 20, config=None, bias=False, factors=None, tp_group=None, **option)
+
+
+def step_under_zero_3(rank: int, world_size: int, case: Case, active: int) -> tuple[list[bool], list[bool]]:
+    """Whether anything holds what was gathered of U and V after the forward pass, and whether gradients are
+    those of a layer whose parameters stay.
+    """
+    group = join(1).tp_group
+    layer, plain = filled_layer(case, group), filled_layer(case, group)
+    for each in (layer, plain):
+        each.activate(active)
+        each.x = sample(0, INPUTS, case).requires_grad_()
+        each.y = each(each.x)[0]
+    factors, kept = (layer.U, layer.V), [factor.detach().clone() for factor in (layer.U, layer.V)]
+    storages = [StorageWeakRef(factor.untyped_storage()) for factor in factors]
+    for factor in factors:
+        factor.data = torch.empty(0, dtype=factor.dtype)  # as DeepSpeed lets go of what it has gathered
+    held = [not storage.expired() for storage in storages]
+    for factor, value in zip(factors, kept, strict=True):
+        factor.data = value
+    for each in (layer, plain):
+        each.y.square().sum().backward()
+    pairs = [(layer.U.grad, plain.U.grad), (layer.V.grad, plain.V.grad), (layer.x.grad, plain.x.grad)]
+    return held, [torch.equal(*pair) for pair in pairs]
+
+
+@pytest.mark.parametrize("active", [ACTIVE, CAPACITY])
+@pytest.mark.parametrize("row", [False, True])
+def test_nothing_holds_gathered_factors_until_the_backward_pass(row, active):
+    case = Case(row=row, base=active == ACTIVE, bias=True, sequence_parallel=False)
+    assert run_ranks(step_under_zero_3, 1, case, active)[0] == ([False, False], [True, True, True])
