@@ -166,6 +166,9 @@ class Engine:
         else:
             with norms_through(report.fetch):
                 self.deepspeed.step()
+            if not getattr(self.deepspeed.optimizer, "persistent_parameters", True):
+                # ZeRO 3 else waits for its update in the gather of parameters that stay whole between steps.
+                finish_writes()
             norm = self._norm_of_deepspeed()
             if report.loss is None:  # it has seen an overflow before it came to the norm
                 report.fetch()

@@ -129,7 +129,7 @@ class Rules(TorchDispatchMode):
         _check_generator(name, args, kwargs)
         if function.namespace == "c10d":
             self._collective(name, args, kwargs)
-        elif name == "_local_scalar_dense":
+        elif name in ("_local_scalar_dense", "item"):  # the latter in inference mode
             return self._value(args[0])
         elif name == "index" and _is_mask(args[1]):
             if _on_device(args[0]):

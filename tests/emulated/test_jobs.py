@@ -23,3 +23,13 @@ def test_the_store_waits_as_long_as_collectives():
     of the meeting.
     """
     assert joined().store_seconds == 600
+
+
+@functools.cache
+def stepped() -> jobs.Stepped:
+    return run_emulated(jobs.stepping)
+
+
+def test_zero_3_that_keeps_no_parameter_whole_waits_for_its_update():
+    """The next forward pass gathers on a stream of its own, which waits for no other."""
+    assert stepped().waits["step"][-1].place == "inrank_megatron.engine.fragments:finish_writes"
