@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from inrank_megatron.conversion.gpt import Forward
+from inrank_megatron.device_copies import to_device
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.windows import SlidingWindows
 from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
@@ -92,12 +93,14 @@ def _smaller_passes(rows: int, seq_length: int) -> str:
 
 def _batch_loss(forward: Forward, windows: list[tuple[np.ndarray, int, int]], device: torch.device) -> Tensor:
     """Summed FP64 loss of the targets that the windows score."""
-    tokens = torch.from_numpy(np.stack([tokens for tokens, _, _ in windows])).to(device)
-    places = torch.arange(tokens.shape[1] - 1, device=device)
-    first, last = (torch.tensor([w[i] for w in windows], device=device)[:, None] for i in (1, 2))
-    scored = (places >= first) & (places < last)
-    logits = forward(tokens[:, :-1])[scored]
-    return F.cross_entropy(logits, tokens[:, 1:][scored], reduction="none").double().sum()
+    whole = np.stack([tokens for tokens, _, _ in windows])
+    places = np.arange(whole.shape[1] - 1)
+    first, last = (np.array([[w[i]] for w in windows]) for i in (1, 2))
+    # Places and not a mask, whose count the host would have to read from the device.
+    scored = to_device(torch.from_numpy(np.flatnonzero((places >= first) & (places < last))), device)
+    tokens = to_device(torch.from_numpy(whole), device)
+    logits = forward(tokens[:, :-1]).flatten(0, 1)[scored]
+    return F.cross_entropy(logits, tokens[:, 1:].flatten()[scored], reduction="none").double().sum()
 
 
 def _exp(value: float) -> float:

@@ -13,6 +13,9 @@ from inrank_megatron.device_copies import to_device
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.parallel import Parallel
 
+# The answer is read from the device, which then has nothing to do until the host has sent the next pass.
+PASSES_BETWEEN_QUESTIONS = 8
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -48,18 +51,19 @@ def evaluate(
         rows: windows of one forward pass.
         limit: score the first ``limit`` windows; word perplexity needs all of them.
         part: give the result of the first ``part`` windows too; they fill whole passes of all ranks.
-        stop: asked on every rank before each pass, with the same answer on all; True ends the evaluation.
+        stop: asked on every rank before each pass, on a GPU before every eighth, with the same answer on all;
+            True ends the evaluation.
 
     Returns:
         The result, on every rank; None if ``stop`` ended it.
     """
     parallel, device = engine.parallel, engine.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    sums_of_part = None
+    sums_of_part, passes = None, 1 if device.type == "cpu" else PASSES_BETWEEN_QUESTIONS
     engine.model.eval()
     try:
-        for start in range(0, limit, rows * parallel.dp_size):
-            if stop():
+        for index, start in enumerate(range(0, limit, rows * parallel.dp_size)):
+            if index % passes == 0 and stop():
                 return None
             if start == part:
                 sums_of_part = sums.clone()
@@ -68,10 +72,12 @@ def evaluate(
             # gather parameters from it in their pass.
             batch = [windows.window(i) for i in own] or [(windows.window(start)[0], 0)]
             tokens = to_device(torch.from_numpy(np.stack([t for t, _ in batch])), device)
-            valid = to_device(torch.tensor([v for _, v in batch]), device)
             losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
-            scored = torch.arange(losses.shape[1], device=device) < valid[:, None]
-            sums += torch.stack([losses[scored].sum(), valid.sum().double()])
+            # Places and not a mask, whose count the host would have to read.
+            scored = np.arange(losses.shape[1]) < np.array([[v] for _, v in batch])
+            places = to_device(torch.from_numpy(np.flatnonzero(scored)), device)
+            sums[0] += losses.flatten()[places].sum()
+            sums[1] += len(places)
     finally:
         engine.model.train()
     first = None if sums_of_part is None else Evaluation(*_mean(sums_of_part, parallel), None)

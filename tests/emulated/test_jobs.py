@@ -33,3 +33,12 @@ def stepped() -> jobs.Stepped:
 def test_zero_3_that_keeps_no_parameter_whole_waits_for_its_update():
     """The next forward pass gathers on a stream of its own, which waits for no other."""
     assert stepped().waits["step"][-1].place == "inrank_megatron.engine.fragments:finish_writes"
+
+
+def test_an_evaluation_waits_at_its_end_and_for_few_questions():
+    """Not in each pass: the host makes the places that are scored, and sends them asynchronously."""
+    own = [wait.place for wait in stepped().waits["evaluation"] if wait.place.startswith("inrank_megatron.")]
+    assert own == ["inrank_megatron.training.evaluate:_mean"] * 2
+    assert (stepped().passes, stepped().questions) == (9, 2)
+    own = [wait.place for wait in stepped().waits["perplexity"] if wait.place.startswith("inrank_megatron.")]
+    assert own == ["inrank_megatron.evaluation.perplexity:total_loss"]
