@@ -90,6 +90,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_count() -> int:
+    """The CUDA devices that this process sees."""
+    return torch.cuda.device_count()
+
+
 def device_name() -> str:
     """The device as its maker names it, e.g. ``NVIDIA H200``, or ``cpu``."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import fmean
 
 from inrank_megatron.cli import parse
@@ -157,12 +158,37 @@ def _any_dense(study: Study, steps: int) -> Result | None:
 
 def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
     """Run those of (arm, rate, seed, steps) that have not ended, ``jobs`` at a time."""
-    if study.jobs:
-        with ThreadPoolExecutor(study.jobs) as pool:
-            list(pool.map(lambda run: _run(study, *run), runs))
+    if not study.jobs:
+        return
+    # Imported here: torch takes seconds, and to read what is there needs none of it.
+    from inrank_megatron.platform import device_count
+
+    visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), device_count()
+    workers: SimpleQueue[int] = SimpleQueue()
+    for worker in range(study.jobs):
+        workers.put(worker)
+
+    def run_one(run: tuple[str, float, int, int]) -> None:
+        worker = workers.get()
+        try:
+            gpu = gpu_of(worker, visible=visible, count=count)
+            _run(study, *run, env={"OMP_NUM_THREADS": "1"} | gpu)
+        finally:
+            workers.put(worker)
+
+    with ThreadPoolExecutor(study.jobs) as pool:
+        list(pool.map(run_one, runs))
 
 
-def _run(study: Study, arm: str, rate: float, seed: int, steps: int) -> None:
+def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:
+    """The environment in which the runs of a worker see one GPU, of ``count`` that are ``visible``."""
+    if count == 0:
+        return {}
+    names = visible.split(",") if visible is not None else [str(index) for index in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": names[worker % count].strip()}
+
+
+def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Mapping[str, str]) -> None:
     folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
     sizes = {"found": _found(study), "budget": _budget(study)}
     width = study.config.model.hidden_size
@@ -175,7 +201,7 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int) -> None:
     with _log(folder).open("w", encoding="utf-8") as log:
         ended = subprocess.run(
             [sys.executable, "-m", LAUNCHER, *study.flags, *own, *last, "--resume", "auto"],
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, check=False,
         )  # fmt: skip
         log.write(f"exit status {ended.returncode}\n")
     if not _ended(folder):
