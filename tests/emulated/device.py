@@ -31,8 +31,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from inrank_megatron import platform
-from inrank_megatron.linalg import cores
 from inrank_megatron.launcher import Ranks
+from inrank_megatron.linalg import cores
 from inrank_megatron.meeting import Meeting
 from inrank_megatron.parallel import Parallel, initialise, shutdown
 from inrank_megatron.training import saving
