@@ -54,6 +54,7 @@ def _step(rank: int, fault: Callable[[torch.Tensor], None]) -> tuple[str, Log]:
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
         hook.remove()
+        log.phase = "stopped"
         stop_deepspeed(engine.deepspeed)
         return message, log
 
