@@ -4,45 +4,13 @@ Field names are Megatron's where Megatron has one, and unique over the sections,
 line are flat. Files are read and defaults that depend on other fields are filled in `config.py`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `6e-4` as text, and so does a command line."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _words(value: Any) -> Any:
-    """One path is a list of one; the weights in `[0.3, a.txt, 0.7, b.txt]` are words like the paths."""
-    if isinstance(value, list):
-        return [str(item) if isinstance(item, int | float) else item for item in value]
-    return [value] if isinstance(value, str) else value
-
-
-Count = Annotated[int, Field(ge=1)]
-# What loops over layers must end: no model has a hundredth of these.
-Layers = Annotated[int, Field(ge=1, le=10_000)]
-Steps = Annotated[int, Field(ge=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator(_number)]
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
-Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_words)]
-
-
-def _about(text: str, default: Any = ...) -> Any:
-    return Field(default, description=text)
-
-
-class Section(BaseModel):
-    """Common rules of all sections: immutable, no unknown fields, no silent type conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+from inrank_megatron.fields import Count, Fraction, Layers, NonNegative, Positive, Section, Steps, Words
+from inrank_megatron.fields import about as _about
+from inrank_megatron.methods.settings import InRankConfig
 
 
 class ModelConfig(Section):
@@ -166,90 +134,6 @@ class TrainingConfig(Section):
         "full: recompute each layer's activations in the backward pass", None
     )
     log_interval: Count = _about("steps between two lines of metrics", 1)
-
-
-class InRankConfig(Section):
-    """Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank), or LoRA."""
-
-    inrank_preset: Literal["paper", "released"] | None = _about(
-        "InRank as its paper or its authors' code has it; a setting that is given explicitly wins", None
-    )
-    factorised_linears: Literal["mlp", "mlp-attention"] = _about(
-        "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
-    )
-    qkv_factors: Literal["fused", "separate"] = _about(
-        "query, key and value as one matrix with one rank, or as three (mlp-attention)", "fused"
-    )
-    initial_rank: Count = _about("rank r at the start", 2)
-    buffer: Count | None = _about(
-        "columns b trained beyond the rank; left out: 100 x width / 768, at most 100", None
-    )
-    threshold: Share = _about("explained ratio that the rank must reach (alpha)", 0.9)
-    rank_check_interval: Count = _about("steps between rank decisions", 25)
-    rank_check_start: Steps = _about("rank decisions come after this step", 0)
-    switch_iters: Count | None = _about(
-        "step after which every matrix becomes U V (inrank-efficient, warm-start)", None
-    )
-    switch_epochs: Positive | None = _about(
-        "the same in epochs; both left out: 1, at most half of train-iters", None
-    )
-    switch_patience: Count | None = _about(
-        "or: once no rank has grown for so many rank decisions in a row (inrank-efficient)", None
-    )
-    max_rank: Count | None = _about("largest rank; left out: half the width less the buffer", None)
-    rank_criterion: Literal["update", "released", "eq7"] = _about(
-        "what is judged: the change since step 0, U V as in the authors' code, or U V by equation 7", "update"
-    )
-    eq7_window: Literal["sliding", "fixed"] = _about("window of equation 7 for ranks above r", "sliding")
-    frozen_base: bool = _about("a frozen W0 beside the factors; without it W = U V (authors' code)", True)
-    factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = _about(
-        "first columns: of the first gradient, random directions, Kaiming entries, or the initial weight's "
-        "SVD; left out: gradient (InRank), spectral (fixed-rank)",
-        None,
-    )
-    initial_column_norm: Positive = _about("norm of the first columns of U and rows of V", 0.5)
-    new_column_norm: Positive = _about("norm of columns added later", 0.1)
-    absorb_columns: bool | None = _about(
-        "subtract the product of columns at their start from W0, so that they do not change the function; "
-        "left out: with a pretrained checkpoint only",
-        None,
-    )
-    new_column_moments: Literal["zero", "mean"] | None = _about(
-        "Adam's second moment of columns added later: zero, or the mean of those in use; left out: zero, but "
-        "mean where Adam's betas would let them make steps well above the learning rate",
-        None,
-    )
-    rank: Count | None = _about("the rank of fixed-rank, lora and relora", None)
-    relora_interval: Count = _about("steps between two merges of U V into W0 (relora)", 1000)
-    relora_reset: Literal["full", "random", "magnitude"] = _about(
-        "Adam moments of the factors at a merge: all to zero, a random share, or the smallest", "magnitude"
-    )
-    relora_reset_share: Share = _about(
-        "the share of the moments that is set to zero (random, magnitude)", 0.9
-    )
-    relora_warmup_iters: Steps = _about("steps of warm-up after each merge", 50)
-    rank_multiple_of: Count = _about(
-        "columns after the switch are rounded up to a multiple of this (tile of the device)", 1
-    )
-    final_ranks: Literal["grown", "refound", "output"] | None = _about(
-        "ranks after the switch: those that grew, those that the criterion finds then, lower ones too, or "
-        "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
-        None,
-    )
-    output_threshold: Share | None = _about(
-        "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
-    )
-    parameter_budget: Share | None = _about(
-        "or: share of these linears' dense parameters, which their factors divide by need (output)", None
-    )
-    truncation: Literal["activation-aware", "fisher", "plain"] = _about(
-        "what the switch keeps: most of each layer's outputs on its own inputs, the same weighed by the loss "
-        "gradient, or most of its matrix",
-        "activation-aware",
-    )
-    activation_batches: Count = _about(
-        "last global batches whose activations and gradients the truncation weighs with", 4
-    )
 
 
 class DataConfig(Section):

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from inrank_megatron.config import Config
 from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.methods.settings import Run
 
 Source = Literal["gradient", "spectral", "random", "kaiming", "lora"]
 Reset = Literal["full", "random", "magnitude"]
@@ -163,7 +163,7 @@ class Method(Protocol):
     settings: ClassVar[frozenset[str]]
 
     @classmethod
-    def from_config(cls, config: Config, *, switch_step: int | None) -> "Method":
+    def from_config(cls, config: Run, *, switch_step: int | None) -> "Method":
         """The method with the run's settings; ``switch_step`` from ``methods/schedule.py``."""
 
     def structure(self, min_dims: Mapping[str, int]) -> dict[str, FactorSpec]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from inrank_megatron.config import Config
 from inrank_megatron.methods.changes import LayerView
+from inrank_megatron.methods.settings import Run
 from inrank_megatron.rank.buffer import default_buffer, default_capacity
 from inrank_megatron.rank.criteria import Growth, eq7_ratio, grow, update_ratio
 
@@ -50,7 +50,7 @@ class GrowthRule:
     )
 
     @classmethod
-    def from_config(cls, config: Config) -> "GrowthRule":
+    def from_config(cls, config: Run) -> "GrowthRule":
         inrank = config.inrank
         return cls(
             initial_rank=inrank.initial_rank,

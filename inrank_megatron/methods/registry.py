@@ -1,12 +1,12 @@
 """From the run's settings to its method. A new method is one file and one entry here."""
 
-from inrank_megatron.config import Config, sections
 from inrank_megatron.methods.changes import Method
 from inrank_megatron.methods.dense import Dense
 from inrank_megatron.methods.fixed_rank import FixedRank
 from inrank_megatron.methods.inrank import InRank, InRankEfficient
 from inrank_megatron.methods.lora import LoRA
 from inrank_megatron.methods.relora import ReLoRA
+from inrank_megatron.methods.settings import InRankConfig, Run
 from inrank_megatron.methods.warm_start import WarmStart
 
 METHODS: dict[str, type[Method]] = {
@@ -14,11 +14,11 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make_method(config: Config, *, switch_step: int | None) -> Method:
+def make_method(config: Run, *, switch_step: int | None) -> Method:
     """The method that ``config.training.method`` names; ``switch_step`` from ``methods/schedule.py``."""
     return METHODS[config.training.method].from_config(config, switch_step=switch_step)
 
 
 def idle_settings(method: str) -> frozenset[str]:
     """Settings that belong to methods and that this one does not read."""
-    return frozenset({*sections()["inrank"].model_fields, "factor_lr_multiplier"}) - METHODS[method].settings
+    return frozenset({*InRankConfig.model_fields, "factor_lr_multiplier"}) - METHODS[method].settings

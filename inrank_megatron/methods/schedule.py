@@ -1,13 +1,13 @@
 """When a method leaves its first phase."""
 
-from inrank_megatron.config import Config
 from inrank_megatron.errors import UserError
+from inrank_megatron.methods.settings import Run
 
 SWITCHING = ("inrank-efficient", "warm-start")
 """The methods that leave it at all."""
 
 
-def switch_step(config: Config, steps_per_epoch: int) -> int | None:
+def switch_step(config: Run, steps_per_epoch: int) -> int | None:
     """Optimizer steps of the first phase (Algorithm 3); None for a method that never switches, or that does
     so when its ranks stand still (`switch_patience`).
 

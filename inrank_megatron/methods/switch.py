@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from inrank_megatron.config import Config
 from inrank_megatron.methods.changes import PLAIN, LayerView, Metric, Refactor
+from inrank_megatron.methods.settings import Run
 from inrank_megatron.rank.allocation import Demand, explaining_rank, share_budget
 
 DEFAULT_OUTPUT_THRESHOLD = 0.9
@@ -47,7 +47,7 @@ class Switch:
     )
 
     @classmethod
-    def from_config(cls, config: Config, *, switch_step: int | None) -> "Switch":
+    def from_config(cls, config: Run, *, switch_step: int | None) -> "Switch":
         inrank = config.inrank
         final = inrank.final_ranks or ("output" if config.training.method == "warm-start" else "grown")
         threshold = inrank.output_threshold

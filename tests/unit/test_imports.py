@@ -18,7 +18,7 @@ FORBIDDEN = {
     "rank": {"layers", "methods", "model", "engine", "training"},
     "linalg": {"layers", "methods", "model", "engine", "training"},
     "layers": {"methods", "model", "engine", "training"},
-    "methods": {"model", "engine", "training"},
+    "methods": {"config", "schema", "model", "engine", "training"},
     "model": {"training"},
     "engine": {"training"},
     "data": {"engine", "training"},
