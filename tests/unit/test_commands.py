@@ -55,7 +55,7 @@ def bash_lines(path: Path) -> Iterator[tuple[str, str]]:
         re.MULTILINE | re.DOTALL,
     ):
         for line in block.replace("\\\n", " ").splitlines():
-            if assigned := re.fullmatch(r"(\w+)=(.*)", line.strip()):
+            if assigned := re.fullmatch(r'(\w+)=("[^"]*"|\S*)', line.strip()):
                 variables[assigned[1]] = " ".join(shlex.split(assigned[2]))
             else:
                 yield title, re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), line)
