@@ -1,6 +1,7 @@
 """Generated pages and figures are current, the site has every page, and evidence agrees with its rows."""
 
 import csv
+import hashlib
 import re
 import runpy
 
@@ -49,6 +50,13 @@ def test_a_page_of_evidence_has_a_claim_and_limits(page):
     text = page.read_text()
     if page.stem != "index":
         assert re.search(r"^\*\*Claim\.\*\*", text, re.MULTILINE) and "\n## Limits\n" in text
+
+
+@pytest.mark.parametrize("plot", sorted((DOCS / "evidence").glob("*.svg")), ids=lambda path: path.stem)
+def test_a_plot_of_evidence_is_of_the_rows_as_they_are(plot):
+    [(data, rows_hash)] = re.findall(r">(\w+\.csv) ([0-9a-f]{64})<", plot.read_text())
+    current = hashlib.sha256((DOCS / "evidence/data" / data).read_bytes()).hexdigest()
+    assert rows_hash == current, "run python docs/scripts/plots.py"
 
 
 def test_the_table_of_the_comparison_has_the_means_of_its_rows():
