@@ -69,8 +69,9 @@ def commands() -> list[tuple[str, str, list[str]]]:
             lexer = shlex.shlex(line, posix=True, punctuation_chars="|;&")
             lexer.whitespace_split = True
             for separator, words in itertools.groupby(lexer, lambda word: set(word) <= set("|;&")):
-                if not separator:
-                    found.append((name_of(page), title, list(words)))
+                words = list(itertools.dropwhile(lambda word: re.fullmatch(r"\w+=.*", word), words))
+                if not separator and words:
+                    found.append((name_of(page), title, words))
     return found
 
 
