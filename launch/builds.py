@@ -1,4 +1,4 @@
-"""Which builds of torch serve a GPU and its driver. The facts and their sources: docs/platforms.md.
+"""Which builds of torch serve a GPU and its driver. The facts and their sources: docs/reference/platforms.md.
 
 Runs before anything is installed: the standard library alone.
 """

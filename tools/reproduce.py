@@ -1,4 +1,4 @@
-"""Run the experiments behind ``docs/rank_evidence.md`` and ``docs/comparison.md`` again.
+"""Run the experiments of ``docs/evidence/learned_ranks.md`` and ``docs/evidence/comparison.md`` again.
 
 Example: ``python tools/reproduce.py teacher``. ``--help`` lists the experiments, ``--json`` prints rows for
 programs. Each says on stderr how far it is.

@@ -3,7 +3,7 @@
 The host prepares the device's work ahead of it, as long as it asks for no result: every such question drains
 the queue. A step needs one answer, the gradient norm, by which the optimizer goes on or not; whatever else
 the host wants to know comes with it. DeepSpeed's optimizers ask for the norm up to five times, so while they
-step they are given it as a value of the host. docs/platforms.md lists the questions that are left.
+step they are given it as a value of the host. docs/guides/throughput.md lists the questions that are left.
 """
 
 import math

@@ -1,4 +1,8 @@
-"""Every shipped configuration and every command of the documents names what exists today."""
+"""Every shipped configuration and every command of the documents names what exists today.
+
+A launch is checked and planned, a tool's call is parsed, and any other line must be a known script or shell
+command, or lie in a block whose title says what it needs: ``bash title="Needs two nodes"``.
+"""
 
 import contextlib
 import functools
@@ -23,7 +27,8 @@ from tests.gpu.__main__ import _parse as parse_gpu_tests
 from tools import convert_checkpoint, evaluate, generate, inspect_ranks, prepare_data
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PROGRAM = ("launch/pretrain_gpt2.py", "inrank_megatron_launch.pretrain_gpt2")
 TOOLS = {
@@ -38,35 +43,50 @@ TOOLS = {
 }
 
 
-def bash_lines(path: Path) -> Iterator[str]:
-    """The commands of a page's bash blocks, whole, with the variables that the block sets."""
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def bash_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(title of the block, command) of a page's bash blocks, with the variables that a block sets."""
     variables: dict[str, str] = {}
-    for block in re.findall(
-        r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    for title, block in re.findall(
+        r'^```bash(?: title="([^"]*)")?\n(.*?)^```',
+        path.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
     ):
         for line in block.replace("\\\n", " ").splitlines():
-            if assigned := re.fullmatch(r"(\w+)=(.*)", line.strip()):
+            if assigned := re.fullmatch(r'(\w+)=("[^"]*"|\S*)', line.strip()):
                 variables[assigned[1]] = " ".join(shlex.split(assigned[2]))
             else:
-                yield re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), line)
+                yield title, re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), line)
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """(page, words) of each command that starts a program of this project."""
+def commands() -> list[tuple[str, str, list[str]]]:
+    """(page, title of the block, words) of each command in a bash block."""
     found = []
     for page in PAGES:
-        for line in bash_lines(page):
+        for title, line in bash_lines(page):
             lexer = shlex.shlex(line, posix=True, punctuation_chars="|;&")
             lexer.whitespace_split = True
             for separator, words in itertools.groupby(lexer, lambda word: set(word) <= set("|;&")):
-                if not separator:
-                    found.append((page.name, list(words)))
+                words = list(itertools.dropwhile(lambda word: re.fullmatch(r"\w+=.*", word), words))
+                if not separator and words:
+                    found.append((name_of(page), title, words))
     return found
 
 
 COMMANDS = commands()
-OWN = [(page, words) for page, words in COMMANDS if set(words) & set(PROGRAM)]
-TOOL_CALLS = [(page, words) for page, words in COMMANDS if any(word.startswith("tools/") for word in words)]
+OWN = [(page, words) for page, _, words in COMMANDS if set(words) & set(PROGRAM)]
+TOOL_CALLS = [
+    (page, words) for page, _, words in COMMANDS if any(word.startswith("tools/") for word in words)
+]
+OTHER_CALLS = [
+    (page, words)
+    for page, title, words in COMMANDS
+    if not title.startswith("Needs ") and (page, words) not in [*OWN, *TOOL_CALLS]
+]
+SHELL = {"cat", "grep", "head", "source", "tail"}
 
 
 def planned(launch: Launch) -> str:
@@ -110,6 +130,12 @@ def test_a_tool_of_the_documents_is_called_as_it_is(page, words):
         parse(flags, world_size=1)
 
 
+@pytest.mark.parametrize("call", OTHER_CALLS, ids=lambda call: f"{call[0]}-{call[1][0]}")
+def test_a_line_that_is_no_call_of_ours_is_a_script_or_marked_with_what_it_needs(call):
+    _, words = call
+    assert (ROOT / words[1]).is_file() if words[0] == "bash" else words[0] in SHELL
+
+
 def check_dataset(launch: Launch) -> None:
     """The hub's data sets are all OWNER/NAME."""
     dataset = launch.config.data.dataset
@@ -129,7 +155,7 @@ def test_a_configuration_states_a_cluster_that_it_fits(path):
     check_dataset(launch)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_and_files_in_the_text_exist(page):
     text = page.read_text(encoding="utf-8")
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
@@ -142,6 +168,16 @@ def test_flags_and_files_in_the_text_exist(page):
     assert {file for file in files if not (ROOT / file).exists()} == set()
     links = {link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link}
     assert {link for link in links if not (page.parent / link).exists()} == set()
+    places = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text)
+    assert {
+        (link, at) for link, at in places if at not in anchors(page.parent / link if link else page)
+    } == set()
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as the site and repository browsers make them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
 
 
 # Flags of other programs: launchers, batch systems, containers, the installation, transformers, Megatron-LM.
@@ -157,7 +193,7 @@ OTHERS = {
     ),
     *("--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--signals-to-handle"),
     *("--gpus-per-node", "--gpus-per-task", "--ntasks-per-node", "--signal", "--ipc", "--shm-size"),
-    *("--torch-index",),
+    *("--torch-index", "--strict", "--check", "--logdir"),
     *("--trust-remote-code", "--ckpt-format", "--no-pipeline-parallel", "--finetune", "--swiglu"),
     *("--position-embedding-type", "--disable-bias-linear", "--normalization"),
     *("--untie-embeddings-and-output-weights",),

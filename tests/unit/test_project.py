@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
     ".ci",
     ".gitignore",
+    ".mkdocs.yml",
     "LICENSE",
     "README.md",
     "configs",
@@ -116,7 +117,7 @@ def test_pins_lie_in_the_declared_ranges():
 
 
 def test_versions_in_the_documents_are_those_of_pyproject():
-    text = (ROOT / "docs/platforms.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/platforms.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \| `([<>=~][^`]*)` \|", text, flags=re.MULTILINE)
     documented = {name: SpecifierSet(versions) for name, versions in rows}
     declared = {r.name: r.specifier for r in map(Requirement, PROJECT["project"]["dependencies"])}
@@ -126,7 +127,7 @@ def test_versions_in_the_documents_are_those_of_pyproject():
 
 
 def test_third_party_notices_name_every_dependency():
-    text = (ROOT / "docs/third_party.md").read_text(encoding="utf-8").lower()
+    text = (ROOT / "docs/reference/third_party.md").read_text(encoding="utf-8").lower()
     names = {Requirement(line).name.lower() for line in PROJECT["project"]["dependencies"]}
     assert {name for name in names if f"`{name}`" not in text} == set()
 

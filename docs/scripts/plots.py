@@ -1,0 +1,128 @@
+"""Plots the rows of ``docs/evidence/data`` as SVGs of the pages: ``python docs/scripts/plots.py``."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+EVIDENCE = Path(__file__).parents[1] / "evidence"
+MODELS = ("width 192", "12 layers", "width 128")
+ARMS = {
+    "dense": "dense",
+    "warm start, budget": "warm start, budget 0.3",
+    "InRank-Efficient, grown: the default": "InRank-Efficient (default)",
+    "InRank-Efficient, output, budget": "InRank-Efficient, budget 0.3",
+    "InRank": "InRank, no switch",
+    "fixed rank, random, found rank": "fixed rank, InRank's size",
+    "fixed rank, random, budget": "fixed rank, budget 0.3",
+    "ReLoRA, budget": "ReLoRA, budget 0.3",
+    "LoRA, budget": "LoRA, budget 0.3",
+}
+BUDGETS = {"equal steps": ("o", "white"), "equal FLOPs": ("o", "#2f6fb2")}
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    """The rows of a data file."""
+    with (EVIDENCE / "data" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def comparison() -> Figure:
+    """Test perplexity of every method, one panel per model, seeds and their mean."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for panel, model in zip(panels, MODELS, strict=True):
+        for budget, (marker, fill) in BUDGETS.items():
+            _methods(panel, model, budget, marker=marker, fill=fill)
+        panel.set_title(model)
+        panel.set_xlabel("test perplexity per token")
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(ARMS)), ARMS.values())
+    panels[0].invert_yaxis()
+    panels[0].legend(loc="upper right")
+    return figure
+
+
+def _methods(panel: Axes, model: str, budget: str, *, marker: str, fill: str) -> None:
+    found = [row for row in rows("comparison.csv") if (row["budget"], row["model"]) == (budget, model)]
+    chosen = {row["arm"]: row for row in found}
+    shift = -0.15 if budget == "equal steps" else 0.15
+    label: str | None = budget
+    for place, arm in enumerate(ARMS):
+        if arm not in chosen:
+            continue
+        seeds = [float(chosen[arm][f"seed_{n}"]) for n in (1, 2, 3)]
+        panel.plot(seeds, [place + shift] * 3, ".", color="#7b8794", markersize=4)
+        mean = sum(seeds) / 3
+        panel.plot(mean, place + shift, marker, color="#2f6fb2", markerfacecolor=fill, label=label)
+        label = None
+        if arm == "dense" and budget == "equal steps":
+            panel.axvline(mean, color="#c2571a", linewidth=1, linestyle="--")
+
+
+def learned_ranks() -> Figure:
+    """Mean rank of text and its controls, three seeds each."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, steps in zip(panels, ("200", "600"), strict=True):
+        for place, kind in enumerate(("noise", "text", "shuffled")):
+            [row] = [
+                row
+                for row in rows("controls.csv")
+                if (row["tokens"], row["steps"], row["factor_lr_multiplier"]) == (kind, steps, "1")
+            ]
+            for name, marker, shift in (("grown", "o", -0.1), ("reestimated", "x", 0.1)):
+                values = [float(row[f"{name}_{n}"]) for n in (1, 2, 3)]
+                label = name.replace("reest", "re-est") if place == 0 else None
+                panel.plot(
+                    values, [place + shift] * 3, marker, color="#2f6fb2", label=label, fillstyle="none"
+                )
+        panel.axvline(43.0, color="#c2571a", linewidth=1, linestyle="--")
+        panel.text(42.5, 1.6, "untrained fixed point", rotation=90, ha="right", va="center", fontsize=8)
+        panel.set_yticks(range(3), ("gradients replaced\nby noise", "text", "tokens shuffled\nin each batch"))
+        panel.set_title(f"{steps} steps")
+        panel.set_xlabel("mean rank of the MLP linears")
+        panel.grid(axis="x", alpha=0.3)
+    panels[1].legend(loc="upper center")
+    return figure
+
+
+def speed() -> Figure:
+    """Operations and time over the dense model."""
+    measured = rows("step_times.csv")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    panel = figure.subplots()
+    for place, row in enumerate(measured):
+        operations, time = float(row["operations_over_dense"]), float(row["time_over_dense"])
+        label = ("operations", "time") if place == 0 else (None, None)
+        panel.barh(place - 0.2, operations, 0.36, color="#d9dee4", label=label[0])
+        panel.barh(place + 0.2, time, 0.36, color="#2f6fb2", label=label[1])
+    panel.axvline(1.0, color="#c2571a", linewidth=1, linestyle="--")
+    panel.set_yticks(range(len(measured)), [row["case"] for row in measured])
+    panel.invert_yaxis()
+    panel.set_xlabel("over the dense model")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+PLOTS = {
+    "comparison.svg": (comparison, "comparison.csv"),
+    "learned_ranks.svg": (learned_ranks, "controls.csv"),
+    "speed.svg": (speed, "step_times.csv"),
+}
+
+
+def main() -> None:
+    """Write every plot, with the hash of its rows, by which a test finds a plot of older ones."""
+    matplotlib.rcParams |= {"svg.hashsalt": "docs", "svg.fonttype": "none"}
+    for name, (plot, data) in PLOTS.items():
+        rows_hash = hashlib.sha256((EVIDENCE / "data" / data).read_bytes()).hexdigest()
+        about = {"Date": None, "Creator": None, "Identifier": f"{data} {rows_hash}"}
+        plot().savefig(EVIDENCE / name, metadata=about)
+
+
+if __name__ == "__main__":
+    main()
