@@ -3,7 +3,7 @@
 #   bash tests/gpu.sh                 everything at once, an hour or so
 #   bash tests/gpu.sh --minutes 9     as many cases as fit; run it again until it says that all are done
 #   bash tests/gpu.sh --rehearse 2    the same on two processes of the CPU
-# docs/gpu.md says how to read the table; --list, --only and the exit statuses are in --help.
+# docs/guides/first_gpu_run.md says how to read the table; --list, --only and the exit statuses are in --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

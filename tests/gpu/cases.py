@@ -96,7 +96,7 @@ def _losses(gpus: int) -> Iterator[Case]:
     for layout, ranks in layouts(gpus).items():
         for stage in range(4):
             for precision, settings in PRECISIONS.items():
-                # The rules of docs/engine.md.
+                # The rules of docs/reference/combinations.md.
                 if stage == 0 and (
                     precision == "fp16" or (precision == "bf16" and ranks["tensor_parallel"] > 1)
                 ):
