@@ -1,4 +1,4 @@
-"""Check and measure the product on this machine's GPUs: ``bash tests/gpu.sh``; docs/guides/first_gpu_run.md explains it.
+"""Check and measure the product on this machine's GPUs: ``bash tests/gpu.sh``.
 
 Exit status: 0 all passed; 1 all done, and some did not pass; 75 some are left, run it again; 2 the call is
 wrong, or there is no GPU to use.

@@ -140,7 +140,7 @@ def test_figures_are_judged_by_their_limits():
 
 
 def test_the_commands_of_the_page_are_accepted():
-    page = (ROOT / "docs" / "gpu.md").read_text()
+    page = (ROOT / "docs" / "guides" / "first_gpu_run.md").read_text()
     lines = re.findall(r"^(?:\S+=\S+ )*bash tests/gpu\.sh *([^#\n]*)", page, re.MULTILINE)
     assert len(lines) > 4
     for line in lines:
