@@ -1,6 +1,6 @@
 """InRank-Megatron: incremental low-rank pre-training of language models at scale."""
 
-from inrank_megatron.hf.registration import register_when_imported
+from inrank_megatron.interop.huggingface.registration import register_when_imported
 
 __version__ = "0.1.0"
 

@@ -12,12 +12,12 @@ import sys
 import time
 import traceback
 
-from inrank_megatron.checks import check
-from inrank_megatron.cli import parse
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.cli import parse
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import adopt_ranks, unused_tasks
+from inrank_megatron.distributed.watchdog import Neighbours
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import adopt_ranks, unused_tasks
-from inrank_megatron.surroundings import complete
-from inrank_megatron.training.neighbours import Neighbours
 from inrank_megatron.training.stopping import interrupt_by_warnings
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         with launch.naming_origins():
             check(launch.config, world_size=launch.world_size)
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
-        from inrank_megatron.platform import prepare_process
+        from inrank_megatron.distributed.platform import prepare_process
 
         prepare_process(
             tensor_model_parallel_size=launch.config.parallel.tensor_model_parallel_size,

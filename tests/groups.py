@@ -2,8 +2,8 @@
 
 import torch.distributed as dist
 
-from inrank_megatron.parallel import Parallel, initialise
-from inrank_megatron.platform import backend
+from inrank_megatron.distributed.platform import backend
+from inrank_megatron.distributed.process_groups import Parallel, initialise
 from tests.harness import at_end
 
 

@@ -210,7 +210,7 @@ def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
 
 
 def _join(rank: int, world_size: int, store: str) -> None:
-    from inrank_megatron.platform import prepare_process
+    from inrank_megatron.distributed.platform import prepare_process
 
     prepare_process()
     dist.init_process_group(

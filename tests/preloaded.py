@@ -5,7 +5,7 @@ That takes 4 s of a core a rank, most of what a short test takes.
 
 import gc
 
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 
 prepare_process()
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from inrank_megatron.config import from_flat
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.run import write
-from inrank_megatron.conversion.weights import Weights
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.run import write
+from inrank_megatron.interop.core.weights import Weights
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 SIZES = {"num_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "seq_length": 32, "train_iters": 1}
 

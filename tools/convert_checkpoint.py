@@ -17,11 +17,11 @@ import os
 import signal
 import sys
 
-from inrank_megatron.conversion.options import TOLERANCE
+from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, positive, tool_parser
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.surroundings import complete
-from inrank_megatron.tool_options import add_allow_pickle, add_model_description, positive, tool_parser
+from inrank_megatron.interop.core.options import TOLERANCE
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     # take memory there that a training may need.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Imported here: torch takes seconds, --help should not.
-    from inrank_megatron.conversion.command import run
+    from inrank_megatron.interop.command import run
 
     # Ends as an error does, so that what was half written goes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,9 +15,9 @@ seq_length - stride tokens of context.
 import argparse
 import sys
 
+from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, count, tool_parser
+from inrank_megatron.distributed.environment import complete
 from inrank_megatron.errors import UserError
-from inrank_megatron.surroundings import complete
-from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -25,16 +25,16 @@ def main(argv: list[str]) -> int:
     complete()
     arguments = parse(argv)
     # Imported here: torch takes seconds, --help should not.
-    from inrank_megatron.launcher import adopt_ranks
-    from inrank_megatron.platform import backend, prepare_process
+    from inrank_megatron.distributed.launcher import adopt_ranks
+    from inrank_megatron.distributed.platform import backend, prepare_process
 
     rank = 0
     try:
         rank = adopt_ranks().rank
         prepare_process()
         # After the process is prepared: these import Megatron-Core.
+        from inrank_megatron.distributed.process_groups import initialise, shutdown
         from inrank_megatron.evaluation.command import run
-        from inrank_megatron.parallel import initialise, shutdown
 
         parallel = initialise(backend=backend(), tensor_model_parallel_size=1)
         try:

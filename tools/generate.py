@@ -14,10 +14,10 @@ Text is drawn; with --greedy the likeliest token follows each time. It ends wher
 import argparse
 import sys
 
+from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, count, tool_parser
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.surroundings import complete
-from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     complete()
     arguments = parse(argv)
     # Imported here: torch takes seconds, --help should not.
-    from inrank_megatron.platform import prepare_process
+    from inrank_megatron.distributed.platform import prepare_process
 
     try:
         refuse_ranks("generate.py")

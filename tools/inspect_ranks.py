@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, count, tool_parser
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.surroundings import complete
-from inrank_megatron.tool_options import add_allow_pickle, add_model_description, count, tool_parser
 
 
 def main(argv: list[str]) -> int:
@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     complete()
     options = parse(argv)
     # Imported here: torch takes seconds, --help should not.
-    from inrank_megatron.conversion.hub import located
-    from inrank_megatron.conversion.options import options_of
     from inrank_megatron.inspection.command import print_model, print_untrained
+    from inrank_megatron.interop.core.options import options_of
+    from inrank_megatron.interop.hub import located
 
     try:
         refuse_ranks("inspect_ranks.py")

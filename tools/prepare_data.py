@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from inrank_megatron.cli import Parser, kebab
+from inrank_megatron.config.cli import Parser, kebab
+from inrank_megatron.config.schema import DataConfig
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import refuse_ranks
 from inrank_megatron.reporting.stages import shown
-from inrank_megatron.schema import DataConfig
-from inrank_megatron.surroundings import complete
 
 
 def main(argv: list[str]) -> int:

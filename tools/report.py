@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.surroundings import complete
 
 
 def main(argv: list[str]) -> int:

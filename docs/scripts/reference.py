@@ -13,10 +13,10 @@ from unittest import mock
 
 from inrank_megatron.benchmarks.command import NOTES as BENCHMARKS
 from inrank_megatron.benchmarks.command import _parse as parse_bench
-from inrank_megatron.cli import build_parser
-from inrank_megatron.config import INRANK_PRESETS, PRESETS, SIZES, sections
+from inrank_megatron.config.cli import build_parser
+from inrank_megatron.config.loading import INRANK_PRESETS, PRESETS, SIZES, sections
 from inrank_megatron.experiments.command import _parse as parse_reproduce
-from inrank_megatron.methods.registry import METHODS, idle_settings
+from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 from inrank_megatron_tools import convert_checkpoint, evaluate, generate, inspect_ranks, prepare_data
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrank_megatron.config import Config, from_flat, replace
-from inrank_megatron.layers.factorised import FactorisedLinear
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.config.loading import from_flat, replace
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.distributed.platform import backend, device
+from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
+from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.parallel import Parallel, initialise, shutdown
-from inrank_megatron.platform import backend, device
-from inrank_megatron.shapes import linear_shapes
 
 RANKS = {"tiny": 64, "small": 254, "medium": 286, "large": 312}
 """Ranks of the InRank paper (table 1, threshold 0.9); tiny has small's share of the width."""

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Callable, Iterable
 from importlib import import_module
 
-from inrank_megatron.config import GPT2_PRESETS
+from inrank_megatron.config.loading import GPT2_PRESETS
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.surroundings import complete
 
 NOTES = {
     "wire": "elements that tensor-parallel ranks send for one MLP, and operations per rank",
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         # Nothing is computed, and counts are the same everywhere.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Imported here: Megatron-Core and DeepSpeed take seconds, --help and mistakes should not.
-    from inrank_megatron.platform import prepare_process
+    from inrank_megatron.distributed.platform import prepare_process
 
     prepare_process()
     warnings.filterwarnings("ignore", category=FutureWarning)

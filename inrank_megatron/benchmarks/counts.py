@@ -23,8 +23,8 @@ from inrank_megatron.benchmarks.blocks import DENSE, Variant, phase_1, phase_2, 
 from inrank_megatron.benchmarks.collectives import Wire
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.step import training_step
+from inrank_megatron.distributed.platform import device
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
-from inrank_megatron.platform import device
 
 REPLICAS, ACCUMULATION, VOCABULARY = 2, 2, 4096
 FIRST_COLUMNS = {"tiny": 27}

@@ -24,9 +24,9 @@ from inrank_megatron.benchmarks.blocks import (
 from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.timing import Times, interleaved
-from inrank_megatron.platform import device
-from inrank_megatron.rank.buffer import default_buffer
-from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.lowrank.criteria.buffer import default_buffer
 
 SEQUENCES = {"cpu": 1, "cuda": 8}
 """Sequences of 1024 tokens (tiny: 256) that pass at once: enough to fill the device."""

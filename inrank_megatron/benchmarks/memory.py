@@ -23,7 +23,7 @@ from inrank_megatron.benchmarks.blocks import (
 )
 from inrank_megatron.benchmarks.layer import SEQUENCES, layer_variants
 from inrank_megatron.benchmarks.rows import Row
-from inrank_megatron.platform import device
+from inrank_megatron.distributed.platform import device
 
 
 def measure(preset: str, rank: int) -> Iterator[Row]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inrank_megatron.config import Config
+from inrank_megatron.config.schema import Config
 
 
 class _Block(nn.Module):

@@ -23,13 +23,13 @@ from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.benchmarks.layer import SEQUENCES, forward_backward, layer_output
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.timing import interleaved
-from inrank_megatron.config import from_flat
-from inrank_megatron.linalg.spectra import Product, Update, singular_values
-from inrank_megatron.methods.changes import LayerView
-from inrank_megatron.methods.registry import make_method
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
-from inrank_megatron.rank.buffer import default_buffer
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.lowrank.criteria.buffer import default_buffer
+from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
+from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.registry import make_method
 
 SPECTRA = {"product": "eq7", "Delta": "update"}
 """What is decomposed -> the rank criterion that asks for it."""

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from inrank_megatron.platform import device_name
+from inrank_megatron.distributed.platform import device_name
 
 WIDTH = 150
 

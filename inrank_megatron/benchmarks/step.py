@@ -17,13 +17,13 @@ from inrank_megatron.benchmarks.layer import layer_variants
 from inrank_megatron.benchmarks.plain_loop import plain_step
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.timing import interleaved
-from inrank_megatron.config import Config
-from inrank_megatron.costs import flops_per_token
+from inrank_megatron.config.costs import flops_per_token
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
 
 VOCABULARIES = {"tiny": 4096}
 GPT2_VOCABULARY = 50304

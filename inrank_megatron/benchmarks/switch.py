@@ -21,10 +21,10 @@ from inrank_megatron.benchmarks.layer import forward_backward, layer_output
 from inrank_megatron.benchmarks.rank_decisions import BATCH, step_seconds
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.timing import interleaved
-from inrank_megatron.linalg.truncation import ShardedMatrix, truncate
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
-from inrank_megatron.rank.buffer import default_buffer
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.lowrank.criteria.buffer import default_buffer
+from inrank_megatron.lowrank.linalg.truncation import ShardedMatrix, truncate
 
 WAYS = ("plain", "activation-aware")
 TARGET_SECONDS = 120

@@ -8,8 +8,8 @@ all-gather and a reduce-scatter of activations each way. Megatron's column layer
 time in the backward pass instead of keeping it; that is a row of its own. ``over reference`` compares with
 ``8 k T r``, the scheme of BOOST (arXiv 2512.12131), the best that is published. What recomputation in the
 backward pass adds is a row of its own. The first phase has two modes, of which a layer takes one by the rule
-in ``layers/factorised.py``; both are counted. The gradients of the row layer's bias and of the norms, h
-elements each and the same in every variant, are summed by the engine once a step and are not in these
+in ``lowrank/layers/factorised.py``; both are counted. The gradients of the row layer's bias and of the norms,
+h elements each and the same in every variant, are summed by the engine once a step and are not in these
 figures.
 """
 
@@ -34,8 +34,8 @@ from inrank_megatron.benchmarks.blocks import (
 from inrank_megatron.benchmarks.collectives import Traffic, traffic
 from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.benchmarks.rows import Row
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
-from inrank_megatron.parallel import Parallel
 
 TOKENS = (1024, 8192)
 

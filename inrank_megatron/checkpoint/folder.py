@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from inrank_megatron.checkpoint.disk import sync
 from inrank_megatron.checkpoint.verify import (
     FORMAT_VERSION,
     INDEX,
@@ -29,7 +30,6 @@ from inrank_megatron.checkpoint.verify import (
     read_state,
     sha256,
 )
-from inrank_megatron.disk import sync
 from inrank_megatron.errors import UserError
 
 FILE_BYTES = 2**30

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.pointers import refuse_pointer
 
 FORMAT_VERSION = 2

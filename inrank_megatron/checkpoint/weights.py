@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 
 def write_weights(

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from inrank_megatron.checkpoint.disk import sync
 from inrank_megatron.data.cache import Progress
-from inrank_megatron.disk import sync
 
 PATIENCE_SECONDS = 3
 POLL_SECONDS = 0.05

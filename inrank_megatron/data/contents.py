@@ -6,6 +6,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.batches import unigram_perplexity
 from inrank_megatron.data.cache import FileHashes, Progress, file_sha256, read_json, write_json
 from inrank_megatron.data.pieces import Piece
@@ -14,7 +15,6 @@ from inrank_megatron.data.token_file import TokenFile, beside, joined, several, 
 from inrank_megatron.data.token_store import TokenStore
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 
 FORMAT_VERSION = 2
 SUFFIXES = (".bin", ".idx", ".words.npy")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.building import SOURCES_LOCK, building, discard, locked
 from inrank_megatron.data.cache import FileHashes, Progress, quiet
 from inrank_megatron.data.contents import FORMAT_VERSION, Unusable, build, load, notes_of
@@ -17,7 +18,6 @@ from inrank_megatron.data.sources import Selection, select
 from inrank_megatron.data.token_file import TokenFile, several
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 
 _log = logging.getLogger(__name__)
 

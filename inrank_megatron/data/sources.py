@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inrank_megatron.checks import check_sources
+from inrank_megatron.config.checks import check_sources
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.corpus import Source, open_source
 from inrank_megatron.data.embedded import EmbeddedText
@@ -15,7 +16,6 @@ from inrank_megatron.data.paths import PAIR, Prefix, find
 from inrank_megatron.data.token_file import beside
 from inrank_megatron.errors import UserError
 from inrank_megatron.pointers import refuse_pointer
-from inrank_megatron.schema import DataConfig
 
 SPLITS = ("train", "valid", "test")
 MOST_WEIGHTS = 2**15 - 1  # Megatron's blending counts its sources in int16

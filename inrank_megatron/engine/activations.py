@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from inrank_megatron.distributed.platform import tensor_cores
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.gradients import input_gradients_only
 from inrank_megatron.engine.linears import Linear
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import tensor_cores
 
 _SMALLEST = 1e-6  # of the mean second moment of a layer's output gradients
 

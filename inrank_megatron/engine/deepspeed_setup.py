@@ -11,15 +11,15 @@ from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
-from inrank_megatron.config import Config
-from inrank_megatron.costs import LARGEST_BUCKET, overlaps_reductions, reduction_bucket
+from inrank_megatron.config.costs import LARGEST_BUCKET, overlaps_reductions, reduction_bucket
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.process_groups import DeepSpeedMPU, Parallel
 from inrank_megatron.engine.optimizers import build_optimizer, kind_of
 from inrank_megatron.engine.overlap import await_reductions_on_the_device, bf16_as_other_precisions
 from inrank_megatron.engine.step_report import leave_overflow_to_the_norm
 from inrank_megatron.engine.zero_state import Masters
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.factorised import FactorisedLinear
-from inrank_megatron.parallel import DeepSpeedMPU, Parallel
+from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
@@ -62,7 +62,7 @@ def deepspeed_config(
     Args:
         trained, largest: entries of this rank's shards of all trained parameters, and of the largest.
         device: what the run trains on.
-        extra: what of a user's file is passed through (``deepspeed_json.py``).
+        extra: what of a user's file is passed through (``config/deepspeed_json.py``).
     """
     stage = config.parallel.zero_stage
     zero = (extra or {}).get("zero_optimization", {})

@@ -1,7 +1,7 @@
 """The training engine: a model under DeepSpeed ZeRO whose factors grow and whose structure changes once.
 
-It carries out the changes that methods ask for (``methods/changes.py``) on parameters, FP32 masters and
-optimizer moments, and knows no method by name.
+It carries out the changes that methods ask for (``lowrank/methods/changes.py``) on parameters, FP32 masters
+and optimizer moments, and knows no method by name.
 """
 
 import gc
@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrank_megatron.config import Config
-from inrank_megatron.engine import deepspeed_setup, factor_surgery, truncation, zero_state
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.platform import release_memory
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine import deepspeed_setup, truncation, zero_state
+from inrank_megatron.engine import factor_updates as factor_surgery
 from inrank_megatron.engine.activations import activation_moments, output_gradient_scales
-from inrank_megatron.engine.columns import drawn_columns, norm_like
 from inrank_megatron.engine.diagnosis import first_non_finite
+from inrank_megatron.engine.factor_init import drawn_columns, norm_like
 from inrank_megatron.engine.fragments import finish_writes
 from inrank_megatron.engine.linears import find_linears
 from inrank_megatron.engine.loss_scaling import LossScaling
@@ -28,8 +31,8 @@ from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.step_report import StepReport, norms_through
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.methods.changes import (
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.changes import (
     Change,
     InitialiseFactors,
     LayerView,
@@ -41,8 +44,6 @@ from inrank_megatron.methods.changes import (
     Spectrum,
 )
 from inrank_megatron.model.initialise import named_generator
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import release_memory
 
 START_SCALE_STEP = 16  # of 40 binary orders of float16: coarse, but no gradient vanishes for it
 MicroBatch = tuple[Tensor, Tensor]  # tokens [B, S], labels [B, S], int64

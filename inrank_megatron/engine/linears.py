@@ -9,8 +9,8 @@ from torch.distributed import ProcessGroup
 
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.zero_state import read_master
-from inrank_megatron.layers.factorised import FactorisedLinear
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
+from inrank_megatron.lowrank.linalg.factors import gather_matrix
 
 
 @dataclass(frozen=True)

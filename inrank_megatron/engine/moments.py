@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from inrank_megatron.engine.optimizers import ADAM_MOMENTS
-from inrank_megatron.linalg.factors import cut_matrix, gather_matrix
+from inrank_megatron.lowrank.linalg.factors import cut_matrix, gather_matrix
 
 
 def fill_second_moment(parameter: Tensor, dim: int, start: int, stop: int) -> None:

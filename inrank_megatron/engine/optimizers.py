@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inrank_megatron.config import Config
+from inrank_megatron.config.schema import Config, OptimizerConfig
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import OptimizerConfig
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inrank_megatron.distributed.platform import device_name
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.errors import UserError
-from inrank_megatron.platform import device_name
 
 # 64-bit words that are mixed at once: the caches of a CPU hold the first; on a GPU, where every chunk costs a
 # dozen launches, most tensors are one chunk of the second, and 32 MiB for each intermediate are no matter.

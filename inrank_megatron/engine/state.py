@@ -13,14 +13,14 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from inrank_megatron.accounting import differences
+from inrank_megatron.checkpoint.accounting import differences
 from inrank_megatron.engine import zero_state
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import finish_writes, read_value, write_value
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from inrank_megatron.model.initialise import shard, whole_shape
 from inrank_megatron.model.vocabulary import WholeTensors
 

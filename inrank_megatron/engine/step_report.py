@@ -17,7 +17,7 @@ from deepspeed.runtime import utils as deepspeed_utils
 from deepspeed.runtime.zero import stage3, stage_1_and_2
 from torch import Tensor
 
-from inrank_megatron.parallel import Parallel
+from inrank_megatron.distributed.process_groups import Parallel
 
 NOTICES = 2
 """The largest notice that a rank can give the others."""

@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine.layer_distribution import own_layers, shared_over_replicas, shared_spectra
 from inrank_megatron.engine.linears import Linear
-from inrank_megatron.engine.work_sharing import own_layers, shared_over_replicas, shared_spectra
-from inrank_megatron.linalg.orthogonal import product_svd
-from inrank_megatron.linalg.truncation import ShardedMatrix, output_energies, truncate
-from inrank_megatron.parallel import Parallel
+from inrank_megatron.lowrank.linalg.orthogonal import product_svd
+from inrank_megatron.lowrank.linalg.truncation import ShardedMatrix, output_energies, truncate
 
 Shards = dict[str, tuple[Tensor, Tensor]]
 """By layer, this rank's ``(left [O/n, c], right [c, I/n])``, FP32, the same on all data-parallel replicas."""
@@ -36,7 +36,7 @@ class Weighing:
     """What errors are weighed with; empty: nothing, so that a matrix counts as it is.
 
     Args:
-        moments: second moments of activations (``engine/activations.py``), at least of the layers that this
+        moments: second moments of activations (``activations.py``), at least of the layers that this
             replica owns, FP32.
         outputs: d, by layer, of the output features [O/n] of a column layer, [O] of a row layer.
     """

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from inrank_megatron.conversion.options import options_of
+from inrank_megatron.config.out_of_memory import or_on_the_cpu, within_memory
 from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import Model, find_model
 from inrank_megatron.evaluation.perplexity import Score, total_loss
 from inrank_megatron.evaluation.texts import Text, check_tokens, dataset_split, files, own_split
 from inrank_megatron.evaluation.windows import SlidingWindows
-from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
+from inrank_megatron.interop.core.options import options_of
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.learnt import tells_of_words
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inrank_megatron.conversion import formats
-from inrank_megatron.conversion.formats import read_weights, reading
-from inrank_megatron.conversion.gpt import Forward, gpt_forward
-from inrank_megatron.conversion.hf_config import CONFIG
-from inrank_megatron.conversion.hf_factorised import in_memory
-from inrank_megatron.conversion.hf_files import SafetensorsFolder
-from inrank_megatron.conversion.hf_model import auto_model, forward_of
-from inrank_megatron.conversion.hub import local_notes, located
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.tokenizer_files import has_tokenizer
 from inrank_megatron.errors import Unsupported, UserError
+from inrank_megatron.interop import formats
+from inrank_megatron.interop.core.gpt import Forward, gpt_forward
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.tokenizer_files import has_tokenizer
+from inrank_megatron.interop.formats import read_weights, reading
+from inrank_megatron.interop.hub import local_notes, located
+from inrank_megatron.interop.huggingface.config import CONFIG
+from inrank_megatron.interop.huggingface.factorised import in_memory
+from inrank_megatron.interop.huggingface.files import SafetensorsFolder
+from inrank_megatron.interop.huggingface.model import auto_model, forward_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.conversion.gpt import Forward
-from inrank_megatron.device_copies import to_device
+from inrank_megatron.config.out_of_memory import or_on_the_cpu, within_memory
+from inrank_megatron.distributed.device_copies import to_device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.windows import SlidingWindows
-from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
-from inrank_megatron.parallel import Parallel
+from inrank_megatron.interop.core.gpt import Forward
 
 
 @dataclass(frozen=True)

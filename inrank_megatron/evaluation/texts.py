@@ -6,7 +6,8 @@ from typing import Any
 
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.checkpoint.weights import is_weights_only
-from inrank_megatron.config import load
+from inrank_megatron.config.loading import load
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.batches import CHUNK_TOKENS
 from inrank_megatron.data.hub import load_splits
 from inrank_megatron.data.prepare import PreparedData, prepare
@@ -14,7 +15,6 @@ from inrank_megatron.data.sources import Part, Selection
 from inrank_megatron.data.token_file import TokenFile, joined
 from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 
 NAMES = 6
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from inrank_megatron.rank.buffer import default_buffer
+from inrank_megatron.lowrank.criteria.buffer import default_buffer
 
 FIRST = "InRank-Efficient, grown"
 """The arm whose ranks size the arms that are compared at "the found rank"."""

@@ -8,8 +8,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from inrank_megatron.launcher import refuse_ranks
-from inrank_megatron.surroundings import complete
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 
 NOTES = {
     "teacher": "does InRank find the rank of a linear teacher?",
@@ -26,11 +26,11 @@ def main(argv: list[str]) -> None:
     if options.what == "compare":
         return _compare(options)
     # Imported here: Megatron-Core and DeepSpeed take seconds, --help and mistakes should not.
-    from inrank_megatron.platform import backend, prepare_process
+    from inrank_megatron.distributed.platform import backend, prepare_process
 
     prepare_process()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from inrank_megatron.parallel import initialise, shutdown
+    from inrank_megatron.distributed.process_groups import initialise, shutdown
 
     parallel = initialise(backend=backend(), tensor_model_parallel_size=1)
     module = import_module(f"inrank_megatron.experiments.{options.what}")

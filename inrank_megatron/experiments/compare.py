@@ -15,8 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from statistics import fmean
 
-from inrank_megatron.cli import parse
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config.cli import parse
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.arms import (
     ARMS,
@@ -30,7 +32,6 @@ from inrank_megatron.experiments.arms import (
     row,
 )
 from inrank_megatron.reporting.run import Run, read_run
-from inrank_megatron.shapes import linear_shapes
 
 SETTINGS = "compare.json"
 LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
@@ -161,7 +162,7 @@ def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
     if not study.jobs:
         return
     # Imported here: torch takes seconds, and to read what is there needs none of it.
-    from inrank_megatron.platform import device_count
+    from inrank_megatron.distributed.platform import device_count
 
     visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), device_count()
     workers: SimpleQueue[int] = SimpleQueue()

@@ -12,18 +12,19 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from inrank_megatron.checks import pad_vocabulary
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config.checks import pad_vocabulary
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.data.batches import TrainBatches
 from inrank_megatron.data.prepare import PreparedData, prepare
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.experiments.driver import Batches, Outcome, chosen, refound, train
 from inrank_megatron.inspection.untrained import untrained_ranks
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
 from inrank_megatron.reporting.run import depth
-from inrank_megatron.shapes import linear_shapes
 
 SETTINGS = {
     "num_layers": 4,

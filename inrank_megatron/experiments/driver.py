@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inrank_megatron.config import Config
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine import deepspeed_setup
 from inrank_megatron.engine.engine import Engine, MicroBatch, ModelFactory
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.methods.changes import LayerView
-from inrank_megatron.methods.registry import make_method
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
-from inrank_megatron.rank.criteria import grow, update_ratio
+from inrank_megatron.lowrank.criteria.explained_ratio import grow, update_ratio
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.training.schedule import learning_rate
 
 Batches = Callable[[int], Iterable[MicroBatch]]

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.experiments.driver import chosen, refound, smallest_rank, train
-from inrank_megatron.layers.factorised import ColumnParallelFactorised
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.initialise import draw_weight
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import device
 
 LINEAR = "linear"
 

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from inrank_megatron.conversion.options import options_of
+from inrank_megatron.config.out_of_memory import or_on_the_cpu, within_memory
 from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.distributed.platform import device
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.generate import (
@@ -15,8 +16,7 @@ from inrank_megatron.generation.generate import (
     new_tokens,
     prompt_ids,
 )
-from inrank_megatron.out_of_memory import or_on_the_cpu, within_memory
-from inrank_megatron.platform import device
+from inrank_megatron.interop.core.options import options_of
 from inrank_megatron.reporting.console import unless_nobody_reads
 
 BETWEEN = "---"

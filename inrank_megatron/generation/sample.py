@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from inrank_megatron.conversion.options import Options
 from inrank_megatron.data.token_file import TokenFile
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.generate import Sampling, continuations, new_tokens, prompt_ids
+from inrank_megatron.interop.core.options import Options
 from inrank_megatron.reporting.files import SAMPLE, write_atomically
 
 MOST_PARAMETERS = 150_000_000  # of which a CPU makes the text within seconds

@@ -14,17 +14,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron import costs
-from inrank_megatron.conversion.formats import read_weights
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.weights import Weights
+from inrank_megatron.config import costs
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.inspection.untrained import untrained_ranks
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.linalg.factors import check_finite
-from inrank_megatron.linalg.spectra import Product, Update, singular_values
-from inrank_megatron.methods.changes import LayerView
-from inrank_megatron.methods.growth import GrowthRule
-from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.weights import Weights
+from inrank_megatron.interop.formats import read_weights
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.linalg.factors import check_finite
+from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
+from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.growth import GrowthRule
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from statistics import fmean
 
 import torch
 
-from inrank_megatron.checks import check
-from inrank_megatron.config import Config, from_flat
-from inrank_megatron.linalg.columns import whole_columns
-from inrank_megatron.methods.changes import LayerView
-from inrank_megatron.methods.inrank import InRank
-from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.lowrank.linalg.columns import whole_columns
+from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.inrank import InRank
 
 SEEDS = (0, 1, 2)
 PAPER_WIDTHS, PAPER_THRESHOLDS = (768, 1024, 1280), (0.8, 0.85, 0.9)

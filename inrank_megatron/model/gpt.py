@@ -18,14 +18,16 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from inrank_megatron.config import Config
-from inrank_megatron.costs import precision
-from inrank_megatron.determinism import is_deterministic
-from inrank_megatron.layers.factorised import (
+from inrank_megatron.config.costs import precision
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import QKV, is_llama, linear_shapes
+from inrank_megatron.distributed.determinism import is_deterministic
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.lowrank.layers.factorised import (
     ColumnParallelFactorised,
     RowParallelFactorised,
 )
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.initialise import draw_tensor, initial_shapes, initialise_parameters
 from inrank_megatron.model.modules import (
     IndexedEmbedding,
@@ -36,8 +38,6 @@ from inrank_megatron.model.modules import (
 )
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.model.separate_qkv import SeparateQKV
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.shapes import QKV, is_llama, linear_shapes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

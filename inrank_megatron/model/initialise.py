@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from inrank_megatron.linalg.factors import cut_matrix
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.lowrank.linalg.factors import cut_matrix
 from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY
-from inrank_megatron.parallel import Parallel
 
 RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 QKV_LINEAR = "self_attention.linear_qkv"

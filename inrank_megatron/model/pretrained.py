@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from inrank_megatron.accounting import differences
+from inrank_megatron.checkpoint.accounting import differences
+from inrank_megatron.config.shapes import QKV
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.initialise import QKV_LINEAR
 from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, WholeTensors, WithoutSpareRows
-from inrank_megatron.shapes import QKV
 
 
 class PretrainedWeights:

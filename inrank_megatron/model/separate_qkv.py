@@ -9,9 +9,9 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor, nn
 
-from inrank_megatron.layers.factorised import ColumnParallelFactorised
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.shapes import QKV
+from inrank_megatron.config.shapes import QKV
+from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 
 class SeparateQKV(nn.Module):

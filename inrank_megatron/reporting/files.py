@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.disk import sync
+from inrank_megatron.checkpoint.disk import sync
 from inrank_megatron.errors import UserError
 
 METRICS, RANKS, SAMPLE = "metrics.jsonl", "ranks.jsonl", "sample.json"

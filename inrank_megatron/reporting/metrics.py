@@ -64,7 +64,7 @@ class MetricsWriter:
         """One optimizer step: ``loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens`` (cumulative),
         ``tokens_per_second``, ``tflops_per_second`` (per device), ``utilisation`` (0 to 1, or None),
         ``loss_scale`` (None without), ``skipped_steps`` so far, ``tokens_per_second_per_device``,
-        the peak of rank 0's memory since the last such record (``peak_memory.py``),
+        the peak of rank 0's memory since the last such record (``distributed/peak_memory.py``),
         ``mean_rank``, ``phase`` (0 dense, 1 W0 + UV, 2 U*V*) and ``elapsed_seconds`` since the run began.
         ``step`` counts completed steps from 1.
         """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.config import read_yaml
+from inrank_megatron.config.loading import read_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import SAMPLE, is_there, read_records
 from inrank_megatron.reporting.sound import fault_of_summary, is_sound

@@ -3,10 +3,10 @@
 import itertools
 from typing import Any, NamedTuple
 
+from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.plots import magnitude
 from inrank_megatron.reporting.run import Record, Run
-from inrank_megatron.sizes import shown_size
 
 UNKNOWN = "-"
 PHASE_TITLES = {0: "dense", 1: "phase 1: W0 + UV", 2: "phase 2: U*V*"}

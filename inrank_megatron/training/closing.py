@@ -6,8 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from inrank_megatron.config import Config, load, replace
-from inrank_megatron.defaults import RUN_CONFIG, find_config, shown_path
+from inrank_megatron.config.defaults import RUN_CONFIG, find_config, shown_path
+from inrank_megatron.config.loading import load, replace
+from inrank_megatron.config.schema import Config
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.learnt import sample_lines, size, verdict
 from inrank_megatron.reporting.report import unfinished

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from inrank_megatron.data.batches import EvalWindows
-from inrank_megatron.device_copies import to_device
+from inrank_megatron.distributed.device_copies import to_device
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.parallel import Parallel
 
 # The answer is read from the device, which then has nothing to do until the host has sent the next pass.
 PASSES_BETWEEN_QUESTIONS = 8

@@ -9,23 +9,23 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.weights import is_weights_only
-from inrank_megatron.checks import Topology
-from inrank_megatron.config import Config
+from inrank_megatron.config import costs
+from inrank_megatron.config.checks import Topology
+from inrank_megatron.config.out_of_memory import is_shortage
+from inrank_megatron.config.schema import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
-from inrank_megatron.device_copies import to_device
+from inrank_megatron.distributed.device_copies import to_device
+from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest
 from inrank_megatron.engine.engine import Engine, MicroBatch, StepResult
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
 from inrank_megatron.errors import UserError
-from inrank_megatron.methods.changes import Method, Refactor, SetRank
-from inrank_megatron.out_of_memory import is_shortage
-from inrank_megatron.peak_memory import Peak, PeakMemory, largest
+from inrank_megatron.lowrank.methods.changes import Method, Refactor, SetRank
 from inrank_megatron.training.evaluate import evaluate
-from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.run_folder import RunFolder
+from inrank_megatron.training.run_logger import Journal
 from inrank_megatron.training.saving import Saver, Standing
 from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.stopping import StopRequest

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
-from inrank_megatron.config import Config, flatten, load
+from inrank_megatron.config.loading import flatten, load
+from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.pretrained import PretrainedWeights

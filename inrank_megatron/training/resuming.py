@@ -8,7 +8,7 @@ from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.vocabulary import WithoutSpareRows
 
 

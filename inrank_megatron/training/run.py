@@ -6,38 +6,39 @@ from contextlib import nullcontext
 
 from rich.console import Console
 
-from inrank_megatron import costs
-from inrank_megatron import parallel as processes
 from inrank_megatron.checkpoint.folder import Checkpoint, peek
-from inrank_megatron.checks import Topology, check
-from inrank_megatron.cli import Launch
-from inrank_megatron.config import Config, resolve
+from inrank_megatron.config import costs
+from inrank_megatron.config.checks import Topology, check
+from inrank_megatron.config.cli import Launch
+from inrank_megatron.config.deepspeed_json import passthrough
+from inrank_megatron.config.loading import resolve
+from inrank_megatron.config.out_of_memory import advice, within_memory
+from inrank_megatron.config.plan import make_plan, render
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.data.sources import select
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
-from inrank_megatron.deepspeed_json import passthrough
+from inrank_megatron.data.vocabulary import planned_vocabulary
+from inrank_megatron.distributed import process_groups as processes
+from inrank_megatron.distributed.launcher import launcher_ranks
+from inrank_megatron.distributed.platform import backend, check_precision, device, device_name, mixed_devices
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.distributed.rendezvous import meet
+from inrank_megatron.distributed.watchdog import GRACE_SECONDS, Neighbours
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.errors import UserError
-from inrank_megatron.launcher import launcher_ranks
-from inrank_megatron.meeting import meet
-from inrank_megatron.methods.registry import make_method
-from inrank_megatron.methods.schedule import switch_step
+from inrank_megatron.lowrank.methods.registry import make_method
+from inrank_megatron.lowrank.methods.schedule import switch_step
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
-from inrank_megatron.out_of_memory import advice, within_memory
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.plan import make_plan, render
-from inrank_megatron.platform import backend, check_precision, device, device_name, mixed_devices
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.stages import shown
-from inrank_megatron.shapes import linear_shapes
-from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Progress, Trainer, resume_progress
-from inrank_megatron.training.neighbours import GRACE_SECONDS, Neighbours
 from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
 from inrank_megatron.training.run_folder import (
@@ -47,10 +48,10 @@ from inrank_megatron.training.run_folder import (
     claim,
     settings_in_common,
 )
+from inrank_megatron.training.run_logger import Journal
 from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.stopping import StopRequest
 from inrank_megatron.training.summary import is_finished, write_summary
-from inrank_megatron.vocabulary import planned_vocabulary
 
 FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
 # What the machine refuses, rather than the program.

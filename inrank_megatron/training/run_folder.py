@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from inrank_megatron.checkpoint.disk import sync
 from inrank_megatron.checkpoint.folder import (
     Checkpoint,
     is_set_aside,
@@ -21,12 +22,12 @@ from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.checkpoint.retention import go_back, tidy
 from inrank_megatron.checkpoint.verify import check_resumable
 from inrank_megatron.checkpoint.weights import is_weights_only
-from inrank_megatron.config import Config, flatten, load, sections, to_yaml
+from inrank_megatron.config.loading import flatten, load, sections, to_yaml
+from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer
-from inrank_megatron.disk import sync
 from inrank_megatron.errors import UserError
-from inrank_megatron.methods.registry import idle_settings
-from inrank_megatron.methods.switch import Switch
+from inrank_megatron.lowrank.methods.registry import idle_settings
+from inrank_megatron.lowrank.methods.switch import Switch
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 from inrank_megatron.training.run_place import refuse_unwritable, strangers
 from inrank_megatron.training.schedule import changed_rate

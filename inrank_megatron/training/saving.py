@@ -13,10 +13,10 @@ from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.checkpoint.retention import prune
-from inrank_megatron.config import Config
-from inrank_megatron.memory import available_memory
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.training.journal import Journal
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.memory import available_memory
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.training.run_logger import Journal
 
 MEMORY_SHARE = 0.5  # of what is available: the rest is for batches, page cache and the gathering of tensors
 POLL_SECONDS = 1.0  # ranks that wait meet so often: no collective waits for the disk until its timeout

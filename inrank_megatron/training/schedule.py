@@ -2,7 +2,7 @@
 
 import math
 
-from inrank_megatron.config import Config
+from inrank_megatron.config.schema import Config
 
 
 def learning_rate(step: int, config: Config) -> float:

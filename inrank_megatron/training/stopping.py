@@ -4,7 +4,7 @@ import signal
 import time
 from types import FrameType
 
-from inrank_megatron.training.neighbours import Neighbours
+from inrank_megatron.distributed.watchdog import Neighbours
 
 # Batch systems warn of a time limit with one of these, which end a process unless it listens.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)

@@ -4,13 +4,13 @@ import json
 import platform as python_platform
 from importlib.metadata import version
 
-from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import Checkpoint
-from inrank_megatron.config import Config
+from inrank_megatron.config import costs
+from inrank_megatron.config.schema import Config
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.prepare import PreparedData
-from inrank_megatron.peak_memory import Peak, largest
-from inrank_megatron.platform import device_name
+from inrank_megatron.distributed.peak_memory import Peak, largest
+from inrank_megatron.distributed.platform import device_name
 from inrank_megatron.reporting.files import write_atomically
 from inrank_megatron.reporting.sound import fault_of_summary
 from inrank_megatron.training.loop import PHASE_1_COLUMNS, Trainer

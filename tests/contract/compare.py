@@ -2,7 +2,7 @@
 
 import functools
 
-from inrank_megatron.methods.changes import Change
+from inrank_megatron.lowrank.methods.changes import Change
 from tests.contract.sessions import LAYOUTS, METHODS, run
 from tests.contract.settings import Case, changes
 from tests.harness import run_ranks

@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.distributed.platform import device
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
 from inrank_megatron.engine.zero_state import ParameterState, read_state, write_state
 from inrank_megatron.errors import UserError
-from inrank_megatron.methods.changes import Method, Refactor
-from inrank_megatron.methods.registry import make_method
-from inrank_megatron.methods.schedule import SWITCHING
+from inrank_megatron.lowrank.methods.changes import Method, Refactor
+from inrank_megatron.lowrank.methods.registry import make_method
+from inrank_megatron.lowrank.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.platform import device
-from inrank_megatron.shapes import linear_shapes
 from inrank_megatron.training.pretrained import read_pretrained
 from inrank_megatron.training.schedule import learning_rate
 from tests.groups import join

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 
-from inrank_megatron.checks import check
+from inrank_megatron.config.checks import check
 from inrank_megatron.errors import UserError
 from tests.contract.sessions import LAYOUTS, METHODS, VOCABULARY, configuration
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from inrank_megatron.linalg import oracle
+from inrank_megatron.lowrank.linalg import oracle
 from tests.contract.sessions import (
     CHECK,
     LAYOUTS,

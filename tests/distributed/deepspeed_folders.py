@@ -5,7 +5,7 @@ from torch import Tensor
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.state import whole_tensors
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from tests.contract.sessions import Layout, build
 
 

@@ -9,7 +9,7 @@ import runpy
 import time
 from pathlib import Path
 
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 
 PRETRAIN = Path(__file__).resolve().parents[2] / "launch" / "pretrain_gpt2.py"
 DWELL, PHASE_FILE = "TEST_DWELL", "TEST_PHASE_FILE"

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import torch
 
-from inrank_megatron.checks import check
-from inrank_megatron.config import from_flat
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.loading import from_flat
 from inrank_megatron.data.batches import EvalWindows
 from inrank_megatron.data.token_file import TokenFile
+from inrank_megatron.distributed.process_groups import initialise
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.parallel import initialise
 from inrank_megatron.training.evaluate import evaluate
 from tests.harness import at_end
 

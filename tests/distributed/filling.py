@@ -4,7 +4,7 @@ import os
 import runpy
 from pathlib import Path
 
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 
 PRETRAIN = Path(__file__).resolve().parents[2] / "launch" / "pretrain_gpt2.py"
 

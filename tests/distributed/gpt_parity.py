@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.initialise import named_generator, shard, whole_shape
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.shapes import linear_shapes
 from tests.groups import join
 
 VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 100, 2, 32, 4, 16

@@ -3,13 +3,13 @@
 import torch
 
 from inrank_megatron.benchmarks.memory import LiveStorages
-from inrank_megatron.checks import check
-from inrank_megatron.config import from_flat, resolve
-from inrank_megatron.costs import memory_per_device
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.costs import memory_per_device
+from inrank_megatron.config.loading import from_flat, resolve
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import DTYPES, GPTFactory, precision
-from inrank_megatron.shapes import linear_shapes
 from tests.groups import join
 
 VOCABULARY = 2048

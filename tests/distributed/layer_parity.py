@@ -13,11 +13,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inrank_megatron.layers import factorised
-from inrank_megatron.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
-from inrank_megatron.layers.oracle import SerialFactorised
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.platform import device
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.lowrank.layers import factorised
+from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
+from inrank_megatron.lowrank.layers.oracle import SerialFactorised
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from tests.groups import join
 
 SEQUENCE, BATCH, INPUTS, OUTPUTS = 8, 2, 12, 20

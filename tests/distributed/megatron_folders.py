@@ -14,16 +14,16 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 
-from inrank_megatron.config import Config
-from inrank_megatron.config import replace as with_settings
-from inrank_megatron.conversion import megatron
-from inrank_megatron.conversion.gpt import gpt_forward
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.weights import Weights, weight_shapes
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.config.loading import replace as with_settings
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.interop.core.gpt import gpt_forward
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.weights import Weights, weight_shapes
+from inrank_megatron.interop.megatron import checkpoint as megatron
+from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.initialise import named_generator
-from inrank_megatron.platform import device
 from tests.distributed.gpt_parity import (
     LENGTH,
     PADDED,

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from inrank_megatron.training import hosts
+from inrank_megatron.distributed import hosts
 from tests.harness import PRETRAIN
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x20000000, 0x40000000

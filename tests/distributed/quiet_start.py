@@ -2,7 +2,7 @@
 
 import sys
 
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 
 if __name__ == "__main__":
     prepare_process()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 
 PRETRAIN = Path(__file__).resolve().parents[2] / "launch" / "pretrain_gpt2.py"
 PIECE = 2**16

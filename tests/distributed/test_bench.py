@@ -9,7 +9,7 @@ import torch.distributed as dist
 from inrank_megatron.benchmarks.blocks import DENSE, RANKS, phase_1, phase_2
 from inrank_megatron.benchmarks.collectives import Traffic, count, traffic
 from inrank_megatron.benchmarks.wire import mlp_pass, more_tokens
-from inrank_megatron.parallel import initialise
+from inrank_megatron.distributed.process_groups import initialise
 from tests.forked import run_forked
 from tests.harness import ROOT, run_ranks
 

@@ -8,7 +8,7 @@ import torch
 from megatron.core.tensor_parallel import checkpoint
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
 
-from inrank_megatron.parallel import initialise
+from inrank_megatron.distributed.process_groups import initialise
 from tests.distributed.minimal_engine import train
 from tests.harness import run_ranks, run_script
 

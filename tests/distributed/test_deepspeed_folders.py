@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from inrank_megatron.config import to_yaml
-from inrank_megatron.conversion import deepspeed_folder
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.config.loading import to_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.layers import inspect
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.deepspeed import folder as deepspeed_folder
 from tests.contract.sessions import VOCABULARY, Layout, configuration
 from tests.distributed import deepspeed_folders as ranks
 from tests.harness import run_ranks

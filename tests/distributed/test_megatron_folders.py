@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron.config import to_yaml
-from inrank_megatron.conversion import megatron, run
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.restricted_pickle import load_metadata
-from inrank_megatron.conversion.torch_dist import Storage
+from inrank_megatron.config.loading import to_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.layers import inspect
+from inrank_megatron.interop.core import run
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.restricted_pickle import load_metadata
+from inrank_megatron.interop.megatron import checkpoint as megatron
+from inrank_megatron.interop.megatron.torch_dist import Storage
 from tests.distributed import megatron_folders as ranks
 from tests.distributed.gpt_parity import VOCABULARY, configuration
 from tests.harness import run_ranks

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from inrank_megatron.config import from_flat, to_yaml
-from inrank_megatron.conversion import reference, run
-from inrank_megatron.conversion.gpt import gpt_forward
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.config.loading import from_flat, to_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.layers import inspect
 from inrank_megatron.inspection.show import to_json
+from inrank_megatron.interop.core import run
+from inrank_megatron.interop.core.gpt import gpt_forward
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.inrank_reference import checkpoint as reference
 from tests.harness import ROOT, run_ranks
 from tools.inspect_ranks import main
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from inrank_megatron.config import load
+from inrank_megatron.config.loading import load
 from tests.distributed.launches import TINY, Launch, data_flags, last_step, launch, records
 
 DENSE = [*TINY[1 : TINY.index("--rank-check-interval")], "--lr-warmup-iters", "2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, published
-from inrank_megatron.cli import parse
+from inrank_megatron.config.cli import parse
 from inrank_megatron.data.tokenizer import train_tokenizer
 from inrank_megatron.training.run_folder import FolderLock, RunFolder, claim
 from tests.distributed.launches import TINY, Launch, data_flags, launch, records

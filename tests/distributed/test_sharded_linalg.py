@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.linalg import oracle, spectra, truncation
-from inrank_megatron.linalg.orthogonal import orthonormal_columns, product_svd
-from inrank_megatron.linalg.spectra import Product, Update
-from inrank_megatron.linalg.truncation import ShardedMatrix
+from inrank_megatron.lowrank.linalg import oracle, spectra, truncation
+from inrank_megatron.lowrank.linalg.orthogonal import orthonormal_columns, product_svd
+from inrank_megatron.lowrank.linalg.spectra import Product, Update
+from inrank_megatron.lowrank.linalg.truncation import ShardedMatrix
 from tests.harness import run_ranks
 
 O, I = 48, 20  # noqa: E741 - the project's letter for input features

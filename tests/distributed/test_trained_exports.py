@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from inrank_megatron.checkpoint.folder import Checkpoint
-from inrank_megatron.config import load
-from inrank_megatron.conversion.command import run as convert
-from inrank_megatron.conversion.formats import writable
-from inrank_megatron.conversion.hf_model import auto_model
+from inrank_megatron.config.loading import load
 from inrank_megatron.data.batches import TrainBatches
 from inrank_megatron.data.prepare import prepare
 from inrank_megatron.generation.command import run as generate
+from inrank_megatron.interop.command import run as convert
+from inrank_megatron.interop.formats import writable
+from inrank_megatron.interop.huggingface.model import auto_model
 from tests.distributed.evaluate_runs import evaluations
 from tests.distributed.launches import TINY, data_flags, launch, records
 from tests.harness import run_ranks

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.run import open_weights
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.run import open_weights
 from tests.distributed.launches import TINY, data_flags, launch
 from tests.forked import run_forked
 from tests.harness import ROOT, free_port

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from inrank_megatron.engine.linears import Linear
 from inrank_megatron.engine.truncation import Weighing, truncated
-from inrank_megatron.linalg import oracle
-from inrank_megatron.linalg.factors import gather_matrix
+from inrank_megatron.lowrank.linalg import oracle
+from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from tests.groups import join
 from tests.harness import run_ranks
 

@@ -30,17 +30,17 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from inrank_megatron import platform
-from inrank_megatron.launcher import Ranks
-from inrank_megatron.linalg import cores
-from inrank_megatron.meeting import Meeting
-from inrank_megatron.parallel import Parallel, initialise, shutdown
+from inrank_megatron.distributed import platform
+from inrank_megatron.distributed.launcher import Ranks
+from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
+from inrank_megatron.distributed.rendezvous import Meeting
+from inrank_megatron.lowrank.linalg import cores
 from inrank_megatron.training import saving
 from tests.emulated.races import UnderWay, watch_collectives
 from tests.emulated.rules import NAME, Collective, Log, Rules, place_now, refuse
 from tests.forked import server
 
-ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.parallel:largest"}
+ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.distributed.process_groups:largest"}
 """Where a 1 that is read would be a request to stop."""
 
 

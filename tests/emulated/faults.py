@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.layers import factorised
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers import factorised
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.parallel import Parallel
 from tests.contract.sessions import ACCUMULATION, LAYOUTS, PADDED, VOCABULARY, configuration
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Log

@@ -6,13 +6,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from inrank_megatron.conversion.gpt import gpt_logits
 from inrank_megatron.data.batches import EvalWindows
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.evaluation.perplexity import total_loss
 from inrank_megatron.evaluation.windows import SlidingWindows
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.interop.core.gpt import gpt_logits
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.training.evaluate import evaluate
 from tests.contract.sessions import ACCUMULATION, LAYOUTS, PADDED, VOCABULARY, configuration

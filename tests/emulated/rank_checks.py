@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inrank_megatron.device_copies import to_device
-from inrank_megatron.engine.work_sharing import own_layers, shared_spectra
-from inrank_megatron.linalg.spectra import Product, Update, singular_values
+from inrank_megatron.distributed.device_copies import to_device
+from inrank_megatron.engine.layer_distribution import own_layers, shared_spectra
+from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Wait
 

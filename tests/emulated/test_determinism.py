@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 from tests.emulated.device import run_emulated
 
 

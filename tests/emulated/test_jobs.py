@@ -15,7 +15,7 @@ def test_nccl_connects_where_its_errors_have_a_message():
     """It does so at its first collective: that is one of joining, over all ranks, and awaited."""
     first, *others = joined().collectives
     assert (first.name, first.group) == ("allreduce_", "4 ranks") and not others
-    assert [wait.place for wait in joined().waits] == ["inrank_megatron.parallel:_connect"]
+    assert [wait.place for wait in joined().waits] == ["inrank_megatron.distributed.process_groups:_connect"]
 
 
 def test_the_store_waits_as_long_as_collectives():

@@ -11,7 +11,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def threads(local_world_size: int, given: str | None) -> tuple[int, int]:
     """Of rank 0, before and in a launch that says nothing of them, or what ``given`` says."""
-    from inrank_megatron.platform import prepare_process
+    from inrank_megatron.distributed.platform import prepare_process
 
     torch.set_num_threads(CORES + 3)
     before = torch.get_num_threads()

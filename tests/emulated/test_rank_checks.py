@@ -6,11 +6,11 @@ from tests.emulated import rank_checks
 from tests.emulated.device import run_emulated
 
 WAITS = {
-    "inrank_megatron.linalg.spectra:_owner_rows": 1,
-    "inrank_megatron.linalg.cores:values_of_cores": 2,
-    "inrank_megatron.linalg.spectra:_gram_rows": 1,
-    "inrank_megatron.linalg.spectra:_householder": 1,
-    "inrank_megatron.engine.work_sharing:shared_spectra": 1,
+    "inrank_megatron.lowrank.linalg.spectra:_owner_rows": 1,
+    "inrank_megatron.lowrank.linalg.cores:values_of_cores": 2,
+    "inrank_megatron.lowrank.linalg.spectra:_gram_rows": 1,
+    "inrank_megatron.lowrank.linalg.spectra:_householder": 1,
+    "inrank_megatron.engine.layer_distribution:shared_spectra": 1,
 }
 """The heads of the rows, the cores, everybody's rows; the same cores and values on the Householder way, which
 a constant for every error bound asks for; everybody's spectra.
@@ -23,7 +23,7 @@ def test_a_check_waits_as_often_however_many_layers_there_are(layers):
 
 
 def test_values_that_are_read_one_by_one_are_found():
-    extra = {"inrank_megatron.engine.work_sharing:shared_spectra": 1 + 12 // rank_checks.WORLD}
+    extra = {"inrank_megatron.engine.layer_distribution:shared_spectra": 1 + 12 // rank_checks.WORLD}
     assert counted(rank_checks.waits_of_values_on_the_device, 12) == WAITS | extra
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("inrank_megatron", "tools", "launch")
 ALLOWED = {
-    "inrank_megatron/platform.py": "decides what the process runs on",
-    "inrank_megatron/determinism.py": "chooses kernels of the whole process",
-    "inrank_megatron/peak_memory.py": "what torch has counted of the device's memory",
+    "inrank_megatron/distributed/platform.py": "decides what the process runs on",
+    "inrank_megatron/distributed/determinism.py": "chooses kernels of the whole process",
+    "inrank_megatron/distributed/peak_memory.py": "what torch has counted of the device's memory",
     "inrank_megatron/engine/optimizers.py": "says why an operator does not build",
     "inrank_megatron/benchmarks/layer.py": "how many sequences a measurement takes",
     "inrank_megatron/benchmarks/blocks.py": "the precision of a measurement",

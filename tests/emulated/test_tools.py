@@ -6,7 +6,7 @@ import pytest
 
 from tests.emulated import tools
 from tests.emulated.device import run_emulated
-from tests.unit.conversion.models import make_tokenizer, make_weights, write_run
+from tests.unit.interop.models import make_tokenizer, make_weights, write_run
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

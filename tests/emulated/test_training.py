@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from inrank_megatron.methods.registry import METHODS as REGISTRY
+from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from tests.contract.sessions import ACCUMULATION, LAYOUTS, METHODS
 from tests.emulated.device import run_emulated
 from tests.emulated.rules import Collective, Wait

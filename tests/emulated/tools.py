@@ -8,8 +8,8 @@ from dataclasses import replace as changed
 
 import torch
 
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.evaluation import models
-from inrank_megatron.parallel import Parallel
 from tests.emulated.device import rank_of
 
 

@@ -10,20 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 from torch import Tensor
 
-from inrank_megatron.checks import check
-from inrank_megatron.config import Config
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.schema import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.distributed.platform import prepare_process
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure
-from inrank_megatron.methods.registry import make_method
-from inrank_megatron.methods.schedule import SWITCHING
+from inrank_megatron.lowrank.methods.registry import make_method
+from inrank_megatron.lowrank.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.parallel import Parallel
-from inrank_megatron.platform import prepare_process
 from inrank_megatron.training import run
-from inrank_megatron.training.journal import Journal
 from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.run_logger import Journal
 from tests.contract.sessions import LAYOUTS, VOCABULARY, Tensors, configuration
 from tests.emulated import device as device_module
 from tests.emulated.device import device, rank_of

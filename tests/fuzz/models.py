@@ -12,13 +12,16 @@ import torch
 
 from inrank_megatron.checkpoint.folder import sha256
 from inrank_megatron.checkpoint.verify import MANIFEST
-from inrank_megatron.conversion import hf_dense, hf_factorised, megatron, peft
-from inrank_megatron.conversion.foreign import FAMILIES
-from inrank_megatron.conversion.formats import Format, format_of, forward_of, read_weights
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.verify import sample_tokens
-from inrank_megatron.conversion.weights import Weights
-from tests.unit.conversion.models import OPTIONS, make_weights, write_run
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.verify import sample_tokens
+from inrank_megatron.interop.core.weights import Weights
+from inrank_megatron.interop.formats import Format, format_of, forward_of, read_weights
+from inrank_megatron.interop.huggingface import dense as hf_dense
+from inrank_megatron.interop.huggingface import factorised as hf_factorised
+from inrank_megatron.interop.megatron import checkpoint as megatron
+from inrank_megatron.interop.megatron.arguments import FAMILIES
+from inrank_megatron.interop.peft import adapters as peft
+from tests.unit.interop.models import OPTIONS, make_weights, write_run
 
 SMALL = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 12, "seq_length": 8}
 

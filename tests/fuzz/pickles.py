@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import Metadata
 
-from inrank_megatron.conversion.restricted_pickle import load_metadata
+from inrank_megatron.interop.core.restricted_pickle import load_metadata
 from tests.fuzz.mutate import DEEPER
 from tests.fuzz.readers import TRAP
 from tests.fuzz.values import SCALARS, TREES

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import strategies as st
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.pieces import Piece
 from inrank_megatron.data.prepare import prepare
@@ -21,11 +22,10 @@ from inrank_megatron.data.token_file import write_tokens
 from inrank_megatron.data.token_store import TokenStore
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 from tests.fuzz.bounds import outcome
 from tests.fuzz.mutate import DEEPER, JSON, damages
 from tests.fuzz.readers import Reader, attack, whole
-from tests.unit.conversion.models import make_tokenizer
+from tests.unit.interop.models import make_tokenizer
 
 ROWS = [f"Row {n}: the quick brown fox jumps over the lazy dog. Ümläute {n * n}." for n in range(40)]
 BOMB = 2**28

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from inrank_megatron.checks import check
-from inrank_megatron.cli import parse
-from inrank_megatron.config import Config, from_flat, load, to_yaml
-from inrank_megatron.deepspeed_json import passthrough
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.cli import parse
+from inrank_megatron.config.deepspeed_json import passthrough
+from inrank_megatron.config.loading import from_flat, load, to_yaml
+from inrank_megatron.config.plan import make_plan, render
+from inrank_megatron.config.schema import Config
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
-from inrank_megatron.plan import make_plan, render
 from tests.fuzz.mutate import JSON, YAML, Damage, damages
 from tests.fuzz.readers import Reader, attack, whole
 

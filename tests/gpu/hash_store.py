@@ -6,7 +6,7 @@ Every kind of collective that the product uses passes through it.
 import torch
 import torch.distributed as dist
 
-from inrank_megatron.platform import device, prepare_process
+from inrank_megatron.distributed.platform import device, prepare_process
 
 
 def main() -> None:

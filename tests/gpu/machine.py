@@ -47,7 +47,7 @@ def usable(count: int) -> int:
 def main() -> None:
     import torch
 
-    from inrank_megatron.platform import cuda_fault
+    from inrank_megatron.distributed.platform import cuda_fault
 
     there = torch.cuda.is_available()
     gpus = [

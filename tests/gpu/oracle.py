@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from inrank_megatron.config import to_yaml
-from inrank_megatron.conversion import megatron
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.config.loading import to_yaml
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.megatron import checkpoint as megatron
 from tests.contract.compare import largest_difference, rank_difference
 from tests.distributed import layer_parity, megatron_folders
 from tests.distributed.gpt_parity import VOCABULARY, configuration

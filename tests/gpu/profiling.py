@@ -5,7 +5,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
-from inrank_megatron.platform import device
+from inrank_megatron.distributed.platform import device
 from tests.contract.sessions import Session
 
 STEP = "one step"

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inrank_megatron.conversion import megatron
-from inrank_megatron.conversion.options import Options
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.megatron import checkpoint as megatron
 from tests.contract import sessions
 from tests.contract.sessions import LAYOUTS, Layout
 from tests.distributed import layer_parity, megatron_folders

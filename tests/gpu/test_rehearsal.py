@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from inrank_megatron.checks import check
+from inrank_megatron.config.checks import check
 from tests.contract.sessions import VOCABULARY, Layout, configuration
 from tests.gpu.__main__ import LEAST_MINUTES, LEFT, UNUSABLE, _parse
 from tests.gpu.cases import METHODS, cases, chosen

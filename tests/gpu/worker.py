@@ -23,10 +23,10 @@ def main() -> None:
 
 def _join() -> dict:
     """Join the other ranks by the product's own way, with NCCL on GPUs."""
-    from inrank_megatron.platform import backend, prepare_process
+    from inrank_megatron.distributed.platform import backend, prepare_process
 
     prepare_process()
-    from inrank_megatron.parallel import initialise
+    from inrank_megatron.distributed.process_groups import initialise
 
     initialise(backend=backend(), tensor_model_parallel_size=1)
     gc.collect()

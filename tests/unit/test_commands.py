@@ -17,12 +17,12 @@ import pytest
 
 from inrank_megatron.benchmarks.command import NOTES as BENCHMARKS
 from inrank_megatron.benchmarks.command import _parse as parse_bench
-from inrank_megatron.checks import check
-from inrank_megatron.cli import Launch, build_parser, parse
-from inrank_megatron.cluster import parse_cluster
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.cli import Launch, build_parser, parse
+from inrank_megatron.config.cluster import parse_cluster
+from inrank_megatron.config.plan import make_plan, render
+from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.experiments.command import _parse as parse_reproduce
-from inrank_megatron.plan import make_plan, render
-from inrank_megatron.vocabulary import planned_vocabulary
 from tests.gpu.__main__ import _parse as parse_gpu_tests
 from tools import convert_checkpoint, evaluate, generate, inspect_ranks, prepare_data
 

@@ -13,34 +13,84 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# Part of the package -> the parts that it may not import. All may use the modules at the top of the package.
-FORBIDDEN = {
-    "rank": {"layers", "methods", "model", "engine", "training"},
-    "linalg": {"layers", "methods", "model", "engine", "training"},
-    "layers": {"methods", "model", "engine", "training"},
-    "methods": {"config", "schema", "model", "engine", "training"},
-    "model": {"training"},
-    "engine": {"training"},
-    "data": {"engine", "training"},
-    "checkpoint": {"engine", "training"},
-    "reporting": {"engine", "training"},
-}
+# The parts of the package from the ground up: each may import those of the floors below it, none of its own
+# floor, none above. Modules at the top of the package lie on the ground.
+FLOORS = (
+    ("errors", "fields"),
+    ("pointers",),
+    ("distributed",),
+    ("lowrank",),
+    ("config", "checkpoint"),
+    ("model", "data", "reporting"),
+    ("engine", "interop"),
+    ("evaluation",),
+    ("generation", "inspection"),
+    ("training",),
+    ("experiments", "benchmarks"),
+)
+# The same inside of the contribution: a method asks for changes of layers, whose algebra knows neither.
+LOWRANK_FLOORS = (("criteria", "linalg"), ("layers",), ("methods",))
+# What the formats of other programs have in common lies below them, the list of formats above. DeepSpeed's
+# folders hold Megatron's arguments, adapters are for a model of Hugging Face.
+INTEROP_FLOORS = (
+    ("core",),
+    ("huggingface", "megatron"),
+    ("deepspeed", "peft", "inrank_reference"),
+    ("formats",),
+    ("convert", "hub"),
+    ("command",),
+)
 # The one call at import: a finder that waits for transformers, so that AutoModelForCausalLM knows our models
 # without a further step of the user's, and --help still imports neither torch nor transformers.
 REGISTERS = (
-    "from inrank_megatron.hf.registration import register_when_imported",
+    "from inrank_megatron.interop.huggingface.registration import register_when_imported",
     "register_when_imported()",
 )
-MAY_READ_GLOBAL_GROUPS = "inrank_megatron.parallel"
+MAY_READ_GLOBAL_GROUPS = "inrank_megatron.distributed.process_groups"
 MAY_CALL_DEEPSPEED = "inrank_megatron.engine"
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
-    part = module.split(".")[1] if "." in module else ""
-    imported = {name.split(".")[1] for name in imports(module) if name.startswith("inrank_megatron.")}
-    assert not imported & FORBIDDEN.get(part, set()), f"{part} must not import these"
+    assert_downward(module, "inrank_megatron", FLOORS)
     assert not any(name.split(".")[0] in ("launch", "tools", "tests") for name in imports(module))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("inrank_megatron.lowrank.")])
+def test_the_contribution_runs_one_way(module):
+    assert_downward(module, "inrank_megatron.lowrank", LOWRANK_FLOORS)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("inrank_megatron.interop.")])
+def test_formats_of_other_programs_know_what_they_share_alone(module):
+    assert_downward(module, "inrank_megatron.interop", INTEROP_FLOORS)
+
+
+def test_the_page_of_the_algorithm_needs_nothing_of_the_package():
+    assert not [name for name in imports("inrank_megatron.lowrank.simple") if name.startswith("inrank")]
+
+
+@pytest.mark.parametrize(
+    ("package", "floors"),
+    [
+        ("inrank_megatron", FLOORS),
+        ("inrank_megatron.lowrank", (*LOWRANK_FLOORS, ("simple",))),
+        ("inrank_megatron.interop", INTEROP_FLOORS),
+    ],
+)
+def test_every_part_has_its_floor(package, floors):
+    parts = {name.split(".")[package.count(".") + 1] for name in MODULES if name.startswith(f"{package}.")}
+    assert parts == {part for floor in floors for part in floor}
+
+
+def assert_downward(module: str, package: str, floors: tuple[tuple[str, ...], ...]) -> None:
+    """Each import within ``package`` is of the module's own part, or of one on a lower floor."""
+    floor_of = {part: number for number, floor in enumerate(floors) for part in floor}
+    depth = package.count(".") + 1
+    part = module.split(".")[depth] if module != package else None
+    imported = {name.split(".")[depth] for name in imports(module) if name.startswith(f"{package}.")}
+    upward = {one for one in imported - {part} if floor_of.get(one, -1) >= floor_of.get(part, len(floors))}
+    assert not upward, f"{part} must not import {', '.join(sorted(upward))}: of the same floor or above it"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -55,7 +105,9 @@ def test_only_the_engine_imports_deepspeed(module):
     assert not uses or module.startswith(MAY_CALL_DEEPSPEED), f"{uses}: the engine alone knows DeepSpeed"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("inrank_megatron.rank.")])
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if name.startswith("inrank_megatron.lowrank.criteria.")]
+)
 def test_rank_decisions_know_nothing_of_processes(module):
     assert not any(name.startswith("torch.distributed") for name in imports(module))
 

@@ -69,7 +69,7 @@ def test_upstream_still_imports_the_compiler(name):
 def test_a_process_of_a_run_imports_no_compiler():
     code = f"""if True:
         import sys
-        from inrank_megatron.platform import prepare_process
+        from inrank_megatron.distributed.platform import prepare_process
         prepare_process()
         assert not {COMPILER!r} in sys.modules
         assert not any(patch.needed() for patch in sys.modules["inrank_megatron_patches.registry"].PATCHES)

@@ -2,12 +2,12 @@
 
 from inrank_megatron.benchmarks.blocks import DENSE, preset_config
 from inrank_megatron.benchmarks.counts import VOCABULARY, Counts, count_step
-from inrank_megatron.costs import parameters
+from inrank_megatron.config.costs import parameters
 from tests.forked import server
 
 
 def counted(pipe) -> None:
-    from inrank_megatron.platform import prepare_process
+    from inrank_megatron.distributed.platform import prepare_process
 
     prepare_process()
     pipe.send(count_step("tiny", DENSE, stage=0, tensor_parallel=1))

@@ -5,7 +5,7 @@ import torch
 
 from inrank_megatron.checkpoint.folder import Checkpoint, published
 from inrank_megatron.checkpoint.weights import is_weights_only, write_weights
-from inrank_megatron.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 SPEC = FactorSpec(columns=3, active=3, rank=3, base=False, final=True)
 TENSORS = {"norm.weight": torch.ones(5), "a.U": torch.randn(8, 3), "a.V": torch.randn(3, 5)}

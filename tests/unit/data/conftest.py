@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from inrank_megatron.schema import DataConfig
+from inrank_megatron.config.schema import DataConfig
 
 if TYPE_CHECKING:
     from inrank_megatron.data.token_file import TokenFile

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data import building, cache
 from inrank_megatron.data.building import ABANDONED_SECONDS
 from inrank_megatron.data.cache import ALWAYS_READ, FileHashes, file_sha256
 from inrank_megatron.data.prepare import prepare
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 from tests.unit.data.children import as_nobody, in_child, mounted, readable_by_all
 from tests.unit.data.texts import prose
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.batches import TrainBatches
 from inrank_megatron.data.prepare import prepare
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 from tests.unit.data.children import in_child
 from tests.unit.data.texts import write_pair
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.batches import TrainBatches
 from inrank_megatron.data.cache import file_sha256
 from inrank_megatron.data.pieces import Piece
@@ -21,7 +22,6 @@ from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.data.token_file import write_tokens
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 from tests.unit.data.texts import prose, write_pair
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.errors import UserError
-from inrank_megatron.schema import DataConfig
 from tests.unit.data.texts import prose
 from tools.prepare_data import settings
 

@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[3]
 _BUILD = """
 import os, sys
 import torch
-from inrank_megatron.platform import prepare_process
+from inrank_megatron.distributed.platform import prepare_process
 prepare_process()
-from inrank_megatron.config import from_flat
+from inrank_megatron.config.loading import from_flat
 from inrank_megatron.engine.optimizers import build_optimizer
 from inrank_megatron.errors import UserError
 for os.environ["PATH"] in sys.argv[1:]:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from inrank_megatron.config import from_flat
+from inrank_megatron.config.loading import from_flat
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.errors import UserError
 

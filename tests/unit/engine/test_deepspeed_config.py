@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from inrank_megatron.config import from_flat
-from inrank_megatron.costs import LARGEST_BUCKET, OVERLAPPED_BUCKET
+from inrank_megatron.config.costs import LARGEST_BUCKET, OVERLAPPED_BUCKET
+from inrank_megatron.config.loading import from_flat
 from inrank_megatron.engine.deepspeed_setup import deepspeed_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

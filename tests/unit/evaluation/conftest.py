@@ -20,8 +20,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Iterator[Callable[..., dict]]:
     """Evaluates as the tool does, on one process, and gives its record: ``evaluated(path, "--data", x)``."""
+    from inrank_megatron.distributed.process_groups import initialise, shutdown
     from inrank_megatron.evaluation.command import evaluate
-    from inrank_megatron.parallel import initialise, shutdown
     from tools.evaluate import parse
 
     def run(*words: object) -> dict:

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
-from inrank_megatron.conversion.formats import writable
-from inrank_megatron.conversion.gpt import gpt_forward
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.run import open_weights
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
+from inrank_megatron.interop.core.gpt import gpt_forward
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.run import open_weights
+from inrank_megatron.interop.formats import writable
 from tests.runs import random_weights, write_run
 from tests.unit.data.texts import prose, write_pair
 from tests.unit.data.tokenizer_layouts import layouts

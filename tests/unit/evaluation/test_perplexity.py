@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from inrank_megatron.data.token_file import TokenFile
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.perplexity import Score, total_loss
 from inrank_megatron.evaluation.windows import SlidingWindows
-from inrank_megatron.parallel import Parallel
 from tests.harness import run_ranks
 
 SEQUENCE, TOKENS, VOCABULARY = 16, 150, 31

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inrank_megatron.config import flatten
+from inrank_megatron.config.loading import flatten
 from inrank_megatron.errors import UserError
 from inrank_megatron.experiments import compare
 from inrank_megatron.experiments.arms import (

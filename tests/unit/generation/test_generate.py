@@ -11,15 +11,15 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
-from inrank_megatron.conversion.formats import writable
-from inrank_megatron.conversion.gpt import gpt_forward
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.run import open_weights
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.command import run
 from inrank_megatron.generation.generate import Sampling, continuations, new_tokens, prompt_ids
+from inrank_megatron.interop.core.gpt import gpt_forward
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.run import open_weights
+from inrank_megatron.interop.formats import writable
 from tests.harness import ROOT
 from tests.runs import random_weights, write_run
 from tests.unit.data.tokenizer_layouts import layouts

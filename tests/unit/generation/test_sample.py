@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.prepare import prepare
 from inrank_megatron.data.tokenizer import train_tokenizer
 from inrank_megatron.generation.sample import MOST_PARAMETERS, write_sample
-from inrank_megatron.schema import DataConfig
 from tests.runs import random_weights, write_run
 
 TEXT = "The parser reads arguments. " + Path(argparse.__file__).read_text()

@@ -10,22 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron import costs
 from inrank_megatron.checkpoint.folder import CheckpointWriter
-from inrank_megatron.config import Config, from_flat, to_yaml
-from inrank_megatron.conversion.formats import writable
-from inrank_megatron.conversion.options import Options
-from inrank_megatron.conversion.run import open_weights
-from inrank_megatron.conversion.weights import weight_shapes
+from inrank_megatron.config import costs
+from inrank_megatron.config.loading import from_flat, to_yaml
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection import layers
 from inrank_megatron.inspection.command import print_model, print_untrained
 from inrank_megatron.inspection.layers import Inspection
 from inrank_megatron.inspection.untrained import untrained_table
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.linalg import oracle
-from inrank_megatron.rank.criteria import update_ratio
-from inrank_megatron.shapes import linear_shapes
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.run import open_weights
+from inrank_megatron.interop.core.weights import weight_shapes
+from inrank_megatron.interop.formats import writable
+from inrank_megatron.lowrank.criteria.explained_ratio import update_ratio
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.linalg import oracle
 from tests.runs import random_weights, write_run
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "inspect_ranks.py"

@@ -5,8 +5,8 @@ import torch
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.untrained import UntrainedProduct, untrained_table
-from inrank_megatron.linalg import oracle
-from inrank_megatron.linalg.columns import whole_columns
+from inrank_megatron.lowrank.linalg import oracle
+from inrank_megatron.lowrank.linalg.columns import whole_columns
 
 TABLE_3 = {
     (768, 0.8): 152,

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from inrank_megatron.config import Config, from_flat
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
-from inrank_megatron.layers.spec import FactorSpec
-from inrank_megatron.linalg.columns import whole_columns
 from inrank_megatron.lowrank import simple
-from inrank_megatron.methods.registry import make_method
+from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.linalg.columns import whole_columns
+from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.initialise import named_generator
-from inrank_megatron.parallel import Parallel
 from tests.groups import join
 from tests.harness import run_ranks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inrank_megatron.cli import parse
+from inrank_megatron.config.cli import parse
 from inrank_megatron.reporting.learnt import tells_of_words
 from inrank_megatron.reporting.report import write_report
 from inrank_megatron.training.closing import last_lines

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter
-from inrank_megatron.config import Config, from_flat, replace, to_yaml
+from inrank_megatron.config.loading import from_flat, replace, to_yaml
+from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import train_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained

@@ -12,7 +12,7 @@ import torch
 
 from inrank_megatron.checkpoint.folder import CheckpointWriter, newest_complete
 from inrank_megatron.checkpoint.weights import write_weights
-from inrank_megatron.config import from_flat, load, replace
+from inrank_megatron.config.loading import from_flat, load, replace
 from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim

@@ -10,7 +10,7 @@ import torch
 
 from inrank_megatron.checkpoint import folder
 from inrank_megatron.checkpoint.folder import Checkpoint, published
-from inrank_megatron.config import from_flat
+from inrank_megatron.config.loading import from_flat
 from inrank_megatron.errors import UserError
 from inrank_megatron.training import saving
 from inrank_megatron.training.saving import Saver, without_best

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from inrank_megatron.config import from_flat
+from inrank_megatron.config.loading import from_flat
 from inrank_megatron.training.schedule import changed_rate, learning_rate
 
 

@@ -12,10 +12,10 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from inrank_megatron.launcher import Ranks
-from inrank_megatron.meeting import Arrival, Meeting
-from inrank_megatron.training import neighbours
-from inrank_megatron.training.neighbours import Neighbours
+from inrank_megatron.distributed import watchdog as neighbours
+from inrank_megatron.distributed.launcher import Ranks
+from inrank_megatron.distributed.rendezvous import Arrival, Meeting
+from inrank_megatron.distributed.watchdog import Neighbours
 from inrank_megatron.training.stopping import SIGNALS, WARNINGS, StopRequest, interrupt_by_warnings
 
 
@@ -68,7 +68,7 @@ def test_the_time_limit(alone):
 
 CHILD = """
     import sys, time
-    from inrank_megatron.training.neighbours import Neighbours
+    from inrank_megatron.distributed.watchdog import Neighbours
     watch = Neighbours(rank=3)
     print(len(watch._launchers), flush=True)
     if "saves" in sys.argv:

@@ -1,0 +1,291 @@
+"""The command line of a run: flags generated from the schema, over a YAML file with the same names."""
+
+import argparse
+import contextlib
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from inrank_megatron.config import deepspeed_json
+from inrank_megatron.config.adapt import adapt
+from inrank_megatron.config.cluster import MEMORY_GIB, Cluster, parse_cluster
+from inrank_megatron.config.defaults import (
+    QUICKSTART,
+    default_config,
+    find_config,
+    is_shipped,
+    naming,
+    origins_of,
+    pretrained_model,
+)
+from inrank_megatron.config.loading import (
+    INRANK_PRESETS,
+    PRESETS,
+    SIZES,
+    fields,
+    from_flat,
+    nearest,
+    read_file,
+    replace,
+    resolve,
+    sections,
+)
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.launcher import launcher_ranks
+from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
+
+SOURCES = ("data_path", "train_data_path", "dataset")
+SWITCHES = ("switch_iters", "switch_epochs", "switch_patience")
+RANK_TARGETS = ("output_threshold", "parameter_budget")
+DATA = (*SOURCES, "valid_data_path", "test_data_path")
+# A flag replaces the file's choice, not only the file's setting of the same name.
+ALTERNATIVES = {
+    **{source: DATA for source in SOURCES},
+    **{name: tuple(other for other in SWITCHES if other != name) for name in SWITCHES},
+    **{name: tuple(other for other in RANK_TARGETS if other != name) for name in RANK_TARGETS},
+    "bf16": ("fp16",),
+    "fp16": ("bf16",),
+    "inrank_preset": tuple({name: None for preset in INRANK_PRESETS.values() for name in preset}),
+    "model_preset": (*SIZES, "model_type", "ffn_hidden_size", "max_position_embeddings", "norm_epsilon"),
+    "model_type": ("ffn_hidden_size",),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line asks for.
+
+    Attributes:
+        config: the run, resolved for the number of processes.
+        config_path: the YAML file that it started from.
+        dry_run: print the plan and stop. cluster: what the plan is for, else this launch.
+        world_size: processes, of the cluster or of this launch.
+        deepspeed_config: content of the DeepSpeed JSON that was given, or None.
+        deepspeed_path: where that lies.
+        origins: where each setting comes from that is no flag's: a file, a preset, the defaults.
+        notes: what was adapted to the flags, a line each.
+    """
+
+    config: Config
+    config_path: Path
+    dry_run: bool
+    cluster: Cluster | None
+    world_size: int
+    deepspeed_config: dict[str, Any] | None
+    deepspeed_path: str | None
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def naming_origins(self) -> contextlib.AbstractContextManager[None]:
+        """Errors within it name the origin of the settings that they are about, unless a flag gave them."""
+        return naming(self.origins)
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, not the whole usage: every process of a job prints it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; --help lists all flags", file=sys.stderr)
+        raise SystemExit(2)
+
+    def print_help(self, file=None) -> None:
+        """Once in a job."""
+        if launcher_ranks()[0] == 0:
+            super().print_help(file)
+
+
+def parse(argv: Sequence[str], *, world_size: int) -> Launch:
+    """Reads the command line `argv` (without the program's name) of one of `world_size` processes.
+
+    Raises:
+        UserError: a faulty file or setting.
+        SystemExit: 0 after `--help`, 2 after a flag that does not exist or lacks its value.
+    """
+    parser = build_parser()
+    argv = [kebab(word) for word in argv]
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown(unknown, parser))
+    flags = {name: value for name, value in vars(known).items() if name in fields()}
+    cluster = parse_cluster(known.cluster) if known.cluster is not None else None
+    if cluster is not None and not known.dry_run:
+        raise UserError(f"cluster = {known.cluster!r}: only plans a run; give --dry-run too")
+    world_size = cluster.world_size if cluster else world_size
+    path = Path(known.config) if known.config is not None else default_config(flags)
+    flags |= _method(known.inrank, flags)
+    deepspeed = (
+        deepspeed_json.read_file(known.deepspeed_config) if known.deepspeed_config is not None else None
+    )
+    settings, given, origins, notes = _settings(path, flags, deepspeed or {}, named=known.config is not None)
+    with naming(origins):
+        settings, adapted = adapt(settings, given, origins=origins, world_size=world_size)
+        config = resolve(from_flat(settings), world_size=world_size)
+    config = _accumulated(config, settings, deepspeed or {})
+    _refuse_idle(flags, config)
+    return Launch(
+        config=config,
+        config_path=path,
+        dry_run=known.dry_run,
+        cluster=cluster,
+        world_size=world_size,
+        deepspeed_config=deepspeed,
+        deepspeed_path=known.deepspeed_config,
+        origins=origins,
+        notes=(*notes, *adapted),
+    )
+
+
+def _settings(
+    path: Path, flags: dict[str, Any], deepspeed: dict[str, Any], *, named: bool
+) -> tuple[dict[str, Any], frozenset[str], dict[str, str], list[str]]:
+    """The settings of the file at `path` under those of the DeepSpeed JSON and the flags; the names of those
+    that the user gave; the origins of those that no flag gave; what to say.
+
+    Args:
+        named: whether the user has named the file.
+    """
+    file, notes = read_file(path), []
+    own = frozenset(file) if named else frozenset()
+    starts_as = {} if named or path != find_config(QUICKSTART) else pretrained_model(flags)
+    if starts_as:
+        file = {name: value for name, value in file.items() if name not in sections()["model"].model_fields}
+        file |= starts_as
+        notes.append(
+            f"model settings from {flags['pretrained_checkpoint']}, whose weights the run starts from"
+        )
+    from_json = {
+        name: value for name, value in deepspeed_json.settings_of(deepspeed).items() if name not in own
+    }
+    settings = _merge(file, from_json | flags)
+    origins = origins_of(settings, file, path) | dict.fromkeys(from_json, "the DeepSpeed JSON")
+    origins |= dict.fromkeys(starts_as, str(flags.get("pretrained_checkpoint")))
+    origins = {name: origin for name, origin in origins.items() if name not in flags}
+    asked = frozenset() if is_shipped(path) else own
+    return settings, asked | from_json.keys() | flags.keys(), origins, notes
+
+
+def _accumulated(config: Config, settings: Mapping[str, Any], deepspeed: Mapping[str, Any]) -> Config:
+    """With the batch that a DeepSpeed JSON's accumulation makes, if none is given."""
+    steps = deepspeed.get("gradient_accumulation_steps")
+    if settings.get("global_batch_size") is not None or type(steps) is not int or steps < 1:
+        return config
+    batch = config.training.global_batch_size
+    return config if batch is None else replace(config, global_batch_size=steps * batch)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags: those of the launch, then one group for each section of the schema."""
+    parser = Parser(
+        prog="pretrain_gpt2.py",
+        usage="deepspeed launch/%(prog)s [--inrank] [--config FILE.yaml] [flags]",
+        description="Pre-trains GPT-2 or LLaMA, with InRank or dense. Flags win over the file; names are the "
+        "same.",
+        epilog="Sizes that are left out come from --model-preset: "
+        + "; ".join(" ".join([name, *(str(sizes[key]) for key in SIZES)]) for name, sizes in PRESETS.items())
+        + f" ({', '.join(SIZES)}).",
+        allow_abbrev=False,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=36),
+    )
+    launch = parser.add_argument_group("launch")
+    launch.add_argument("--config", metavar="FILE.yaml", help="settings of the run [configs/quickstart.yaml]")
+    launch.add_argument("--inrank", action="store_true", help="short for --method inrank-efficient")
+    launch.add_argument("--dry-run", action="store_true", help="check and print the plan, train nothing")
+    launch.add_argument(
+        "--cluster", metavar="[NODESx]NxDEVICE", help=f"plan for it, with --dry-run: {', '.join(MEMORY_GIB)}"
+    )
+    launch.add_argument("--deepspeed", action="store_true", help="accepted; DeepSpeed runs every training")
+    launch.add_argument("--deepspeed-config", metavar="FILE.json", help="further DeepSpeed settings")
+    launch.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    for name, model in sections().items():
+        group = parser.add_argument_group(name, model.__doc__)
+        for field, info in model.model_fields.items():
+            _add(group, field, info)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, field: str, info: FieldInfo) -> None:
+    kinds = _kinds(info.annotation)
+    shown = "" if info.is_required() or info.default is None else f" [{info.default}]"
+    options: dict[str, Any] = {"dest": field, "default": argparse.SUPPRESS, "help": info.description + shown}
+    if bool in kinds:
+        options["action"] = argparse.BooleanOptionalAction
+    elif list in kinds:
+        options |= {"nargs": "+", "metavar": "PATH"}
+    else:
+        options |= {"type": _reader(kinds), "metavar": _metavar(kinds)}
+    group.add_argument("--" + field.replace("_", "-"), **options)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types and literal words that a field allows: `Count | Literal["auto"] | None` -> int, "auto"."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return list(get_args(annotation))
+    if origin is list:
+        return [list]
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    if hasattr(annotation, "__metadata__"):
+        return _kinds(annotation.__origin__)
+    return [] if annotation is type(None) else [annotation]
+
+
+def _metavar(kinds: list[Any]) -> str:
+    names = {int: "N", float: "X", str: "TEXT"}
+    return "|".join(names.get(kind, str(kind)) for kind in kinds)
+
+
+def _reader(kinds: list[Any]) -> Any:
+    """Text of a flag -> value. What is no number stays text: the schema's own message says what is wrong."""
+
+    def read(text: str) -> Any:
+        try:
+            return int(text) if int in kinds else text
+        except ValueError:
+            return text
+
+    return read
+
+
+def kebab(word: str) -> str:
+    """`--seq_length=64` -> `--seq-length=64`."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
+    names = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if not names:
+        return f"{' '.join(words)}: no flag stands before it; settings are given as --name value"
+    options = [option for action in parser._actions for option in action.option_strings]
+    return "; ".join(f"{name}: no such flag{nearest(name, options)}" for name in names)
+
+
+def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:
+    method = flags.get("method", "inrank-efficient")
+    if inrank and method != "inrank-efficient":
+        raise UserError(f"--method {method}: --inrank means --method inrank-efficient; give one of the two")
+    return {"method": method} if inrank else {}
+
+
+def _merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    replaced = {o for name, value in flags.items() if value is not False for o in ALTERNATIVES.get(name, ())}
+    return {name: value for name, value in file.items() if name not in replaced} | flags
+
+
+def _refuse_idle(flags: dict[str, Any], config: Config) -> None:
+    """A flag about ranks in a run without ranks means that `--inrank` was forgotten."""
+    method = config.training.method
+    for name in flags:
+        if name in idle_settings(method):
+            readers = [other for other in METHODS if name not in idle_settings(other)]
+            remedy = "--inrank" if "inrank-efficient" in readers else f"--method {' or '.join(readers)}"
+            shown = f"--{name.replace('_', '-')} {flags[name]}"
+            raise UserError(f"{shown}: has no effect with method {method}; give {remedy}, or drop the flag")

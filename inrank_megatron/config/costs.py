@@ -1,0 +1,238 @@
+"""Parameters, operations and memory of a GPT-2 or LLaMA, dense or with factorised linears.
+
+Letters: h hidden_size, f ffn_hidden_size, L layers, S seq_length, V vocabulary, O x I the shape of a
+linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from inrank_megatron.config.activation_costs import activation_bytes
+from inrank_megatron.config.checks import Topology
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
+
+Ranks = int | Mapping[str, int] | None
+
+# Dense peak operations a second, without sparsity, from the vendors' data sheets; the first match counts.
+# BF16 and FP16 are tensor-core rates; FP32 is true FP32, since torch leaves TF32 off unless asked for it.
+# The sheets of H20 and A10G were not at hand: theirs are as others quote them. A800 and H800 differ from A100
+# and H100 in links and FP64 alone.
+PEAK_FLOPS = (
+    (r"GB200", {"bf16": 2.5e15, "fp16": 2.5e15, "fp32": 80e12}),
+    (r"B200", {"bf16": 2.25e15, "fp16": 2.25e15, "fp32": 75e12}),
+    (r"H200 NVL|H100 NVL", {"bf16": 835e12, "fp16": 835e12, "fp32": 60e12}),
+    (r"H[18]00 PCIe", {"bf16": 756e12, "fp16": 756e12, "fp32": 51e12}),
+    (r"H200|H[18]00", {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}),
+    (r"\bH20\b", {"bf16": 148e12, "fp16": 148e12, "fp32": 44e12}),
+    (r"\bA[18]00\b", {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}),
+    (r"L40S", {"bf16": 362e12, "fp16": 362e12, "fp32": 91.6e12}),
+    (r"L4\b", {"bf16": 121e12, "fp16": 121e12, "fp32": 30.3e12}),
+    (r"A10G\b", {"bf16": 70e12, "fp16": 70e12, "fp32": 31.5e12}),
+    (r"A10\b", {"bf16": 125e12, "fp16": 125e12, "fp32": 31.2e12}),
+    (r"V100-PCIE", {"fp16": 112e12, "fp32": 14e12}),
+    (r"V100", {"fp16": 125e12, "fp32": 15.7e12}),
+    (r"\bT4\b", {"fp16": 65e12, "fp32": 8.1e12}),
+)
+
+
+LARGEST_BUCKET = 500_000_000
+"""Entries of the buffer in which DeepSpeed collects gradients to reduce them, at most: its own default."""
+OVERLAPPED_BUCKET = 40_000_000
+"""The same where reductions overlap with the backward pass, unless one parameter is larger: enough for the
+bandwidth of the links, and Megatron's own choice."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of scalars over the whole model (all tensor-parallel ranks together, replicas once)."""
+
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, rounded down; activations and logits are estimates."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    initial_factors: int
+    activations: int
+    bucket: int
+
+    @property
+    def total(self) -> int:
+        kept = self.parameters + self.gradients + self.optimizer + self.initial_factors
+        return kept + self.activations + self.bucket
+
+
+def break_even_rank(config: Config) -> int:
+    """Largest rank at which U V in every factorised linear costs no more than the dense linears: the sum of
+    OI over that of O + I, rounded down."""
+    shapes = linear_shapes(config).values()
+    return sum(out * inp for out, inp in shapes) // sum(out + inp for out, inp in shapes)
+
+
+def parameters(
+    config: Config, vocab_size: int, *, ranks: Ranks = None, frozen_base: bool = False
+) -> Parameters:
+    """Parameters of the model; GPT-2's tied embedding counts once, LLaMA's and its head both.
+
+    Args:
+        vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
+        ranks: columns of the factors, one number for all linears or one for each name of `linear_shapes`;
+            None: dense linears.
+        frozen_base: whether a frozen W0 stands beside the factors (the first phase).
+    """
+    h, model = config.model.hidden_size, config.model
+    columns = _columns(config, ranks)
+    attention = 0 if factorises_attention(config) else 4 * h * h
+    if is_llama(config):
+        total = 2 * vocab_size * h + _replicated(config)
+    else:
+        cut_biases = 3 * h + model.ffn_hidden_size
+        total = vocab_size * h + model.num_layers * cut_biases + _replicated(config)
+    total += model.num_layers * attention
+    frozen = 0
+    for name, (out, inp) in linear_shapes(config).items():
+        total += out * inp if columns is None else columns[name] * (out + inp)
+        frozen += out * inp if columns is not None and frozen_base else 0
+    return Parameters(total=total + frozen, trainable=total)
+
+
+def flops_per_token(
+    config: Config, vocab_size: int, *, ranks: Ranks = None, frozen_base: bool = False
+) -> int:
+    """Operations of the matrix products of one training token, forward and backward (a multiply-add is two).
+
+    Dense linear 6 O I; factors 6 k (O + I); a frozen W0 beside them 4 O I more, as it needs no weight
+    gradient; attention scores and values 12 S h a layer, not halved for the causal mask; logits 6 h V.
+    Recomputation, norms and element-wise work do not count. Arguments as in `parameters`; with the padded
+    `vocab_size` it is what the devices do.
+    """
+    h, model = config.model.hidden_size, config.model
+    columns = _columns(config, ranks)
+    attention = 0 if factorises_attention(config) else 6 * 4 * h * h
+    flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * h)
+    for name, shape in linear_shapes(config).items():
+        flops += linear_flops_per_token(shape, columns and columns[name], frozen_base=frozen_base)
+    return flops
+
+
+def linear_flops_per_token(shape: tuple[int, int], columns: int | None, *, frozen_base: bool = False) -> int:
+    """Operations of one linear of ``shape`` (O, I), forward and backward; ``columns`` None: dense."""
+    out, inp = shape
+    if columns is None:
+        return 6 * out * inp
+    return 6 * columns * (out + inp) + (4 * out * inp if frozen_base else 0)
+
+
+def overlaps_reductions(config: Config, device: str) -> bool:
+    """Whether gradients are reduced while the backward pass goes on, unless the user says otherwise.
+
+    Not on a CPU, whose collectives have its cores to themselves. Not with offload under stages 1 and 2: there
+    the host waits for each reduced gradient, so that the backward pass would stand still all the same.
+
+    Args:
+        device: its type or its name; ``cpu``, or any other.
+    """
+    stage, offload = config.parallel.zero_stage, config.parallel.offload_optimizer
+    return device != "cpu" and stage > 0 and not (offload and stage < 3)
+
+
+def reduction_bucket(trained: int, largest: int, *, overlapping: bool) -> int:
+    """Entries of one bucket of gradients, of which DeepSpeed allocates all, however small the model is.
+
+    Args:
+        trained, largest: entries of all trained parameters on a device, and of the largest. That one has to
+            fit where reductions overlap: DeepSpeed frees a larger gradient while it is being reduced.
+    """
+    return min(trained, max(OVERLAPPED_BUCKET, largest) if overlapping else LARGEST_BUCKET)
+
+
+def memory_per_device(
+    config: Config,
+    topology: Topology,
+    *,
+    ranks: Ranks = None,
+    frozen_base: bool = False,
+    device: str = "cpu",
+) -> Memory:
+    """Memory of one device: tensor-parallel shards, cut over the data-parallel ranks as the ZeRO stage says.
+
+    Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 masters 4 and each moment of the
+    optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
+    master. Criterion `update` keeps the factors' initial values in FP32. Gradients are reduced in buckets
+    (`reduction_bucket`), in half precision but for ZeRO 1; where that overlaps with the backward pass stages
+    1 and 2 have two and a copy of the one being reduced. Activations: `activation_costs.py`. What ZeRO 3
+    gathers for a layer does not count.
+    """
+    n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
+    size = 4 if precision(config) == "fp32" else 2
+    stage, offload = config.parallel.zero_stage, config.parallel.offload_optimizer
+    count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
+    whole = _replicated(config)
+    share, trained = ((number - whole) // n + whole for number in (count.total, count.trainable))
+    columns = _columns(config, ranks)
+    shapes = linear_shapes(config)
+    factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
+    copies = (
+        frozen_base
+        and config.training.method.startswith("inrank")
+        and (config.inrank.rank_criterion == "update")
+    )
+    overlapping = overlaps_reductions(config, device)
+    vocabulary = topology.padded_vocab_size * config.model.hidden_size
+    largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
+    return Memory(
+        parameters=share * size // (dp if stage == 3 else 1),
+        gradients=trained * 4 // (dp if stage >= 2 else 1),
+        optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
+        initial_factors=factors * 4 // n if copies else 0,
+        activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
+        bucket=reduction_bucket(trained, largest // n, overlapping=overlapping)
+        * (4 if stage == 1 else size)
+        * (3 if overlapping and stage < 3 else 1),
+    )
+
+
+def precision(config: Config) -> str:
+    """What the run computes in: ``fp32``, ``bf16`` or ``fp16``."""
+    return "bf16" if config.training.bf16 else "fp16" if config.training.fp16 else "fp32"
+
+
+def _state_bytes(config: Config) -> int:
+    """Of the FP32 master and the optimizer's moments of one parameter."""
+    moments = bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
+    master = config.parallel.zero_stage > 0 or precision(config) != "fp32"
+    return 4 * (moments + master)
+
+
+def device_peak_flops(device_name: str, dtype: str) -> float | None:
+    """Peak dense operations a second of a GPU in `dtype` ("bf16", "fp16", "fp32").
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it.
+
+    Returns:
+        None where the device (a CPU, say) or its rate is not known.
+    """
+    for pattern, peaks in PEAK_FLOPS:
+        if re.search(pattern, device_name, re.IGNORECASE):
+            return peaks.get(dtype)
+    return None
+
+
+def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
+    return dict.fromkeys(linear_shapes(config), ranks) if isinstance(ranks, int) else ranks
+
+
+def _replicated(config: Config) -> int:
+    """Parameters whole on every tensor-parallel rank: positions, norms, biases of row-parallel linears."""
+    model = config.model
+    if is_llama(config):
+        return model.hidden_size * (1 + model.num_layers * 2)
+    return model.hidden_size * (model.max_position_embeddings + 2 + model.num_layers * 6)

@@ -1,0 +1,313 @@
+"""One run's settings: from a flat mapping, a YAML file, and back.
+
+`from_flat` is the only way in: it fills presets and derived sizes, so that the only questions a `Config`
+leaves open are those that need the number of processes (`resolve`). `to_yaml` and `load` are inverses.
+"""
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from inrank_megatron.config.schema import Config, Section
+from inrank_megatron.errors import UserError
+from inrank_megatron.pointers import refuse_pointer
+
+SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
+GPT2_PRESETS = {
+    "tiny": dict(zip(SIZES, (4, 192, 4, 256), strict=True)),
+    "small": dict(zip(SIZES, (12, 768, 12, 1024), strict=True)),
+    "medium": dict(zip(SIZES, (24, 1024, 16, 1024), strict=True)),
+    "large": dict(zip(SIZES, (36, 1280, 20, 1024), strict=True)),
+}
+# ReLoRA's: sizes and epsilon from the authors' model files, sequences as in their runs.
+LLAMA_PRESETS = {
+    name: {
+        **dict(zip(SIZES, sizes, strict=True)),
+        "model_type": "llama",
+        "ffn_hidden_size": ffn,
+        "norm_epsilon": 1e-6,
+    }
+    for name, sizes, ffn in (
+        ("llama-60m", (8, 512, 8, 512), 1376),
+        ("llama-130m", (12, 768, 12, 512), 2048),
+        ("llama-250m", (24, 768, 16, 512), 2560),
+        ("llama-350m", (24, 1024, 16, 512), 2736),
+        ("llama-1.3b", (24, 2048, 32, 512), 5461),
+    )
+}
+PRESETS = {**GPT2_PRESETS, **LLAMA_PRESETS}
+INRANK_PRESETS = {
+    "paper": {
+        "initial_rank": 2,
+        "buffer": 100,
+        "threshold": 0.9,
+        "rank_check_interval": 1,
+        "rank_check_start": 0,
+        "rank_criterion": "eq7",
+        "eq7_window": "sliding",
+        "frozen_base": True,
+        "factor_init": "gradient",
+        "absorb_columns": False,
+        "new_column_moments": "zero",
+        "final_ranks": "grown",
+        "truncation": "plain",
+        "rank_multiple_of": 1,
+        "factor_lr_multiplier": 1.0,
+    },
+    "released": {
+        "initial_rank": 2,
+        "buffer": 100,
+        "threshold": 0.9,
+        "rank_check_interval": 25,
+        "rank_check_start": 200,
+        "rank_criterion": "released",
+        "frozen_base": False,
+        "factor_init": "kaiming",
+        "new_column_moments": "zero",
+        "final_ranks": "grown",
+        "truncation": "plain",
+        "rank_multiple_of": 1,
+        "factor_lr_multiplier": 1.0,
+    },
+}
+
+LARGEST_FILE = 2**24
+"""Characters that no configuration file has."""
+MOST_SHOWN = 8
+"""Mistakes in one message."""
+CALM_UPDATE = 1.25
+"""Up to here new columns start with moments of zero; 1.17 at betas of 0.9 and 0.95."""
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section name -> its model, in the order of files and help."""
+    return {name: info.annotation for name, info in Config.model_fields.items()}
+
+
+def fields() -> dict[str, FieldInfo]:
+    """Field name -> its pydantic description, over all sections."""
+    return {name: info for model in sections().values() for name, info in model.model_fields.items()}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every field by its own name, section after section."""
+    return {name: value for section in config.model_dump().values() for name, value in section.items()}
+
+
+def from_flat(mapping: Mapping[str, Any]) -> Config:
+    """The configuration that `mapping` (field name -> value, as in a YAML file) describes.
+
+    Raises:
+        UserError: unknown names (with the nearest ones), wrong types, values out of range, sizes missing; one
+            line, all of them joined by "; ".
+    """
+    _refuse_unknown(mapping, "")
+    flat = _with_derived({name: value for name, value in mapping.items() if value is not None})
+    nested = {
+        section: {name: flat[name] for name in model.model_fields if name in flat}
+        for section, model in sections().items()
+    }
+    try:
+        return _with_columns(Config(**nested))
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """A copy with some fields (by flat name) changed and everything validated again."""
+    return from_flat(flatten(config) | changes)
+
+
+def resolve(config: Config, *, world_size: int) -> Config:
+    """Fills what depends on the number of processes: the "auto" tensor-parallel size and the global batch."""
+    size = config.parallel.tensor_model_parallel_size
+    if size == "auto":
+        size = auto_size(config, world_size)
+    batch = config.training.global_batch_size
+    if batch is None and world_size % size == 0:
+        batch = config.training.micro_batch_size * (world_size // size)
+    return replace(config, tensor_model_parallel_size=size, global_batch_size=batch)
+
+
+def auto_size(config: Config, world_size: int) -> int:
+    """The tensor-parallel size that "auto" means: 2 where processes and model can be cut in two, else 1."""
+    model, parallel, training = config.model, config.parallel, config.training
+    cut = [world_size, model.num_attention_heads, model.hidden_size, model.ffn_hidden_size]
+    cut += [model.seq_length] if parallel.sequence_parallel else []
+    # Without ZeRO DeepSpeed has no gradient norm of tensor-parallel ranks in BF16 (checks.py).
+    possible = not (training.bf16 and parallel.zero_stage == 0)
+    return 2 if possible and all(size % 2 == 0 for size in cut) else 1
+
+
+def to_yaml(config: Config) -> str:
+    """The run as a flat YAML file that `load` reads back to an equal `Config`."""
+    parts = []
+    for name, values in config.model_dump().items():
+        parts.append(f"# {name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return "\n".join(parts)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a setting given twice, of which it would take the last, and a list or mapping that
+    stands in several places: lists of such lists are billions of entries to whoever shows them.
+    """
+
+    def construct_mapping(self, node, deep=False):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.items():
+            if times > 1:
+                raise ValueError(f"{name} is given {times} times")
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent, index):
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and not isinstance(node, yaml.ScalarNode):
+            raise ValueError("an alias (*name) of a list or mapping; write it out")
+        return node
+
+
+def inrank_preset(flat: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the setting `inrank_preset` implies for the other settings of an InRank method."""
+    preset = flat.get("inrank_preset")
+    applies = isinstance(preset, str) and str(flat.get("method")).startswith("inrank")
+    return INRANK_PRESETS.get(preset, {}) if applies else {}
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The flat mapping in a YAML file, not yet validated."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no `name: value` lines; a configuration file has one setting a line")
+    _refuse_unknown(content, f"{path}: ")
+    return content
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds. Raises UserError for what is no such file."""
+    refuse_pointer(Path(path))
+    try:
+        with open(path, encoding="utf-8") as file:  # a pipe of the shell's, too
+            text = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); give a configuration file in YAML") from None
+    if len(text) > LARGEST_FILE:
+        raise UserError(f"{path}: is longer than {LARGEST_FILE} characters; give a configuration file")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # tags such as !!int let the library fail in many ways
+        reason = str(error)[:300] or type(error).__name__
+        raise UserError(f"{path}: not valid YAML; correct it: {' '.join(reason.split())}") from None
+
+
+def load(path: str | Path) -> Config:
+    """The configuration in a YAML file, such as a run folder's `config.yaml`."""
+    mapping = read_file(path)
+    try:
+        return from_flat(mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ending of a message about a mistyped name: the closest known ones, if there are any."""
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.7)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _refuse_unknown(names: Iterable[Any], origin: str) -> None:
+    known = fields()
+    unknown = [str(name)[:80] for name in names if name not in known]
+    if unknown:
+        shown = "; ".join(f"{name}: no such setting{nearest(name, known)}" for name in unknown[:MOST_SHOWN])
+        more = f"; {len(unknown) - MOST_SHOWN} more" if len(unknown) > MOST_SHOWN else ""
+        raise UserError(f"{origin}{shown}{more}; --help lists all settings")
+
+
+def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
+    preset = flat.get("model_preset")
+    flat = _preset_for(flat, preset) | inrank_preset(flat) | flat
+    missing = [name for name in SIZES if name not in flat]
+    if missing and preset is None:
+        sizes, presets = ", ".join(missing), ", ".join(PRESETS)
+        raise UserError(f"model size: {sizes} missing; give model_preset ({presets}) or each of them")
+    if type(width := flat.get("hidden_size")) is int:
+        # SwiGLU has three matrices instead of two: 8/3 keeps the MLP's size. 64 columns are a GPU's tile.
+        llama = flat.get("model_type") == "llama"
+        flat.setdefault("ffn_hidden_size", -(-8 * width // (3 * 64)) * 64 if llama else 4 * width)
+    if type(length := flat.get("seq_length")) is int:
+        flat.setdefault("max_position_embeddings", length)
+    return flat
+
+
+def _with_columns(config: Config) -> Config:
+    """With what InRank gives its columns if that was left out: on record, as it decides what is trained."""
+    inrank, optimizer = config.inrank, config.optimizer
+    if not config.training.method.startswith("inrank"):
+        return config
+    absorbs = inrank.frozen_base and config.training.pretrained_checkpoint is not None
+    calm = largest_update(optimizer.adam_beta1, optimizer.adam_beta2) <= CALM_UPDATE
+    filled = {
+        "absorb_columns": absorbs if inrank.absorb_columns is None else inrank.absorb_columns,
+        "new_column_moments": inrank.new_column_moments or ("zero" if calm else "mean"),
+    }
+    return config.model_copy(update={"inrank": inrank.model_copy(update=filled)})
+
+
+def largest_update(beta1: float, beta2: float) -> float:
+    """The largest update, in units of the learning rate, that Adam makes of any gradients from moments of
+    zero on if its bias corrections are 1 already; infinite if there is no bound.
+
+    ``|m| / sqrt(v) <= (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2))`` for
+    ``m = (1 - beta1) sum beta1^i g_i``, ``v = (1 - beta2) sum beta2^i g_i^2`` (Cauchy-Schwarz).
+    """
+    if beta1**2 >= beta2:
+        return math.inf
+    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
+
+
+def _preset_for(flat: dict[str, Any], preset: Any) -> dict[str, Any]:
+    """The preset's settings; without the MLP's width where another width or architecture is asked for."""
+    sizes = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
+    if any(flat.get(name, sizes.get(name)) != sizes.get(name) for name in ("hidden_size", "model_type")):
+        sizes.pop("ffn_hidden_size", None)
+    return sizes
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for all findings: field = value: rule; remedy."""
+    rules: dict[str, list[str]] = {}
+    shown: dict[str, str] = {}
+    for finding in error.errors(include_url=False):
+        name, missing = finding["loc"][1], finding["type"] == "missing"
+        if missing and name != "train_iters":
+            continue  # a size is missing here only behind a faulty preset or source, which is reported
+        rule = "is required" if missing else finding["msg"].replace("Input should be", "must be")
+        rule = "must name at least one path" if finding["type"] == "too_short" else rule
+        rules.setdefault(name, []).append(rule)
+        shown[name] = name if missing else f"{name} = {_shown(finding['input'])}"
+    return "; ".join(f"{shown[name]}: {' or '.join(rules[name])}; {_remedy(name)}" for name in rules)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer, written in base 16, of more digits than Python shows in base 10
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _remedy(name: str) -> str:
+    info = fields()[name]
+    remedy = f"set it in the file or with --{name.replace('_', '-')}"
+    if info.is_required():
+        return remedy
+    return f"{remedy}, or leave it out" + (f" for {info.default}" if info.default is not None else "")

@@ -1,0 +1,265 @@
+"""Processes and groups. The only module that reads Megatron's global process groups.
+
+Ranks are laid out as Megatron does: neighbouring ranks form a tensor-parallel group, so that its
+traffic stays inside a node; ranks with the same place in those groups form a data-parallel group.
+"""
+
+import atexit
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch.distributed import ProcessGroup
+
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.rendezvous import Meeting, meet, network_interface
+from inrank_megatron.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The groups of this process. Sizes and ranks follow from them."""
+
+    tp_group: ProcessGroup
+    dp_group: ProcessGroup
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    @property
+    def tp_rank(self) -> int:
+        return self.tp_group.rank()
+
+    @property
+    def tp_size(self) -> int:
+        return self.tp_group.size()
+
+    @property
+    def dp_rank(self) -> int:
+        return self.dp_group.rank()
+
+    @property
+    def dp_size(self) -> int:
+        return self.dp_group.size()
+
+    def from_first_rank(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` on rank 0 only and give its result to every rank.
+
+        Decisions pass through here, so that no two ranks can disagree. A UserError on rank 0 is raised on
+        every rank; what else fails on rank 0 is raised there, and is a UserError that points to it on the
+        others.
+        """
+        box: list = [None, None]
+        failure = None
+        if self.rank == 0:
+            try:
+                box[0] = compute()
+            except Exception as error:
+                failure = error
+                box[1] = error if isinstance(error, UserError) else _pointer(error)
+        dist.broadcast_object_list(box, src=0)
+        if failure or box[1]:
+            raise failure or box[1]
+        return box[0]
+
+    def in_unison(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` on every rank; a UserError on any of them is raised on all. Collective.
+
+        ``compute`` may use collectives of groups on all of whose ranks it fails or succeeds alike.
+        """
+        result, failure = None, None
+        try:
+            result = compute()
+        except UserError as error:
+            failure = str(error)
+        for message in self.from_every_rank(failure):
+            if message is not None:
+                raise UserError(message)
+        return result
+
+    def from_every_rank(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank."""
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.from_every_rank(None)
+
+    def seed_random(self, *, seed: int, step: int) -> None:
+        """Seed torch and Megatron's random-state tracker for one optimizer step.
+
+        Dropout then depends on (seed, step, data-parallel rank, tensor-parallel rank) alone, so a resumed
+        run draws the same masks and no random state needs saving.
+        """
+        stream = (seed * 1_000_003 + step * 8_191 + self.dp_rank) % 2**31
+        torch.manual_seed(stream)
+        model_parallel_cuda_manual_seed(stream, tp_rank=self.tp_rank, force_reset_rng=True)
+
+    def any_rank(self, flag: bool, device: torch.device) -> bool:
+        """True on every rank if ``flag`` is true on at least one."""
+        return bool(self.largest(int(flag), device))
+
+    def largest(self, value: int, device: torch.device) -> int:
+        """The largest of all ranks' values, on every rank."""
+        values = torch.tensor([value], device=device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return int(values.item())
+
+
+def initialise(
+    *,
+    backend: str,
+    tensor_model_parallel_size: int,
+    timeout_minutes: float = 10,
+    meeting: Meeting | None = None,
+) -> Parallel:
+    """Join the job and build its groups.
+
+    Args:
+        timeout_minutes: how long a collective waits for a lost rank.
+        meeting: of the job's processes; None: they meet here.
+    """
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it, also without a launcher
+        meeting = meeting or meet(timeout_minutes=timeout_minutes, settings={})
+        _join(backend, meeting, timeout=timedelta(minutes=timeout_minutes))
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        distributed_timeout_minutes=max(1, round(timeout_minutes)),
+        create_gloo_process_groups=False,  # for Megatron's own distributed optimizer: DeepSpeed's is used
+    )
+    return Parallel(
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def without_tensor_parallelism(*, backend: str) -> Parallel:
+    """The groups of a job without tensor parallelism: those that stand, else new ones.
+
+    For who computes with one model after another in one process: Megatron forgets its groups without ending
+    them, and each set of them holds dozens of threads.
+    """
+    if dist.is_initialized() and parallel_state.is_initialized():
+        groups = Parallel(
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_group=parallel_state.get_data_parallel_group(),
+        )
+        if groups.tp_size == 1 and _stand(groups):
+            return groups
+    return initialise(backend=backend, tensor_model_parallel_size=1)
+
+
+def _stand(groups: Parallel) -> bool:
+    """Whether the groups are of the present job, not of one that has been ended since."""
+    try:
+        return bool(
+            dist.get_process_group_ranks(groups.tp_group) and dist.get_process_group_ranks(groups.dp_group)
+        )
+    except KeyError:
+        return False
+
+
+def _join(backend: str, meeting: Meeting, *, timeout: timedelta) -> None:
+    rank, world_size = meeting.ranks.rank, meeting.ranks.world_size
+    if world_size == 1:
+        # A tool may end without `shutdown`, and a group that outlives the interpreter can abort the process.
+        atexit.register(shutdown)
+    if backend == "gloo" and (interface := network_interface(meeting)):
+        # Gloo takes the address of the host's name, which may be another machine's, none, or for several
+        # hosts one of the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    # What the meeting had left when this rank came: NCCL asks the store at each group's first use.
+    meeting.store.set_timeout(timeout)
+    store = dist.PrefixStore("group", meeting.store)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        if backend != "gloo":
+            _connect()
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        why = "" if backend == "gloo" else "; NCCL_DEBUG=INFO says more, and in a container see /dev/shm"
+        raise UserError(
+            f"{world_size} ranks cannot connect ({str(error).splitlines()[0]}); where hosts have several "
+            f"networks, name the one to use with {backend.upper()}_SOCKET_IFNAME{why}"
+        ) from error
+
+
+def _connect() -> None:
+    """A first collective, and its end: NCCL connects at that, not when its group is made."""
+    value = torch.zeros(1, device=device())
+    dist.all_reduce(value)
+    value.item()
+
+
+def shutdown() -> None:
+    """Leave the groups in order, so that no rank warns of a leaked process group."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _pointer(error: Exception) -> UserError:
+    """What the other ranks say of a failure of rank 0, which alone has the traceback."""
+    return UserError(f"rank 0 has failed ({type(error).__name__}); its own message says why")
+
+
+class DeepSpeedMPU:
+    """What DeepSpeed asks of a model-parallel unit, answered from ``Parallel``.
+
+    It must not define ``initialize_sequence_parallel`` nor ``get_sequence_*``: DeepSpeed takes
+    their presence for its own Ulysses sequence parallelism.
+    """
+
+    def __init__(self, parallel: Parallel):
+        self._parallel = parallel
+
+    def get_tensor_model_parallel_group(self):
+        return self._parallel.tp_group
+
+    def get_tensor_model_parallel_world_size(self):
+        return self._parallel.tp_size
+
+    def get_tensor_model_parallel_rank(self):
+        return self._parallel.tp_rank
+
+    def get_tensor_model_parallel_src_rank(self):
+        return dist.get_process_group_ranks(self._parallel.tp_group)[0]
+
+    # Without pipeline parallelism the model-parallel group is the tensor-parallel group.
+    get_model_parallel_group = get_tensor_model_parallel_group
+    get_model_parallel_world_size = get_tensor_model_parallel_world_size
+    get_model_parallel_rank = get_tensor_model_parallel_rank
+
+    def get_data_parallel_group(self):
+        return self._parallel.dp_group
+
+    def get_data_parallel_world_size(self):
+        return self._parallel.dp_size
+
+    def get_data_parallel_rank(self):
+        return self._parallel.dp_rank
+
+    def get_data_parallel_group_ranks(self):
+        return dist.get_process_group_ranks(self._parallel.dp_group)
+
+    def get_pipeline_model_parallel_world_size(self):
+        return 1
+
+    def get_pipeline_model_parallel_group(self):
+        return parallel_state.get_pipeline_model_parallel_group()

@@ -1,0 +1,145 @@
+"""The other processes of the job: the launchers above this rank, and the ranks on this and other machines."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from inrank_megatron.distributed.hosts import Hosts, ended
+
+if TYPE_CHECKING:  # this module comes before torch and Megatron-Core, whose import takes seconds
+    from inrank_megatron.distributed.process_groups import Parallel
+    from inrank_megatron.distributed.rendezvous import Meeting
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 3.0
+LAUNCHERS = {"deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+DEEPSPEED_COMMANDS = {"deepspeed", "ds", "deepspeed.launcher.runner"}
+
+
+class Neighbours:
+    """Ends this process when the job around it has fallen apart and nobody else would end it.
+
+    The `deepspeed` command does not pass SIGTERM on to the launcher that it started, a killed launcher
+    cannot pass on anything, and a collective waits for a lost host, or with NCCL for a killed rank, until
+    its timeout. A thread watches for all of these, because the main thread may be inside a collective.
+
+    Make it first of all, so that no launcher is gone before it is known. A lost launcher ends the process
+    until :meth:`hand_over`; after that the training loop asks :attr:`launcher_is_gone`, because it has
+    something to save. A lost rank, once :meth:`join` knows the ranks, ends the process ``GRACE_SECONDS``
+    later, unless the main thread fails by itself before. On GPUs of several hosts NCCL may end the process
+    sooner than that, without a reason, and the message comes at once. :meth:`leave` ends the watch.
+    """
+
+    def __init__(self, *, rank: int):
+        self._rank = rank
+        self._launchers = _launchers()
+        self._ranks: dict[int, psutil.Process | None] = {}
+        self._lost: str | None = None
+        self._speaks_at_once = False
+        self._hosts: Hosts | None = None
+        self._handed_over, self._left = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, name="neighbours", daemon=True).start()
+
+    @property
+    def launcher_is_gone(self) -> bool:
+        return not all(map(_alive, self._launchers))
+
+    def join(self, meeting: "Meeting") -> None:
+        """Learn which ranks run on this machine and which on others. Called on all ranks."""
+        own = meeting.ranks.rank
+        machine = meeting.arrivals[own].machine
+        for rank in meeting.ranks_of(machine):
+            if rank != own:
+                self._ranks[rank] = _process(meeting.arrivals[rank].pid, meeting.arrivals[rank].created)
+        if not meeting.is_on_one_machine:
+            self._speaks_at_once = meeting.arrivals[own].gpu is not None
+            self._hosts = Hosts(meeting)
+
+    def hand_over(self) -> None:
+        """From here on the caller sees to a lost launcher."""
+        self._handed_over.set()
+
+    def leave(self, parallel: "Parallel") -> None:
+        """From here on ranks may end, each in its own time. Collective."""
+        parallel.barrier()
+        self._left.set()
+
+    def explain(self, *, patience: float) -> str | None:
+        """What to say of a failure of the main thread that a lost rank or host may have caused; None if none
+        is found within ``patience`` seconds. The caller ends the process, and the watch does not.
+        """
+        deadline = time.monotonic() + patience
+        while (lost := self.lost()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if lost:
+            self._left.set()
+        return lost
+
+    def lost(self) -> str | None:
+        """What to say of the first rank or host that was lost; None while there is none."""
+        self._lost = self._lost or self._look()
+        return self._lost
+
+    def _look(self) -> str | None:
+        if self._hosts and self._hosts.lost:
+            return self._hosts.lost
+        gone = [rank for rank, process in self._ranks.items() if not _alive(process)]
+        return ended(f"rank {gone[0]}") if gone else None
+
+    def _watch(self) -> None:
+        lost_since = None
+        while not self._left.wait(POLL_SECONDS):
+            if not self._handed_over.is_set() and self.launcher_is_gone:
+                self._end("the launcher has ended before training began; nothing was written")
+            lost = self.lost()
+            if lost and not lost_since and self._speaks_at_once:
+                self._say(lost)
+            lost_since = None if lost is None else lost_since or time.monotonic()
+            if lost_since and time.monotonic() - lost_since > GRACE_SECONDS:
+                self._end(None if self._speaks_at_once else lost)
+
+    def _say(self, message: str) -> None:
+        print(f"rank {self._rank}: error: {message}", file=sys.stderr, flush=True)
+
+    def _end(self, message: str | None) -> None:
+        """``message``: None if it has been said."""
+        if message is not None:
+            self._say(message)
+        os._exit(1)
+
+
+def _launchers() -> list[psutil.Process]:
+    """The launcher above this process and, above DeepSpeed's, the `deepspeed` command.
+
+    Nothing else above counts: a shell that starts a job in the background may end.
+    """
+    found = []
+    for process, names in zip(psutil.Process().parents(), (LAUNCHERS, DEEPSPEED_COMMANDS), strict=False):
+        try:
+            if names.isdisjoint(Path(word).name for word in process.cmdline()[:4]):
+                break
+        except psutil.Error:
+            break
+        found.append(process)
+    return found
+
+
+def _process(pid: int, created: float) -> psutil.Process | None:
+    """The process of this machine, or None if it has ended: its id may be another's by now."""
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+    return process if process.create_time() == created else None
+
+
+def _alive(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,35 @@
+"""New columns of a layer's factors: drawn whole, so that they do not depend on how the layer is cut."""
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
+from inrank_megatron.lowrank.linalg.columns import whole_columns
+from inrank_megatron.lowrank.linalg.factors import cut_matrix
+
+
+def drawn_columns(
+    layer: FactorisedLinear,
+    count: int,
+    source: str,
+    *,
+    norm: float | None = None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """This rank's shards ``(left [O/n, count], right [count, I/n])`` of ``whole_columns``, FP32."""
+    left, right = whole_columns(
+        (layer.output_size, layer.input_size),
+        count,
+        source,
+        capacity=layer.capacity,
+        norm=norm,
+        generator=generator,
+    )
+    left = cut_matrix(left, 0, layer.tp_group, layer.U.partition_stride)
+    right = cut_matrix(right, 1, layer.tp_group)
+    return left.to(layer.U.device), right.to(layer.U.device)
+
+
+def norm_like(matrix: Tensor, columns: int) -> float:
+    """The norm of ``columns`` random directions on either side whose product is as large as ``matrix``."""
+    return (matrix.norm().item() ** 2 / columns) ** 0.25

@@ -1,0 +1,25 @@
+"""What ``tools/convert_checkpoint.py`` does with its options."""
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from inrank_megatron.interop.convert import check_only, convert
+from inrank_megatron.interop.core.options import options_of
+from inrank_megatron.interop.hub import local_notes, located
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Convert, or check an old conversion, and print how far both models are apart."""
+    source, target = located(arguments.source), Path(arguments.target).expanduser()
+    tell = partial(print, file=sys.stderr, flush=True)
+    for note in local_notes(arguments.source):
+        tell(note)
+    options = replace(options_of(arguments), pad_ranks=arguments.pad_ranks, tolerance=arguments.tolerance)
+    if arguments.check_only:
+        found = check_only(source, target, options)
+    else:
+        found = convert(source, target, arguments.format, options, tell=tell)
+    print(f"{target}: same model as {source}: {found}")

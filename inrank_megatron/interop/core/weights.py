@@ -1,0 +1,130 @@
+"""A model's weights by the names of a run's model, whatever files they lie in: what conversions go through.
+
+Letters: h hidden_size, f ffn_hidden_size, O x I the shape of a linear, k columns in use of its factors U
+[O, k] and V [k, I].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from inrank_megatron.checkpoint.accounting import differences
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import is_llama, linear_shapes
+from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model, its tensors read one by one.
+
+    Args:
+        origin: what to call it in messages, a path.
+        config: sizes and architecture are those of the model; ``qkv_factors`` says whether query, key and
+            value are one matrix (rows in Megatron's order, head by head) or three.
+        vocab_size: rows of the embedding, without padding.
+        factors: the factorised linears; of ``columns`` those in use (``active``) are stored. Only those of a
+            run may be ``tracked``: their ``U0`` and ``V0`` can be read too.
+        read: the whole tensor of a name in :attr:`shapes`, on the CPU, in the precision of its file.
+        step: optimizer steps that made the weights; 0 where that is not known.
+        tokenizer: a folder with tokenizer files, if there is one.
+        notes: what a user should be told.
+    """
+
+    origin: str
+    config: Config
+    vocab_size: int
+    factors: Mapping[str, FactorSpec]
+    read: Callable[[str], Tensor]
+    step: int = 0
+    tokenizer: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape of every tensor, in the order of the model: the names that :attr:`read` takes."""
+        return weight_shapes(self.config, self.vocab_size, self.factors)
+
+
+def weight_shapes(config: Config, vocab_size: int, factors: Mapping[str, FactorSpec]) -> Shapes:
+    """Name and whole shape of every weight of a run's model: no moments, no initial values of factors."""
+    model, llama = config.model, is_llama(config)
+    h, f = model.hidden_size, model.ffn_hidden_size
+    shapes: Shapes = {"embedding.word_embeddings.weight": (vocab_size, h)}
+    if not llama:
+        shapes["embedding.position_embeddings.weight"] = (model.max_position_embeddings, h)
+    norm = {"weight": (h,)} if llama else {"weight": (h,), "bias": (h,)}
+    separate = config.inrank.qkv_factors == "separate" and f"{QKV_0}.q" in linear_shapes(config)
+    qkv = {f"linear_qkv.{part}": (h, h) for part in "qkv"} if separate else {"linear_qkv": (3 * h, h)}
+    blocks = {
+        "input_layernorm": None,
+        **{f"self_attention.{name}": shape for name, shape in qkv.items()},
+        "self_attention.linear_proj": (h, h),
+        "pre_mlp_layernorm": None,
+        "mlp.linear_fc1": (2 * f if llama else f, h),
+        "mlp.linear_fc2": (h, f),
+    }
+    for index in range(model.num_layers):
+        for name, shape in blocks.items():
+            module = f"decoder.layers.{index}.{name}"
+            leaves = norm if shape is None else _linear(shape, factors.get(module), bias=not llama)
+            shapes |= {f"{module}.{leaf}": leaf_shape for leaf, leaf_shape in leaves.items()}
+    shapes |= {f"decoder.final_layernorm.{leaf}": leaf_shape for leaf, leaf_shape in norm.items()}
+    if llama:
+        shapes["output_layer.weight"] = (vocab_size, h)
+    return shapes
+
+
+QKV_0 = "decoder.layers.0.self_attention.linear_qkv"
+
+
+def _linear(shape: tuple[int, int], spec: FactorSpec | None, *, bias: bool) -> Shapes:
+    out, inp = shape
+    leaves: Shapes = {} if spec is None else {"U": (out, spec.active), "V": (spec.active, inp)}
+    if spec is None or spec.base:
+        leaves["weight"] = shape
+    return leaves | ({"bias": (out,)} if bias else {})
+
+
+def check_layers(origin: str, config: Config, *, tensors: int) -> None:
+    """Before names are made of each layer: no model has more layers than tensors.
+
+    Raises:
+        UserError: it has, so its files and its configuration do not belong together.
+    """
+    if config.model.num_layers > tensors:
+        raise UserError(
+            f"{origin}: num_layers = {config.model.num_layers}, and its files hold {tensors} tensors; name a "
+            "whole checkpoint"
+        )
+
+
+def account(
+    origin: str, *, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every tensor of a file has its place in the model, and the model lacks none.
+
+    Args:
+        there: name and shape of each tensor in the files of ``origin``. here: of each that the model has.
+
+    Raises:
+        UserError: it names the first tensors that differ, with both shapes.
+    """
+    here, there = ({name: tuple(shape) for name, shape in shapes.items()} for shapes in (here, there))
+    if differing := differences(there, here, expected="expected"):
+        raise UserError(
+            f"{origin}: tensors that differ from those of its model: {differing}; its files and its "
+            "configuration do not belong together: name a whole checkpoint"
+        )
+
+
+def training_method(factors: Mapping[str, FactorSpec]) -> str:
+    """The method that trains such a model on without changing its structure."""
+    if not factors:
+        return "dense"
+    return "lora" if any(spec.base for spec in factors.values()) else "fixed-rank"

@@ -1,0 +1,60 @@
+"""Models by their name on the Hugging Face hub."""
+
+import os
+from pathlib import Path
+
+from inrank_megatron.data.tokenizer import HUB_NAME
+from inrank_megatron.errors import Unsupported, UserError
+from inrank_megatron.interop.core.tokenizer_files import NAMES
+from inrank_megatron.interop.formats import format_of
+from inrank_megatron.interop.huggingface.config import CONFIG
+
+WANTED = ["*.safetensors", "*.json", *NAMES]
+
+
+def located(name: str) -> Path:
+    """The folder or file ``name`` or, where there is none, a local copy of the hub's model of that name: its
+    safetensors, settings and tokenizer. ``HF_HUB_OFFLINE=1`` takes what has been downloaded before.
+
+    Raises:
+        UserError: it is neither here nor can it be had, or a folder without a model has the hub's name.
+    """
+    path = Path(name).expanduser()
+    try:
+        if path.exists():
+            # Whole, so that a checkpoint named from within its folder is known by those above it.
+            path = Path(os.path.abspath(path))
+            if HUB_NAME.fullmatch(name) and not (path / CONFIG).is_file():
+                _check_model(name, path)
+            return path
+        if not HUB_NAME.fullmatch(name):
+            return path
+    except OSError as error:
+        raise UserError(f"{name[:80]}: no path ({error.strerror}); name a folder that is there") from None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name}: is no folder here and cannot be had from the hub ({reason}); name a run, an exported "
+            "folder, or a model that can be reached"
+        ) from None
+
+
+def local_notes(name: str) -> tuple[str, ...]:
+    """What to tell the user of a model that lies here under a name that may be meant as the hub's."""
+    path = Path(name).expanduser()
+    return (_hides(name, path),) if HUB_NAME.fullmatch(name) and (path / CONFIG).is_file() else ()
+
+
+def _check_model(name: str, path: Path) -> None:
+    try:
+        format_of(path)
+    except Unsupported as error:
+        raise Unsupported(f"{error} ({_hides(name, path)})") from None
+
+
+def _hides(name: str, path: Path) -> str:
+    return f"{name} is the local folder {path.absolute()}, not the hub's model of that name"

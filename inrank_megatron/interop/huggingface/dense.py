@@ -1,0 +1,112 @@
+"""Hugging Face's own GPT-2 and LLaMA: every linear one matrix. Read and written in folders of safetensors."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.config.shapes import is_llama
+from inrank_megatron.errors import Unsupported
+from inrank_megatron.interop.core.gpt import Forward
+from inrank_megatron.interop.core.options import Options
+from inrank_megatron.interop.core.tokenizer_files import has_tokenizer
+from inrank_megatron.interop.core.weights import Shapes, Weights, account, check_layers, weight_shapes
+from inrank_megatron.interop.huggingface.config import hf_settings, model_type, run_config
+from inrank_megatron.interop.huggingface.files import SafetensorsFolder, write_tensors
+from inrank_megatron.interop.huggingface.model import BUFFERS, auto_forward, write_settings
+from inrank_megatron.interop.huggingface.names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
+
+NAME = "hf-dense"
+FAMILIES = ("gpt2", "llama")
+GPT2_PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a folder with Hugging Face's GPT-2 or LLaMA."""
+    return model_type(path) in FAMILIES
+
+
+def open_weights(path: Path, options: Options) -> Weights:
+    """The weights, as they are stored, with the settings of a dense run.
+
+    Raises:
+        UserError: the model is one that a run cannot have, its files are pickles, or tensors are missing, too
+            many or of other shapes.
+    """
+    config, vocab_size, notes = run_config(path, model_type(path))
+    stored = SafetensorsFolder(path)
+    check_layers(str(path), config, tensors=len(stored.shapes))
+    names = _names(stored, llama=is_llama(config))
+    run_shapes = weight_shapes(config, vocab_size, {})
+    account(
+        str(path),
+        there={name: stored.shapes[file_name] for name, file_name in names.items()},
+        here=hf_shapes(config, run_shapes),
+    )
+    fed_by, heads = feeders(hf_modules(config)), config.model.num_attention_heads
+
+    def read(name: str) -> Tensor:
+        return run_tensor(name, run_shapes[name], lambda n: stored.read(names[n]), fed_by=fed_by, heads=heads)
+
+    tokenizer = path if has_tokenizer(path) else None
+    return Weights(str(path), config, vocab_size, {}, read, tokenizer=tokenizer, notes=notes)
+
+
+def forward(path: Path, options: Options) -> Forward:
+    """Logits of transformers' own model."""
+    return auto_forward(path)
+
+
+def write(weights: Weights, folder: Path, options: Options) -> None:
+    """W, or W0 + U V or U V multiplied out, in FP32; no padding of the vocabulary."""
+    write_tensors(folder, *dense_tensors(weights))
+    write_settings(weights, dense_config(weights), folder)
+
+
+def dense_tensors(weights: Weights) -> tuple[Shapes, Callable[[str], Tensor]]:
+    """Shapes of the dense model's tensors, and the tensor of a name, FP32, computed when it is asked for."""
+    modules, heads = hf_modules(weights.config), weights.config.model.num_attention_heads
+    # Several modules may be rows of one linear.
+    read = lru_cache(maxsize=1)(lambda name: merged(weights, name))
+
+    def tensor(name: str) -> Tensor:
+        module, _, leaf = name.rpartition(".")
+        return hf_tensor(modules[module], leaf, read, heads=heads)
+
+    return hf_shapes(weights.config, weight_shapes(weights.config, weights.vocab_size, {})), tensor
+
+
+def dense_config(weights: Weights):
+    """The ``GPT2Config`` or ``LlamaConfig`` of the model with whole matrices."""
+    from transformers import GPT2Config, LlamaConfig
+
+    if is_llama(weights.config):
+        return LlamaConfig(**hf_settings(weights), architectures=["LlamaForCausalLM"])
+    return GPT2Config(**hf_settings(weights), architectures=["GPT2LMHeadModel"])
+
+
+def merged(weights: Weights, name: str) -> Tensor:
+    """The tensor ``name`` of the run's dense model, FP32."""
+    linear, _, leaf = name.rpartition(".")
+    spec = weights.factors.get(linear)
+    if leaf != "weight" or spec is None:
+        return weights.read(name).float()
+    product = weights.read(f"{linear}.U").float() @ weights.read(f"{linear}.V").float()
+    return product.add_(weights.read(name)) if spec.base else product
+
+
+def _names(stored: SafetensorsFolder, *, llama: bool) -> dict[str, str]:
+    """Name in the model -> name in the files, without buffers and without a head that is the embedding."""
+    prefix = "" if llama or any(name.startswith(GPT2_PREFIX) for name in stored.shapes) else GPT2_PREFIX
+    names = {name if name == HEAD else prefix + name: name for name in stored.shapes}
+    names = {name: there for name, there in names.items() if not BUFFERS.fullmatch(name)}
+    if not llama and HEAD in names and EMBEDDING in names:
+        if not torch.equal(stored.read(names[HEAD]), stored.read(names[EMBEDDING])):
+            raise Unsupported(
+                f"{stored.folder}: lm_head.weight differs from wte.weight, and a run's GPT-2 has one matrix "
+                "for both; choose a model with a tied head"
+            )
+        del names[HEAD]
+    return names

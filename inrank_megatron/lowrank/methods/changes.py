@@ -1,0 +1,185 @@
+"""What methods see and what they ask for. Plain records: only the engine touches live parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.settings import Run
+
+Source = Literal["gradient", "spectral", "random", "kaiming", "lora"]
+Reset = Literal["full", "random", "magnitude"]
+NewMoments = Literal["zero", "mean"]
+MetricKind = Literal["plain", "activation-aware", "fisher"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What measures the error of a matrix M of rank r in the place of W.
+
+    Args:
+        kind: ``plain``, ``|W - M|^2``; ``activation-aware``, ``E |(W - M) x|^2`` over the layer's own inputs
+            x; ``fisher``, ``E |D^(1/2) (W - M) x|^2`` with D the diagonal of ``E[g g^T]``, g the gradient of
+            the summed loss with respect to the layer's output at one token.
+        batches: global batches, the last ones trained on, that the means are taken over; 0 for ``plain``.
+    """
+
+    kind: MetricKind = "plain"
+    batches: int = 0
+
+
+PLAIN = Metric()
+
+
+Spectrum = Literal["update", "product"] | Metric
+"""What a method may ask to see of every layer: singular values of ``U V - U0 V0`` (``update``) or of ``U V``
+(``product``), or for a metric the square roots of the energies in which it measures the outputs: the squares
+of the values past r add up to the least error that rank r can have."""
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One factorisable linear as a method sees it, dense or factorised.
+
+    Args:
+        output_size: O. input_size: I, of the whole matrix.
+        rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
+            K. All three are min(O, I) for a dense linear.
+        max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
+        final, grown_at: as in :class:`FactorSpec`.
+        updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
+        singular_values: the spectrum that was asked for, descending; empty if none was.
+    """
+
+    name: str
+    output_size: int
+    input_size: int
+    rank: int
+    active: int
+    capacity: int
+    max_rank: int
+    final: bool = False
+    grown_at: int = 0
+    updated: bool = True
+    singular_values: tuple[float, ...] = ()
+
+    @property
+    def min_dim(self) -> int:
+        """min(O, I)."""
+        return min(self.output_size, self.input_size)
+
+
+@dataclass(frozen=True)
+class InitialiseFactors:
+    """Before the first step: fill every layer's active columns.
+
+    ``source``: ``gradient``, the leading singular pairs of the loss gradient of the first global batch,
+    averaged over the job; ``spectral``, the truncated SVD of the standard initial weight; ``random``, random
+    directions; ``kaiming``, uniform entries up to 1 / sqrt(fan-in) in U (fan-in K) and V (fan-in I);
+    ``lora``, the same V and U = 0.
+
+    ``column_norm``: of every column of U and row of V, for ``gradient`` and ``random``; None: such that the
+    product is as large as the standard initial weight. With ``absorb`` the product is subtracted from W0, so
+    that the start is the standard initialisation. Moments: none exist yet.
+    """
+
+    source: Source
+    column_norm: float | None = None
+    absorb: bool = False
+
+
+@dataclass(frozen=True)
+class SetRank:
+    """A rank check's outcome for one layer; ``rank`` may equal the rank before.
+
+    Values: the columns from ``active`` before to ``active`` now become random directions of norm
+    ``column_norm`` (None: Kaiming entries as at the start), with their product absorbed into W0 if
+    ``absorb``. Moments of columns in use: untouched. Those of new columns: the first is zero; the second is
+    zero too with ``moments`` ``zero``, and with ``mean`` the mean over the columns that were in use, row by
+    row of U and column by column of V, so that Adam, which counts steps for all columns together, starts them
+    no faster than the others.
+    """
+
+    layer: str
+    rank: int
+    active: int
+    explained_ratio: float
+    capped: bool
+    column_norm: float | None
+    absorb: bool
+    moments: NewMoments = "zero"
+
+
+@dataclass(frozen=True)
+class LostCheck:
+    """A rank check in whose step nothing was learnt, as it overflowed. Whether the rank would have grown
+    is not known: the layer's ``grown_at`` becomes this step. Values, moments and ranks stay.
+    """
+
+    layer: str
+
+
+@dataclass(frozen=True)
+class Restart:
+    """ReLoRA's restart: every layer's ``U V`` is added to W0, then U = 0 and V is drawn anew (``lora``).
+
+    Values: the effective weights stay. Moments of U and V, both of an entry at once: ``full`` sets all to
+    zero, ``random`` each with probability ``share``, ``magnitude`` that ``share`` of each whole tensor which
+    has the smallest second moment; step counts and every other parameter's moments stay.
+    """
+
+    reset: Reset
+    share: float
+
+
+@dataclass(frozen=True)
+class Refactor:
+    """The switch: every layer's matrix becomes ``U* V*`` of ``columns`` columns.
+
+    The matrix is ``W0 + U V`` or ``U V``, whose buffers go as W0 does, or the weight ``W`` of a dense linear.
+    ``ranks`` are the decided ranks, ``columns`` those or a little more, where the device's tile asks for it.
+
+    Values: the best approximation by ``metric`` of so many columns, singular values shared evenly. Moments:
+    those of U* and V* start at zero with a step count of their own; every other parameter keeps its moments.
+    """
+
+    ranks: Mapping[str, int]
+    columns: Mapping[str, int]
+    metric: Metric = PLAIN
+
+
+Change = InitialiseFactors | SetRank | LostCheck | Restart | Refactor
+
+
+class Method(Protocol):
+    """A training method: decides structure and changes from spectra and step numbers alone.
+
+    ``step`` counts completed optimizer steps. A method keeps no state: what it needs of the past is in the
+    views, which a checkpoint restores. ``name`` is that of ``--method``; ``settings``: what it reads of the
+    settings that belong to methods.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[frozenset[str]]
+
+    @classmethod
+    def from_config(cls, config: Run, *, switch_step: int | None) -> "Method":
+        """The method with the run's settings; ``switch_step`` from ``schedule.py``."""
+
+    def structure(self, min_dims: Mapping[str, int]) -> dict[str, FactorSpec]:
+        """Which linears start factorised, and how. Keys are layer names."""
+
+    def start(self) -> list[Change]:
+        """Changes before the first step."""
+
+    def acts_at(self, step: int) -> bool:
+        """Whether ``changes`` may return anything after ``step``."""
+
+    def spectrum_at(self, step: int, layers: list[LayerView]) -> Spectrum | None:
+        """What ``changes`` wants to see of the layers after ``step``, if anything."""
+
+    def changes(self, step: int, layers: list[LayerView]) -> list[Change]:
+        """Changes after ``step``, in the order in which they are to be carried out."""
+
+    def unfinished(self, layers: list[LayerView]) -> str | None:
+        """What the method had still to do when the run came to its end, in words; None: nothing."""

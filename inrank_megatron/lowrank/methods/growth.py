@@ -1,0 +1,109 @@
+"""When InRank looks at the ranks, and how far a look raises them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from inrank_megatron.lowrank.criteria.buffer import default_buffer, default_capacity
+from inrank_megatron.lowrank.criteria.explained_ratio import Growth, eq7_ratio, grow, update_ratio
+from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.settings import Run
+
+
+@dataclass(frozen=True)
+class GrowthRule:
+    """Every ``interval`` steps each layer's rank rises until its explained ratio holds.
+
+    Args:
+        initial_rank: r at the start (paper: 2).
+        buffer: b, trained columns beyond r; None: 100, scaled down below width 768.
+        threshold: alpha, the explained ratio to hold (paper: 0.9).
+        interval: checks come at the multiples of this.
+        after: checks come later than this step.
+        criterion: ``update``, the released formula on the cumulative update ``U V - U0 V0``; ``released``,
+            the same formula on ``U V`` (the authors' code); ``eq7``, equation 7 on ``U V``.
+        window: reading of equation 7, ``sliding`` or ``fixed``.
+        max_rank: the largest rank; None: so many that r + b is half of min(O, I).
+    """
+
+    initial_rank: int
+    buffer: int | None
+    threshold: float
+    interval: int
+    after: int = 0
+    criterion: str = "update"
+    window: str = "sliding"
+    max_rank: int | None = None
+
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {
+            "initial_rank",
+            "buffer",
+            "threshold",
+            "rank_check_interval",
+            "rank_check_start",
+            "max_rank",
+            "rank_criterion",
+            "eq7_window",
+        }
+    )
+
+    @classmethod
+    def from_config(cls, config: Run) -> "GrowthRule":
+        inrank = config.inrank
+        return cls(
+            initial_rank=inrank.initial_rank,
+            buffer=inrank.buffer,
+            threshold=inrank.threshold,
+            interval=inrank.rank_check_interval,
+            after=inrank.rank_check_start,
+            criterion=inrank.rank_criterion,
+            window=inrank.eq7_window,
+            max_rank=inrank.max_rank,
+        )
+
+    @property
+    def spectrum(self) -> str:
+        """What a check judges."""
+        return "update" if self.criterion == "update" else "product"
+
+    def buffer_of(self, min_dim: int) -> int:
+        return default_buffer(min_dim) if self.buffer is None else self.buffer
+
+    def columns(self, min_dim: int) -> int:
+        """Columns to allocate for a linear of this smaller dimension."""
+        b = self.buffer_of(min_dim)
+        if self.max_rank is None:
+            return default_capacity(min_dim, initial_rank=self.initial_rank, buffer=b)
+        return min(min_dim, self.max_rank + b)
+
+    def due(self, step: int) -> bool:
+        """Whether a check follows ``step``."""
+        return step > self.after and step % self.interval == 0
+
+    def quiet_checks(self, step: int, layers: Sequence[LayerView]) -> int:
+        """Checks up to ``step``, itself included, since in any layer a rank last grew or a check was lost."""
+        last = max([self.after, *(layer.grown_at for layer in layers)])
+        return max(0, step // self.interval - last // self.interval)
+
+    def check(self, layer: LayerView) -> Growth:
+        """The rank that the layer's spectrum asks for, within the reach of one check."""
+        b, r = self.buffer_of(layer.min_dim), layer.rank
+        # The authors' code searches [r, r + b). Equation 7 is 1 at r + b: no trained column is left out.
+        reach = b if self.criterion == "eq7" else max(1, b - 1)
+        limit = max(r, min(r + reach, layer.capacity - b))
+        return grow(partial(self.explained_ratio, layer), r, threshold=self.threshold, limit=limit)
+
+    def refound(self, layer: LayerView) -> int:
+        """The smallest rank that the layer's spectrum asks for, which may lie below the present one."""
+        ratio = partial(self.explained_ratio, layer)
+        return grow(ratio, 1, threshold=self.threshold, limit=layer.max_rank).rank
+
+    def explained_ratio(self, layer: LayerView, rank: int) -> float:
+        """The share of the layer's spectrum that ``rank`` explains by the criterion; 1: all of it."""
+        s = layer.singular_values
+        if self.criterion != "eq7":
+            return update_ratio(s, rank, length=layer.min_dim)
+        buffer = self.buffer_of(layer.min_dim)
+        return eq7_ratio(s, rank, start=layer.rank, buffer=buffer, window=self.window)

@@ -1,0 +1,24 @@
+"""From the run's settings to its method. A new method is one file and one entry here."""
+
+from inrank_megatron.lowrank.methods.changes import Method
+from inrank_megatron.lowrank.methods.dense import Dense
+from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
+from inrank_megatron.lowrank.methods.inrank import InRank, InRankEfficient
+from inrank_megatron.lowrank.methods.lora import LoRA
+from inrank_megatron.lowrank.methods.relora import ReLoRA
+from inrank_megatron.lowrank.methods.settings import InRankConfig, Run
+from inrank_megatron.lowrank.methods.warm_start import WarmStart
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
+}
+
+
+def make_method(config: Run, *, switch_step: int | None) -> Method:
+    """The method that ``config.training.method`` names; ``switch_step`` from ``schedule.py``."""
+    return METHODS[config.training.method].from_config(config, switch_step=switch_step)
+
+
+def idle_settings(method: str) -> frozenset[str]:
+    """Settings that belong to methods and that this one does not read."""
+    return frozenset({*InRankConfig.model_fields, "factor_lr_multiplier"}) - METHODS[method].settings

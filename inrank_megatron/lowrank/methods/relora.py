@@ -1,0 +1,42 @@
+"""ReLoRA (arXiv 2307.05695): LoRA that is merged into W0 at intervals, so that the sum has a high rank.
+
+The learning rate's part, a short warm-up after each restart, is in ``training/schedule.py``.
+"""
+
+from inrank_megatron.lowrank.methods.changes import Restart
+from inrank_megatron.lowrank.methods.lora import LoRA
+
+
+class ReLoRA(LoRA):
+    """Restarts after every ``interval`` completed steps.
+
+    ``reset`` and ``share``: what becomes of the factors' Adam moments, see :class:`Restart`.
+    """
+
+    name = "relora"
+    settings = LoRA.settings | {
+        "relora_interval",
+        "relora_reset",
+        "relora_reset_share",
+        "relora_warmup_iters",
+    }
+
+    def __init__(self, rank: int, *, interval: int, reset: str, share: float):
+        super().__init__(rank)
+        self.interval, self.reset, self.share = interval, reset, share
+
+    @classmethod
+    def from_config(cls, config, *, switch_step):
+        inrank = config.inrank
+        return cls(
+            inrank.rank,
+            interval=inrank.relora_interval,
+            reset=inrank.relora_reset,
+            share=inrank.relora_reset_share,
+        )
+
+    def acts_at(self, step):
+        return step % self.interval == 0
+
+    def changes(self, step, layers):
+        return [Restart(reset=self.reset, share=self.share)] if self.acts_at(step) else []

@@ -1,0 +1,101 @@
+"""The switch to ``U* V*``: when it comes, at which ranks, and what its truncation keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from inrank_megatron.lowrank.criteria.allocation import Demand, explaining_rank, share_budget
+from inrank_megatron.lowrank.methods.changes import PLAIN, LayerView, Metric, Refactor
+from inrank_megatron.lowrank.methods.settings import Run
+
+DEFAULT_OUTPUT_THRESHOLD = 0.9
+
+
+@dataclass(frozen=True)
+class Switch:
+    """How a method leaves its first phase.
+
+    Args:
+        step: completed steps after which the switch comes; None: as ``patience`` says.
+        patience: checks in a row without any growth after which it comes.
+        metric: of the truncation, and of the energies that choose ranks.
+        threshold: share of each layer's energy that its rank must keep. budget: share of the dense
+            parameters of all layers together that their factors may have. Neither: the ranks so far.
+        refound: whether the growth rule looks at its spectrum once more, and ranks may fall.
+        multiple_of: columns are multiples of this.
+    """
+
+    step: int | None = None
+    patience: int | None = None
+    metric: Metric = PLAIN
+    threshold: float | None = None
+    budget: float | None = None
+    refound: bool = False
+    multiple_of: int = 1
+
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {
+            "switch_iters",
+            "switch_epochs",
+            "rank_multiple_of",
+            "truncation",
+            "activation_batches",
+            "final_ranks",
+            "output_threshold",
+            "parameter_budget",
+        }
+    )
+
+    @classmethod
+    def from_config(cls, config: Run, *, switch_step: int | None) -> "Switch":
+        inrank = config.inrank
+        final = inrank.final_ranks or ("output" if config.training.method == "warm-start" else "grown")
+        threshold = inrank.output_threshold
+        if threshold is None and inrank.parameter_budget is None:
+            threshold = DEFAULT_OUTPUT_THRESHOLD
+        plain = inrank.truncation == "plain"
+        return cls(
+            step=switch_step,
+            patience=inrank.switch_patience if switch_step is None else None,
+            metric=Metric(inrank.truncation, 0 if plain else inrank.activation_batches),
+            threshold=threshold if final == "output" else None,
+            budget=inrank.parameter_budget if final == "output" else None,
+            refound=final == "refound",
+            multiple_of=inrank.rank_multiple_of,
+        )
+
+    @property
+    def judges_outputs(self) -> bool:
+        """Whether :meth:`refactor` needs the energies of the layers' outputs."""
+        return self.threshold is not None or self.budget is not None
+
+    def refactor(self, layers: Sequence[LayerView]) -> Refactor:
+        """The change; ``layers`` with square roots of energies if :attr:`judges_outputs`."""
+        if self.budget is not None:
+            columns = ranks = self._shared(layers)
+        else:
+            ranks = {layer.name: self._rank(layer) for layer in layers}
+            m = self.multiple_of
+            columns = {x.name: min(-(-ranks[x.name] // m) * m, x.max_rank) for x in layers}
+        return Refactor(ranks, columns, metric=self.metric)
+
+    def _rank(self, layer: LayerView) -> int:
+        if self.threshold is None:
+            return layer.rank
+        return min(explaining_rank(_energies(layer), self.threshold), layer.max_rank)
+
+    def _shared(self, layers: Sequence[LayerView]) -> Mapping[str, int]:
+        demands, dense = {}, 0
+        for layer in layers:
+            e = _energies(layer)
+            # The loss gradient puts the energies of all layers into one unit. Without it each counts what it
+            # loses of its own output, whatever that output's scale.
+            unit = 1.0 if self.metric.kind == "fisher" else sum(e) or 1.0
+            cost = layer.output_size + layer.input_size
+            demands[layer.name] = Demand([value / unit for value in e], cost, layer.max_rank)
+            dense += layer.output_size * layer.input_size
+        return share_budget(demands, int(self.budget * dense), tile=self.multiple_of)
+
+
+def _energies(layer: LayerView) -> list[float]:
+    return [value * value for value in layer.singular_values]

@@ -1,0 +1,104 @@
+"""The line on memory that ran out: by what libraries raise, and by the plan's arithmetic."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.costs import memory_per_device
+from inrank_megatron.config.loading import from_flat, resolve
+from inrank_megatron.config.out_of_memory import advice, is_shortage, savings, shortage, within_memory
+from inrank_megatron.errors import UserError
+
+ON_A_GPU = (
+    "CUDA out of memory. Tried to allocate 2.25 GiB. GPU 3 has a total capacity of 79.15 GiB of which 898.19 "
+    "MiB is free. Including non-PyTorch memory, this process has 78.26 GiB memory in use. Of the allocated "
+    "memory 70.11 GiB is allocated by PyTorch, and 6.01 GiB is reserved by PyTorch but unallocated."
+)
+
+
+def raised(compute) -> BaseException:
+    with pytest.raises((RuntimeError, MemoryError, OSError)) as caught:
+        compute()
+    return caught.value
+
+
+def test_a_gpu():
+    error = torch.OutOfMemoryError(ON_A_GPU)
+    assert is_shortage(error)
+    assert shortage(error) == "2.25 GiB more was asked for, 898.2 MiB is free of 79.15 GiB on the GPU"
+
+
+@pytest.mark.parametrize(
+    ("compute", "more"),
+    [
+        (lambda: torch.empty(2**50), "4,194,304.00 GiB more"),
+        (lambda: np.empty(2**46), "524,288.00 GiB more"),
+        (lambda: bytearray(2**60), "more"),
+    ],
+    ids=["torch", "NumPy", "Python"],
+)
+def test_the_machine(compute, more):
+    """What the libraries themselves raise."""
+    error = raised(compute)
+    assert is_shortage(error)
+    assert shortage(error).startswith(f"{more} was asked for, ")
+    assert shortage(error).endswith("is left to this process")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("NCCL error: unhandled cuda error: Cuda failure 2 'out of memory'"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=["NCCL", "cuBLAS", "Linux"],
+)
+def test_other_words_for_it(error):
+    assert is_shortage(error)
+    assert "more was asked for" in shortage(error)
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        within_memory(lambda: torch.ones(2, 3) @ torch.ones(2, 3), lambda: "")
+    with pytest.raises(UserError, match=r"^out of memory: .*; buy some$"):
+        within_memory(lambda: torch.empty(2**50), lambda: "buy some")
+
+
+def run_of(world_size, **settings):
+    config = resolve(
+        from_flat({"model_preset": "medium", "train_iters": 8} | settings), world_size=world_size
+    )
+    return config, check(config, world_size=world_size)
+
+
+def test_settings_that_help_most_on_gpus():
+    config, topology = run_of(8, method="inrank-efficient", bf16=True, micro_batch_size=8)
+    helps = dict(savings(config, topology, on_cpu=False))
+    assert len(helps) == 3
+    assert list(helps.values()) == sorted(helps.values(), reverse=True)
+    ranks = {"ranks": topology.capacity, "frozen_base": True}
+    now = memory_per_device(config, topology, **ranks)
+    changed, then = run_of(
+        8, method="inrank-efficient", bf16=True, micro_batch_size=8, recompute_granularity="full"
+    )
+    saved = now.total - memory_per_device(changed, then, **ranks).total
+    assert helps["--recompute-granularity full"] == saved > now.activations / 2
+    line = advice(config, topology, on_cpu=False)
+    assert all(words in line for words in helps) and "on each GPU: parameters " in line
+
+
+def test_what_does_nothing_is_not_advised():
+    """One process without a GPU: no replicas to cut over, no ranks to share layers, no host beside it."""
+    config, topology = run_of(1, micro_batch_size=1, recompute_granularity="full")
+    assert [words for words, _ in savings(config, topology, on_cpu=True)] == [
+        "--bf16 in a new run", "--seq-length 512 in a new run",
+    ]  # fmt: skip
+    config, topology = run_of(1, micro_batch_size=6)
+    assert [words for words, _ in savings(config, topology, on_cpu=True)][:2] == [
+        "--recompute-granularity full", "--micro-batch-size 3",
+    ]  # fmt: skip

@@ -1,0 +1,131 @@
+"""What InRank asks for: structure, checks, limits of growth, the switch. No engine is needed to decide."""
+
+from inrank_megatron.lowrank.methods.changes import InitialiseFactors, LayerView, Refactor, SetRank
+from inrank_megatron.lowrank.methods.growth import GrowthRule
+from inrank_megatron.lowrank.methods.inrank import InRank
+from inrank_megatron.lowrank.methods.switch import Switch
+
+RULE = {"initial_rank": 2, "buffer": 6, "threshold": 0.9, "interval": 10}
+FLAT = (1.0,) * 64
+"""A spectrum that no small rank explains."""
+STEEP = (8.0, 7.0, 6.0, *[0.01] * 61)
+"""A spectrum that rank 3 explains."""
+
+
+def method(switch: Switch | None = None, **rule) -> InRank:
+    return InRank(GrowthRule(**RULE | rule), switch=switch)
+
+
+def view(spectrum=FLAT, *, name="fc1", rank=2, active=8, capacity=32, **more) -> LayerView:
+    sizes = {"output_size": 256, "input_size": 64, "max_rank": 64}
+    return LayerView(
+        name=name, rank=rank, active=active, capacity=capacity, singular_values=spectrum, **sizes | more
+    )
+
+
+def only_check(layer: LayerView, **settings) -> SetRank:
+    [change] = method(**settings).changes(10, [layer])
+    return change
+
+
+def test_columns_are_rank_and_buffer_in_half_the_width():
+    spec = method().structure({"fc1": 64})["fc1"]
+    assert (spec.columns, spec.active, spec.rank, spec.base) == (32, 8, 2, True)
+
+
+def test_largest_rank_sets_the_columns():
+    assert method(max_rank=10).structure({"fc1": 64})["fc1"].columns == 16
+    assert method(max_rank=1000).structure({"fc1": 64})["fc1"].columns == 64
+
+
+def test_default_buffer_follows_the_width():
+    specs = method(buffer=None).structure({"small": 64, "paper": 768})
+    assert {name: spec.active - spec.rank for name, spec in specs.items()} == {"small": 8, "paper": 100}
+
+
+def test_start_is_the_first_gradient():
+    assert method().start() == [InitialiseFactors(source="gradient", column_norm=0.5, absorb=False)]
+
+
+def test_spectrum_is_asked_for_at_every_check_and_no_other_step():
+    assert [step for step in range(1, 41) if method().spectrum_at(step, [])] == [10, 20, 30, 40]
+    assert method().spectrum_at(10, []) == "update"
+    assert method(criterion="eq7").spectrum_at(10, []) == "product"
+
+
+def test_nothing_is_decided_after_the_switch():
+    efficient = method(Switch(step=20))
+    assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 20]
+
+
+def test_switch_between_two_checks():
+    efficient = method(Switch(step=15))
+    assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 15]
+    assert efficient.spectrum_at(15, []) is None
+    assert efficient.changes(15, [view((), rank=5, active=11)]) == [
+        Refactor(ranks={"fc1": 5}, columns={"fc1": 5})
+    ]
+
+
+def test_columns_after_the_switch_fill_the_tile_of_the_device():
+    [refactor] = method(Switch(step=15, multiple_of=8)).changes(15, [view((), rank=5, active=11)])
+    assert (refactor.ranks, refactor.columns) == ({"fc1": 5}, {"fc1": 8})
+    [refactor] = method(Switch(step=15, multiple_of=60)).changes(15, [view((), rank=61, active=64)])
+    assert refactor.columns == {"fc1": 64}  # never more than the width
+
+
+def test_growth_keeps_the_buffer():
+    change = only_check(view(STEEP, active=8))
+    assert (change.rank, change.active, change.capped) == (3, 9, False)
+    assert (change.absorb, change.moments) == (False, "zero")
+    assert change.explained_ratio >= 0.9
+    assert change.column_norm == 0.1
+
+
+def test_rank_that_explains_enough_stays():
+    change = only_check(view(STEEP, rank=7, active=13))
+    assert (change.rank, change.active, change.capped) == (7, 13, False)
+
+
+def test_untrained_layer_does_not_grow():
+    change = only_check(view((0.0,) * 64))
+    assert (change.rank, change.explained_ratio) == (2, 1.0)
+
+
+def test_growth_of_one_check_is_less_than_the_buffer():
+    """The authors' released code searches [r, r + b): beyond it no trained column says anything."""
+    change = only_check(view(FLAT[:8]), threshold=1.0)
+    assert (change.rank, change.capped) == (2 + 6 - 1, True)
+
+
+def test_eq7_may_reach_all_trained_columns():
+    change = only_check(view(tuple(range(8, 0, -1))), criterion="eq7", window="sliding", threshold=1.0)
+    assert (change.rank, change.capped, change.explained_ratio) == (8, False, 1.0)
+
+
+def test_fixed_window_of_equation_7_ends_at_the_trained_columns():
+    """Its last window holds one value, whose variance is 0: rank r + b - 1 always suffices."""
+    change = only_check(view(tuple(range(8, 0, -1))), criterion="eq7", window="fixed", threshold=1.0)
+    assert (change.rank, change.capped) == (7, False)
+
+
+def test_buffer_of_one_column_still_grows():
+    assert only_check(view(FLAT[:3], active=3), buffer=1, threshold=1.0).rank == 3
+
+
+def test_growth_stops_at_the_capacity():
+    change = only_check(view(FLAT[:30], rank=24, active=30, capacity=32), threshold=1.0)
+    assert (change.rank, change.active, change.capped) == (26, 32, True)
+
+
+def test_full_layer_stays_as_it_is():
+    change = only_check(view(FLAT[:32], rank=26, active=32, capacity=32), threshold=1.0)
+    assert (change.rank, change.active, change.capped) == (26, 32, True)
+
+
+def test_check_at_the_switch_decides_the_ranks_of_the_switch():
+    changes = method(Switch(step=20)).changes(
+        20, [view(STEEP, name="a"), view(STEEP, name="b", rank=7, active=13)]
+    )
+    assert [type(change) for change in changes] == [SetRank, SetRank, Refactor]
+    assert changes[-1].ranks == {"a": 3, "b": 7}
