@@ -77,6 +77,6 @@ def stepping() -> Stepped:
         log.phase = "perplexity"
         forward = gpt_logits(engine.model, vocab_size=VOCABULARY)
         sliding = SlidingWindows(Text(), seq_length=32, stride=32)
-        total_loss(forward, sliding, rows=5, group=parallel.dp_group, device=device())
+        total_loss(forward, sliding, rows=5, parallel=parallel, device=device())
         stop_deepspeed(engine.deepspeed)
         return Stepped(log.waits, len(windows) // layout.world_size, len(questions))
