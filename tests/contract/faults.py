@@ -89,7 +89,7 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
     seen = {name: [] for name in ("skipped", "scales", "losses", "changed", "ranks", "grown_at")}
     seen["losses"].append(session.fixed_loss())
     for _ in range(steps):
-        before = everything(session) if all(seen["skipped"]) else {}  # afterwards no step is skipped
+        before = everything(session)
         skipped = step(session).skipped
         if skipped:
             seen["changed"] += different(before, everything(session))
