@@ -16,6 +16,8 @@ from tests.gpu.pool import ROOT
 
 COUNTS = (8, 4, 2, 1)
 """GPUs that the cases can be shared among."""
+SECONDS = 60
+"""What a program may take to say something."""
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton", "numpy")
 
 
@@ -74,10 +76,22 @@ def _version(package: str) -> str | None:
 
 
 def _says(program: str, *arguments: str) -> str | None:
-    """The standard output of a program that may be missing."""
+    """The standard output of a program that may be missing, fail (nvidia-smi then prints why, as if it were
+    the answer) or hang, as nvidia-smi does on a GPU that has fallen off its bus.
+    """
     if shutil.which(program) is None:
         return None
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
     return done.stdout.strip() or None
 
 

@@ -1,6 +1,7 @@
 """The main program and the tools as a user starts them, on the GPUs and, for comparison, on the CPU."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -243,7 +244,7 @@ class Programs:
             stdout, stderr = process.communicate(timeout=max(1.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             _end(process)
-            said = last_lines("".join(process.communicate()))
+            said = last_lines(_left_by(process))
             raise CaseFailure("hung", f"{name} ... did not end in time: {said}") from None
         except BaseException:
             _end(process)
@@ -258,12 +259,23 @@ class Programs:
 
 def _end(process: subprocess.Popen) -> None:
     """End a program and all that it started; a launcher's ranks have sessions of their own."""
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    psutil.wait_procs(tree, timeout=TERMINATION_SECONDS)
-    for one in tree:
-        if one.is_running():
-            one.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        _, alive = psutil.wait_procs(tree, timeout=TERMINATION_SECONDS)
+        for one in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def _left_by(process: subprocess.Popen) -> str:
+    """What a program printed that has been ended; nothing where ranks have outlived their launcher, which
+    keep its output open.
+    """
+    try:
+        return "".join(process.communicate(timeout=TERMINATION_SECONDS))
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def _program(name: str) -> str:

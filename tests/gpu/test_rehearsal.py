@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from inrank_megatron.config.checks import check
 from tests.contract.sessions import VOCABULARY, Layout, configuration
+from tests.gpu import machine, programs
 from tests.gpu.__main__ import LEAST_MINUTES, LEFT, UNUSABLE, _parse
 from tests.gpu.cases import METHODS, cases, chosen
 from tests.gpu.failures import CaseFailure, last_lines
@@ -85,6 +87,24 @@ def test_a_rank_that_fails_is_told_and_the_next_case_runs(tmp_path, fault, state
         assert pool.run({"fault": None}, seconds=30) == {"figures": []}
     finally:
         pool.close()
+
+
+def test_ranks_that_outlive_their_launcher_hold_nobody_up(tmp_path, monkeypatch):
+    """They have a session of their own and its output open; torchrun's do, once it has been killed."""
+    monkeypatch.setattr(programs, "TERMINATION_SECONDS", 0.1)
+    began = time.monotonic()
+    with pytest.raises(CaseFailure, match="did not end in time") as raised:
+        programs.Programs(tmp_path, rehearse=True, patience=1.0)._call(["sh", "-c", "setsid sleep 6 &"])
+    assert raised.value.state == "hung" and time.monotonic() - began < 4
+
+
+def test_a_program_that_fails_or_hangs_says_nothing_of_the_machine(monkeypatch):
+    """As nvidia-smi does without its driver, or on a GPU that is lost."""
+    monkeypatch.setattr(machine, "SECONDS", 0.1)
+    assert machine._says("sh", "-c", "echo NVIDIA-SMI has failed; exit 9") is None
+    assert machine._says("sleep", "3") is None and machine._says("no-such-program") is None
+    monkeypatch.setattr(machine, "SECONDS", 10)
+    assert machine._says("echo", "590.48") == "590.48"
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8])
