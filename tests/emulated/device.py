@@ -37,7 +37,7 @@ from inrank_megatron.distributed.rendezvous import Meeting
 from inrank_megatron.lowrank.linalg import cores
 from inrank_megatron.training import saving
 from tests.emulated.races import UnderWay, watch_collectives
-from tests.emulated.rules import NAME, Collective, Log, Rules, place_now, refuse
+from tests.emulated.rules import NAME, Collective, Log, Rules, check_operation, place_now, refuse
 from tests.forked import server
 
 ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.distributed.process_groups:largest"}
@@ -136,11 +136,16 @@ def _install() -> None:
     torch.cuda.set_device = lambda index: None
     torch.cuda.current_device = lambda: device() if _is_visible() else torch.device("cpu")
     torch.cuda.synchronize = _synchronise
+    torch.cuda.empty_cache = _gives_memory_back
     torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
     torch.cuda.reset_peak_memory_stats = lambda: None
     Tensor.pin_memory, Tensor.is_pinned = _pin, _is_pinned
     FakeTensor.__repr__ = _shown
     watch_collectives(_watching)
+    for name in ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter"):
+        checked = check_operation(getattr(dist, name))
+        for module in (dist, dist.distributed_c10d):
+            setattr(module, name, checked)
     nn.Module.to = _module_to
     set_accelerator(_Accelerator())
     partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
@@ -162,6 +167,12 @@ def _is_visible() -> bool:
 def _synchronise(*args, **kwargs) -> None:
     for log in _LOGS:
         log.wait("synchronises")
+
+
+def _gives_memory_back() -> None:
+    """CUDA waits for the device before it frees memory."""
+    for log in _LOGS:
+        log.wait("gives memory back")
 
 
 def _pin(tensor: Tensor, *args, **kwargs) -> Tensor:

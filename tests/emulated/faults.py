@@ -79,6 +79,24 @@ def _reduces_short_integers(hidden):
     dist.all_reduce(torch.zeros(4, dtype=torch.int16, device=device()))
 
 
+def _combines_bits(hidden):
+    dist.all_reduce(torch.zeros(4, dtype=torch.int32, device=device()), op=dist.ReduceOp.BOR)
+
+
+def _gathers_another_type(hidden):
+    own, every = torch.zeros(2, device=device()), torch.zeros(4, dtype=torch.bfloat16, device=device())
+    dist.all_gather_into_tensor(every, own, group=shared_parallel[-1].tp_group)  # here
+
+
+def _gathers_into_too_little(hidden):
+    own, every = torch.zeros(3, device=device()), torch.zeros(4, device=device())
+    dist.all_gather_into_tensor(every, own, group=shared_parallel[-1].tp_group)  # here
+
+
+def _gives_memory_back(hidden):
+    torch.cuda.empty_cache()
+
+
 def _mixes_devices(hidden):
     return hidden + torch.zeros(hidden.shape, dtype=hidden.dtype)
 
@@ -158,8 +176,12 @@ FAULTS = {
         _reduces_on_the_host,
         _reduces_a_transposed_matrix,
         _reduces_short_integers,
+        _combines_bits,
+        _gathers_another_type,
+        _gathers_into_too_little,
         _mixes_devices,
         _reads_a_value,
+        _gives_memory_back,
         _chooses_by_a_mask,
         _copies_a_number,
         _copies_from_pageable_memory,

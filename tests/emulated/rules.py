@@ -1,6 +1,7 @@
 """What CUDA and NCCL ask of every operation, held against it as it is dispatched. See ``device.py``.
 
-- A collective takes tensors of the device alone, contiguous, of a type that NCCL carries.
+- A collective takes tensors of the device alone, contiguous, of one type that NCCL carries, and of sizes
+  that fit; it sums or compares, and knows no bitwise operation.
 - An operation takes tensors of one device (FakeTensorMode's own rule).
 - In deterministic mode, no operation that torch refuses on CUDA then, or that adds with atomics.
 - A generator of random numbers is of the device on which they are drawn.
@@ -15,6 +16,7 @@
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,6 +35,7 @@ NCCL_TYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8,
     torch.uint8, torch.bool,
 }  # fmt: skip
+BITWISE = ("BAND", "BOR", "BXOR")
 PACKAGES = ("inrank_megatron", "deepspeed", "megatron", "tests")
 # A shape or a branch of these depends on values, or they look at a status that the device has computed
 # (cholesky_ex leaves it to its caller, on the device).
@@ -46,6 +49,7 @@ NOT_REPEATABLE = (
 )  # fmt: skip
 TILE = 8
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
+_SHARED = ("_allgather_base_", "_reduce_scatter_base_")
 _INDEXED = ("index", "index_put_", "_index_put_impl_", "index_put")
 _OWN = ("rules.py", "device.py", "races.py")
 
@@ -166,6 +170,12 @@ class Rules(TorchDispatchMode):
                 fault = f"{tensor.dtype}, which NCCL does not carry"
             if fault:
                 refuse(f"{name} of {fault}")
+        if len(types := {tensor.dtype for tensor in tensors}) > 1:
+            refuse(f"{name} of {' and '.join(sorted(map(str, types)))}: NCCL carries one type")
+        if name in _SHARED:
+            sizes, ranks = [tensor.numel() for tensor in tensors], dist.ProcessGroup.unbox(args[2]).size()
+            if max(sizes) != min(sizes) * ranks:
+                refuse(f"{name} of {sizes[1]} elements into {sizes[0]} in a group of {ranks}")
         seen = tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
         self.log.collective(Collective(name, self._group(args), seen))
 
@@ -218,6 +228,19 @@ def refuse(what: str) -> NoReturn:
     """Raises BrokenRule, with the place."""
     place, line = place_now()
     raise BrokenRule(f"{place} (line {line}): {what}")
+
+
+def check_operation(function: Callable) -> Callable:
+    """``function``, a collective of ``torch.distributed``, which refuses the operations that NCCL lacks."""
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, dist.ReduceOp.RedOpType) and value.name in BITWISE:
+                refuse(f"{function.__name__} with {value.name}, which NCCL does not have")
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def _check_generator(name: str, args, kwargs) -> None:

@@ -12,6 +12,9 @@ REFUSED = {
     "reduces_on_the_host": "allreduce_ of a tensor on the cpu",
     "reduces_a_transposed_matrix": "not contiguous",
     "reduces_short_integers": "torch.int16, which NCCL does not carry",
+    "combines_bits": "all_reduce with BOR, which NCCL does not have",
+    "gathers_another_type": "torch.bfloat16 and torch.float32: NCCL carries one type",
+    "gathers_into_too_little": "3 elements into 4",
     "mixes_devices": "on the same device, but found at least two",
     "uses_a_sum_before_it_is_there": "the result of all_reduce before anybody has waited",
     "writes_what_a_collective_still_reads": "the operand of all_gather_into_tensor, which is still read",
@@ -23,6 +26,7 @@ REFUSED = {
 WAITS = {
     "reads_a_value": "reads a torch.bfloat16",
     "chooses_by_a_mask": "chooses by a mask",
+    "gives_memory_back": "gives memory back",
     "copies_a_number": "copies cpu -> gpu",
     "copies_from_pageable_memory": "copies from pageable memory",
     "picks_by_an_index_of_the_host": "copies an index from the host",

@@ -31,3 +31,23 @@ def test_processes_on_gpus_share_the_cores_too():
     assert before > now == 1
     before, now = run_emulated(threads, CORES, "2")
     assert before == now > 1, "as the user has said"
+
+
+def rounded() -> list[bool]:
+    """Whether FP32 products are of TF32: within a block, after it, and after one that failed."""
+    from inrank_megatron.distributed.platform import tensor_cores
+
+    matmul = torch.backends.cuda.matmul
+    with tensor_cores():
+        seen = [matmul.allow_tf32]
+    seen.append(matmul.allow_tf32)
+    try:
+        with tensor_cores():
+            raise ValueError
+    except ValueError:
+        return [*seen, matmul.allow_tf32]
+
+
+def test_tensor_cores_are_left_again():
+    """Else all that comes after a switch in FP32 would be TF32, on a GPU alone."""
+    assert run_emulated(rounded) == [True, False, False]
