@@ -11,9 +11,9 @@ import torch
 from inrank_megatron.errors import UserError
 
 CUBLAS, CUBLAS_VALUES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
-NCCL, NCCL_VALUES = "NCCL_ALGO", ("Ring", "Tree", "CollnetDirect", "CollnetChain", "^NVLS")
+NCCL, NCCL_VALUES = "NCCL_ALGO", ("Ring", "CollnetDirect", "CollnetChain", "^NVLS")
 """cuBLAS's own note on reproducibility, and Megatron-LM's choices; the first value is taken where none is
-set. Ring serves all collectives, Tree the all-reduce alone.
+set. Megatron-LM no longer counts Tree among them. Ring serves all collectives.
 """
 
 

@@ -8,7 +8,9 @@ from inrank_megatron.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CUBLAS_WORKSPACE_CONFIG", ":0:0"), ("NCCL_ALGO", "NVLS")], ids=["cuBLAS", "NCCL"]
+    ("name", "value"),
+    [("CUBLAS_WORKSPACE_CONFIG", ":0:0"), ("NCCL_ALGO", "NVLS"), ("NCCL_ALGO", "Tree")],
+    ids=["cuBLAS", "NCCL", "trees"],
 )
 def test_a_variable_that_contradicts_it_is_refused(name, value):
     with pytest.raises(UserError, match=f"{name} = '{value}': deterministic_mode needs .*; unset it"):
