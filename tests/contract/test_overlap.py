@@ -5,8 +5,10 @@ GPUs take, with its two buffers by turns. Streams and races are not.
 """
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from tests.contract.sessions import Layout, build
+from tests.contract.sessions import Layout, build, leave_and_go_on, resume
 from tests.harness import run_ranks
 
 BUCKET = 40_000
@@ -36,6 +38,24 @@ def _train(settings: dict, zero: dict) -> tuple:
     return session.losses, session.grad_norms, kind
 
 
+def crossed(rank: int, world_size: int) -> list[tuple[dict, dict]]:
+    """BF16 under ZeRO 1, left by one of DeepSpeed's two optimizers and gone on with by the other: from a CPU
+    to a GPU on two replicas, and back on two tensor-parallel ranks.
+    """
+    ways = [
+        {"zero_stage": 1, "bf16": True, "deepspeed_json": {"zero_optimization": zero}}
+        for zero in ({"reduce_bucket_size": BUCKET}, {"reduce_bucket_size": BUCKET, "overlap_comm": True})
+    ]
+    found = []
+    for layout, (first, second) in ((Layout(2), ways), (Layout(2, 2), ways[::-1])):
+        left = leave_and_go_on(rank, world_size, "inrank", layout, 1, 1, first)
+        box = [left["tensors"]]
+        dist.broadcast_object_list(box)
+        left["tensors"] = box[0]
+        found.append((left, resume(rank, world_size, "inrank", layout, 1, 1, left, second)))
+    return found
+
+
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, list[tuple]]:
     return run_ranks(trained, 2)[0]
@@ -48,3 +68,10 @@ def test_it_is_the_same_training(outcomes, case):
     assert within == pytest.approx(after, rel=tolerance, abs=0)
     assert norms_within == pytest.approx(norms_after, rel=10 * tolerance, abs=0)
     assert kind == "DeepSpeedZeroOptimizer"
+
+
+def test_a_run_goes_on_under_the_other_optimizer_of_bf16():
+    for left, read in run_ranks(crossed, 2)[0]:
+        assert read["tensors"].keys() == left["tensors"].keys() and read["record"] == left["record"]
+        assert all(torch.equal(read["tensors"][name], tensor) for name, tensor in left["tensors"].items())
+        assert read["losses"] == pytest.approx(left["losses"], rel=1e-4, abs=0)
