@@ -132,7 +132,8 @@ def release_memory() -> None:
 def tensor_cores() -> Iterator[None]:
     """FP32 matrix products with inputs of 10 bits of mantissa (TF32) on a GPU that has them, not on a CPU.
 
-    They are the same for values that were float16 or bfloat16, at several times the rate.
+    They are the same for values that were float16 or bfloat16, at several times the rate. Others, such as
+    sums of these, lose what float16 would lose of them.
     """
     if not torch.cuda.is_available():
         yield

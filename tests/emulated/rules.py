@@ -38,7 +38,7 @@ NCCL_TYPES = {
 BITWISE = ("BAND", "BOR", "BXOR")
 PACKAGES = ("inrank_megatron", "deepspeed", "megatron", "tests")
 # A shape or a branch of these depends on values, or they look at a status that the device has computed
-# (cholesky_ex leaves it to its caller, on the device).
+# (cholesky_ex leaves it to its caller, on the device; what cuSOLVER itself waits for is not known here).
 ASKS = (
     "nonzero", "masked_select", "unique", "equal", "linalg_eigh", "linalg_svd", "kthvalue",
 )  # fmt: skip
