@@ -92,7 +92,7 @@ def look(
 
 def ask(program: str) -> tuple[str, tuple[Card, ...], str]:
     """The driver's version and the cards by ``nvidia-smi``, or what it says instead."""
-    fields = ("driver_version", "compute_cap", "uuid", "name")
+    fields: tuple[str, ...] = ("driver_version", "compute_cap", "uuid", "name")
     status, answer = _query(program, fields)
     if status and "compute_cap" in answer:  # a driver of before 2022
         fields = ("driver_version", "uuid", "name")
@@ -112,7 +112,7 @@ def ask(program: str) -> tuple[str, tuple[Card, ...], str]:
 def mig_is_on() -> bool:
     """Whether a GPU is in the mode in which only its slices compute, which somebody has to make."""
     program = _nvidia_smi(Path("/"), os.environ)
-    return bool(program) and "Enabled" in _query(program, ("mig.mode.current",))[1]
+    return program is not None and "Enabled" in _query(program, ("mig.mode.current",))[1]
 
 
 def _query(program: str, fields: tuple[str, ...]) -> tuple[int, str]:

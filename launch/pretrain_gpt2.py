@@ -40,7 +40,7 @@ def main() -> None:
         from inrank_megatron.distributed.platform import prepare_process
 
         prepare_process(
-            tensor_model_parallel_size=launch.config.parallel.tensor_model_parallel_size,
+            tensor_model_parallel_size=int(launch.config.parallel.tensor_model_parallel_size),
             deterministic=launch.config.training.deterministic_mode,
         )
         from inrank_megatron.training.run import run

@@ -49,7 +49,7 @@ def install(machine: Machine, index: str = "") -> None:
         Refusal: no build does, or none can be had.
     """
     version, verified = wanted_version(), Path(sys.prefix) / "torch-for"
-    torch, failed = installed(), set()
+    torch, failed = installed(), set[str | None]()
     works = torch.version.split("+")[0] == version and not _fault_of_build(torch, machine, failed)
     if index or not works:
         verified.unlink(missing_ok=True)

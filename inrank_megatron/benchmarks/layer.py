@@ -6,6 +6,7 @@ the layers of this project.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ def forward_backward(
     return run
 
 
-def _mlp_output(layer: nn.Module, x: Tensor) -> Tensor:
+def _mlp_output(layer: Any, x: Tensor) -> Tensor:
     return mlp_output(layer.mlp, x)
 
 
@@ -87,11 +88,11 @@ def layer_output(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x, attention_mask=None)[0]
 
 
-def _plain_mlp_output(layer: nn.Module, x: Tensor) -> Tensor:
+def _plain_mlp_output(layer: Any, x: Tensor) -> Tensor:
     return _plain_linear(layer.mlp.linear_fc2, F.gelu(_plain_linear(layer.mlp.linear_fc1, x)))
 
 
-def _plain_linear(linear: nn.Module, x: Tensor) -> Tensor:
+def _plain_linear(linear: Any, x: Tensor) -> Tensor:
     if not hasattr(linear, "U"):
         return F.linear(x, linear.weight, linear.bias)
     low_rank = F.linear(F.linear(x, linear.V), linear.U, linear.bias)

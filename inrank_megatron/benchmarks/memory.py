@@ -6,6 +6,7 @@ keeps it. Masters and moments are those of AdamW in FP32 on one rank, before ZeR
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def measure(preset: str, rank: int) -> Iterator[Row]:
     with single_process() as parallel:
         dense: dict[str, float] = {}
         for variant in layer_variants(preset, rank):
-            mlp = build_layer(preset_config(preset), variant, parallel).mlp
+            mlp: Any = build_layer(preset_config(preset), variant, parallel).mlp
             measured = _bytes_of(mlp, preset)
             measured["total bytes"] = sum(measured.values())
             limits = _least_bytes(preset, variant, mlp)

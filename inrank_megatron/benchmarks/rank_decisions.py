@@ -13,6 +13,7 @@ without embeddings and head, to the paper's batch of 512 sequences.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Factors:
     def spectrum(self, kind: str, group: ProcessGroup) -> Tensor:
         """As the engine takes it, descending. The one place that names the algorithm under test."""
         if kind == "product":
-            product = Product("layer", self.U, self.V)
+            product: Product | Update = Product("layer", self.U, self.V)
         else:
             product = Update("layer", self.U, self.V, self.U0, self.V0)
         return singular_values([product], group, step=0)[0]
@@ -93,7 +94,7 @@ def make_factors(output_size: int, input_size: int, columns: int) -> Factors:
 def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:
     """The rank that InRank decides, with its defaults, for a layer that trains ``columns`` columns."""
     flat = {"model_preset": "small", "train_iters": 1, "method": "inrank", "rank_criterion": SPECTRA[kind]}
-    method = make_method(from_flat(flat), switch_step=None)
+    method: Any = make_method(from_flat(flat), switch_step=None)
     rule = method.growth
     view = LayerView(
         name="layer",
@@ -143,7 +144,9 @@ def _check_rows(preset: str, parallel: Parallel, repeats: int) -> Iterator[Row]:
     columns = min(RANKS[preset] + default_buffer(model.hidden_size), model.hidden_size)
     factors = make_factors(model.ffn_hidden_size, model.hidden_size, columns)
     layer = build_layer(config, phase_1(columns), parallel)
-    runs = {kind: partial(factors.spectrum, kind, parallel.tp_group) for kind in SPECTRA}
+    runs: dict[str, Callable[[], Any]] = {
+        kind: partial(factors.spectrum, kind, parallel.tp_group) for kind in SPECTRA
+    }
     runs["layer"] = forward_backward(layer_output, layer, preset)
     times = interleaved(runs, repeats=repeats)
     linears = 2 * model.num_layers

@@ -15,6 +15,7 @@ figures.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def mlp_pass(
     n = parallel.tp_size
     # Of the layer only the MLP is used: as many heads as ranks let every n divide them.
     config = preset_config(preset, tensor_model_parallel_size=n, num_attention_heads=n)
-    mlp = build_layer(config, variant, parallel).mlp
+    mlp: Any = build_layer(config, variant, parallel).mlp
     like = next(mlp.parameters())
 
     def run(tokens: int) -> None:

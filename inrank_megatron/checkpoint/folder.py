@@ -213,7 +213,7 @@ def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
         UserError: a newer one may be whole, but this process or this version cannot read it: going on from an
             older one would in time replace it.
     """
-    faults = []
+    faults: list[str] = []
     for folder in published(root):
         if is_set_aside(folder):
             continue
@@ -245,7 +245,7 @@ def best_complete(root: Path) -> tuple[Path | None, list[str]]:
     Raises:
         UserError: one may be whole, but this process or this version cannot read it.
     """
-    faults = []
+    faults: list[str] = []
     for folder in by_loss(root):
         try:
             return Checkpoint(folder).folder, faults

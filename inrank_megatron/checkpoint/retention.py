@@ -54,7 +54,8 @@ def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> N
 
 def _first_whole(folders: Iterable[Path], count: int, verified: set[Path]) -> list[Path]:
     """The first ``count`` whole ones, and what comes before them and may be whole but cannot be read."""
-    found, unread = [], []
+    found: list[Path] = []
+    unread: list[Path] = []
     for folder in folders:
         if len(found) == count:
             break

@@ -86,7 +86,8 @@ def read_json(path: Path) -> Any:
 
 def read_index(folder: Path, files: Mapping[str, dict]) -> tuple[dict[str, str], Shapes]:
     """Tensor name -> file, and -> shape, as the index and the headers of the tensor files agree on them."""
-    index, shapes = read_json(folder / INDEX), {}
+    index = read_json(folder / INDEX)
+    shapes: Shapes = {}
     stored = {name for name in files if TENSORS.fullmatch(name)}
     if not isinstance(index, dict) or not all(isinstance(f, str) and f in stored for f in index.values()):
         damaged(folder / INDEX, "names other files than the manifest")

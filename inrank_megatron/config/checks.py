@@ -57,7 +57,7 @@ def check(config: Config, *, world_size: int, vocab_size: int | None = None) -> 
     """
     config = resolve(config, world_size=world_size)
     vocab_size = _vocabulary(config) if vocab_size is None else vocab_size
-    tp = config.parallel.tensor_model_parallel_size
+    tp = int(config.parallel.tensor_model_parallel_size)  # resolved, so no "auto"
     _check_shape(config)
     _check_tensor_parallel(config, world_size)
     _check_schedule(config)
@@ -114,7 +114,7 @@ def _check_shape(config: Config) -> None:
 
 
 def _check_tensor_parallel(config: Config, world_size: int) -> None:
-    tp = config.parallel.tensor_model_parallel_size
+    tp = int(config.parallel.tensor_model_parallel_size)  # resolved, so no "auto"
     _require(
         world_size % tp == 0,
         f"tensor_model_parallel_size = {tp}: must divide the {world_size} processes of this launch; "
@@ -194,7 +194,7 @@ def _check_switch(config: Config) -> None:
         f"lower --switch-iters, raise --train-iters, or give --method {never}",
     )
     _require(
-        given or training.train_iters > 1,
+        bool(given) or training.train_iters > 1,
         f"train_iters = 1: leaves no step for the second phase of method {training.method}; raise "
         f"--train-iters, or give --method {never}",
     )
@@ -354,7 +354,7 @@ def check_sources(data: DataConfig) -> None:
     named = [name for name in ("data_path", "train_data_path", "dataset") if getattr(data, name) is not None]
     _require(len(named) < 2, f"{', '.join(named)}: each names the training text; give only one of them")
     _require(
-        named or data.document_separator is None,
+        bool(named) or data.document_separator is None,
         f"document_separator = {data.document_separator!r}: belongs to a text of yours, and none is named; "
         "give --data-path or --dataset, or leave it out",
     )

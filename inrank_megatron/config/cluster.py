@@ -44,7 +44,7 @@ def parse_cluster(text: str) -> Cluster:
     names = {name.lower(): name for name in MEMORY_GIB}
     match = re.fullmatch(r"(?:(?:([1-9]\d{0,5})x)?([1-9]\d{0,5})x)?(.+)", text.strip(), re.IGNORECASE)
     device = names.get(match[3].lower()) if match else None
-    if device is None:
+    if match is None or device is None:
         raise UserError(
             f"cluster = {text!r}: must be [[NODESx]Nx]DEVICE, the device {', '.join(MEMORY_GIB)}; give "
             "--cluster 8xA100-80GB, say"

@@ -118,7 +118,9 @@ def flops_per_token(
     attention = 0 if factorises_attention(config) else 6 * 4 * h * h
     flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * h)
     for name, shape in linear_shapes(config).items():
-        flops += linear_flops_per_token(shape, columns and columns[name], frozen_base=frozen_base)
+        flops += linear_flops_per_token(
+            shape, None if columns is None else columns[name], frozen_base=frozen_base
+        )
     return flops
 
 

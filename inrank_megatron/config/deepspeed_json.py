@@ -195,12 +195,12 @@ def passthrough(given: Mapping[str, Any], config: Config, topology: Topology) ->
 def _decided(config: Config, topology: Topology) -> dict[str, tuple[Any, str]]:
     """DeepSpeed key -> (the run's value, the setting it comes from)."""
     optimizer, training, parallel = config.optimizer, config.training, config.parallel
-    name, options = OPTIMIZERS[optimizer.optimizer]
+    name, fixed = OPTIMIZERS[optimizer.optimizer]
+    options: dict[str, Any] = dict(fixed)
     if name == "AdamW":
-        options = options | ADAMW
-        options |= {"betas": [optimizer.adam_beta1, optimizer.adam_beta2], "eps": optimizer.adam_eps}
+        options |= ADAMW | {"betas": [optimizer.adam_beta1, optimizer.adam_beta2], "eps": optimizer.adam_eps}
     else:
-        options = options | {"momentum": optimizer.sgd_momentum, "nesterov": False, "dampening": 0.0}
+        options |= {"momentum": optimizer.sgd_momentum, "nesterov": False, "dampening": 0.0}
     options |= {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
     return {
         "train_batch_size": (topology.global_batch_size, "global_batch_size"),

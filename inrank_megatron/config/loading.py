@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
@@ -42,7 +42,7 @@ LLAMA_PRESETS = {
         ("llama-1.3b", (24, 2048, 32, 512), 5461),
     )
 }
-PRESETS = {**GPT2_PRESETS, **LLAMA_PRESETS}
+PRESETS: dict[str, dict[str, Any]] = {**GPT2_PRESETS, **LLAMA_PRESETS}
 INRANK_PRESETS = {
     "paper": {
         "initial_rank": 2,
@@ -88,7 +88,7 @@ CALM_UPDATE = 1.25
 
 def sections() -> dict[str, type[Section]]:
     """Section name -> its model, in the order of files and help."""
-    return {name: info.annotation for name, info in Config.model_fields.items()}
+    return {name: cast(type[Section], info.annotation) for name, info in Config.model_fields.items()}
 
 
 def fields() -> dict[str, FieldInfo]:
@@ -115,7 +115,7 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
         for section, model in sections().items()
     }
     try:
-        return _with_columns(Config(**nested))
+        return _with_columns(Config.model_validate(nested))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
 
@@ -234,7 +234,7 @@ def _refuse_unknown(names: Iterable[Any], origin: str) -> None:
 
 def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
     preset = flat.get("model_preset")
-    flat = _preset_for(flat, preset) | inrank_preset(flat) | flat
+    flat = {**_preset_for(flat, preset), **inrank_preset(flat), **flat}
     missing = [name for name in SIZES if name not in flat]
     if missing and preset is None:
         sizes, presets = ", ".join(missing), ", ".join(PRESETS)
@@ -287,7 +287,7 @@ def _explain(error: ValidationError) -> str:
     rules: dict[str, list[str]] = {}
     shown: dict[str, str] = {}
     for finding in error.errors(include_url=False):
-        name, missing = finding["loc"][1], finding["type"] == "missing"
+        name, missing = str(finding["loc"][1]), finding["type"] == "missing"
         if missing and name != "train_iters":
             continue  # a size is missing here only behind a faulty preset or source, which is reported
         rule = "is required" if missing else finding["msg"].replace("Input should be", "must be")

@@ -40,6 +40,9 @@ class Phase:
     memory: Memory
 
 
+_Phase = tuple[str, int | None, int | None, bool]
+
+
 @dataclass(frozen=True)
 class Setting:
     """A setting that differs from its default; `idle`: the run's method does not read it."""
@@ -129,7 +132,7 @@ def changed_settings(config: Config) -> list[Setting]:
     sizes = (*SIZES, "train_iters")
     default = flatten(from_flat({name: flat[name] for name in (*sizes, "model_type", "method")}))
     default |= dict.fromkeys(sizes) | {"model_type": "gpt2", "method": "dense"}
-    default |= PRESETS.get(flat["model_preset"], {}) | inrank_preset(flat)
+    default |= {**PRESETS.get(flat["model_preset"], {}), **inrank_preset(flat)}
     idle = idle_settings(flat["method"])
     return [
         Setting(name, flat[name], default[name], name in idle)
@@ -140,28 +143,30 @@ def changed_settings(config: Config) -> list[Setting]:
 
 def render(plan: Plan) -> str:
     """The plan as plain text, at most 110 columns wide."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False, emoji=False)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, color_system=None, markup=False, emoji=False)
     for part in (*_head(plan), "", _cost_table(plan), *_notes(plan), "", _settings_table(plan)):
         console.print(part)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def _phases(config: Config, topology: Topology) -> list[tuple[str, int | None, int | None, bool]]:
+def _phases(config: Config, topology: Topology) -> list[_Phase]:
     """(name, columns that count, columns that are allocated, beside W0) of each row of the cost table."""
     method, initial, largest = config.training.method, config.inrank.initial_rank, topology.capacity
-    dense = ("dense", None, None, False)
+    dense: _Phase = ("dense", None, None, False)
     if method == "dense":
         return [dense]
     if method == "fixed-rank":
         return [dense, ("fixed rank", largest, largest, False)]
     if method in ("lora", "relora"):
         return [dense, ("W0 + U V", largest, largest, True)]
-    break_even = ("phase 2, U V, break-even", *[break_even_rank(config)] * 2, False)
+    columns = break_even_rank(config)
+    break_even: _Phase = ("phase 2, U V, break-even", columns, columns, False)
     if method == "warm-start":
         return [dense, break_even]
     base = config.inrank.frozen_base
     product = "W0 + U V" if base else "U V"
-    rows = [
+    rows: list[_Phase] = [
         dense,
         (f"phase 1, {product}, at the start", initial + topology.buffer, largest, base),
         (f"phase 1, {product}, all columns", largest, largest, base),

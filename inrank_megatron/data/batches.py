@@ -139,7 +139,7 @@ def unigram_perplexity(
 
     The counts are those of all N training tokens, whatever the weights.
     """
-    seen = sum(_counts(file, 0, vocab_size) for file, _ in train_sources)
+    seen = sum((_counts(file, 0, vocab_size) for file, _ in train_sources), np.zeros(vocab_size, np.int64))
     log_p = np.log(seen + 1.0) - np.log(seen.sum() + vocab_size)
     targets = _counts(eval_file, 1, vocab_size)
     return float(np.exp(-(targets @ log_p) / targets.sum()))

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -45,7 +45,13 @@ DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.Zst
 @contextmanager
 def opened(path: Path, compression: str | None) -> Iterator[IO[bytes]]:
     """The content of the file as a stream, unpacked. Raises UserError where it turns out to be damaged."""
-    openers = {"gzip": gzip.open, "zstd": _open_zstd, "bzip2": bz2.open, "xz": lzma.open, "lzma": lzma.open}
+    openers: dict[str | None, Any] = {
+        "gzip": gzip.open,
+        "zstd": _open_zstd,
+        "bzip2": bz2.open,
+        "xz": lzma.open,
+        "lzma": lzma.open,
+    }
     try:
         with openers.get(compression, open)(path, "rb") as stream:
             yield stream
@@ -77,7 +83,7 @@ def _unpacked(path: Path, stream: IO[bytes]) -> IO[bytes]:
     except BaseException as error:
         with suppress(OSError):  # what could not be written cannot be at the close either
             unpacked.close()
-        if getattr(error, "errno", None) is None:
+        if not isinstance(error, OSError) or error.errno is None:
             raise
         raise UserError(
             f"{path}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a "
@@ -109,7 +115,7 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, path: Path):
         self._file = open(path, "rb")  # noqa: SIM115 - closed with this stream
-        self._frame = None
+        self._frame: Any = None
         self._packed, self._ready = b"", memoryview(b"")
 
     def readable(self) -> bool:
@@ -119,7 +125,7 @@ class _Zstd(io.RawIOBase):
         self._file.close()
         super().close()
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready and self._more():
             pass
         count = min(len(buffer), len(self._ready))

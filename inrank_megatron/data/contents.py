@@ -117,7 +117,7 @@ def _written(
 ) -> list[dict[str, Any]]:
     """Write the texts of these parts into one pair; the part, name, sequences and notes of each in turn."""
     parts = [selection.parts[number] for number in numbers]
-    sources = [part.source for part in parts]
+    sources: list[Any] = [part.source for part in parts]  # of one kind: texts, or one pair
     counts = [0] * len(sources)
 
     def pieces() -> Iterator[Piece]:
@@ -147,7 +147,7 @@ def _notes(part: Part, sequences: int) -> dict[str, list[str]]:
 def _train_texts(selection: Selection) -> Iterator[str]:
     """The text of the train split; sources that are cut are read once more, to be counted."""
     for numbers in selection.components():
-        sources = [selection.parts[number].source for number in numbers]
+        sources: list[Any] = [selection.parts[number].source for number in numbers]
         for source in sources:
             if isinstance(source, TokenPrefix):
                 raise UserError(

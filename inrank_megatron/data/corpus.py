@@ -1,7 +1,7 @@
 """Sources of text: files in several formats, read as streams of pieces with bounded memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from inrank_megatron.data.tables import ArrowFile, ArrowStream, ParquetTable
 from inrank_megatron.data.text_file import TextFile
 from inrank_megatron.errors import UserError
 
-TABLES = {
+TABLES: dict[str, Callable[..., "Source"]] = {
     LINES: JsonLines,
     ARRAY: JsonArray,
     VALUES: JsonValues,
@@ -38,8 +38,11 @@ class Source(Protocol):
     ``notes`` gets one-line remarks for the user while the pieces are read, each once.
     """
 
-    name: str
-    notes: list[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def notes(self) -> list[str]: ...
 
     def fingerprint(self, hashes: FileHashes) -> str: ...
 
@@ -63,10 +66,10 @@ def open_source(path: str, *, text_column: str, document_separator: str | None =
             "is read more than once: save it first)"
         )
     kind = identify(file)
-    rest = {"compression": kind.compression, "separator": document_separator, "notes": list(kind.notes)}
+    notes = list(kind.notes)
     if kind.format == TEXT:
-        return TextFile(file, **rest)
-    return TABLES[kind.format](file, text_column, **rest)
+        return TextFile(file, kind.compression, document_separator, notes)
+    return TABLES[kind.format](file, text_column, kind.compression, document_separator, notes)
 
 
 def _missing(path: str, file: Path) -> UserError:

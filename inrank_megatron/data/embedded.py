@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.pieces import LONGEST_PIECE, Piece, cut_blocks
@@ -21,7 +22,7 @@ from inrank_megatron.errors import UserError
 
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 VALID_PERCENT, TEST_PERCENT = 5, 5
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _module_document(file: Path, seen: set[str]) -> str:
     return "\n".join(sections)
 
 
-def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+def _docstrings(node: Any, name: str) -> Iterator[tuple[str, str]]:
     text = ast.get_docstring(node)
     if text and text.strip():
         yield name, _printable(text.strip())

@@ -159,7 +159,7 @@ def _load(dataset: str) -> tuple[dict[str, Any], list[str], bool]:
     try:
         saved = any((Path(name) / record).is_file() for record in ("dataset_dict.json", "state.json"))
         if saved:
-            loaded, remarks = datasets.load_from_disk(name), []
+            loaded, remarks = datasets.load_from_disk(name), list[str]()
         elif Path(name).is_dir():
             loaded, remarks = _load_folder(name, configuration or None)
         else:
@@ -184,7 +184,7 @@ def _load_named(name: str, configuration: str | None) -> tuple[Any, list[str]]:
         raise ValueError(f"{name} is a format, not a dataset")
     new = LEGACY_NAMES.get(name, name)
     old = next((old for old, now in LEGACY_NAMES.items() if now == new and not Path(old).exists()), None)
-    failure = None
+    failure: Exception | None = None
     for candidate in filter(None, (new, old)):
         try:
             loaded = datasets.load_dataset(candidate, configuration)
@@ -194,6 +194,7 @@ def _load_named(name: str, configuration: str | None) -> tuple[Any, list[str]]:
         if candidate == new:
             return loaded, [f"dataset {name} is {new} on the hub today; name it so"] * (new != name)
         return loaded, [f"dataset {name} is read from the local cache, where it lies as {old}"]
+    assert failure is not None  # there is at least one candidate
     raise failure
 
 

@@ -1,7 +1,7 @@
 """Rows of a table as documents, or as the lines of one text where they are clearly that."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -29,12 +29,15 @@ class Table(ABC):
     separator: str | None = None
     notes: list[str] = field(default_factory=list, compare=False)
 
-    label: ClassVar[str]
     known: ClassVar[tuple[str | None, ...]] = ()  # compressions that earlier versions read this format in
 
     @property
     def name(self) -> str:
         return str(self.path)
+
+    @property
+    @abstractmethod
+    def label(self) -> str: ...
 
     def fingerprint(self, hashes: FileHashes) -> str:
         described = f"{self.label} {self.column} {hashes.sha256(self.path)}"
@@ -151,7 +154,7 @@ def checked_text(value: object, *, where: str, column: str, kind: str | None = N
     return value
 
 
-def missing_column(where: str, column: str, present: object) -> UserError:
+def missing_column(where: str, column: str, present: Collection[str]) -> UserError:
     """The error for a table without the text column; ``present`` lists the columns it has."""
     inner = column.split(".")[0] in present and "." in column
     nested = " (a field inside a column is not read: make it a column of its own)" if inner else ""

@@ -109,7 +109,7 @@ def select(data: DataConfig) -> Selection:
         paths = {"train": data.data_path or data.train_data_path}
         paths |= {"valid": data.valid_data_path, "test": data.test_data_path}
         parts = [
-            part for split in SPLITS if paths[split] for part in _parts(split, paths[split], data, notes)
+            part for split in SPLITS if (words := paths[split]) for part in _parts(split, words, data, notes)
         ]
     return Selection(tuple(parts), _remaining(shares, {part.split for part in parts}), tuple(notes))
 
@@ -213,7 +213,7 @@ def parse_blend(words: list[str]) -> list[tuple[str, float | None]]:
             )
         return [(path, None) for path in words]
     for weight in weights:
-        if not (weight > 0 and math.isfinite(weight)):
+        if weight is not None and not (weight > 0 and math.isfinite(weight)):
             raise UserError(
                 f"data path {' '.join(words)}: weight {weight} is not above 0; correct or leave out the path"
             )

@@ -78,13 +78,13 @@ def joined(files: list[TokenFile]) -> TokenFile | None:
     files = [file for file in files if file.num_tokens]
     if not files:
         return None
-    words = [file.num_words for file in files]
+    words = [file.num_words for file in files if file.num_words is not None]
     return TokenFile(
         name=several([file.name for file in files]),
         segments=_merged([segment for file in files for segment in file.segments]),
         num_sequences=sum(file.num_sequences for file in files),
         num_documents=sum(file.num_documents for file in files),
-        num_words=None if None in words else sum(words),
+        num_words=sum(words) if len(words) == len(files) else None,
     )
 
 

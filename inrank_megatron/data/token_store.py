@@ -87,7 +87,7 @@ class TokenReader:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` as int64."""
         tokens = np.empty(stop - start, dtype=self.dtype)
-        space, offset = memoryview(tokens).cast("B"), start * self.dtype.itemsize
+        space, offset = tokens.data.cast("B"), start * self.dtype.itemsize
         file = _opened(self.path, self.inode, self.name)
         while space:
             count = os.preadv(file.descriptor, [space], offset)

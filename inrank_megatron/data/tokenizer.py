@@ -114,8 +114,8 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, index in self._backend.get_vocab(with_added_tokens=False).items():
             lengths[index] = len(token)  # a character of the byte alphabet for each byte
-        for index, token in self._backend.get_added_tokens_decoder().items():
-            lengths[index] = 0 if token.special else len(token.content.encode())
+        for index, added in self._backend.get_added_tokens_decoder().items():
+            lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
 
     def save(self, folder: Path | str) -> None:

@@ -80,7 +80,7 @@ def save_settings(folder: Path, *, end_of_text: str, added: tuple[bool, bool] | 
     Args:
         added: whether it adds ids at the beginning and the end of a text; None: see `Reading.bare`.
     """
-    settings = {"tokenizer_class": GENERIC, "eos_token": end_of_text}
+    settings: dict[str, Any] = {"tokenizer_class": GENERIC, "eos_token": end_of_text}
     settings |= {} if added is None else dict(zip(ADDS, added, strict=True))
     settings |= {SPLITS: False} if parses else {}
     (folder / SETTINGS).write_text(_rendered(settings), encoding="utf-8")
@@ -187,7 +187,7 @@ def _by_transformers(
 
 def _loaded(folder: Path, settings: dict[str, Any], transformers: Any) -> Any:
     # Written by hand a token may be an object without its type, which transformers does not take.
-    options = {
+    options: dict[str, Any] = {
         key: tokenizers.AddedToken(value["content"], special=True)
         for key, value in settings.items()
         if key.endswith("_token") and isinstance(value, dict) and "__type" not in value

@@ -34,7 +34,7 @@ def planned_vocabulary(data: DataConfig) -> tuple[int | None, str]:
     if (known := KNOWN.get(name.rpartition("/")[2])) is not None:
         return known, f"tokenizer {name}"
     try:
-        folder = snapshot_download(name, allow_patterns=FILES, local_files_only=True)
+        folder = snapshot_download(name, allow_patterns=list(FILES), local_files_only=True)
         return load_tokenizer(folder).vocab_size, f"tokenizer {name}"
     except (OSError, ValueError, RuntimeError, UserError):
         return None, f"vocab_size, as tokenizer {name} is not on this machine"

@@ -209,7 +209,7 @@ def _by_slurm(env: Environment) -> Ranks:
 def _counted(env: Environment, rank: str, world_size: str, *, launcher: str, alone: str) -> Ranks:
     """Rank and world size by the variables of these names."""
     number, size = _number(env, rank), _number(env, world_size, least=1)
-    if size is None or number >= size:
+    if number is None or size is None or number >= size:
         given = f"{rank} = {number}, {world_size} = {env.get(world_size, 'not set')}"
         remedy = _start(unset=f"{rank} {world_size}")
         raise UserError(f"{given}: the rank must be below the number of processes; {remedy}")

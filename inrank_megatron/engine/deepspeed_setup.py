@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from typing import Any
 
 import deepspeed
 import torch
@@ -68,14 +69,14 @@ def deepspeed_config(
     zero = (extra or {}).get("zero_optimization", {})
     overlapping = overlaps_reductions(config, device.type)
     bucket = zero.get("reduce_bucket_size", reduction_bucket(trained, largest, overlapping=overlapping))
-    unless_asked = {
+    unless_asked: dict[str, Any] = {
         "zero_optimization": {"reduce_bucket_size": bucket},
         # It waits for the device around every micro-batch, and nobody reads it.
         "timers": {"throughput": {"enabled": False}},
     }
     if overlapping and int(bucket) >= largest:  # `reduction_bucket` says why
         unless_asked["zero_optimization"]["overlap_comm"] = True
-    own = {
+    own: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.optimizer.clip_grad,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,13 +24,14 @@ from inrank_megatron.engine.activations import activation_moments, output_gradie
 from inrank_megatron.engine.diagnosis import first_non_finite
 from inrank_megatron.engine.factor_init import drawn_columns, norm_like
 from inrank_megatron.engine.fragments import finish_writes
-from inrank_megatron.engine.linears import find_linears
+from inrank_megatron.engine.linears import Linear, find_linears
 from inrank_megatron.engine.loss_scaling import LossScaling
 from inrank_megatron.engine.moments import fill_second_moment, kept_entries
 from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.step_report import StepReport, norms_through
-from inrank_megatron.engine.zero_state import ParameterState
+from inrank_megatron.engine.zero_state import Masters, ParameterState
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.changes import (
     Change,
@@ -92,6 +93,12 @@ class Engine:
         initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of initial values, for layers that track them.
     """
 
+    model: nn.Module
+    linears: dict[str, Linear]
+    layers: dict[str, FactorisedLinear]
+    masters: Masters
+    _replicated: ReplicatedGradients
+
     def __init__(
         self,
         factory: ModelFactory,
@@ -106,7 +113,7 @@ class Engine:
         self.config, self.parallel, self.device = config, parallel, device
         self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
         self.factory = factory
-        self.deepspeed = None
+        self.deepspeed: Any = None
         self._weighed: tuple[Metric, int, truncation.Weighing] | None = None
         self.loss_scaling = LossScaling(enabled=config.training.fp16, limit=config.training.overflow_limit)
         # Under sequence parallelism Megatron draws from its streams even without dropout, also in an
@@ -423,7 +430,7 @@ class Engine:
             zero_state.write_master(self.layers[name].V, right)
         for name, parameter in self.parameters():
             if name in kept:
-                zero_state.write_state(parameter, kept[name].map(lambda t, p=parameter: t.to(p.device)))
+                zero_state.write_state(parameter, kept[name].map(lambda t, p=parameter: t.to(p.device)))  # type: ignore[misc]
         self.masters.set_steps(steps | {"factors": 0})
 
     def _known_weighing(self, metric: Metric, step: int) -> truncation.Weighing | None:
@@ -474,8 +481,8 @@ class Engine:
         if self.deepspeed is not None:
             self.loss_scaling.detach()
             deepspeed_setup.stop_deepspeed(self.deepspeed)
-            self.deepspeed = self.model = self.layers = self.linears = None
-            self.masters = self._replicated = None
+            self.deepspeed = None
+            del self.model, self.layers, self.linears, self.masters, self._replicated
             gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
         self.model = self.factory.build(factors).to(self.device)
         self.linears = find_linears(self.model, self.factory.linear_shapes, self.parallel.tp_group)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Linear:
         added_bias: the bias that its output has in it already, if any.
     """
 
-    module: nn.Module
+    module: Any  # what torch says of its attributes is that each is a Tensor or a Module
     output_size: int
     input_size: int
     row_parallel: bool
@@ -74,7 +75,7 @@ def find_linears(
     """The linears of ``model`` that ``shapes`` names with their (O, I), in that order."""
     linears = {}
     for name, (output_size, input_size) in shapes.items():
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         factorised = isinstance(module, FactorisedLinear)
         linears[name] = Linear(
             module,

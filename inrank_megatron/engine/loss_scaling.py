@@ -1,5 +1,7 @@
 """Dynamic loss scaling under DeepSpeed: its state, the steps that it skipped, and when they are too many."""
 
+from typing import Any
+
 from inrank_megatron.errors import UserError
 
 STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -17,7 +19,8 @@ class LossScaling:
         self.enabled, self._limit = enabled, limit
         self.skipped = self.in_a_row = 0
         self._last_chance = False
-        self._optimizer, self._left = None, {}
+        self._optimizer: Any = None  # of DeepSpeed, once there is a model
+        self._left: dict[str, Any] = {}
 
     def attach(self, optimizer) -> None:
         """Follow DeepSpeed's ``optimizer`` from now on, and give it the state of the one before."""

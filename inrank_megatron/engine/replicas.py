@@ -55,7 +55,7 @@ def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
     places = [row[0] for row in rows]
     if len({tuple(row[:2]) for row in rows}) == len(set(places)) and len({row[2] for row in rows}) == 1:
         return
-    named = {name: (common, value.item()) for common in hashes for name, value in hashes[common].items()}
+    named = {name: (common, int(value.item())) for common in hashes for name, value in hashes[common].items()}
     faults = differences(parallel.from_every_rank(named), places)
     kinds = sorted(set(parallel.from_every_rank(device_name())))
     raise UserError(_message(faults, step=step, last_good=last_good, kinds=kinds))

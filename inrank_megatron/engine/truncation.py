@@ -26,9 +26,14 @@ Shards = dict[str, tuple[Tensor, Tensor]]
 class Sized(Protocol):
     """What a truncation needs to know of a layer; :class:`Linear` and the factorised layers have it."""
 
-    output_size: int
-    input_size: int
-    row_parallel: bool
+    @property
+    def output_size(self) -> int: ...
+
+    @property
+    def input_size(self) -> int: ...
+
+    @property
+    def row_parallel(self) -> bool: ...
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -18,9 +18,6 @@ from inrank_megatron.interop.huggingface.config import CONFIG
 from inrank_megatron.interop.huggingface.factorised import in_memory
 from inrank_megatron.interop.huggingface.files import SafetensorsFolder
 from inrank_megatron.interop.huggingface.model import auto_model, forward_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 FOREIGN = "transformers"
 
@@ -45,7 +42,7 @@ class Model:
     seq_length: int
     tokenizer: str | None
     load: Callable[[torch.device], Forward]
-    pretrained: Callable[[], "PreTrainedModel"]
+    pretrained: Callable[[], Any]
     notes: tuple[str, ...] = ()
 
 
@@ -107,6 +104,6 @@ def _foreign_model(name: str, path: Path) -> Model:
     )
 
 
-def _loaded(path: Path) -> "PreTrainedModel":
+def _loaded(path: Path) -> Any:
     with reading(path, FOREIGN):
         return auto_model(path)

@@ -123,7 +123,7 @@ def measure(
     base = SETTINGS | {"train_iters": steps or STEPS, "factor_lr_multiplier": multiplier}
     variants = chosen(VARIANTS, only)
     data = prepare(from_flat(base).data)
-    rows = []
+    rows: list[dict] = []
     for name, settings in variants.items():
         changes = {key: value for key, value in settings.items() if key != "control"}
         configs = [from_flat(base | changes | {"seed": seed}) for seed in seeds]

@@ -4,6 +4,7 @@ Letters: S positions, B sequences, h hidden size, a heads, d = h / a, n tensor-p
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear
@@ -30,7 +31,7 @@ class SeparateQKV(nn.Module):
         super().__init__()
         self.head_features = config.kv_channels
         for part in QKV:
-            own = {"factors": factors[part]} if part in factors else {}
+            own: dict[str, Any] = {"factors": factors[part]} if part in factors else {}
             kind = ColumnParallelFactorised if own else ColumnParallelLinear
             setattr(self, part, kind(input_size, output_size // 3, config=config, **arguments, **own))
 
@@ -41,7 +42,7 @@ class SeparateQKV(nn.Module):
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         """Shards for Megatron's ``dist_checkpointing``."""
-        state = {}
+        state: dict[str, Any] = {}
         for part, linear in self.named_children():
             state |= linear.sharded_state_dict(f"{prefix}{part}.", sharded_offsets, metadata)
         return state

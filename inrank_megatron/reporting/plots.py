@@ -45,7 +45,11 @@ def loss_figure(run: Run) -> Figure:
         records = [record for record in run.evaluations if record["split"] == split]
         if records:
             # Hollow, because the last validation and the test often lie on top of each other.
-            shape = {"marker": marker, "markersize": 5 if marker == "o" else 9, "markerfacecolor": "none"}
+            shape: dict[str, Any] = {
+                "marker": marker,
+                "markersize": 5 if marker == "o" else 9,
+                "markerfacecolor": "none",
+            }
             axes.plot(
                 _column(records, "step"),
                 _column(records, "loss"),
@@ -58,7 +62,7 @@ def loss_figure(run: Run) -> Figure:
         axes.axhline(math.log(unigram), color=GREY, linestyle=":", label="unigram model (validation)")
     _mark_switch(axes, run)
     axes.legend(frameon=False)
-    right = axes.secondary_yaxis("right", functions=(lambda loss: np.exp(np.clip(loss, -50, 50)), _log))
+    right = axes.secondary_yaxis("right", functions=(_exp, _log))
     right.set_ylabel("perplexity")
     right.yaxis.set_major_locator(FixedLocator(_perplexity_ticks(*axes.get_ylim())))
     right.yaxis.set_major_formatter(FuncFormatter(_plain))
@@ -163,7 +167,7 @@ def _styled(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> Axes:
 def _mark_switch(axes: Axes, run: Run) -> None:
     if run.switch_step is not None:
         axes.axvline(run.switch_step, color=PURPLE, linestyle="--", linewidth=1.2)
-        place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
         axes.text(run.switch_step, 1.01, "switch", color=PURPLE, fontsize=9, **place)
         axes.set_title(axes.get_title(), fontsize=10, pad=16)
 
@@ -222,7 +226,11 @@ def _plain(value: float, _: int) -> str:
     return f"{value:,.10g}"
 
 
-def _log(perplexity: np.ndarray) -> np.ndarray:
+def _exp(loss: Any) -> Any:
+    return np.exp(np.clip(loss, -50, 50))
+
+
+def _log(perplexity: Any) -> Any:
     return np.log(np.clip(perplexity, 1e-20, None))
 
 

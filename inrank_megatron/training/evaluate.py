@@ -81,9 +81,9 @@ def evaluate(
     finally:
         engine.model.train()
     first = None if sums_of_part is None else Evaluation(*_mean(sums_of_part, parallel), None)
-    loss, tokens = _mean(sums, parallel)
+    loss, count = _mean(sums, parallel)
     words = windows.file.num_words if limit == len(windows) else None
-    return Evaluation(loss, tokens, _exp(sums[0].item() / words) if words else None, first)
+    return Evaluation(loss, count, _exp(sums[0].item() / words) if words else None, first)
 
 
 def _mean(sums: torch.Tensor, parallel: Parallel) -> tuple[float, int]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class Trainer:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
         self._began, self._earlier = time.monotonic(), self.progress.seconds
         self._memory = PeakMemory(self.engine.device, "start")
-        self._ahead = (-1, [])  # a step (from 0) and its rows
+        self._ahead: tuple[int, Any] = (-1, [])  # a step (from 0) and its rows
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
@@ -136,7 +137,8 @@ class Trainer:
     def _start(self) -> None:
         self.engine.apply(self.method.start(), step=0, batches=self._micro_batches)
         # A model that is built from here on gets the run's own state; by then the folder may be gone.
-        self.engine.factory = replace(self.engine.factory, pretrained=None)
+        factory: Any = self.engine.factory  # a `GPTFactory`
+        self.engine.factory = replace(factory, pretrained=None)
         if self.engine.layers:
             self.journal.structure(0, "init", self.engine.views())
 

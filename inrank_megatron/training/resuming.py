@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.weights import is_weights_only
@@ -9,7 +10,7 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.model.vocabulary import WithoutSpareRows
+from inrank_megatron.model.vocabulary import WholeTensors, WithoutSpareRows
 
 
 def identity_of(checkpoint: Checkpoint, derived: dict, *, train_iters: int) -> dict:
@@ -57,9 +58,11 @@ def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> di
 
 def fill(engine: Engine, checkpoint: Checkpoint) -> None:
     """Give an engine of that structure the values of ``checkpoint``."""
-    state, source = checkpoint.state, checkpoint
+    state = checkpoint.state
+    source: WholeTensors = checkpoint
+    factory: Any = engine.factory  # a run's, which knows the vocabulary
     if weights_only := is_weights_only(state):  # a converted model's vocabulary may be padded
-        source = WithoutSpareRows(checkpoint, vocab_size=engine.factory.vocab_size)
+        source = WithoutSpareRows(checkpoint, vocab_size=factory.vocab_size)
     load_engine(engine, state["engine"], source, weights_only=weights_only)
 
 

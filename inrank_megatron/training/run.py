@@ -3,6 +3,7 @@
 import errno
 import socket
 from contextlib import nullcontext
+from typing import Any
 
 from rich.console import Console
 
@@ -222,7 +223,10 @@ def _build(
     checkpoint = None
     if folder.checkpoint:
         checkpoint = parallel.in_unison(lambda: Checkpoint(folder.checkpoint, verify=False))
-    identity = {"data": data.folder.name, "switch_step": switch_step(config, batches.steps_per_epoch)}
+    identity: dict[str, Any] = {
+        "data": data.folder.name,
+        "switch_step": switch_step(config, batches.steps_per_epoch),
+    }
     if checkpoint:
         identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
     method = make_method(config, switch_step=identity["switch_step"])

@@ -57,7 +57,7 @@ class Journal:
                 perplexity=result.perplexity,
                 word_perplexity=result.word_perplexity,
                 tokens=result.tokens,
-                part=part and {"loss": part.loss, "tokens": part.tokens},
+                part=None if part is None else {"loss": part.loss, "tokens": part.tokens},
                 elapsed_seconds=elapsed_seconds,
             )
             words = ""

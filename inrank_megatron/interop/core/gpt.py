@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace as changed
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,12 +48,13 @@ def load_gpt(weights: Weights):
         weights.config, bf16=False, fp16=False, hidden_dropout=0.0, attention_dropout=0.0,
         sequence_parallel=False, tensor_model_parallel_size=1, recompute_granularity=None,
     )  # fmt: skip
+    filling: Any = _Filling(weights)  # has of `PretrainedWeights` what a factory asks for
     factory = GPTFactory(
         config,
         parallel,
         vocab_size=weights.vocab_size,
         padded_vocab_size=weights.vocab_size,
-        pretrained=_Filling(weights),
+        pretrained=filling,
     )
     specs = {
         name: changed(spec, columns=spec.active, tracked=False) for name, spec in weights.factors.items()

@@ -70,7 +70,7 @@ class TensorParallelRank:
         self.updates = max(_optimizer_steps(groups), default=None) if partitioned else None
         if not partitioned:
             for name, tensor in flat(model[0]["module"]):
-                self._add(name, tensor.shape, lambda tensor=tensor: tensor)
+                self._add(name, tensor.shape, lambda tensor=tensor: tensor)  # type: ignore[misc]
         else:
             self._add_frozen(model)
         if self.masters and FLAT_3 in groups[0]:
@@ -103,7 +103,7 @@ class TensorParallelRank:
     def _add_frozen(self, model: Sequence[dict]) -> None:
         for name, shape in (model[0].get("frozen_param_shapes") or {}).items():
             shares = [part["frozen_param_fragments"][name].flatten() for part in model]
-            self._add(name, shape, lambda shares=shares, shape=shape: _unpadded(torch.cat(shares), shape))
+            self._add(name, shape, lambda shares=shares, shape=shape: _unpadded(torch.cat(shares), shape))  # type: ignore[misc]
 
     def _add_masters_by_group(self, shares: Sequence[Sequence[Tensor]], paddings: Any) -> None:
         for index, shapes in enumerate(self.state["param_shapes"]):
@@ -111,7 +111,7 @@ class TensorParallelRank:
             begin = 0
             for position, (name, shape) in enumerate(shapes.items()):
                 size = math.prod(shape)
-                self._add(name, shape, lambda b=begin, n=size, s=shape, p=parts: cut(p, b, n).view(tuple(s)))
+                self._add(name, shape, lambda b=begin, n=size, s=shape, p=parts: cut(p, b, n).view(tuple(s)))  # type: ignore[misc]
                 begin += size + (paddings[index][position] if paddings else 0)
             self._check(begin, sum(part.numel() for part in parts))
 

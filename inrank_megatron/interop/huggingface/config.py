@@ -16,7 +16,7 @@ CONFIG = "config.json"
 APPROXIMATED = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True}
 """Activation of GPT-2 -> ``openai_gelu``."""
 # What changes the function and has one value that a run's model can have.
-REQUIRED = {
+REQUIRED: dict[str, dict[str, Any]] = {
     "gpt2": {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -106,7 +106,7 @@ def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int,
         config = from_flat(found | common | settings)
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
-    notes = ()
+    notes: tuple[str, ...] = ()
     if family == "gpt2" and hf.embd_pdrop != hf.resid_pdrop:
         notes = (f"embd_pdrop {hf.embd_pdrop}: a run has one rate, that of resid_pdrop, {hf.resid_pdrop}",)
     return config, hf.vocab_size, notes

@@ -84,7 +84,7 @@ def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], read: Cal
     Memory: one tensor beyond what ``read`` needs. One file up to ``SHARD_BYTES``, else several and an index.
     """
     shards = _shards(shapes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = WHOLE if len(shards) == 1 else several

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,11 +51,12 @@ def auto_model(folder: Path):
     from inrank_megatron.interop.huggingface.registration import register
 
     register()
+    factory: Any = AutoModelForCausalLM  # its types leave out what the loading information adds
     for path in folder.iterdir():
         refuse_pointer(path)
     try:
         with quiet_transformers():
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, loading = factory.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 local_files_only=True,

@@ -144,7 +144,7 @@ class DrawsFactors:
                 nn.init.normal_(parameter, std=std)
         elif not isinstance(getattr(module, "c_proj", None), FACTORISED):
             # GPT-2's MLP and attention draw their c_proj themselves, by the name of its weight.
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[misc]
 
 
 def factorise(model: nn.Module, factors: dict[str, dict]) -> None:

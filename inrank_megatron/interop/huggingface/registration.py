@@ -49,7 +49,7 @@ class AfterImport(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = self._counted(spec.loader.exec_module)
+            spec.loader.exec_module = self._counted(spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
     def _counted(self, execute: Callable) -> Callable:

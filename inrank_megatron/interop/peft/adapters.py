@@ -148,7 +148,7 @@ def _adapters(weights: Weights) -> dict[str, Adapter]:
             shape = shapes[f"{module.name}.weight"]
             out, inp = shape[::-1] if module.transposed else shape
             rank = sum(weights.factors[piece.source].active for piece in module.pieces)
-            adapters[module.name] = Adapter(rank, out, inp, lambda module=module: _factors(module, weights))
+            adapters[module.name] = Adapter(rank, out, inp, lambda module=module: _factors(module, weights))  # type: ignore[misc]
     return adapters
 
 

@@ -87,8 +87,10 @@ def host_svd(matrix: Tensor, *, full_matrices: bool = True) -> tuple[Tensor, Ten
 
     A GPU takes Jacobi sweeps over the matrix, and the host waits for the result there too.
     """
-    parts = torch.linalg.svd(matrix.cpu(), full_matrices=full_matrices)
-    return tuple(to_device(part, matrix.device) for part in parts)
+    left, values, right = (
+        to_device(part, matrix.device) for part in torch.linalg.svd(matrix.cpu(), full_matrices=full_matrices)
+    )
+    return left, values, right
 
 
 def on_host_cores(decompose: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:

@@ -122,7 +122,8 @@ def singular_values(products: Sequence[Product | Update], group: ProcessGroup, *
 
 
 def _rounds(order: list[int], products: Sequence[Product | Update]) -> Iterator[list[int]]:
-    batch, total = [], 0
+    batch: list[int] = []
+    total = 0
     for i in order:
         size = 2 * packed_size(products[i].columns)
         if batch and total + size > _ROUND_ELEMENTS:

@@ -146,7 +146,7 @@ def _leading(
     turn: list[ShardedMatrix], shares: list[Tensor], ranks: list[int], group: ProcessGroup
 ) -> list[Tensor]:
     """For each matrix [h, 1 + r]: energies and leading basis at its owner, room for them elsewhere."""
-    own = None
+    own: Tensor | None = None
     for owner, (matrix, x) in enumerate(zip(turn, shares, strict=True)):
         if matrix.moment is None or matrix.dim == 0:
             gram = packed_gram(x.t())
@@ -156,8 +156,8 @@ def _leading(
     rank = group.rank()
     if rank < len(turn):
         h = len(shares[rank])
-        gram = None if own is None else _symmetric(unpack_gram(own, h))
-        energies, basis = _sound(gram, turn[rank].moment, ranks[rank])
+        own_gram = None if own is None else _symmetric(unpack_gram(own, h))
+        energies, basis = _sound(own_gram, turn[rank].moment, ranks[rank])
         messages[rank].copy_(torch.cat([energies[:, None], basis], dim=1))
     return messages
 

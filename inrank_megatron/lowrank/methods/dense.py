@@ -5,7 +5,7 @@ from inrank_megatron.lowrank.methods.unchanging import Unchanging
 
 class Dense(Unchanging):
     name = "dense"
-    settings = frozenset()
+    settings: frozenset[str] = frozenset()
 
     @classmethod
     def from_config(cls, config, *, switch_step):

@@ -1,7 +1,7 @@
 """``W = U V`` of a given rank from the first step on (the baseline of the paper's table 2)."""
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.changes import InitialiseFactors
+from inrank_megatron.lowrank.methods.changes import InitialiseFactors, Source
 from inrank_megatron.lowrank.methods.unchanging import Unchanging
 
 
@@ -15,7 +15,7 @@ class FixedRank(Unchanging):
     name = "fixed-rank"
     settings = frozenset({"rank", "factorised_linears", "qkv_factors", "factor_init", "factor_lr_multiplier"})
 
-    def __init__(self, rank: int, *, source: str = "spectral"):
+    def __init__(self, rank: int, *, source: Source = "spectral"):
         self.rank, self.source = rank, source
 
     @classmethod

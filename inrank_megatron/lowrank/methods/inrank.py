@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.changes import InitialiseFactors, LostCheck, NewMoments, SetRank
+from inrank_megatron.lowrank.methods.changes import InitialiseFactors, LostCheck, NewMoments, SetRank, Source
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.switch import Switch
 
@@ -23,7 +23,7 @@ class InRank:
     """
 
     growth: GrowthRule
-    source: str = "gradient"
+    source: Source = "gradient"
     initial_column_norm: float = 0.5
     new_column_norm: float = 0.1
     frozen_base: bool = True

@@ -1,5 +1,7 @@
 """From the run's settings to its method. A new method is one file and one entry here."""
 
+from typing import Any
+
 from inrank_megatron.lowrank.methods.changes import Method
 from inrank_megatron.lowrank.methods.dense import Dense
 from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
@@ -9,9 +11,8 @@ from inrank_megatron.lowrank.methods.relora import ReLoRA
 from inrank_megatron.lowrank.methods.settings import InRankConfig, Run
 from inrank_megatron.lowrank.methods.warm_start import WarmStart
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
-}
+_CLASSES: tuple[Any, ...] = (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 
 def make_method(config: Run, *, switch_step: int | None) -> Method:

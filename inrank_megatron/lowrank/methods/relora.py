@@ -3,7 +3,7 @@
 The learning rate's part, a short warm-up after each restart, is in ``training/schedule.py``.
 """
 
-from inrank_megatron.lowrank.methods.changes import Restart
+from inrank_megatron.lowrank.methods.changes import Reset, Restart
 from inrank_megatron.lowrank.methods.lora import LoRA
 
 
@@ -21,7 +21,7 @@ class ReLoRA(LoRA):
         "relora_warmup_iters",
     }
 
-    def __init__(self, rank: int, *, interval: int, reset: str, share: float):
+    def __init__(self, rank: int, *, interval: int, reset: Reset, share: float):
         super().__init__(rank)
         self.interval, self.reset, self.share = interval, reset, share
 

@@ -90,12 +90,18 @@ class InRankConfig(Section):
 class Training(Protocol):
     """What a method reads of the section on training."""
 
-    method: str
-    train_iters: int
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def train_iters(self) -> int: ...
 
 
 class Run(Protocol):
     """What a method reads of a run's configuration: that knows the methods, not they it."""
 
-    inrank: InRankConfig
-    training: Training
+    @property
+    def inrank(self) -> InRankConfig: ...
+
+    @property
+    def training(self) -> Training: ...
