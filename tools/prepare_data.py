@@ -7,6 +7,7 @@ prepares the embedded corpus. Training with the same flags finds the files.
 import argparse
 import sys
 import warnings
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -25,12 +26,13 @@ def main(argv: list[str]) -> int:
     complete()
     # Megatron-Core mentions optional packages when it is imported
     warnings.filterwarnings("ignore", message="(Transformer Engine and Apex are|Apex is) not installed")
-    from inrank_megatron.data.prepare import prepare
-
     console = Console()
     try:
         data = settings(argv)
         refuse_ranks("prepare_data.py")
+        # Imported after the arguments were checked: Megatron-Core takes seconds.
+        from inrank_megatron.data.prepare import prepare
+
         with shown(console) as progress:
             prepared = prepare(data, progress=progress)
     except UserError as error:
@@ -53,8 +55,10 @@ def settings(argv: list[str]) -> DataConfig:
     parser = Parser(prog="prepare_data.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for name, field in DataConfig.model_fields.items():
-        several = {"nargs": "+"} if name.endswith("_path") and name != "data_cache_path" else {}
-        kind = {"type": int} if name == "vocab_size" else {}
+        several: dict[str, Any] = (
+            {"nargs": "+"} if name.endswith("_path") and name != "data_cache_path" else {}
+        )
+        kind: dict[str, Any] = {"type": int} if name == "vocab_size" else {}
         kind |= {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {}
         shown_default = "" if field.default is None else f" [{field.default}]"
         parser.add_argument(
