@@ -2,6 +2,6 @@
 
 from inrank_megatron.interop.huggingface.registration import register_when_imported
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 register_when_imported()

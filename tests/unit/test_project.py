@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -18,6 +19,7 @@ TOP_LEVEL = {
     ".ci",
     ".gitignore",
     ".mkdocs.yml",
+    ".pre-commit-config.yaml",
     "LICENSE",
     "README.md",
     "configs",
@@ -149,6 +151,39 @@ def test_installed_version_is_the_one_of_the_source():
     from inrank_megatron import __version__
 
     assert importlib.metadata.version("inrank-megatron") == __version__
+
+
+def test_the_changelog_begins_with_the_version():
+    from inrank_megatron import __version__
+
+    [newest, *_] = re.findall(
+        r"^## (\S+)", (ROOT / "docs/changelog.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert newest == __version__
+
+
+def test_pre_commit_runs_the_versions_and_checks_of_the_tests():
+    [ruff, local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    pins = (ROOT / "launch/constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ruff=={ruff['rev'].removeprefix('v')}" in pins
+    assert [hook["id"] for hook in ruff["hooks"]] == ["ruff-check", "ruff-format"]
+    assert [hook["entry"] for hook in local["hooks"]] == [".venv/bin/mypy"]
+
+
+def test_ruff_has_nothing_to_say():
+    for words in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *words, "."]
+        done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(900)  # half a minute of a core without a cache, a second or two with one
+def test_types():
+    """The settings are in pyproject.toml."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _requirements() -> list[str]:
