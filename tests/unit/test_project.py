@@ -177,7 +177,7 @@ def test_ruff_has_nothing_to_say():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(900)  # half a minute of a core without a cache, a second or two with one
+@pytest.mark.timeout(900)  # 13 s of a core without a cache, a second with one
 def test_types():
     """The settings are in pyproject.toml."""
     done = subprocess.run(
