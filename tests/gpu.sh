@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, then check and measure the product on this machine's GPUs, and leave one file to send back.
+# Install, then check and measure this project on this machine's GPUs, and leave one file to send back.
 #   bash tests/gpu.sh                 everything at once, an hour or so
 #   bash tests/gpu.sh --minutes 9     as many cases as fit; run it again until it says that all are done
 #   bash tests/gpu.sh --rehearse 2    the same on two processes of the CPU

@@ -1,4 +1,4 @@
-"""Measure what the factorised layers, rank decisions and training steps cost, beside what arithmetic allows.
+"""Measure what the factorised layers, rank decisions and training steps cost, against what arithmetic allows.
 
 Example: ``python tools/bench.py wire --preset large``. ``--help`` lists the subcommands, ``--json`` prints
 rows for programs.

@@ -25,7 +25,7 @@ from inrank_megatron.interop.core.options import TOLERANCE
 
 
 def main(argv: list[str]) -> int:
-    """Convert; the exit status is 0, or 1 after one line about what the user can mend."""
+    """Convert; the exit status is 0, or 1 after one line about what the user can correct."""
     complete()
     arguments = parse(argv)
     # Both models compute on the CPU. With a GPU in sight Megatron would move the angles of a LLaMA to it, and

@@ -21,7 +21,7 @@ from inrank_megatron.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Generate; the exit status is 0, or 1 after one line about what the user can mend."""
+    """Generate; the exit status is 0, or 1 after one line about what the user can correct."""
     complete()
     arguments = parse(argv)
     # Imported here: torch takes seconds, --help should not.

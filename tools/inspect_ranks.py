@@ -1,4 +1,4 @@
-"""Ranks, spectra and cost of a model's linears, factorised ones beside the ranks of untrained factors.
+"""Ranks, spectra and cost of a model's linears, factorised ones next to the ranks of untrained factors.
 
 Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder (its best checkpoint), of one
 checkpoint in it, of a folder in any other format that can be converted, or of a model of the hub;
@@ -18,7 +18,7 @@ from inrank_megatron.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Print; the exit status is 0, or 1 after one line about what the user can mend."""
+    """Print; the exit status is 0, or 1 after one line about what the user can correct."""
     complete()
     options = parse(argv)
     # Imported here: torch takes seconds, --help should not.

@@ -22,7 +22,7 @@ from inrank_megatron.reporting.stages import shown
 
 
 def main(argv: list[str]) -> int:
-    """Prepare and print; the exit status is 0, or 1 after one line about what the user can mend."""
+    """Prepare and print; the exit status is 0, or 1 after one line about what the user can correct."""
     complete()
     # Megatron-Core mentions optional packages when it is imported
     warnings.filterwarnings("ignore", message="(Transformer Engine and Apex are|Apex is) not installed")

@@ -13,7 +13,7 @@ from inrank_megatron.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Write and print where; the exit status is 0, or 1 after one line about what the user can mend."""
+    """Write and print where; the exit status is 0, or 1 after one line about what the user can correct."""
     parser = argparse.ArgumentParser(prog="report.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", help="run folder")

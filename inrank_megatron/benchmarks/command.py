@@ -25,7 +25,7 @@ COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
 
 
 def main(argv: list[str]) -> None:
-    """Measure and print. Raises UserError for what a user can mend."""
+    """Measure and print. Raises UserError for what a user can correct."""
     complete()
     options = _parse(argv)
     refuse_ranks("bench.py")

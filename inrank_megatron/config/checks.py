@@ -250,7 +250,7 @@ def _check_factors(config: Config) -> None:
         legal = ("random", "kaiming")
         _require(
             inrank.rank_criterion != "update",
-            "rank_criterion = 'update': judges the change beside a frozen W0, and frozen_base is off; give "
+            "rank_criterion = 'update': judges the change of W0 + U V, and frozen_base is off; give "
             "--rank-criterion released or eq7",
         )
         _require(
@@ -287,7 +287,7 @@ def _check_pretrained(config: Config) -> None:
         drawn = "frozen_base off"
     _require(
         not drawn,
-        f"pretrained_checkpoint with {drawn}: factors that are drawn, with no W0 beside them, hold nothing "
+        f"pretrained_checkpoint with {drawn}: factors that are drawn, without a W0, hold nothing "
         f"of its weights; give {remedy}, or drop --pretrained-checkpoint",
     )
 

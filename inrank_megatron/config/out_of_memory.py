@@ -78,8 +78,8 @@ def advice(config: Config, topology: Topology, *, on_cpu: bool) -> str:
     where = "in each process" if on_cpu else "on each GPU"
     remedy = f"give {listed}" if helps else "give more devices, or a smaller model"
     return (
-        f"the plan of {name} is {shown_size(now.total)} {where}: {_parts(now)}; {remedy}; then go on with "
-        "--resume auto, nothing saved is lost"
+        f"the plan of {name} is {shown_size(now.total)} {where}: {_parts(now)}; {remedy}; then continue "
+        "with --resume auto: checkpoints are intact"
     )
 
 
@@ -129,7 +129,7 @@ def _parts(memory: Memory) -> str:
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
-        "masters and moments": memory.optimizer,
+        "master weights and moments": memory.optimizer,
         "initial factors": memory.initial_factors,
         "activations": memory.activations,
         "gradient bucket": memory.bucket,

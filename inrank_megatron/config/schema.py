@@ -46,26 +46,27 @@ class ModelConfig(Section):
     )
     init_method_std: Positive = _about("standard deviation of the initial weights", 0.02)
     norm_epsilon: Positive = _about("epsilon of the norms", 1e-5)
-    openai_gelu: bool = _about("GELU by its tanh approximation, as the public GPT-2 weights need it", False)
+    openai_gelu: bool = _about("GELU by its tanh approximation, for the public GPT-2 weights", False)
     rotary_base: Positive = _about("base of the angles of RoPE (LLaMA)", 10000.0)
     hidden_dropout: Fraction = _about("dropout on embeddings and on each block's output", 0.0)
     attention_dropout: Fraction = _about("dropout on attention probabilities", 0.0)
 
 
 class ParallelConfig(Section):
-    """How the processes share the work."""
+    """How the work is divided over the processes."""
 
     tensor_model_parallel_size: Count | Literal["auto"] = _about(
-        "processes that share each layer; auto: 2 if processes and model can be cut in two, else 1", 1
+        "processes over which each layer is sharded; auto: 2 if processes and model divide by 2, else 1", 1
     )
     sequence_parallel: bool = _about(
         "shard the tokens outside the layers as well (no effect at size 1)", True
     )
     replica_check_interval: Steps = _about(
-        "steps between comparisons of what all ranks hold in common, to the bit; 0: never", 100
+        "steps between bitwise comparisons of what ranks hold in common; 0: never", 100
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = _about(
-        "what ZeRO cuts over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too", 1
+        "what ZeRO shards over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too",
+        1,
     )
     offload_optimizer: bool = _about("keep optimizer state, and step, in the host's memory", False)
     distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = _about(
@@ -107,14 +108,14 @@ class TrainingConfig(Section):
     )
     train_iters: Count = _about("optimizer steps")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _about("seed of weights, data order and dropout", 1234)
-    bf16: bool = _about("compute in bfloat16, with FP32 masters", False)
-    fp16: bool = _about("compute in float16, with FP32 masters and dynamic loss scaling", False)
+    bf16: bool = _about("compute in bfloat16, with FP32 master weights", False)
+    fp16: bool = _about("compute in float16, with FP32 master weights and dynamic loss scaling", False)
     initial_loss_scale: Positive = _about("first loss scale, a power of two (fp16)", 65536.0)
     loss_scale_window: Count = _about("steps without an overflow before the loss scale doubles (fp16)", 1000)
     hysteresis: Count = _about("overflows before the loss scale halves (fp16)", 2)
-    overflow_limit: Count = _about("stop after so many steps in a row that overflow (fp16)", 30)
+    overflow_limit: Count = _about("stop after this number of steps in a row that overflow (fp16)", 30)
     deterministic_mode: bool = _about(
-        "repeat to the bit on GPUs too, with slower attention, embedding gradients and collectives", False
+        "repeat bit for bit on GPUs too, with slower attention, embedding gradients and collectives", False
     )
     eval_interval: Count | None = _about("steps between validations; left out: at the end only", None)
     eval_iters: Count | None = _about("global batches of one validation; left out: the whole split", None)
@@ -127,7 +128,7 @@ class TrainingConfig(Section):
         "checkpoints to keep, and the best by validation loss; left out: all of them", None
     )
     resume: Literal["never", "auto"] | Steps = _about(
-        "auto: go on from the newest complete checkpoint in --save; N: from that of step N", "never"
+        "auto: continue from the newest complete checkpoint in --save; N: from that of step N", "never"
     )
     exit_duration_in_mins: Positive | None = _about("save and stop after this many minutes", None)
     recompute_granularity: Literal["full"] | None = _about(
@@ -140,13 +141,13 @@ class DataConfig(Section):
     """Text and tokenizer. Without a source the run reads the English of Python's own documentation."""
 
     data_path: Words | None = _about(
-        "files, folders or patterns: PATH ... as one text, or WEIGHT PATH ... as a blend; cut by --split",
+        "files, folders or patterns: PATH ... as one text, or WEIGHT PATH ... as a blend; divided by --split",
         None,
     )
     train_data_path: Words | None = _about("the same for training alone", None)
     valid_data_path: Words | None = _about("the same for validation alone", None)
     test_data_path: Words | None = _about("the same for test alone", None)
-    split: str = _about("shares of documents for training, validation, test", "969,30,1")
+    split: str = _about("parts of the text for training, validation, test", "969,30,1")
     dataset: str | None = _about("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
     tokenizer: str | None = _about(
         "hub name, or folder with tokenizer.json or vocab.json + merges.txt; left out: train one", None
@@ -155,14 +156,14 @@ class DataConfig(Section):
         "tokens of the BPE that is trained when --tokenizer is left out", 4096
     )
     parse_special_tokens: bool = _about(
-        "special tokens that are written out in the text (such as <|endoftext|>) are those tokens, not text",
+        "read special tokens written out in the text (such as <|endoftext|>) as those tokens, not as text",
         False,
     )
     data_cache_path: str = _about("folder of token files", "data_cache")
     text_column: str = _about("column (parquet, Arrow) or key (JSON) that holds the text", "text")
     document_separator: Annotated[str, Field(min_length=1)] | None = _about(
-        "text that ends a document wherever it stands, e.g. <|endoftext|>; it is taken out, and a line end "
-        "right after it too",
+        "text that ends a document wherever it occurs, e.g. <|endoftext|>; it is removed, with a line end "
+        "right after it",
         None,
     )
 

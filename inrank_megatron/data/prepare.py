@@ -66,7 +66,7 @@ def prepare(
             without weights were joined, they are blended as then.
 
     Raises:
-        UserError: every fault of the sources, the tokenizer or the cache folder that the user can mend.
+        UserError: every fault of the sources, the tokenizer or the cache folder that the user can correct.
     """
     cache = Path(data.data_cache_path).expanduser()
     try:

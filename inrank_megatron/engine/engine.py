@@ -1,7 +1,7 @@
 """The training engine: a model under DeepSpeed ZeRO whose factors grow and whose structure changes once.
 
-It carries out the changes that methods ask for (``lowrank/methods/changes.py``) on parameters, FP32 masters
-and optimizer moments, and knows no method by name.
+It carries out the changes that methods ask for (``lowrank/methods/changes.py``) on parameters, FP32 master
+weights and optimizer moments, and knows no method by name.
 """
 
 import gc
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.platform import release_memory
 from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.engine import deepspeed_setup, truncation, zero_state
-from inrank_megatron.engine import factor_updates as factor_surgery
+from inrank_megatron.engine import deepspeed_setup, factor_updates, truncation, zero_state
 from inrank_megatron.engine.activations import activation_moments, output_gradient_scales
 from inrank_megatron.engine.diagnosis import first_non_finite
 from inrank_megatron.engine.factor_init import drawn_columns, norm_like
@@ -68,7 +67,7 @@ class ModelFactory(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss a token over the global batch, global gradient norm before clipping.
+    """Mean loss per token over the global batch, global gradient norm before clipping.
 
     ``skipped``: the gradient overflowed under loss scaling and nothing was updated; its norm is infinite.
     ``notice``: the largest that any rank gave.
@@ -238,12 +237,12 @@ class Engine:
 
     @classmethod
     def loss(cls, model: nn.Module, batch: MicroBatch) -> Tensor:
-        """Mean loss a token of one micro-batch."""
+        """Mean loss per token of one micro-batch."""
         return cls.token_losses(model, batch).mean()
 
     @property
     def in_first_phase(self) -> bool:
-        """Whether there are factors whose rank may still change, or that W0 stands beside."""
+        """Whether there are factors whose rank may still change, or that come with a W0."""
         return not all(self._built[name].final for name in self.layers)
 
     # ---- what methods see and ask for ----
@@ -261,7 +260,7 @@ class Engine:
             self._weighed = (spectrum, step, weighing)
             values = truncation.energy_roots(self.linears, weighing, self.parallel, step=step)
         elif spectrum is not None and self.layers:
-            values = factor_surgery.spectra(
+            values = factor_updates.spectra(
                 self.layers, self.initial, self.parallel, kind=spectrum, step=step
             )
         views = []
@@ -312,7 +311,7 @@ class Engine:
     def _initialise(self, change: InitialiseFactors, batches) -> None:
         seed, initial_weight = self.config.training.seed, self.factory.initial_weight
         if change.source == "gradient":
-            shards = factor_surgery.gradient_start(
+            shards = factor_updates.gradient_start(
                 self.layers,
                 self._at_a_loss_scale(partial(self._first_gradients, batches)),
                 self.parallel,
@@ -320,7 +319,7 @@ class Engine:
                 seed=seed,
             )
         elif change.source == "spectral":
-            shards = factor_surgery.spectral_start(self.layers, initial_weight, self.parallel)
+            shards = factor_updates.spectral_start(self.layers, initial_weight, self.parallel)
         else:
             shards = {
                 name: drawn_columns(
@@ -354,7 +353,7 @@ class Engine:
         """Of the loss of global batch 0 with respect to every W0."""
         self.parallel.seed_random(seed=self.config.training.seed, step=0)
         losses = (self.loss(self.model, batch) for batch in batches(0))
-        return factor_surgery.weight_gradients(self.model, self.layers, losses, self.parallel, scale=scale)
+        return factor_updates.weight_gradients(self.model, self.layers, losses, self.parallel, scale=scale)
 
     def _set_rank(self, change: SetRank, step: int) -> None:
         layer, start = self.layers[change.layer], self.layers[change.layer].active
@@ -376,7 +375,7 @@ class Engine:
 
     def _place(self, name: str, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
         layer = self.layers[name]
-        left, right = factor_surgery.place_columns(layer, left, right, start=start, absorb=absorb)
+        left, right = factor_updates.place_columns(layer, left, right, start=start, absorb=absorb)
         if name in self.initial:
             columns = slice(start, start + left.shape[1])
             u0, v0 = self.initial[name]
@@ -385,7 +384,7 @@ class Engine:
     def _restart(self, change: Restart, step: int) -> None:
         seed = self.config.training.seed
         for name, layer in self.layers.items():
-            factor_surgery.merge(layer)
+            factor_updates.merge(layer)
             fresh = drawn_columns(
                 layer, layer.active, "lora", generator=named_generator(seed, f"{name}/restart at {step}")
             )

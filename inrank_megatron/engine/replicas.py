@@ -142,7 +142,7 @@ def _message(faults: list[tuple[str, list[int]]], *, step: int, last_good: int, 
     name, ranks = faults[0]
     more = f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""
     who = f"rank {ranks[0]} differs" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} differ"
-    what = f"{name}{more}: {who} after step {step}, and replicas must be equal to the bit"
+    what = f"{name}{more}: {who} after step {step}, and replicas must be equal bit for bit"
     last = f"The last good comparison was at step {last_good}"
     if len(kinds) > 1:
         return (

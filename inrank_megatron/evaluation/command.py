@@ -38,7 +38,7 @@ def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:
     """The record of an evaluation, on every rank of ``parallel``, which has no tensor parallelism.
 
     Raises:
-        UserError: on all ranks, for what the user can mend, before weights are read where that is possible.
+        UserError: on all ranks, for what the user can correct, if possible before weights are read.
     """
     model, text, windows = parallel.in_unison(lambda: _prepared(arguments))
     if parallel.rank == 0:
@@ -84,7 +84,7 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
     tokenizer = arguments.tokenizer or model.tokenizer
     if tokenizer is None:
         raise UserError(
-            f"{model.name}: no tokenizer lies beside it; name the one it was trained with by --tokenizer"
+            f"{model.name}: no tokenizer next to it; name the one it was trained with by --tokenizer"
         )
     source = {
         "tokenizer": tokenizer,

@@ -19,7 +19,7 @@ COMPARE = "which method learns most, at equal steps and at equal operations?"
 
 
 def main(argv: list[str]) -> None:
-    """Run one experiment on one process and print its rows. Raises UserError for what a user can mend."""
+    """Run one experiment on one process and print its rows. Raises UserError for what a user can correct."""
     complete()
     options = _parse(argv)
     refuse_ranks("reproduce.py")

@@ -207,7 +207,7 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Map
         log.write(f"exit status {ended.returncode}\n")
     if not _ended(folder):
         raise UserError(
-            f"{folder}: the run failed with status {ended.returncode}, and not for its learning rate; mend "
+            f"{folder}: the run failed with status {ended.returncode}, not for its learning rate; correct "
             f"what {_log(folder)} tells at its end and give the command again"
         )
     if ended.returncode:

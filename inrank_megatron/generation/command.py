@@ -26,14 +26,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the prompt with what follows it; several sequences with a line between them.
 
     Raises:
-        UserError: for what the user can mend, before the weights are read.
+        UserError: for what the user can correct, before the weights are read.
     """
     text = _prompt(arguments)
     model = find_model(arguments.path, options_of(arguments))
     named = arguments.tokenizer or model.tokenizer
     if named is None:
         raise UserError(
-            f"{model.name}: no tokenizer lies beside it; name the one it was trained with by --tokenizer"
+            f"{model.name}: no tokenizer next to it; name the one it was trained with by --tokenizer"
         )
     tokenizer = load_tokenizer(named)
     if tokenizer.vocab_size > model.vocab_size:

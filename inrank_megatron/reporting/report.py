@@ -39,7 +39,7 @@ CAPTIONS = {
         "Leading singular values, normalised by their sum, at the first (left) and last check (right), in "
         "the first and the last block. Solid: kept at the layer's rank.",
     ),
-    "cost": ("Size and cost beside the dense model", "Per cent of the dense model of the same shape."),
+    "cost": ("Size and cost against the dense model", "Per cent of the dense model of the same shape."),
     "throughput": ("Throughput", "Tokens a second of the whole job, and what one device computes."),
 }
 

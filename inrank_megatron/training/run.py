@@ -61,7 +61,7 @@ TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 def run(launch: Launch, neighbours: Neighbours) -> None:
-    """Train as ``launch`` asks, or print the plan. UserError for everything that the user can mend."""
+    """Train as ``launch`` asks, or print the plan. UserError for everything that the user can correct."""
     config = resolve(launch.config, world_size=launch.world_size)
     if launch.dry_run:
         _plan(launch, config)

@@ -1,7 +1,7 @@
-"""Check and measure the product on this machine's GPUs: ``bash tests/gpu.sh``.
+"""Check and measure this project on this machine's GPUs: ``bash tests/gpu.sh``.
 
-Exit status: 0 all passed; 1 all done, and some did not pass; 75 some are left, run it again; 2 the call is
-wrong, or there is no GPU to use.
+Exit status: 0 all passed; 1 all done, and some did not pass; 75 some are left, run it again; 130 ended
+by Ctrl-C, run it again; 2 the call is wrong, or there is no GPU to use.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--minutes",
         type=_minutes,
-        help=f"start no case that might not end within them, {LEAST_MINUTES} or more",
+        help=f"start no case that may end after them; {LEAST_MINUTES} or more",
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="cases, or all below a name such as losses/TP2"

@@ -38,7 +38,7 @@ class SafetensorsFolder:
             self._list(file)
         index = read_json(folder / INDEX)
         if index is not None and index.get("weight_map") != self._files:
-            raise UserError(f"{folder / INDEX}: is not the index of the files beside it; name a whole folder")
+            raise UserError(f"{folder / INDEX}: does not list the files next to it; name a whole folder")
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, on the CPU, in the precision in which it is stored."""

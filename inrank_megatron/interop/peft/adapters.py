@@ -63,7 +63,7 @@ def forward(path: Path, options: Options) -> Forward:
 
     for part in (path / BASE, path / TENSORS):
         if not part.exists():
-            raise UserError(f"{part}: is not there; put it back beside {CONFIG}")
+            raise UserError(f"{part}: is missing; put it back next to {CONFIG}")
     for part in (path / CONFIG, path / TENSORS):
         refuse_pointer(part)
     with quiet_transformers():
@@ -77,7 +77,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
         UserError: there is no W0 to be the base, PEFT is not installed, or no server takes so large a rank.
     """
     if not weights.factors or not all(spec.base for spec in weights.factors.values()):
-        held = "no factors" if not weights.factors else "no W0 beside its factors (the second phase)"
+        held = "no factors" if not weights.factors else "no W0 (the second phase)"
         raise UserError(
             f"{weights.origin}: an adapter is U V on a frozen W0, and this model has {held}; convert it to "
             "hf-dense or hf-factorised, or name a checkpoint of the first phase or of a LoRA run"

@@ -126,7 +126,7 @@ class InRank:
             return None
         plural = "" if step == 1 else "s"
         return (
-            f"no rank decision came in the {step} step{plural} of the first phase, so all ranks are still "
+            f"no rank check came in the {step} step{plural} of the first phase, so all ranks are still "
             f"{self.growth.initial_rank}; lower --rank-check-interval or raise --train-iters"
         )
 

@@ -1,4 +1,8 @@
-"""From the run's settings to its method. A new method is one file and one entry here."""
+"""From the run's settings to its method.
+
+A new method is one file, one entry here, and its name in ``config/schema.py``. Rules for single methods are
+in ``config/checks.py`` and ``config/plan.py``.
+"""
 
 from typing import Any
 

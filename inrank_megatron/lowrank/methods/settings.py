@@ -19,11 +19,11 @@ class InRankConfig(Section):
     )
     initial_rank: Count = about("rank r at the start", 2)
     buffer: Count | None = about(
-        "columns b trained beyond the rank; left out: 100 x width / 768, at most 100", None
+        "columns b that train beyond the rank; left out: 100 x width / 768, at most 100", None
     )
     threshold: Share = about("explained ratio that the rank must reach (alpha)", 0.9)
-    rank_check_interval: Count = about("steps between rank decisions", 25)
-    rank_check_start: Steps = about("rank decisions come after this step", 0)
+    rank_check_interval: Count = about("steps between rank checks", 25)
+    rank_check_start: Steps = about("no rank check up to this step", 0)
     switch_iters: Count | None = about(
         "step after which every matrix becomes U V (inrank-efficient, warm-start)", None
     )
@@ -31,14 +31,16 @@ class InRankConfig(Section):
         "the same in epochs; both left out: 1, at most half of train-iters", None
     )
     switch_patience: Count | None = about(
-        "or: once no rank has grown for so many rank decisions in a row (inrank-efficient)", None
+        "or: once no rank has grown at this number of rank checks in a row (inrank-efficient)", None
     )
     max_rank: Count | None = about("largest rank; left out: half the width less the buffer", None)
     rank_criterion: Literal["update", "released", "eq7"] = about(
-        "what is judged: the change since step 0, U V as in the authors' code, or U V by equation 7", "update"
+        "what is judged: the change since the columns were added, U V as in the authors' code, or U V by "
+        "equation 7",
+        "update",
     )
     eq7_window: Literal["sliding", "fixed"] = about("window of equation 7 for ranks above r", "sliding")
-    frozen_base: bool = about("a frozen W0 beside the factors; without it W = U V (authors' code)", True)
+    frozen_base: bool = about("W = W0 + U V with a frozen W0; off: W = U V (authors' code)", True)
     factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = about(
         "first columns: of the first gradient, random directions, Kaiming entries, or the initial weight's "
         "SVD; left out: gradient (InRank), spectral (fixed-rank)",
@@ -53,21 +55,21 @@ class InRankConfig(Section):
     )
     new_column_moments: Literal["zero", "mean"] | None = about(
         "Adam's second moment of columns added later: zero, or the mean of those in use; left out: zero, but "
-        "mean where Adam's betas would let them make steps well above the learning rate",
+        "mean where Adam's betas allow steps well above the learning rate",
         None,
     )
     rank: Count | None = about("the rank of fixed-rank, lora and relora", None)
     relora_interval: Count = about("steps between two merges of U V into W0 (relora)", 1000)
     relora_reset: Literal["full", "random", "magnitude"] = about(
-        "Adam moments of the factors at a merge: all to zero, a random share, or the smallest", "magnitude"
+        "Adam moments of the factors at a merge: set all to zero, a random part, or the smallest", "magnitude"
     )
-    relora_reset_share: Share = about("the share of the moments that is set to zero (random, magnitude)", 0.9)
+    relora_reset_share: Share = about("fraction of the moments that is set to zero (random, magnitude)", 0.9)
     relora_warmup_iters: Steps = about("steps of warm-up after each merge", 50)
     rank_multiple_of: Count = about(
-        "columns after the switch are rounded up to a multiple of this (tile of the device)", 1
+        "round columns after the switch up to a multiple of this (tile of the device)", 1
     )
     final_ranks: Literal["grown", "refound", "output"] | None = about(
-        "ranks after the switch: those that grew, those that the criterion finds then, lower ones too, or "
+        "ranks after the switch: the grown ones, those that the criterion finds anew (perhaps lower), or "
         "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
         None,
     )
@@ -75,15 +77,16 @@ class InRankConfig(Section):
         "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
     )
     parameter_budget: Share | None = about(
-        "or: share of these linears' dense parameters, which their factors divide by need (output)", None
+        "or: the factors' parameters over these linears' dense ones, divided over layers by need (output)",
+        None,
     )
     truncation: Literal["activation-aware", "fisher", "plain"] = about(
-        "what the switch keeps: most of each layer's outputs on its own inputs, the same weighed by the loss "
-        "gradient, or most of its matrix",
+        "what the switch approximates: each layer's outputs on its own inputs, the same weighted by the loss "
+        "gradient, or its matrix",
         "activation-aware",
     )
     activation_batches: Count = about(
-        "last global batches whose activations and gradients the truncation weighs with", 4
+        "last global batches whose activations and gradients weight the truncation", 4
     )
 
 

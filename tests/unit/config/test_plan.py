@@ -384,7 +384,7 @@ def test_the_page_breaks_no_line_of_the_memory():
     lines = render(plan_of(config(preset="medium", method="inrank-efficient"))).splitlines()
     [bucket] = [line for line in lines if "reduction bucket" in line]
     assert bucket.startswith("gradient reduction bucket ")
-    assert lines[lines.index(bucket) - 1].startswith("FP32 masters and Adam moments ")
+    assert lines[lines.index(bucket) - 1].startswith("FP32 master weights and Adam moments ")
 
 
 def test_the_page_marks_settings_that_the_method_ignores():

@@ -135,7 +135,7 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):
         ((gpt2_run, "--data", path, "--tokenizer", tmp_path / "other"), "tokenizer is not that of"),
         ((gpt2_run, "--data", path, "--seq-length", 33), "has 32 positions; lower --seq-length"),
         ((gpt2_run, "--data", path, "--stride", 33), "stride = 33: must lie between"),
-        ((without, "--data", path), "no tokenizer lies beside it"),
+        ((without, "--data", path), "no tokenizer next to it"),
         ((without, "--data", path, "--tokenizer", tokenizer_folder), "has a vocabulary of 300"),
         ((tmp_path / "absent", "--data", path), "there is nothing"),
         (("no-such-model", "--data", path), "cannot be had from the hub"),

@@ -170,7 +170,7 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, generated):
         ((gpt2_run, "--prompt", PROMPT * 20), "leaves no room for text"),
         ((gpt2_run, "--prompt", PROMPT, "--max-new-tokens", 32), "lower --max-new-tokens"),
         ((gpt2_run, "--prompt-file", tmp_path / "absent"), "prompt: cannot be read"),
-        ((without, "--prompt", PROMPT), "no tokenizer lies beside it"),
+        ((without, "--prompt", PROMPT), "no tokenizer next to it"),
         ((without, "--prompt", PROMPT, "--tokenizer", tokenizer_folder), "has 400 tokens"),
         ((tmp_path / "absent", "--prompt", PROMPT), "there is nothing"),
     ):

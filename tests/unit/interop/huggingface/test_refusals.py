@@ -148,7 +148,7 @@ def test_files_that_are_damaged_or_not_there(saved):
     index["weight_map"]["transformer.wpe.weight"] = "model.safetensors"
     del index["weight_map"]["transformer.wte.weight"]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refuse(folder, "is not the index of the files beside it")
+    refuse(folder, "does not list the files next to it")
 
 
 def test_numbers_of_another_type(saved):

@@ -75,7 +75,7 @@ def test_one_rank_for_all_needs_no_pattern(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("structure", "reason"), [("second phase", "no W0 beside its factors"), ("dense", "no factors")]
+    ("structure", "reason"), [("second phase", "no W0 .the second phase"), ("dense", "no factors")]
 )
 def test_a_model_without_a_base_is_refused(tmp_path, structure, reason):
     with pytest.raises(UserError, match=reason):

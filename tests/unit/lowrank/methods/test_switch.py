@@ -136,11 +136,9 @@ def test_a_run_that_never_stood_still_says_so():
 def test_a_first_phase_without_a_decision_says_so():
     rule = GrowthRule(initial_rank=2, buffer=2, threshold=0.9, interval=10)
     left = InRankEfficient(rule, switch=Switch(step=9)).unfinished([growing(final=True)])
-    assert left.startswith(
-        "no rank decision came in the 9 steps of the first phase, so all ranks are still 2;"
-    )
+    assert left.startswith("no rank check came in the 9 steps of the first phase, so all ranks are still 2;")
     left = InRankEfficient(rule, switch=Switch(step=1)).unfinished([growing(final=True)])
-    assert left.startswith("no rank decision came in the 1 step of the first phase,")
+    assert left.startswith("no rank check came in the 1 step of the first phase,")
     for switch in (Switch(step=10), Switch(step=9, refound=True), Switch(step=9, threshold=0.9)):
         assert InRankEfficient(rule, switch=switch).unfinished([growing(final=True)]) is None
 
