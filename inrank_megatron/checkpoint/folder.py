@@ -94,7 +94,7 @@ class CheckpointWriter:
         if self._fault is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise UserError(
-                f"{self.final}: the checkpoint cannot be written ({self._fault}); earlier ones are whole: "
+                f"{self.final}: the checkpoint cannot be written ({self._fault}); earlier ones are complete: "
                 "make room for it, then continue with --resume auto"
             )
         return self.final

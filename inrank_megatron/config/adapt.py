@@ -1,4 +1,4 @@
-"""Defaults give way: what nobody asked for is adapted to what the user did ask for, and that is said.
+"""Defaults give way: what nobody asked for is adapted to what the user did ask for, and the run says so.
 
 A setting is the user's if it comes from a flag, a file of the user's own that ``--config`` names, or a
 DeepSpeed JSON. All others, from a configuration of this project, a preset or the schema, are defaults.

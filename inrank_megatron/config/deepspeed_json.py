@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON beside the run's own settings.
+"""A user's DeepSpeed JSON, checked against the run's own settings.
 
 What the JSON says of the run's settings takes the place of their defaults and must agree with what the user
 gave elsewhere; what would make it another run is refused; the rest (bucket sizes, logging, communication)
@@ -132,11 +132,11 @@ def read_file(path: str) -> dict[str, Any]:
             raise ValueError(f"longer than {LARGEST_FILE} characters")
         content = json.loads(text, object_pairs_hook=_once)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; --deepspeed_config needs one JSON object") from None
+        raise UserError(f"{path}: {error}; --deepspeed-config needs one JSON object") from None
     except RecursionError:
-        raise UserError(f"{path}: is nested too deep; --deepspeed_config needs one JSON object") from None
+        raise UserError(f"{path}: is nested too deep; --deepspeed-config needs one JSON object") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; --deepspeed_config needs one JSON object")
+        raise UserError(f"{path}: holds a {type(content).__name__}; --deepspeed-config needs one JSON object")
     if _deeper(content, DEEPEST):
         raise UserError(f"{path}: more than {DEEPEST} sections deep; no DeepSpeed setting is")
     return content

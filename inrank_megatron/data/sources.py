@@ -130,7 +130,7 @@ def parse_split(split: str) -> tuple[float, float, float]:
         or split.strip() == ""
     ):
         raise UserError(
-            f"split = {split!r}: must be up to three shares (train, valid, test), none negative, train "
+            f"split = {split!r}: must be up to three parts (train, valid, test), none negative, train "
             "above 0; write e.g. 969,30,1"
         )
     return numbers[0] / total, numbers[1] / total, numbers[2] / total

@@ -131,7 +131,7 @@ def check_deepspeed(config: Config, *, accumulation: int, extra: dict) -> None:
     except Exception as error:  # what it raises for a wrong value depends on where it comes across it
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise UserError(
-            f"DeepSpeed refuses its configuration: {reason}; correct the file given with --deepspeed_config"
+            f"DeepSpeed refuses its configuration: {reason}; correct the file given with --deepspeed-config"
         ) from error
 
 

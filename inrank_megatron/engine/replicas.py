@@ -147,9 +147,9 @@ def _message(faults: list[tuple[str, list[int]]], *, step: int, last_good: int, 
     if len(kinds) > 1:
         return (
             f"{what}; devices of different kinds ({', '.join(kinds)}) can round differently. {last}: use one "
-            "kind, remove later checkpoints and continue with --resume auto"
+            "kind, and continue with --resume N from a checkpoint not after that step"
         )
     return (
         f"{what}; a device, its memory or a collective failed. {last}: check the machines of these ranks, "
-        "remove later checkpoints and continue with --resume auto"
+        "and continue with --resume N from a checkpoint not after that step"
     )

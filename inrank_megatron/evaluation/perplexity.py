@@ -61,7 +61,7 @@ def total_loss(
     total = sums.sum().item()
     if not math.isfinite(total):
         raise UserError(
-            f"the loss on {windows.file.name} is {total}: the model's predictions are no numbers; name an "
+            f"the loss on {windows.file.name} is {total}: the model's predictions are not finite; name an "
             "earlier checkpoint"
         )
     return total

@@ -208,7 +208,7 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Map
     if not _ended(folder):
         raise UserError(
             f"{folder}: the run failed with status {ended.returncode}, not for its learning rate; correct "
-            f"what {_log(folder)} tells at its end and give the command again"
+            f"what the end of {_log(folder)} says, and give the command again"
         )
     if ended.returncode:
         study.tell(f"the rate is too high: {_log(folder)}")

@@ -31,7 +31,7 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
     if factors := checkpoint.state["engine"]["factors"]:
         raise UserError(
             f"pretrained_checkpoint {folder}: holds factors U, V of {len(factors)} linears (method "
-            f"{there['method']}), and a start needs whole weights; name a run of method dense"
+            f"{there['method']}), and a new run needs dense weights; name a run of method dense"
         )
     different = [
         f"{name} {there[name]!r} there, {here[name]!r} here" for name in SAME if there[name] != here[name]
