@@ -27,6 +27,6 @@ def test_memory_that_runs_out(tmp_path):
     assert "the plan of phase 1, W0 + U V, all columns is " in lines[1]
     helps = re.findall(r"(--[a-z0-9-]+)(?: \w+)?(?: in a new run)? \(saves [\d.]+ [MG]iB\)", lines[1])
     assert len(helps) == 3 and "--micro-batch-size" in helps and "--recompute-granularity" in helps
-    assert lines[1].endswith("then go on with --resume auto, nothing saved is lost")
+    assert lines[1].endswith("then continue with --resume auto: checkpoints are intact")
     assert Checkpoint(folder / "checkpoints" / "step_00000003").state["step"] == 3
     assert [record["step"] for record in records(folder, "train")] == [1, 2, 3]
