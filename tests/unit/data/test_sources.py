@@ -12,7 +12,7 @@ def test_split() -> None:
     assert parse_split("969,30,1") == (0.969, 0.03, 0.001)
     assert parse_split("9,1") == (0.9, 0.1, 0.0)
     for faulty in ("", "a,b,c", "0,1,1", "9,-1,1", "1,1,1,1", "inf,1,1", "nan,1,1"):
-        with pytest.raises(UserError, match="shares"):
+        with pytest.raises(UserError, match="must be up to three parts"):
             parse_split(faulty)
 
 
