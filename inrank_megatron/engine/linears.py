@@ -1,8 +1,8 @@
-"""The factorisable linears of the live model, dense or factorised: what the switch needs to know of them."""
+"""The factorisable linears of the live model, dense or factorised: one record for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from torch.distributed import ProcessGroup
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.zero_state import read_master
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
+from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Linear:
-    """A linear with an effective matrix W [O, I]: Megatron's own of weight W, or a factorised one.
+    """A linear with an effective matrix W [O, I]. This class: Megatron's dense one, of weight W.
 
     Args:
         row_parallel: whether I is cut over the group, else O is.
@@ -32,61 +33,93 @@ class Linear:
     tp_group: ProcessGroup
     added_bias: Tensor | None
 
-    @property
-    def factorised(self) -> bool:
-        return isinstance(self.module, FactorisedLinear)
+    replaced: ClassVar[tuple[str, ...]] = ("weight",)
+    """Its parameters that the switch replaces by U* and V*."""
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
     @property
-    def replaced(self) -> tuple[str, ...]:
-        """Its parameters that the switch replaces by U* and V*."""
-        return ("U", "V") if self.factorised else ("weight",)
+    def max_rank(self) -> int:
+        """The largest rank that W may have."""
+        return min(self.output_size, self.input_size)
+
+    def values(self) -> tuple[Tensor, ...]:
+        """What :meth:`matrix` is made of: FP32 masters, this rank's shards. Collective over the data-parallel
+        group.
+        """
+        return tuple(read_master(getattr(self.module, leaf)) for leaf in self.replaced)
+
+    def matrix(self, values: tuple[Tensor, ...]) -> Tensor:
+        """This rank's share of W, FP64: [O/n, I], or [O, I/n] if row-parallel. Collective over the group."""
+        return values[0].double()
+
+
+@dataclass(eq=False)
+class FactorisedLayer(Linear):
+    """A factorised linear, W = W0 + U V or U V, with what its module does not know.
+
+    Args:
+        spec: its structure as it is now.
+        initial: FP32 shards ``(U0 [O/n, K], V0 [K, I/n])`` of initial values, if the layer tracks them.
+    """
+
+    module: FactorisedLinear
+    spec: FactorSpec
+    initial: tuple[Tensor, Tensor] | None
+
+    replaced: ClassVar[tuple[str, ...]] = ("U", "V")
 
     @property
     def max_rank(self) -> int:
-        """The largest rank that W may have."""
-        without_base = self.factorised and self.module.weight is None
-        return self.module.active if without_base else min(self.output_size, self.input_size)
+        return self.module.active if self.module.weight is None else super().max_rank
 
     def values(self) -> tuple[Tensor, ...]:
-        """FP32 masters of :attr:`replaced`, and W0 where there is one; this rank's shards. Collective over
-        the data-parallel group.
-        """
-        masters = tuple(read_master(getattr(self.module, leaf)) for leaf in self.replaced)
-        base = self.module.weight if self.factorised else None
-        return masters if base is None else (*masters, read_value(base))
+        base = self.module.weight
+        return super().values() if base is None else (*super().values(), read_value(base))
 
     @torch.no_grad()
     def matrix(self, values: tuple[Tensor, ...]) -> Tensor:
-        """This rank's share of W, FP64: [O/n, I], or [O, I/n] if row-parallel. Collective over the group."""
-        if not self.factorised:
-            return values[0].double()
         layer, (u, v, *base) = self.module, values
         product = own_product(layer, u[:, : layer.active].double(), v[: layer.active].double())
         return product.add_(base[0]) if base else product
 
 
 def find_linears(
-    model: nn.Module, shapes: Mapping[str, tuple[int, int]], group: ProcessGroup
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, int]],
+    factors: Mapping[str, FactorSpec],
+    group: ProcessGroup,
 ) -> dict[str, Linear]:
-    """The linears of ``model`` that ``shapes`` names with their (O, I), in that order."""
+    """The linears of ``model`` that ``shapes`` names with their (O, I), in that order.
+
+    ``factors``: how those that are factorised were built. Initial values begin at zero.
+    """
     linears = {}
     for name, (output_size, input_size) in shapes.items():
         module: Any = model.get_submodule(name)
         factorised = isinstance(module, FactorisedLinear)
-        linears[name] = Linear(
-            module,
-            output_size,
-            input_size,
-            row_parallel=module.row_parallel if factorised else module.weight.partition_dim == 1,
-            sequence_parallel=module.sequence_parallel,
-            tp_group=group,
-            added_bias=module.bias if factorised or not module.skip_bias_add else None,
-        )
+        settings = {
+            "module": module,
+            "output_size": output_size,
+            "input_size": input_size,
+            "row_parallel": module.row_parallel if factorised else module.weight.partition_dim == 1,
+            "sequence_parallel": module.sequence_parallel,
+            "tp_group": group,
+            "added_bias": module.bias if factorised or not module.skip_bias_add else None,
+        }
+        linears[name] = Linear(**settings)
+        if factorised:
+            linears[name] = FactorisedLayer(
+                **settings, spec=factors[name], initial=_zeros(module) if factors[name].tracked else None
+            )
     return linears
+
+
+def _zeros(layer: FactorisedLinear) -> tuple[Tensor, Tensor]:
+    u, v = (torch.zeros_like(factor, dtype=torch.float32).detach() for factor in (layer.U, layer.V))
+    return u, v
 
 
 def own_product(layer: FactorisedLinear, left: Tensor, right: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine import deepspeed_setup
-from inrank_megatron.engine.engine import Engine, MicroBatch, ModelFactory
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.live_model import MicroBatch, ModelFactory
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.criteria.explained_ratio import grow, update_ratio
 from inrank_megatron.lowrank.layers.spec import FactorSpec

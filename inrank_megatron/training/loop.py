@@ -19,7 +19,8 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.device_copies import to_device
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest
-from inrank_megatron.engine.engine import Engine, MicroBatch, StepResult
+from inrank_megatron.engine.engine import Engine, StepResult
+from inrank_megatron.engine.live_model import MicroBatch
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
 from inrank_megatron.errors import UserError

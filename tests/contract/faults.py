@@ -95,7 +95,7 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
             seen["changed"] += different(before, everything(session))
         if session.step % CHECK == 0:
             seen["ranks"].append((list(session.engine.ranks.values()), check(session)))
-            seen["grown_at"].append(set(session.engine.grown_at.values()))
+            seen["grown_at"].append({layer.spec.grown_at for layer in session.engine.factorised.values()})
         seen["skipped"].append(skipped)
         seen["scales"].append(session.engine.loss_scaling.scale)
     seen["losses"].append(session.fixed_loss())

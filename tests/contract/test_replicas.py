@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int, settings
     for name, find in TENSORS.items():
         with planted(find(session) if rank == odd_rank else None):
             said[name] = verdict(session)
-    session.engine.ranks[LAYER] += rank == odd_rank
+    layer = session.engine.factorised[LAYER]
+    layer.spec = replace(layer.spec, rank=layer.spec.rank + (rank == odd_rank))
     said[f"the rank of {LAYER}"] = verdict(session)
     return said
 

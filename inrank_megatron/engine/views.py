@@ -1,0 +1,57 @@
+"""What methods see of the layers: ranks, and the spectra that they ask for."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from inrank_megatron.engine import factor_updates, truncation
+from inrank_megatron.engine.linears import FactorisedLayer, Linear
+from inrank_megatron.engine.live_model import Batches, LiveModel
+from inrank_megatron.engine.weighing import weighing
+from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.changes import LayerView, Metric, Spectrum
+
+
+def layer_views(
+    live: LiveModel, *, spectrum: Spectrum | None, step: int, batches: Batches | None
+) -> list[LayerView]:
+    """The factorisable linears with their ranks and, if asked for, spectra; the same on every rank.
+
+    ``batches``: for a metric that is not plain.
+    """
+    values = _spectra(live, spectrum, step, batches)
+    views = []
+    for name, linear in live.linears.items():
+        spec = linear.spec if isinstance(linear, FactorisedLayer) else _dense(linear)
+        view = LayerView(
+            name=name,
+            output_size=linear.output_size,
+            input_size=linear.input_size,
+            rank=spec.rank,
+            active=spec.active,
+            capacity=spec.columns,
+            max_rank=linear.max_rank,
+            final=spec.final,
+            grown_at=spec.grown_at,
+            updated=live.loss_scaling.in_a_row == 0,
+            singular_values=tuple(values[name].tolist()) if name in values else (),
+        )
+        views.append(view)
+    return views
+
+
+def _dense(linear: Linear) -> FactorSpec:
+    """Of a dense linear, whose ranks and columns all are min(O, I)."""
+    size = min(linear.output_size, linear.input_size)
+    return FactorSpec(columns=size, active=size, rank=size)
+
+
+def _spectra(
+    live: LiveModel, spectrum: Spectrum | None, step: int, batches: Batches | None
+) -> Mapping[str, Tensor]:
+    if isinstance(spectrum, Metric):
+        weighed = weighing(live, spectrum, step=step, batches=batches)
+        return truncation.energy_roots(live.linears, weighed, live.parallel, step=step)
+    if spectrum is None or not live.layers:
+        return {}
+    return factor_updates.spectra(live.layers, live.initial, live.parallel, kind=spectrum, step=step)
