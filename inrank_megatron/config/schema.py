@@ -4,13 +4,20 @@ Field names are Megatron's where Megatron has one, and unique over the sections,
 line are flat. Files are read and defaults that depend on other fields are filled in `loading.py`.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from inrank_megatron.fields import Count, Fraction, Layers, NonNegative, Positive, Section, Steps, Words
 from inrank_megatron.fields import about as _about
+from inrank_megatron.lowrank.methods.dense import Dense
+from inrank_megatron.lowrank.methods.registry import METHODS
 from inrank_megatron.lowrank.methods.settings import InRankConfig
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[*METHODS]
 
 
 class ModelConfig(Section):
@@ -99,9 +106,7 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """Method, batch, length, evaluation and saving."""
 
-    method: Literal["dense", "fixed-rank", "lora", "relora", "inrank", "inrank-efficient", "warm-start"] = (
-        _about("how the MLP linears train", "dense")
-    )
+    method: MethodName = _about("how the MLP linears train", Dense.name)
     micro_batch_size: Count = _about("sequences of one forward pass on one data-parallel rank", 1)
     global_batch_size: Count | None = _about(
         "sequences of one step; left out: micro-batch-size x data-parallel", None

@@ -24,7 +24,8 @@ from inrank_megatron.engine.live_model import MicroBatch
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.methods.changes import Method, Refactor, SetRank
+from inrank_megatron.lowrank.methods.base import Method
+from inrank_megatron.lowrank.methods.changes import Refactor, SetRank
 from inrank_megatron.training.evaluate import evaluate
 from inrank_megatron.training.run_folder import RunFolder
 from inrank_megatron.training.run_logger import Journal

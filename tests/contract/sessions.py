@@ -21,7 +21,8 @@ from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, whole_tensors
 from inrank_megatron.engine.zero_state import ParameterState, read_state, write_state
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.methods.changes import Method, Refactor
+from inrank_megatron.lowrank.methods.base import Method
+from inrank_megatron.lowrank.methods.changes import Refactor
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.lowrank.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory

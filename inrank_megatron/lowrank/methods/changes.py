@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
-
-from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.settings import Run
+from typing import Literal
 
 Source = Literal["gradient", "spectral", "random", "kaiming", "lora"]
 Reset = Literal["full", "random", "magnitude"]
@@ -46,7 +43,7 @@ class LayerView:
         rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
             K. All three are min(O, I) for a dense linear.
         max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
-        final, grown_at: as in :class:`FactorSpec`.
+        final, grown_at: as in ``FactorSpec``.
         updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
         singular_values: the spectrum that was asked for, descending; empty if none was.
     """
@@ -149,37 +146,3 @@ class Refactor:
 
 
 Change = InitialiseFactors | SetRank | LostCheck | Restart | Refactor
-
-
-class Method(Protocol):
-    """A training method: decides structure and changes from spectra and step numbers alone.
-
-    ``step`` counts completed optimizer steps. A method keeps no state: what it needs of the past is in the
-    views, which a checkpoint restores. ``name`` is that of ``--method``; ``settings``: what it reads of the
-    settings that belong to methods.
-    """
-
-    name: ClassVar[str]
-    settings: ClassVar[frozenset[str]]
-
-    @classmethod
-    def from_config(cls, config: Run, *, switch_step: int | None) -> "Method":
-        """The method with the run's settings; ``switch_step`` from ``schedule.py``."""
-
-    def structure(self, min_dims: Mapping[str, int]) -> dict[str, FactorSpec]:
-        """Which linears start factorised, and how. Keys are layer names."""
-
-    def start(self) -> list[Change]:
-        """Changes before the first step."""
-
-    def acts_at(self, step: int) -> bool:
-        """Whether ``changes`` may return anything after ``step``."""
-
-    def spectrum_at(self, step: int, layers: list[LayerView]) -> Spectrum | None:
-        """What ``changes`` wants to see of the layers after ``step``, if anything."""
-
-    def changes(self, step: int, layers: list[LayerView]) -> list[Change]:
-        """Changes after ``step``, in the order in which they are to be carried out."""
-
-    def unfinished(self, layers: list[LayerView]) -> str | None:
-        """What the method had still to do when the run came to its end, in words; None: nothing."""

@@ -1,18 +1,9 @@
 """The full-rank baseline: every linear stays dense."""
 
-from inrank_megatron.lowrank.methods.unchanging import Unchanging
+from inrank_megatron.lowrank.methods.base import Method
 
 
-class Dense(Unchanging):
+class Dense(Method):
+    """Every default of a method."""
+
     name = "dense"
-    settings: frozenset[str] = frozenset()
-
-    @classmethod
-    def from_config(cls, config, *, switch_step):
-        return cls()
-
-    def structure(self, min_dims):
-        return {}
-
-    def start(self):
-        return []

@@ -1,11 +1,11 @@
 """``W = U V`` of a given rank from the first step on (the baseline of the paper's table 2)."""
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import InitialiseFactors, Source
-from inrank_megatron.lowrank.methods.unchanging import Unchanging
 
 
-class FixedRank(Unchanging):
+class FixedRank(Method):
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
 
     ``source``: ``spectral``, the truncated SVD of the standard initial weight, singular values shared evenly,

@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import InitialiseFactors, LostCheck, NewMoments, SetRank, Source
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.switch import Switch
 
 
 @dataclass(frozen=True)
-class InRank:
+class InRank(Method):
     """Train ``W0 + U V`` and raise each layer's rank by the growth rule.
 
     Args:

@@ -1,11 +1,11 @@
 """``W = W0 + U V`` of a given rank, never merged (LoRA, arXiv 2106.09685), as a baseline of pre-training."""
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import InitialiseFactors
-from inrank_megatron.lowrank.methods.unchanging import Unchanging
 
 
-class LoRA(Unchanging):
+class LoRA(Method):
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
 
     U starts at zero and V at Kaiming's uniform entries; no factor alpha / r scales the product.

@@ -1,12 +1,11 @@
 """From the run's settings to its method.
 
-A new method is one file, one entry here, and its name in ``config/schema.py``. Rules for single methods are
-in ``config/checks.py`` and ``config/plan.py``.
+A new method is one file and one entry here.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-from inrank_megatron.lowrank.methods.changes import Method
+from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.dense import Dense
 from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
 from inrank_megatron.lowrank.methods.inrank import InRank, InRankEfficient
@@ -15,8 +14,9 @@ from inrank_megatron.lowrank.methods.relora import ReLoRA
 from inrank_megatron.lowrank.methods.settings import InRankConfig, Run
 from inrank_megatron.lowrank.methods.warm_start import WarmStart
 
-_CLASSES: tuple[Any, ...] = (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
-METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
+_CLASSES: tuple[type[Method], ...] = (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in _CLASSES}
+"""The methods by the names of ``--method``: what validates, lists or explains names reads them here."""
 
 
 def make_method(config: Run, *, switch_step: int | None) -> Method:

@@ -6,12 +6,12 @@ The switch is that of InRank-Efficient, so the two differ in the first phase alo
 from dataclasses import dataclass
 from typing import ClassVar
 
+from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.switch import Switch
-from inrank_megatron.lowrank.methods.unchanging import Unchanging
 
 
 @dataclass(frozen=True)
-class WarmStart(Unchanging):
+class WarmStart(Method):
     """Every linear is dense up to the switch, ``U* V*`` after it; the layers' outputs choose the ranks."""
 
     switch: Switch
