@@ -106,7 +106,7 @@ def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:
         max_rank=min_dim,
         singular_values=tuple(spectrum.tolist()),
     )
-    return method.changes(rule.interval, [view])[0].rank
+    return method.plan_step(rule.interval, [view]).decide([view])[0].rank
 
 
 def _decision_rows(

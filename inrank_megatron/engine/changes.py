@@ -77,11 +77,11 @@ def _first_columns(live: LiveModel, change: InitialiseFactors, batches: Batches)
         return factor_updates.spectral_start(live.layers, initial_weight, live.parallel)
     shards = {}
     for name, layer in live.layers.items():
-        norm = change.column_norm
-        if norm is None and change.source == "random":
-            norm = norm_like(initial_weight(name), layer.active)
+        source, norm = str(change.source), change.column_norm
+        if source == "random-like-weight":
+            source, norm = "random", norm_like(initial_weight(name), layer.active)
         generator = named_generator(seed, f"{name}/first columns")
-        shards[name] = drawn_columns(layer, layer.active, change.source, norm=norm, generator=generator)
+        shards[name] = drawn_columns(layer, layer.active, source, norm=norm, generator=generator)
     return shards
 
 
@@ -107,7 +107,7 @@ def set_rank(live: LiveModel, change: SetRank, step: int) -> None:
     left, right = drawn_columns(
         module,
         change.active - start,
-        "kaiming" if change.column_norm is None else "random",
+        change.source,
         norm=change.column_norm,
         generator=named_generator(live.config.training.seed, f"{change.layer}/columns from {start}"),
     )
@@ -139,7 +139,7 @@ def restart(live: LiveModel, change: Restart, step: int) -> None:
     for name, layer in live.layers.items():
         factor_updates.merge(layer)
         generator = named_generator(seed, f"{name}/restart at {step}")
-        u, v = drawn_columns(layer, layer.active, "lora", generator=generator)
+        u, v = drawn_columns(layer, layer.active, "zero-product", generator=generator)
         for leaf, value in (("U", u), ("V", v)):
             parameter = getattr(layer, leaf)
             moments = zero_state.read_state(parameter).moments

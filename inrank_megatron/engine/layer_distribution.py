@@ -43,7 +43,7 @@ def shared_spectra(
     length: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Singular values of every layer, [at most ``length``] FP64, bit-identical on every rank.
+    """Singular values or energies of every layer, [at most ``length``] FP64, bit-identical on every rank.
 
     ``compute`` is called on all tensor-parallel ranks of the replica that owns the layer, and only the result
     of its first rank, on the CPU, counts. One all-reduce carries all spectra and their lengths: each row has

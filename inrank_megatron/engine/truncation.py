@@ -124,12 +124,12 @@ def truncated_weights(
     )
 
 
-def energy_roots(
+def energies_of_outputs(
     linears: Mapping[str, Linear], weighing: Weighing, parallel: Parallel, *, step: int
 ) -> dict[str, Tensor]:
-    """Square roots of the energies of every linear's outputs, [min(O, I)] FP64, the same on every rank.
+    """Energies of every linear's outputs, [min(O, I)] FP64, the same on every rank.
 
-    The squares of those past r add up to the least error of rank r; unweighed they are singular values.
+    Those past r add up to the least error of rank r; unweighed they are squared singular values.
     """
     own, shard = own_layers(list(linears), parallel), _shards_of_masters(linears, parallel)
 
@@ -141,7 +141,7 @@ def energy_roots(
     sizes = {name: min(x.output_size, x.input_size) for name, x in linears.items()}
     return shared_spectra(
         list(linears),
-        lambda name: energies[name][: sizes[name]].sqrt(),
+        lambda name: energies[name][: sizes[name]],
         parallel,
         length=max(sizes.values()),
         device=_device(linears),

@@ -19,7 +19,8 @@ def layer_views(
 
     ``batches``: for a metric that is not plain.
     """
-    values = _spectra(live, spectrum, step, batches)
+    values = _singular_values(live, spectrum, step)
+    energies = _output_energies(live, spectrum, step, batches)
     views = []
     for name, linear in live.linears.items():
         spec = linear.spec if isinstance(linear, FactorisedLayer) else _dense(linear)
@@ -35,6 +36,7 @@ def layer_views(
             grown_at=spec.grown_at,
             updated=live.loss_scaling.in_a_row == 0,
             singular_values=tuple(values[name].tolist()) if name in values else (),
+            output_energies=tuple(energies[name].tolist()) if name in energies else (),
         )
         views.append(view)
     return views
@@ -46,12 +48,16 @@ def _dense(linear: Linear) -> FactorSpec:
     return FactorSpec(columns=size, active=size, rank=size)
 
 
-def _spectra(
-    live: LiveModel, spectrum: Spectrum | None, step: int, batches: Batches | None
-) -> Mapping[str, Tensor]:
-    if isinstance(spectrum, Metric):
-        weighed = weighing(live, spectrum, step=step, batches=batches)
-        return truncation.energy_roots(live.linears, weighed, live.parallel, step=step)
-    if spectrum is None or not live.layers:
+def _singular_values(live: LiveModel, spectrum: Spectrum | None, step: int) -> Mapping[str, Tensor]:
+    if spectrum is None or isinstance(spectrum, Metric) or not live.layers:
         return {}
     return factor_updates.spectra(live.layers, live.initial, live.parallel, kind=spectrum, step=step)
+
+
+def _output_energies(
+    live: LiveModel, spectrum: Spectrum | None, step: int, batches: Batches | None
+) -> Mapping[str, Tensor]:
+    if not isinstance(spectrum, Metric):
+        return {}
+    weighed = weighing(live, spectrum, step=step, batches=batches)
+    return truncation.energies_of_outputs(live.linears, weighed, live.parallel, step=step)

@@ -7,6 +7,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine import deepspeed_setup
+from inrank_megatron.engine.decisions import decide
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.live_model import MicroBatch, ModelFactory
 from inrank_megatron.errors import UserError
@@ -62,11 +63,10 @@ def train(
     for step in range(1, config.training.train_iters + 1):
         result = engine.train_step(batches(step - 1), step=step, lr=learning_rate(step, config))
         outcome.losses.append(result.loss)
-        if method.acts_at(step):
-            spectrum = method.spectrum_at(step, engine.views())
-            outcome.last = engine.views(spectrum=spectrum, step=step)
+        if decision := decide(engine, method, step=step, batches=batches):
+            outcome.last = list(decision.views)
             outcome.first = outcome.first or outcome.last
-            engine.apply(method.changes(step, outcome.last), step=step, batches=batches)
+            engine.apply(decision.changes, step=step, batches=batches)
     outcome.ranks = dict(engine.ranks)
     deepspeed_setup.stop_deepspeed(engine.deepspeed)
     return outcome

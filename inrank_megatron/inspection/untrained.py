@@ -64,7 +64,7 @@ class UntrainedProduct:
                 max_rank=active,
                 singular_values=self.spectrum(active),
             )
-            [decided] = method.changes(step, [view])
+            [decided] = method.plan_step(step, [view]).decide([view])
             if (decided.rank, decided.active) == (rank, active):
                 return rank
             rank, active = decided.rank, min(decided.active, self.capacity)

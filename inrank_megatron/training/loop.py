@@ -19,6 +19,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.device_copies import to_device
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest
+from inrank_megatron.engine.decisions import decide
 from inrank_megatron.engine.engine import Engine, StepResult
 from inrank_megatron.engine.live_model import MicroBatch
 from inrank_megatron.engine.replicas import check_replicas
@@ -182,11 +183,10 @@ class Trainer:
 
     def _apply_method(self) -> None:
         step, engine = self.progress.step, self.engine
-        if not self.method.acts_at(step):
+        decision = decide(engine, self.method, step=step, batches=self._micro_batches)
+        if decision is None:
             return
-        spectrum = self.method.spectrum_at(step, engine.views())
-        views = engine.views(spectrum=spectrum, step=step, batches=self._micro_batches)
-        changes = engine.parallel.from_first_rank(lambda: self.method.changes(step, views))
+        views, changes = decision.views, decision.changes
         self.journal.checks(step, views, [c for c in changes if isinstance(c, SetRank)])
         switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
         form = "W"

@@ -1,5 +1,6 @@
 """What the run tells: records in the run folder and lines for the user, from rank 0 alone."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -83,7 +84,7 @@ class Journal:
                 )
         return None
 
-    def checks(self, step: int, views: list[LayerView], decisions: list[SetRank]) -> None:
+    def checks(self, step: int, views: Sequence[LayerView], decisions: list[SetRank]) -> None:
         """The outcome of a rank check, layer by layer."""
         if self._active and decisions:
             seen = {view.name: view for view in views}

@@ -27,11 +27,7 @@ def step(session: Session) -> StepResult:
 
 def check(session: Session) -> list[int]:
     """The method's changes after the present step, as the training loop asks for them; the ranks then."""
-    kind = session.method.spectrum_at(session.step, session.engine.views())
-    views = session.engine.views(spectrum=kind, step=session.step)
-    session.apply(
-        session.engine.parallel.from_first_rank(lambda: session.method.changes(session.step, views))
-    )
+    session.apply(session.decide())
     return list(session.engine.ranks.values())
 
 

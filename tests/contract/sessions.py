@@ -15,6 +15,7 @@ from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.distributed.platform import device
+from inrank_megatron.engine.decisions import decide
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
@@ -266,11 +267,8 @@ class Session:
 
     def decide(self) -> list:
         """The method's changes after the present step."""
-        if not self.method.acts_at(self.step):
-            return []
-        spectrum = self.method.spectrum_at(self.step, self.engine.views())
-        views = self.engine.views(spectrum=spectrum, step=self.step, batches=self.batch)
-        return self.engine.parallel.from_first_rank(lambda: self.method.changes(self.step, views))
+        decision = decide(self.engine, self.method, step=self.step, batches=self.batch)
+        return [] if decision is None else list(decision.changes)
 
     def spectra(self) -> dict[str, dict[str, tuple[float, ...]]]:
         """Singular values by kind and layer."""
@@ -566,7 +564,7 @@ def around_switch(
         "tensors": (tensors, snapshot(session)),
         "moments": moments,
         "gradients": gradients,
-        "energy roots": {view.name: view.singular_values for view in views},
+        "energies": {view.name: view.output_energies for view in views},
         "ranks": dict(session.engine.ranks),
         "steps": engine_record(session.engine)["optimizer_steps"],
     }

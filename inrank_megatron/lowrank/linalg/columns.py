@@ -19,7 +19,7 @@ def whole_columns(
 
     ``source``: ``random``, directions in which every column of U and row of V has ``norm``; ``kaiming``,
     uniform entries up to 1 / sqrt(fan-in) in both, U's fan-in being the ``capacity`` columns allocated;
-    ``lora``, the same in V and zeros in U.
+    ``zero-product``, the same in V and zeros in U.
     """
     o, i = shape
     if source == "random":
@@ -30,7 +30,7 @@ def whole_columns(
         return left, right
     left = _uniform((o, count), 1 / math.sqrt(capacity), generator)
     right = _uniform((count, i), 1 / math.sqrt(i), generator)
-    return (left.zero_() if source == "lora" else left), right
+    return (left.zero_() if source == "zero-product" else left), right
 
 
 def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator) -> Tensor:

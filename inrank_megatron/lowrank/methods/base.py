@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.changes import Change, LayerView, Spectrum
+from inrank_megatron.lowrank.methods.changes import Change, LayerView, Plan
 from inrank_megatron.lowrank.methods.settings import Run
 
 
@@ -32,17 +32,9 @@ class Method:
         """Changes before the first step."""
         return []
 
-    def acts_at(self, step: int) -> bool:
-        """Whether ``changes`` may return anything after ``step``."""
-        return False
-
-    def spectrum_at(self, step: int, layers: list[LayerView]) -> Spectrum | None:
-        """What ``changes`` wants to see of the layers after ``step``, if anything."""
+    def plan_step(self, step: int, layers: list[LayerView]) -> Plan | None:
+        """What to do after ``step``; None: nothing. ``layers`` come without spectra."""
         return None
-
-    def changes(self, step: int, layers: list[LayerView]) -> list[Change]:
-        """Changes after ``step``, in the order in which they are to be carried out."""
-        return []
 
     def unfinished(self, layers: list[LayerView]) -> str | None:
         """What the method had still to do when the run came to its end, in words; None: nothing."""

@@ -1,10 +1,11 @@
 """What methods see and what they ask for. Plain records: only the engine touches live parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["gradient", "spectral", "random", "kaiming", "lora"]
+Source = Literal["gradient", "spectral", "random", "random-like-weight", "kaiming", "zero-product"]
+NewColumns = Literal["random", "kaiming"]
 Reset = Literal["full", "random", "magnitude"]
 NewMoments = Literal["zero", "mean"]
 MetricKind = Literal["plain", "activation-aware", "fisher"]
@@ -30,8 +31,7 @@ PLAIN = Metric()
 
 Spectrum = Literal["update", "product"] | Metric
 """What a method may ask to see of every layer: singular values of ``U V - U0 V0`` (``update``) or of ``U V``
-(``product``), or for a metric the square roots of the energies in which it measures the outputs: the squares
-of the values past r add up to the least error that rank r can have."""
+(``product``), or the energies in which a metric measures the layer's outputs."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class LayerView:
         max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
         final, grown_at: as in ``FactorSpec``.
         updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
-        singular_values: the spectrum that was asked for, descending; empty if none was.
+        singular_values: descending; empty unless ``update`` or ``product`` was asked for.
+        output_energies: by the metric that was asked for, descending; those past r add up to the least error
+            that rank r can have. Empty if none was.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LayerView:
     grown_at: int = 0
     updated: bool = True
     singular_values: tuple[float, ...] = ()
+    output_energies: tuple[float, ...] = ()
 
     @property
     def min_dim(self) -> int:
@@ -72,11 +75,12 @@ class InitialiseFactors:
 
     ``source``: ``gradient``, the leading singular pairs of the loss gradient of the first global batch,
     averaged over the job; ``spectral``, the truncated SVD of the standard initial weight; ``random``, random
-    directions; ``kaiming``, uniform entries up to 1 / sqrt(fan-in) in U (fan-in K) and V (fan-in I);
-    ``lora``, the same V and U = 0.
+    directions; ``random-like-weight``, random directions whose product is as large as that weight;
+    ``kaiming``, uniform entries up to 1 / sqrt(fan-in) in U (fan-in K) and V (fan-in I);
+    ``zero-product``, the same V and U = 0.
 
-    ``column_norm``: of every column of U and row of V, for ``gradient`` and ``random``; None: such that the
-    product is as large as the standard initial weight. With ``absorb`` the product is subtracted from W0, so
+    ``column_norm``: of every column of U and row of V, for ``gradient`` and ``random``; None for the others,
+    which say themselves how large their columns are. With ``absorb`` the product is subtracted from W0, so
     that the start is the standard initialisation. Moments: none exist yet.
     """
 
@@ -89,9 +93,10 @@ class InitialiseFactors:
 class SetRank:
     """A rank check's outcome for one layer; ``rank`` may equal the rank before.
 
-    Values: the columns from ``active`` before to ``active`` now become random directions of norm
-    ``column_norm`` (None: Kaiming entries as at the start), with their product absorbed into W0 if
-    ``absorb``. Moments of columns in use: untouched. Those of new columns: the first is zero; the second is
+    Values: the columns from ``active`` before to ``active`` now come from ``source``, as in
+    :class:`InitialiseFactors`: random directions of norm ``column_norm``, or Kaiming entries, which say
+    themselves how large they are (``column_norm`` None). Their product is absorbed into W0 if ``absorb``.
+    Moments of columns in use: untouched. Those of new columns: the first is zero; the second is
     zero too with ``moments`` ``zero``, and with ``mean`` the mean over the columns that were in use, row by
     row of U and column by column of V, so that Adam, which counts steps for all columns together, starts them
     no faster than the others.
@@ -102,6 +107,7 @@ class SetRank:
     active: int
     explained_ratio: float
     capped: bool
+    source: NewColumns
     column_norm: float | None
     absorb: bool
     moments: NewMoments = "zero"
@@ -118,7 +124,7 @@ class LostCheck:
 
 @dataclass(frozen=True)
 class Restart:
-    """ReLoRA's restart: every layer's ``U V`` is added to W0, then U = 0 and V is drawn anew (``lora``).
+    """ReLoRA's restart: every layer's ``U V`` is added to W0, then both are filled anew (``zero-product``).
 
     Values: the effective weights stay. Moments of U and V, both of an entry at once: ``full`` sets all to
     zero, ``random`` each with probability ``share``, ``magnitude`` that ``share`` of each whole tensor which
@@ -146,3 +152,16 @@ class Refactor:
 
 
 Change = InitialiseFactors | SetRank | LostCheck | Restart | Refactor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method does after a step.
+
+    Args:
+        decide: from the layers, with ``spectrum``, the changes in the order in which they are carried out.
+        spectrum: what it needs to see of every layer; None: nothing.
+    """
+
+    decide: Callable[[list[LayerView]], list[Change]]
+    spectrum: Spectrum | None = None

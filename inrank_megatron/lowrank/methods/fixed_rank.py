@@ -9,7 +9,7 @@ class FixedRank(Method):
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
 
     ``source``: ``spectral``, the truncated SVD of the standard initial weight, singular values shared evenly,
-    or ``random``, random directions whose product has that weight's norm.
+    or ``random-like-weight``, random directions whose product has that weight's norm.
     """
 
     name = "fixed-rank"
@@ -20,7 +20,8 @@ class FixedRank(Method):
 
     @classmethod
     def from_config(cls, config, *, switch_step):
-        return cls(config.inrank.rank, source=config.inrank.factor_init or "spectral")
+        random = config.inrank.factor_init == "random"
+        return cls(config.inrank.rank, source="random-like-weight" if random else "spectral")
 
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from inrank_megatron.lowrank.criteria.buffer import default_buffer, default_capacity
 from inrank_megatron.lowrank.criteria.explained_ratio import Growth, eq7_ratio, grow, update_ratio
@@ -64,7 +64,7 @@ class GrowthRule:
         )
 
     @property
-    def spectrum(self) -> str:
+    def spectrum(self) -> Literal["update", "product"]:
         """What a check judges."""
         return "update" if self.criterion == "update" else "product"
 

@@ -5,7 +5,15 @@ from typing import ClassVar
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.base import Method
-from inrank_megatron.lowrank.methods.changes import InitialiseFactors, LostCheck, NewMoments, SetRank, Source
+from inrank_megatron.lowrank.methods.changes import (
+    Change,
+    InitialiseFactors,
+    LostCheck,
+    NewMoments,
+    Plan,
+    SetRank,
+    Source,
+)
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.switch import Switch
 
@@ -76,38 +84,63 @@ class InRank(Method):
         norm = None if self.source == "kaiming" else self.initial_column_norm
         return [InitialiseFactors(source=self.source, column_norm=norm, absorb=self.absorb)]
 
-    def acts_at(self, step):
-        last = None if self.switch is None else self.switch.step
-        if last is not None:
-            return step == last or (step < last and self.growth.due(step))
-        # The switch for patience follows one step after the check that runs out of it.
-        after_check = self.switch is not None and self.growth.due(step - 1)
-        return self.growth.due(step) or after_check
-
-    def spectrum_at(self, step, layers):
-        if not self.acts_at(step) or any(layer.final for layer in layers):
+    def plan_step(self, step, layers):
+        if any(layer.final for layer in layers):  # the second phase
             return None
         if self._switches(step, layers):
-            if self.switch.judges_outputs:
-                return self.switch.metric
-            if self.switch.refound:
-                return self.growth.spectrum
-            if self.switch.step is None:  # patience has run out: no further look at growth
-                return None
-        return self.growth.spectrum if self.growth.due(step) else None
+            return self._plan_switch(step)
+        return Plan(self._grow, self.growth.spectrum) if self.growth.due(step) else None
 
-    def changes(self, step, layers):
-        spectrum, switches = self.spectrum_at(step, layers), self._switches(step, layers)
-        seen = layers if spectrum == self.growth.spectrum else []
-        refinds = switches and self.switch.refound
-        checks = [] if refinds else [self._check(layer) for layer in seen]
-        if not switches:
-            return checks
+    def _switches(self, step, layers) -> bool:
+        if self.switch is None:
+            return False
+        if self.switch.step is not None:
+            return step == self.switch.step
+        # One step after the check with which patience runs out.
+        after_check = self.growth.due(step - 1)
+        return after_check and self.growth.quiet_checks(step - 1, layers) >= self.switch.patience
+
+    def _plan_switch(self, step) -> Plan:
+        """Algorithm 3, lines 4 to 6. The ranks are the grown ones, up to this step's check if there is one,
+        or the layers' outputs or spectra say anew what they need.
+        """
+        if self.switch.refound:
+            return Plan(self._refind_and_switch, self.growth.spectrum)
+        # When patience has run out there is no further look at growth.
+        last_check = self.switch.step is not None and self.growth.due(step)
+        if last_check and not self.switch.judges_outputs:
+            return Plan(self._grow_and_switch, self.growth.spectrum)
+        return self.switch.plan()
+
+    def _grow(self, layers) -> list[Change]:
+        """Algorithm 2, lines 6 to 8."""
+        return [self._check(layer) for layer in layers]
+
+    def _check(self, layer) -> SetRank | LostCheck:
+        if not layer.updated:
+            return LostCheck(layer.name)
+        growth = self.growth.check(layer)
+        return SetRank(
+            layer=layer.name,
+            rank=growth.rank,
+            active=max(layer.active, growth.rank + self.growth.buffer_of(layer.min_dim)),
+            explained_ratio=growth.explained_ratio,
+            capped=growth.capped,
+            source="kaiming" if self.source == "kaiming" else "random",
+            column_norm=None if self.source == "kaiming" else self.new_column_norm,
+            absorb=self.absorb,
+            moments=self.new_column_moments,
+        )
+
+    def _grow_and_switch(self, layers) -> list[Change]:
+        checks = self._grow(layers)
         ranks = {check.layer: check.rank for check in checks if isinstance(check, SetRank)}
-        if refinds:
-            ranks = {layer.name: self.growth.refound(layer) for layer in seen}
-        layers = [replace(layer, rank=ranks.get(layer.name, layer.rank)) for layer in layers]
-        return [*checks, self.switch.refactor(layers)]
+        grown = [replace(layer, rank=ranks.get(layer.name, layer.rank)) for layer in layers]
+        return [*checks, self.switch.refactor(grown)]
+
+    def _refind_and_switch(self, layers) -> list[Change]:
+        refound = [replace(layer, rank=self.growth.refound(layer)) for layer in layers]
+        return [self.switch.refactor(refound)]
 
     def unfinished(self, layers):
         if self.switch is None:
@@ -129,28 +162,6 @@ class InRank(Method):
         return (
             f"no rank check came in the {step} step{plural} of the first phase, so all ranks are still "
             f"{self.growth.initial_rank}; lower --rank-check-interval or raise --train-iters"
-        )
-
-    def _switches(self, step, layers) -> bool:
-        if self.switch is None or any(layer.final for layer in layers):
-            return False
-        if self.switch.step is not None:
-            return step == self.switch.step
-        return self.growth.quiet_checks(step - 1, layers) >= self.switch.patience
-
-    def _check(self, layer) -> SetRank | LostCheck:
-        if not layer.updated:
-            return LostCheck(layer.name)
-        growth = self.growth.check(layer)
-        return SetRank(
-            layer=layer.name,
-            rank=growth.rank,
-            active=max(layer.active, growth.rank + self.growth.buffer_of(layer.min_dim)),
-            explained_ratio=growth.explained_ratio,
-            capped=growth.capped,
-            column_norm=None if self.source == "kaiming" else self.new_column_norm,
-            absorb=self.absorb,
-            moments=self.new_column_moments,
         )
 
 

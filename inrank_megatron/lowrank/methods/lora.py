@@ -26,4 +26,4 @@ class LoRA(Method):
         return {name: FactorSpec(columns=r, active=r, rank=r) for name, r in ranks.items()}
 
     def start(self):
-        return [InitialiseFactors(source="lora")]
+        return [InitialiseFactors(source="zero-product")]

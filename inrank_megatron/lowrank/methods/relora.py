@@ -3,7 +3,7 @@
 The learning rate's part, a short warm-up after each restart, is in ``training/schedule.py``.
 """
 
-from inrank_megatron.lowrank.methods.changes import Reset, Restart
+from inrank_megatron.lowrank.methods.changes import Plan, Reset, Restart
 from inrank_megatron.lowrank.methods.lora import LoRA
 
 
@@ -35,8 +35,7 @@ class ReLoRA(LoRA):
             share=inrank.relora_reset_share,
         )
 
-    def acts_at(self, step):
-        return step % self.interval == 0
-
-    def changes(self, step, layers):
-        return [Restart(reset=self.reset, share=self.share)] if self.acts_at(step) else []
+    def plan_step(self, step, layers):
+        if step % self.interval:
+            return None
+        return Plan(lambda layers: [Restart(reset=self.reset, share=self.share)])

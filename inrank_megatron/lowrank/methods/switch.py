@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from inrank_megatron.lowrank.criteria.allocation import Demand, explaining_rank, share_budget
-from inrank_megatron.lowrank.methods.changes import PLAIN, LayerView, Metric, Refactor
+from inrank_megatron.lowrank.methods.changes import PLAIN, LayerView, Metric, Plan, Refactor
 from inrank_megatron.lowrank.methods.settings import Run
 
 DEFAULT_OUTPUT_THRESHOLD = 0.9
@@ -69,8 +69,12 @@ class Switch:
         """Whether :meth:`refactor` needs the energies of the layers' outputs."""
         return self.threshold is not None or self.budget is not None
 
+    def plan(self) -> Plan:
+        """The switch by itself, at the ranks so far or at those that the outputs need."""
+        return Plan(lambda layers: [self.refactor(layers)], self.metric if self.judges_outputs else None)
+
     def refactor(self, layers: Sequence[LayerView]) -> Refactor:
-        """The change; ``layers`` with square roots of energies if :attr:`judges_outputs`."""
+        """The change; ``layers`` with the energies of their outputs if :attr:`judges_outputs`."""
         if self.budget is not None:
             columns = ranks = self._shared(layers)
         else:
@@ -82,12 +86,12 @@ class Switch:
     def _rank(self, layer: LayerView) -> int:
         if self.threshold is None:
             return layer.rank
-        return min(explaining_rank(_energies(layer), self.threshold), layer.max_rank)
+        return min(explaining_rank(layer.output_energies, self.threshold), layer.max_rank)
 
     def _shared(self, layers: Sequence[LayerView]) -> Mapping[str, int]:
         demands, dense = {}, 0
         for layer in layers:
-            e = _energies(layer)
+            e = layer.output_energies
             # The loss gradient puts the energies of all layers into one unit. Without it each counts what it
             # loses of its own output, whatever that output's scale.
             unit = 1.0 if self.metric.kind == "fisher" else sum(e) or 1.0
@@ -95,7 +99,3 @@ class Switch:
             demands[layer.name] = Demand([value / unit for value in e], cost, layer.max_rank)
             dense += layer.output_size * layer.input_size
         return share_budget(demands, int(self.budget * dense), tile=self.multiple_of)
-
-
-def _energies(layer: LayerView) -> list[float]:
-    return [value * value for value in layer.singular_values]

@@ -33,11 +33,5 @@ class WarmStart(Method):
     def start(self):
         return []
 
-    def acts_at(self, step):
-        return step == self.switch.step
-
-    def spectrum_at(self, step, layers):
-        return self.switch.metric if self.acts_at(step) else None
-
-    def changes(self, step, layers):
-        return [self.switch.refactor(layers)] if self.acts_at(step) else []
+    def plan_step(self, step, layers):
+        return self.switch.plan() if step == self.switch.step else None

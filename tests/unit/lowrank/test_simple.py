@@ -13,6 +13,7 @@ from torch.nn.functional import gelu
 from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine.decisions import decide
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank import simple
@@ -175,9 +176,8 @@ def train_both(rank: int, world_size: int, settings: dict) -> tuple[Record, Reco
     engine.apply(method.start(), step=0, batches=batch)
     for step in range(1, STEPS + 1):
         loss = engine.train_step(batch(step - 1), step=step, lr=config.optimizer.lr).loss
-        spectrum = method.spectrum_at(step, engine.views())
-        changes = method.changes(step, engine.views(spectrum=spectrum, step=step))
-        engine.apply(changes, step=step, batches=batch)
+        if decision := decide(engine, method, step=step, batches=batch):
+            engine.apply(decision.changes, step=step, batches=batch)
         record.add(step, loss, list(engine.ranks.values()), engine.layers.values(), "weight")
     stop_deepspeed(engine.deepspeed)
     return record, train_simple(config, specs)

@@ -1,6 +1,6 @@
 """What InRank asks for: structure, checks, limits of growth, the switch. No engine is needed to decide."""
 
-from inrank_megatron.lowrank.methods.changes import InitialiseFactors, LayerView, Refactor, SetRank
+from inrank_megatron.lowrank.methods.changes import Change, InitialiseFactors, LayerView, Refactor, SetRank
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.inrank import InRank
 from inrank_megatron.lowrank.methods.switch import Switch
@@ -24,8 +24,16 @@ def view(spectrum=FLAT, *, name="fc1", rank=2, active=8, capacity=32, **more) ->
 
 
 def only_check(layer: LayerView, **settings) -> SetRank:
-    [change] = method(**settings).changes(10, [layer])
+    [change] = decided(method(**settings), 10, [layer])
     return change
+
+
+def decided(by: InRank, step: int, layers: list[LayerView]) -> list[Change]:
+    return by.plan_step(step, layers).decide(layers)
+
+
+def steps_with_a_plan(by: InRank, last: int) -> list[int]:
+    return [step for step in range(1, last + 1) if by.plan_step(step, [])]
 
 
 def test_columns_are_rank_and_buffer_in_half_the_width():
@@ -48,29 +56,30 @@ def test_start_is_the_first_gradient():
 
 
 def test_spectrum_is_asked_for_at_every_check_and_no_other_step():
-    assert [step for step in range(1, 41) if method().spectrum_at(step, [])] == [10, 20, 30, 40]
-    assert method().spectrum_at(10, []) == "update"
-    assert method(criterion="eq7").spectrum_at(10, []) == "product"
+    assert steps_with_a_plan(method(), 40) == [10, 20, 30, 40]
+    assert method().plan_step(10, []).spectrum == "update"
+    assert method(criterion="eq7").plan_step(10, []).spectrum == "product"
 
 
 def test_nothing_is_decided_after_the_switch():
     efficient = method(Switch(step=20))
-    assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 20]
+    assert steps_with_a_plan(efficient, 20) == [10, 20]
+    assert not any(efficient.plan_step(step, [view(final=True)]) for step in range(21, 60))
 
 
 def test_switch_between_two_checks():
     efficient = method(Switch(step=15))
-    assert [step for step in range(1, 61) if efficient.acts_at(step)] == [10, 15]
-    assert efficient.spectrum_at(15, []) is None
-    assert efficient.changes(15, [view((), rank=5, active=11)]) == [
+    assert steps_with_a_plan(efficient, 15) == [10, 15]
+    assert efficient.plan_step(15, []).spectrum is None
+    assert decided(efficient, 15, [view((), rank=5, active=11)]) == [
         Refactor(ranks={"fc1": 5}, columns={"fc1": 5})
     ]
 
 
 def test_columns_after_the_switch_fill_the_tile_of_the_device():
-    [refactor] = method(Switch(step=15, multiple_of=8)).changes(15, [view((), rank=5, active=11)])
+    [refactor] = decided(method(Switch(step=15, multiple_of=8)), 15, [view((), rank=5, active=11)])
     assert (refactor.ranks, refactor.columns) == ({"fc1": 5}, {"fc1": 8})
-    [refactor] = method(Switch(step=15, multiple_of=60)).changes(15, [view((), rank=61, active=64)])
+    [refactor] = decided(method(Switch(step=15, multiple_of=60)), 15, [view((), rank=61, active=64)])
     assert refactor.columns == {"fc1": 64}  # never more than the width
 
 
@@ -79,7 +88,7 @@ def test_growth_keeps_the_buffer():
     assert (change.rank, change.active, change.capped) == (3, 9, False)
     assert (change.absorb, change.moments) == (False, "zero")
     assert change.explained_ratio >= 0.9
-    assert change.column_norm == 0.1
+    assert (change.source, change.column_norm) == ("random", 0.1)
 
 
 def test_rank_that_explains_enough_stays():
@@ -124,8 +133,8 @@ def test_full_layer_stays_as_it_is():
 
 
 def test_check_at_the_switch_decides_the_ranks_of_the_switch():
-    changes = method(Switch(step=20)).changes(
-        20, [view(STEEP, name="a"), view(STEEP, name="b", rank=7, active=13)]
+    changes = decided(
+        method(Switch(step=20)), 20, [view(STEEP, name="a"), view(STEEP, name="b", rank=7, active=13)]
     )
     assert [type(change) for change in changes] == [SetRank, SetRank, Refactor]
     assert changes[-1].ranks == {"a": 3, "b": 7}

@@ -12,13 +12,12 @@ def test_lora_stands_beside_w0_and_never_changes():
         "wide": FactorSpec(columns=48, active=48, rank=48),
         "narrow": FactorSpec(columns=32, active=32, rank=32),
     }
-    assert method.start() == [InitialiseFactors(source="lora")]
-    assert not any(method.acts_at(step) for step in range(1, 100))
+    assert method.start() == [InitialiseFactors(source="zero-product")]
+    assert not any(method.plan_step(step, []) for step in range(1, 100))
 
 
 def test_relora_restarts_at_its_interval():
     method = ReLoRA(8, interval=5, reset="random", share=0.7)
-    assert [step for step in range(1, 21) if method.acts_at(step)] == [5, 10, 15, 20]
-    assert method.changes(5, []) == [Restart(reset="random", share=0.7)]
-    assert method.changes(6, []) == []
-    assert method.spectrum_at(5, []) is None
+    assert [step for step in range(1, 21) if method.plan_step(step, [])] == [5, 10, 15, 20]
+    plan = method.plan_step(5, [])
+    assert (plan.spectrum, plan.decide([])) == (None, [Restart(reset="random", share=0.7)])

@@ -138,7 +138,7 @@ def test_late_columns_start_from_zero_where_no_step_can_be_much_above_the_rate(b
 )
 def test_truncation_is_the_metric_of_the_switch(settings, metric):
     method = make_method(config("inrank-efficient", **settings), switch_step=7)
-    [refactor] = [change for change in method.changes(7, []) if isinstance(change, Refactor)]
+    [refactor] = [change for change in method.plan_step(7, []).decide([]) if isinstance(change, Refactor)]
     assert refactor.metric == metric
 
 
@@ -146,7 +146,7 @@ def test_dense_asks_for_nothing():
     method = Dense()
     assert method.structure({"fc1": 64}) == {}
     assert method.start() == []
-    assert not any(method.acts_at(step) for step in range(100))
+    assert not any(method.plan_step(step, []) for step in range(100))
 
 
 def test_fixed_rank_is_cut_to_the_width():
@@ -156,4 +156,6 @@ def test_fixed_rank_is_cut_to_the_width():
         "narrow": (32, 32, 32, False),
     }
     assert FixedRank(48).start() == [InitialiseFactors(source="spectral")]
-    assert not any(FixedRank(48).acts_at(step) for step in range(100))
+    drawn = make_method(config("fixed-rank", rank=8, factor_init="random"), switch_step=None)
+    assert drawn.start() == [InitialiseFactors(source="random-like-weight")]
+    assert not any(FixedRank(48).plan_step(step, []) for step in range(100))

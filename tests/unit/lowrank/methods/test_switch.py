@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.changes import LayerView, LostCheck, Metric, Refactor, SetRank
+from inrank_megatron.lowrank.methods.changes import Change, LayerView, LostCheck, Metric, Refactor, SetRank
 from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.inrank import InRank, InRankEfficient
@@ -19,8 +19,17 @@ def view(energies=(), *, name="fc1", output_size=32, input_size=8, **more) -> La
     """A dense linear with these energies of its output, unless ``more`` says otherwise."""
     d = min(output_size, input_size)
     sizes = {"rank": d, "active": d, "capacity": d, "max_rank": d}
-    roots = tuple(energy**0.5 for energy in energies)
-    return LayerView(name, output_size, input_size, singular_values=roots, **sizes | more)
+    return LayerView(name, output_size, input_size, output_energies=tuple(energies), **sizes | more)
+
+
+def decided(method, step: int, layers: list[LayerView]) -> list[Change]:
+    plan = method.plan_step(step, layers)
+    return plan.decide(layers) if plan else []
+
+
+def spectrum(method, step: int, layers: list[LayerView]):
+    plan = method.plan_step(step, layers)
+    return plan and plan.spectrum
 
 
 STEEP = view([8.0, 4.0, 2.5, 1.0, 0.5, 0.25, 0.125, 0.125], name="steep")
@@ -68,10 +77,9 @@ def test_without_w0_no_rank_exceeds_the_columns():
 def test_warm_start_looks_at_outputs_once():
     method = WarmStart(Switch(step=7, metric=FISHER, threshold=0.9))
     assert method.structure({"fc1": 8}) == {}
-    assert [step for step in range(1, 20) if method.acts_at(step)] == [7]
-    assert [method.spectrum_at(step, [STEEP]) for step in (6, 7)] == [None, FISHER]
-    assert method.changes(7, [STEEP]) == [Refactor({"steep": 4}, {"steep": 4}, metric=FISHER)]
-    assert method.changes(8, [STEEP]) == []
+    assert [step for step in range(1, 20) if method.plan_step(step, [STEEP])] == [7]
+    assert spectrum(method, 7, [STEEP]) == FISHER
+    assert decided(method, 7, [STEEP]) == [Refactor({"steep": 4}, {"steep": 4}, metric=FISHER)]
 
 
 def patient(**switch) -> InRank:
@@ -91,18 +99,18 @@ def test_patience_counts_checks_since_any_layer_grew(grown_at, switch):
     """Checks come at 30, 40, ...: two without growth, and the switch follows one step after the second."""
     method = patient()
     layers = [growing(f"fc{i}", grown_at=step) for i, step in enumerate(grown_at)]
-    steps = [s for s in range(max(grown_at) + 1, 100) if isinstance_last(method.changes(s, layers), Refactor)]
+    later = range(max(grown_at) + 1, 100)
+    steps = [step for step in later if isinstance_last(decided(method, step, layers), Refactor)]
     assert steps[0] == switch
-    assert method.acts_at(switch)
-    assert method.spectrum_at(switch - 1, layers) == "update"
-    assert method.spectrum_at(switch, layers) is None
+    assert spectrum(method, switch - 1, layers) == "update"
+    assert spectrum(method, switch, layers) is None
 
 
 def test_an_overflow_counts_for_patience_at_a_check_alone():
     """Else loss scaling, which tries a larger scale now and then, would put off the switch for ever."""
     layers, method = [replace(growing(), updated=False)], patient()
-    assert method.changes(30, layers) == [LostCheck("fc1")]  # which counts as growth does, see above
-    assert not method.acts_at(35)
+    assert decided(method, 30, layers) == [LostCheck("fc1")]  # which counts as growth does, see above
+    assert method.plan_step(35, layers) is None
 
 
 def isinstance_last(changes, kind) -> bool:
@@ -111,19 +119,17 @@ def isinstance_last(changes, kind) -> bool:
 
 def test_patience_with_ranks_by_outputs_looks_at_them_at_the_switch():
     method = patient(threshold=0.9, metric=FISHER)
-    assert method.spectrum_at(40, [growing()]) == "update"
-    checked = growing(energies=[8.0, 4.0, 2.0, 1.0])
-    assert [type(change) for change in method.changes(40, [checked])] == [SetRank]
-    assert method.spectrum_at(41, [growing()]) == FISHER
+    assert spectrum(method, 40, [growing()]) == "update"
+    assert [type(change) for change in decided(method, 40, [growing()])] == [SetRank]
+    assert spectrum(method, 41, [growing()]) == FISHER
     layer = growing(energies=[8.0, 4.0, 2.0, 1.0])
-    assert method.changes(41, [layer]) == [Refactor({"fc1": 3}, {"fc1": 3}, metric=FISHER)]
+    assert decided(method, 41, [layer]) == [Refactor({"fc1": 3}, {"fc1": 3}, metric=FISHER)]
 
 
 def test_nothing_follows_the_switch():
     method = patient()
     for step in range(1, 100):
-        assert method.spectrum_at(step, [growing(final=True)]) is None
-        assert method.changes(step, [growing(final=True)]) == []
+        assert method.plan_step(step, [growing(final=True)]) is None
 
 
 def test_a_run_that_never_stood_still_says_so():
@@ -152,16 +158,15 @@ def test_a_fixed_rank_is_final():
 def test_refound_ranks_may_fall():
     """A check grows or keeps; the look at the switch finds what the spectrum of that moment asks for."""
     rule = GrowthRule(initial_rank=2, buffer=2, threshold=0.9, interval=10)
-    layer = growing(energies=[9.0, 0.01, 0.01, 0.01])
-    layer = replace(layer, rank=3, active=5)
+    layer = replace(growing(), rank=3, active=5, singular_values=(3.0, 0.1, 0.1, 0.1))
     for step in (40, 45):  # 45: no check is due
         found = InRank(rule, switch=Switch(step=step, refound=True))
-        assert found.spectrum_at(step, [layer]) == "update"
-        assert found.changes(step, [layer]) == [Refactor({"fc1": 1}, {"fc1": 1})]
+        assert spectrum(found, step, [layer]) == "update"
+        assert decided(found, step, [layer]) == [Refactor({"fc1": 1}, {"fc1": 1})]
     grown = InRank(rule, switch=Switch(step=40))
-    *_, refactor = grown.changes(40, [layer])
+    *_, refactor = decided(grown, 40, [layer])
     assert refactor == Refactor({"fc1": 3}, {"fc1": 3})
     overflowed = replace(layer, updated=False)
-    assert found.changes(45, [overflowed]) == [Refactor({"fc1": 1}, {"fc1": 1})]
-    assert grown.changes(40, [overflowed]) == [LostCheck("fc1"), Refactor({"fc1": 3}, {"fc1": 3})]
-    assert InRank(rule).changes(40, [overflowed]) == [LostCheck("fc1")]
+    assert decided(found, 45, [overflowed]) == [Refactor({"fc1": 1}, {"fc1": 1})]
+    assert decided(grown, 40, [overflowed]) == [LostCheck("fc1"), Refactor({"fc1": 3}, {"fc1": 3})]
+    assert decided(InRank(rule), 40, [overflowed]) == [LostCheck("fc1")]
