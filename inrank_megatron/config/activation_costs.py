@@ -17,9 +17,9 @@ the gathered halves of the factors where n > 1, h k numbers a linear, no multipl
 
 from collections.abc import Mapping
 
-from inrank_megatron.config.checks import Topology
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import is_llama, linear_shapes
+from inrank_megatron.config.topology import Topology
 
 
 def activation_bytes(

@@ -15,7 +15,7 @@ from typing import Any
 from inrank_megatron.config.loading import auto_size, flatten, from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.lowrank.criteria.buffer import default_buffer
-from inrank_megatron.lowrank.methods.schedule import SWITCHING
+from inrank_megatron.lowrank.methods.registry import METHODS
 
 # Settings to change with their new values, and why.
 Change = tuple[str, Any, str]
@@ -157,7 +157,7 @@ def _base(asked: Asked) -> Iterator[Change]:
 def _final_ranks(asked: Asked) -> Iterator[Change]:
     inrank = asked.config.inrank
     targets = [name for name in ("output_threshold", "parameter_budget") if getattr(inrank, name) is not None]
-    wrong = asked.config.training.method in SWITCHING and inrank.final_ranks != "output"
+    wrong = METHODS[asked.config.training.method].switches and inrank.final_ranks != "output"
     if targets and wrong and asked.free("final_ranks"):
         yield "final_ranks", "output", f"{targets[0]} chooses the ranks by the layers' outputs"
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inrank_megatron.config.activation_costs import activation_bytes
-from inrank_megatron.config.checks import Topology
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
+from inrank_megatron.config.topology import Topology
+from inrank_megatron.lowrank.methods.registry import METHODS
 
 Ranks = int | Mapping[str, int] | None
 
@@ -167,7 +168,7 @@ def memory_per_device(
 
     Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 masters 4 and each moment of the
     optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
-    master. Criterion `update` keeps the factors' initial values in FP32. Gradients are reduced in buckets
+    master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
     (`reduction_bucket`), in half precision but for ZeRO 1; where that overlaps with the backward pass stages
     1 and 2 have two and a copy of the one being reduced. Activations: `activation_costs.py`. What ZeRO 3
     gathers for a layer does not count.
@@ -181,11 +182,7 @@ def memory_per_device(
     columns = _columns(config, ranks)
     shapes = linear_shapes(config)
     factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
-    copies = (
-        frozen_base
-        and config.training.method.startswith("inrank")
-        and (config.inrank.rank_criterion == "update")
-    )
+    copies = frozen_base and METHODS[config.training.method].keeps_initial_factors(config)
     overlapping = overlaps_reductions(config, device)
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
     largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.config.checks import Topology
 from inrank_megatron.config.deepspeed_names import SECTIONS, TOP_LEVEL, is_of_type
 from inrank_megatron.config.loading import nearest
 from inrank_megatron.config.schema import Config, TrainingConfig
+from inrank_megatron.config.topology import Topology
 from inrank_megatron.errors import UserError
 from inrank_megatron.pointers import refuse_pointer
 

@@ -127,10 +127,11 @@ def replace(config: Config, **changes: Any) -> Config:
 
 def resolve(config: Config, *, world_size: int) -> Config:
     """Fills what depends on the number of processes: the "auto" tensor-parallel size and the global batch."""
-    size = config.parallel.tensor_model_parallel_size
+    size, batch = config.parallel.tensor_model_parallel_size, config.training.global_batch_size
+    if size != "auto" and batch is not None:
+        return config
     if size == "auto":
         size = auto_size(config, world_size)
-    batch = config.training.global_batch_size
     if batch is None and world_size % size == 0:
         batch = config.training.micro_batch_size * (world_size // size)
     return replace(config, tensor_model_parallel_size=size, global_batch_size=batch)

@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from inrank_megatron.config.checks import Topology, check
+from inrank_megatron.config.checks import check
 from inrank_megatron.config.costs import Memory, memory_per_device, precision
 from inrank_megatron.config.loading import replace
 from inrank_megatron.config.plan import largest_phase
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.sizes import bytes_of, shown_size
+from inrank_megatron.config.topology import Topology, topology_of
 from inrank_megatron.distributed.memory import available_memory
 from inrank_megatron.errors import UserError
 
@@ -71,15 +72,15 @@ def or_on_the_cpu(device: torch.device) -> str:
 
 def advice(config: Config, topology: Topology, *, on_cpu: bool) -> str:
     """What fills the memory of a training, and the settings that help most, by the plan's arithmetic."""
-    name, ranks, base = largest_phase(config, topology)
-    now = memory_per_device(config, topology, ranks=ranks, frozen_base=base)
+    phase = largest_phase(config)
+    now = memory_per_device(config, topology, ranks=phase.allocated, frozen_base=phase.frozen_base)
     helps = savings(config, topology, on_cpu=on_cpu)
     listed = ", ".join(f"{words} (saves {shown_size(saved)})" for words, saved in helps)
     where = "in each process" if on_cpu else "on each GPU"
     remedy = f"give {listed}" if helps else "give more devices, or a smaller model"
     return (
-        f"the plan of {name} is {shown_size(now.total)} {where}: {_parts(now)}; {remedy}; then continue "
-        "with --resume auto: checkpoints are intact"
+        f"the plan of {phase.name} is {shown_size(now.total)} {where}: {_parts(now)}; {remedy}; then "
+        "continue with --resume auto: checkpoints are intact"
     )
 
 
@@ -87,16 +88,18 @@ def savings(config: Config, topology: Topology, *, on_cpu: bool) -> list[tuple[s
     """The changes of one setting that save most, at most ``MOST_HELP``, with the bytes that each saves on one
     device; those that make another run of it come last.
     """
-    _, ranks, base = largest_phase(config, topology)
-    now = memory_per_device(config, topology, ranks=ranks, frozen_base=base).total
+    phase = largest_phase(config)
+    held: dict[str, Any] = {"ranks": phase.allocated, "frozen_base": phase.frozen_base}
+    now = memory_per_device(config, topology, **held).total
     best: dict[str, tuple[bool, int, str]] = {}
     for anew, name, value in _changes(config, topology, on_cpu=on_cpu):
         try:
             changed = replace(config, **{name: value})
-            then = check(changed, world_size=topology.world_size, vocab_size=topology.vocab_size)
+            check(changed, world_size=topology.world_size)
         except UserError:
             continue
-        saved = now - memory_per_device(changed, then, ranks=ranks, frozen_base=base).total
+        then = topology_of(changed, world_size=topology.world_size, vocab_size=topology.vocab_size)
+        saved = now - memory_per_device(changed, then, **held).total
         if saved > best.get(name, (anew, 0, ""))[1]:
             best[name] = (anew, saved, _flag(name, value) + (" in a new run" if anew else ""))
     ordered = sorted(best.values(), key=lambda change: (change[0], -change[1]))

@@ -2,13 +2,12 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from inrank_megatron.config.checks import Topology
 from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import (
     Memory,
@@ -22,9 +21,11 @@ from inrank_megatron.config.costs import (
 )
 from inrank_megatron.config.loading import PRESETS, SIZES, fields, flatten, from_flat, inrank_preset
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import smallest_dim
 from inrank_megatron.config.sizes import shown_size
-from inrank_megatron.lowrank.methods.registry import idle_settings
-from inrank_megatron.lowrank.methods.schedule import SWITCHING
+from inrank_megatron.config.topology import Topology
+from inrank_megatron.lowrank.methods.base import DENSE, Columns, PhaseShape
+from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 
 WIDTH = 110
 
@@ -33,14 +34,10 @@ WIDTH = 110
 class Phase:
     """Costs of one phase at one number of columns, over the whole model; memory on one device."""
 
-    name: str
-    columns: int | None
+    shape: PhaseShape
     parameters: Parameters
     flops_per_token: int
     memory: Memory
-
-
-_Phase = tuple[str, int | None, int | None, bool]
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class Plan:
     precision: str
     peak_flops: float | None
     topology: Topology
+    columns: Columns
+    min_dim: int
     zero_stage: int
     seq_length: int
     train_iters: int
@@ -99,23 +98,26 @@ def make_plan(
         precision=precision(config),
         peak_flops=device_peak_flops(device, precision(config)),
         topology=topology,
+        columns=columns_of(config),
+        min_dim=smallest_dim(config),
         zero_stage=config.parallel.zero_stage,
         seq_length=config.model.seq_length,
         train_iters=config.training.train_iters,
         break_even_rank=break_even_rank(config),
-        phases=tuple(
-            Phase(
-                name=name,
-                columns=columns,
-                parameters=parameters(config, vocab_size, ranks=columns, frozen_base=base),
-                flops_per_token=flops_per_token(
-                    config, topology.padded_vocab_size, ranks=columns, frozen_base=base
-                ),
-                memory=memory_per_device(config, topology, ranks=allocated, frozen_base=base, device=device),
-            )
-            for name, columns, allocated, base in _phases(config, topology)
-        ),
+        phases=tuple(_costs_of(shape, config, topology, vocab_size, device) for shape in _rows(config)),
         settings=tuple(changed_settings(config)),
+    )
+
+
+def _costs_of(shape: PhaseShape, config: Config, topology: Topology, vocab_size: int, device: str) -> Phase:
+    counted: dict[str, Any] = {"ranks": shape.columns, "frozen_base": shape.frozen_base}
+    return Phase(
+        shape=shape,
+        parameters=parameters(config, vocab_size, **counted),
+        flops_per_token=flops_per_token(config, topology.padded_vocab_size, **counted),
+        memory=memory_per_device(
+            config, topology, ranks=shape.allocated, frozen_base=shape.frozen_base, device=device
+        ),
     )
 
 
@@ -131,7 +133,7 @@ def changed_settings(config: Config) -> list[Setting]:
     flat = flatten(config)
     sizes = (*SIZES, "train_iters")
     default = flatten(from_flat({name: flat[name] for name in (*sizes, "model_type", "method")}))
-    default |= dict.fromkeys(sizes) | {"model_type": "gpt2", "method": "dense"}
+    default |= dict.fromkeys(sizes) | {name: fields()[name].default for name in ("model_type", "method")}
     default |= {**PRESETS.get(flat["model_preset"], {}), **inrank_preset(flat)}
     idle = idle_settings(flat["method"])
     return [
@@ -150,34 +152,21 @@ def render(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def _phases(config: Config, topology: Topology) -> list[_Phase]:
-    """(name, columns that count, columns that are allocated, beside W0) of each row of the cost table."""
-    method, initial, largest = config.training.method, config.inrank.initial_rank, topology.capacity
-    dense: _Phase = ("dense", None, None, False)
-    if method == "dense":
-        return [dense]
-    if method == "fixed-rank":
-        return [dense, ("fixed rank", largest, largest, False)]
-    if method in ("lora", "relora"):
-        return [dense, ("W0 + U V", largest, largest, True)]
-    columns = break_even_rank(config)
-    break_even: _Phase = ("phase 2, U V, break-even", columns, columns, False)
-    if method == "warm-start":
-        return [dense, break_even]
-    base = config.inrank.frozen_base
-    product = "W0 + U V" if base else "U V"
-    rows: list[_Phase] = [
-        dense,
-        (f"phase 1, {product}, at the start", initial + topology.buffer, largest, base),
-        (f"phase 1, {product}, all columns", largest, largest, base),
-    ]
-    if method == "inrank":
-        return rows
-    ranks = {"initial rank": initial, "largest rank": largest - topology.buffer}
-    if config.inrank.final_ranks == "output":  # which knows no bound but the width
-        ranks = {}
-    rows += [(f"phase 2, U V, {name}", rank, rank, False) for name, rank in ranks.items()]
-    return [*rows, break_even]
+def columns_of(config: Config) -> Columns:
+    """The columns of an MLP linear's factors."""
+    return METHODS[config.training.method].columns(config, smallest_dim(config))
+
+
+def _phases(config: Config) -> list[PhaseShape]:
+    """Those of the run, in order."""
+    method = METHODS[config.training.method]
+    return method.phases(config, columns_of(config), break_even=break_even_rank(config))
+
+
+def _rows(config: Config) -> list[PhaseShape]:
+    """Of the cost table: the dense model comes first, to compare with."""
+    phases = _phases(config)
+    return phases if phases[0] == DENSE else [replace(DENSE, is_largest=False), *phases]
 
 
 def _head(plan: Plan) -> list[str]:
@@ -200,9 +189,10 @@ def _head(plan: Plan) -> list[str]:
     elif plan.device_memory is not None:
         lines.append(f"peak         {plan.device} has none in {plan.precision}; give --fp16")
     if plan.device_memory is not None:
-        lines.append(f"memory       {_fit(plan)}")
-    if plan.method in ("inrank", "inrank-efficient"):
-        lines.append(f"columns      buffer {t.buffer}, at most {t.capacity} of {t.min_dim} in an MLP linear")
+        lines.append(f"memory       {_fit(plan, plan.device_memory)}")
+    if plan.columns.buffer:
+        buffer, most = plan.columns
+        lines.append(f"columns      buffer {buffer}, at most {most} of {plan.min_dim} in an MLP linear")
     return lines
 
 
@@ -213,8 +203,8 @@ def _cost_table(plan: Plan) -> Table:
     dense = plan.phases[0].flops_per_token
     for phase in plan.phases:
         table.add_row(
-            phase.name,
-            "" if phase.columns is None else f"{phase.columns:,}",
+            phase.shape.name,
+            "" if phase.shape.columns is None else f"{phase.shape.columns:,}",
             f"{phase.parameters.total:,}",
             f"{phase.parameters.trainable:,}",
             f"{phase.flops_per_token / 1e6:,.1f}",
@@ -224,24 +214,18 @@ def _cost_table(plan: Plan) -> Table:
     return table
 
 
-def largest_phase(config: Config, topology: Topology) -> tuple[str, int | None, bool]:
-    """The phase that takes the most memory: its name, the columns that it allocates, whether W0 is there."""
-    name, _, allocated, base = _phases(config, topology)[_largest_index(config.training.method)]
-    return name, allocated, base
-
-
-def _largest_index(method: str) -> int:
-    """Of the run itself; InRank's first phase with all columns. A warm start begins dense."""
-    return {"dense": 0, "warm-start": 0, "fixed-rank": 1, "lora": 1, "relora": 1}.get(method, 2)
+def largest_phase(config: Config) -> PhaseShape:
+    """The phase of the run that takes the most memory."""
+    return next(phase for phase in _phases(config) if phase.is_largest)
 
 
 def _largest(plan: Plan) -> Phase:
-    return plan.phases[_largest_index(plan.method)]
+    return next(phase for phase in plan.phases if phase.shape.is_largest)
 
 
-def _fit(plan: Plan) -> str:
+def _fit(plan: Plan, there: int) -> str:
     """Whether the largest phase fits; a tenth is left to the libraries and to fragmentation."""
-    needed, there = _largest(plan).memory.total, plan.device_memory
+    needed = _largest(plan).memory.total
     sizes = f"{shown_size(needed)} of the {shown_size(there)} of each {plan.device}"
     if needed <= 0.9 * there:
         return f"fits: {sizes}"
@@ -257,13 +241,13 @@ def _notes(plan: Plan) -> list[str]:
     notes = [
         "",
         "Parameters count the true vocabulary, operations the padded one, forward and backward.",
-        f"Memory of {first.name}: parameters {shown_size(memory.parameters)}, gradients "
+        f"Memory of {first.shape.name}: parameters {shown_size(memory.parameters)}, gradients "
         f"{shown_size(memory.gradients)},",
         f"FP32 master weights and Adam moments {shown_size(memory.optimizer)}, initial factors "
         f"{shown_size(memory.initial_factors)}, activations about {shown_size(memory.activations)},",
         f"gradient reduction bucket {shown_size(memory.bucket)}.",
     ]
-    if plan.method in SWITCHING:
+    if METHODS[plan.method].switches:
         notes.append(
             f"The run finds the ranks of phase 2; it is cheaper than dense up to rank {plan.break_even_rank}."
         )

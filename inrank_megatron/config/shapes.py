@@ -24,6 +24,11 @@ def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
     return {f"decoder.layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
 
 
+def smallest_dim(config: Config) -> int:
+    """The smallest dimension of the MLP linears, the largest rank they can have."""
+    return min(config.model.hidden_size, config.model.ffn_hidden_size)
+
+
 def is_llama(config: Config) -> bool:
     """RMSNorm, SwiGLU, RoPE, a head of its own, no biases; else GPT-2."""
     return config.model.model_type == "llama"

@@ -12,10 +12,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from inrank_megatron.config.checks import pad_vocabulary
 from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.topology import pad_vocabulary
 from inrank_megatron.data.batches import TrainBatches
 from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.distributed.platform import device

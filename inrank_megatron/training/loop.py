@@ -13,9 +13,9 @@ from torch import Tensor
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config import costs
-from inrank_megatron.config.checks import Topology
 from inrank_megatron.config.out_of_memory import is_shortage
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.topology import Topology
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.device_copies import to_device
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest

@@ -9,14 +9,13 @@ from rich.console import Console
 
 from inrank_megatron.checkpoint.folder import Checkpoint, peek
 from inrank_megatron.config import costs
-from inrank_megatron.config.checks import Topology, check
 from inrank_megatron.config.cli import Launch
 from inrank_megatron.config.deepspeed_json import passthrough
-from inrank_megatron.config.loading import resolve
 from inrank_megatron.config.out_of_memory import advice, within_memory
 from inrank_megatron.config.plan import make_plan, render
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.topology import Topology, topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.prepare import PreparedData, prepare
@@ -33,8 +32,7 @@ from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.methods.registry import make_method
-from inrank_megatron.lowrank.methods.schedule import switch_step
+from inrank_megatron.lowrank.methods.registry import make_method, switch_step
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.reporting.console import unless_nobody_reads
@@ -61,14 +59,17 @@ TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 def run(launch: Launch, neighbours: Neighbours) -> None:
-    """Train as ``launch`` asks, or print the plan. UserError for everything that the user can correct."""
-    config = resolve(launch.config, world_size=launch.world_size)
+    """Train as ``launch`` asks, or print the plan. UserError for everything that the user can correct.
+
+    ``config.checks.check`` has passed its settings.
+    """
+    config = launch.config
     if launch.dry_run:
         _plan(launch, config)
         return
     tokenizer = _named_tokenizer(config) if config.data.tokenizer else None
     vocab_size = tokenizer.vocab_size if tokenizer else None
-    topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
+    topology = topology_of(config, world_size=launch.world_size, vocab_size=vocab_size)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
     check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     check_installed(config)
@@ -96,7 +97,7 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
 def _plan(launch: Launch, config: Config) -> None:
     """Print the plan, without a network."""
     vocab_size, vocabulary = planned_vocabulary(config.data)
-    topology = check(config, world_size=launch.world_size, vocab_size=vocab_size)
+    topology = topology_of(config, world_size=launch.world_size, vocab_size=vocab_size)
     extra = passthrough(launch.deepspeed_config or {}, config, topology)
     check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     if launch.cluster is None:  # which may have other software
@@ -157,7 +158,7 @@ def _run(
         meeting.wait_for_all("data")  # nodes that each make their own may differ by more than a timeout
         _check_equal(parallel.from_every_rank(data.folder.name))
         folder.notes.extend(data.notes)
-        topology = check(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
+        topology = topology_of(config, world_size=topology.world_size, vocab_size=data.tokenizer.vocab_size)
         if weights is not None:
             folder.notes.extend(parallel.from_first_rank(lambda: check_tokenizer(weights, data.tokenizer)))
         trainer = _build(

@@ -24,8 +24,8 @@ from inrank_megatron.engine.zero_state import ParameterState, read_state, write_
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import Refactor
+from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
-from inrank_megatron.lowrank.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.training.pretrained import read_pretrained
 from inrank_megatron.training.schedule import learning_rate
@@ -313,7 +313,7 @@ def build(
     if config.optimizer.optimizer == "apex-fused-adam" and str(STAND_INS) not in sys.path:
         sys.path.insert(0, str(STAND_INS))
     parallel = join(layout.tensor_parallel)
-    by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
+    by_step = REGISTRY[config.training.method].switches and config.inrank.switch_patience is None
     method = make_method(config, switch_step=switch if by_step else None)
     if record is None:
         structure = method.structure({key: min(shape) for key, shape in linear_shapes(config).items()})

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import torch
 
-from inrank_megatron.config.checks import check
 from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.batches import EvalWindows
 from inrank_megatron.data.token_file import TokenFile
 from inrank_megatron.distributed.process_groups import initialise
@@ -55,7 +55,7 @@ def _engine(world_size: int, tp: int, zero_stage: int) -> Engine:
         {**sizes, **batch, "tensor_model_parallel_size": tp, "init_method_std": 0.2, "zero_stage": zero_stage}
     )
     parallel = initialise(backend="gloo", tensor_model_parallel_size=tp)
-    topology = check(config, world_size=world_size, vocab_size=VOCABULARY)
+    topology = topology_of(config, world_size=world_size, vocab_size=VOCABULARY)
     factory = GPTFactory(
         config, parallel, vocab_size=VOCABULARY, padded_vocab_size=topology.padded_vocab_size
     )

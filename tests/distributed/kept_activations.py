@@ -3,10 +3,10 @@
 import torch
 
 from inrank_megatron.benchmarks.memory import LiveStorages
-from inrank_megatron.config.checks import check
 from inrank_megatron.config.costs import memory_per_device
 from inrank_megatron.config.loading import from_flat, resolve
 from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import DTYPES, GPTFactory, precision
@@ -24,7 +24,7 @@ def kept_and_planned(rank: int, world_size: int, settings: dict, columns: int, b
     """
     flat = SIZES | {"micro_batch_size": 4, "tensor_model_parallel_size": world_size} | settings
     config = resolve(from_flat(flat), world_size=world_size)
-    topology = check(config, world_size=world_size, vocab_size=VOCABULARY)
+    topology = topology_of(config, world_size=world_size, vocab_size=VOCABULARY)
     parallel = join(world_size)
     factory = GPTFactory(
         config, parallel, vocab_size=VOCABULARY, padded_vocab_size=topology.padded_vocab_size

@@ -10,16 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 from torch import Tensor
 
-from inrank_megatron.config.checks import check
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.platform import prepare_process
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure
+from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
-from inrank_megatron.lowrank.methods.schedule import SWITCHING
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.training import run
 from inrank_megatron.training.loop import Trainer
@@ -134,8 +134,8 @@ def _configuration(method, layout, settings) -> Config:
 
 
 def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
-    topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
-    by_step = config.training.method in SWITCHING and config.inrank.switch_patience is None
+    topology = topology_of(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
+    by_step = REGISTRY[config.training.method].switches and config.inrank.switch_patience is None
     method = make_method(config, switch_step=CHANGE if by_step else None)
     batches = TrainBatches(
         [(Tokens(), 1.0)],
@@ -160,7 +160,7 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
 
 
 def _resumed(config: Config, parallel: Parallel, structure) -> Engine:
-    topology = check(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
+    topology = topology_of(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
     factory = GPTFactory(
         config, parallel, vocab_size=topology.vocab_size, padded_vocab_size=topology.padded_vocab_size
     )

@@ -13,6 +13,7 @@ from inrank_megatron.config.deepspeed_json import passthrough
 from inrank_megatron.config.loading import from_flat, load, to_yaml
 from inrank_megatron.config.plan import make_plan, render
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from tests.fuzz.mutate import JSON, YAML, Damage, damages
 from tests.fuzz.readers import Reader, attack, whole
@@ -61,7 +62,8 @@ def read_configuration(path: Path) -> Config:
     again.write_text(to_yaml(config), encoding="utf-8")
     assert load(again) == config
     launch = parse(["--config", str(path)], world_size=1)
-    topology = check(launch.config, world_size=1)
+    check(launch.config, world_size=1)
+    topology = topology_of(launch.config, world_size=1)
     render(make_plan(launch.config, topology, vocab_size=topology.vocab_size, device="cpu"))
     return config
 
@@ -70,7 +72,8 @@ def read_deepspeed(path: Path) -> Any:
     """What is let through DeepSpeed itself takes."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
     launch = parse(["--deepspeed-config", str(path), *flags], world_size=1)
-    topology = check(launch.config, world_size=1)
+    check(launch.config, world_size=1)
+    topology = topology_of(launch.config, world_size=1)
     extra = passthrough(launch.deepspeed_config or {}, launch.config, topology)
     check_deepspeed(launch.config, accumulation=topology.accumulation_steps, extra=extra)
     return extra

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from inrank_megatron.config.checks import check
-from tests.contract.sessions import VOCABULARY, Layout, configuration
+from tests.contract.sessions import Layout, configuration
 from tests.gpu import machine, programs
 from tests.gpu.__main__ import LEAST_MINUTES, LEFT, UNUSABLE, _parse
 from tests.gpu.cases import METHODS, cases, chosen
@@ -127,7 +127,7 @@ def test_the_cases_cover_what_there_is(gpus):
     }
     for layout, changes in map(json.loads, sorted(trainings)):
         config = configuration(METHODS[-1], Layout(**layout), **changes)
-        check(config, world_size=gpus, vocab_size=VOCABULARY)
+        check(config, world_size=gpus)
     longest = max(case.limit_seconds for case in everything if case.ranks)
     assert longest + CHECK_SECONDS + 2 * START_SECONDS < 60 * LEAST_MINUTES
     assert {case.name for case in chosen(everything, ["programs/gpt2", "*/wire"])} == {

@@ -21,6 +21,7 @@ from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import Launch, build_parser, parse
 from inrank_megatron.config.cluster import parse_cluster
 from inrank_megatron.config.plan import make_plan, render
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from tests.gpu.__main__ import _parse as parse_gpu_tests
@@ -93,7 +94,8 @@ def planned(launch: Launch) -> str:
     """The page of a dry run, as ``training/run.py`` makes it; no network is there for it."""
     vocab_size, vocabulary = planned_vocabulary(launch.config.data)
     with launch.naming_origins():
-        topology = check(launch.config, world_size=launch.world_size, vocab_size=vocab_size)
+        check(launch.config, world_size=launch.world_size)
+    topology = topology_of(launch.config, world_size=launch.world_size, vocab_size=vocab_size)
     device = launch.cluster.device if launch.cluster else "cpu"
     options = {"device": device, "cluster": launch.cluster, "vocabulary": vocabulary}
     return render(make_plan(launch.config, topology, vocab_size=topology.vocab_size, **options))

@@ -1,11 +1,43 @@
 """What a training method is. A method overrides what it needs; each default is that of training densely."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.changes import Change, LayerView, Plan
 from inrank_megatron.lowrank.methods.settings import Run
+
+Shapes = Mapping[str, tuple[int, int]]
+"""(O, I) of the linears that a run factorises, by module name."""
+
+
+class Columns(NamedTuple):
+    """Columns of the factors of an MLP linear: those trained beyond the rank, and all that are allocated."""
+
+    buffer: int = 0
+    allocated: int = 0
+
+
+@dataclass(frozen=True)
+class PhaseShape:
+    """What the plan computes the costs of one phase from.
+
+    Args:
+        columns: of each linear that count as parameters and operations; None: dense linears.
+        allocated: columns that take memory.
+        frozen_base: whether a frozen W0 stands beside the factors.
+        is_largest: whether the run takes the most memory here.
+    """
+
+    name: str
+    columns: int | None = None
+    allocated: int | None = None
+    frozen_base: bool = False
+    is_largest: bool = False
+
+
+DENSE = PhaseShape("dense", is_largest=True)
 
 
 class Method:
@@ -14,14 +46,58 @@ class Method:
     ``step`` counts completed optimizer steps. A method keeps no state: what it needs of the past is in the
     views, which a checkpoint restores. ``name`` is that of ``--method``; ``settings``: what it reads of the
     settings that belong to methods.
+
+    The class methods answer for a run of this method before it is built: pure functions of its settings and
+    shapes, without torch.
     """
 
     name: ClassVar[str]
     settings: ClassVar[frozenset[str]] = frozenset()
+    switches: ClassVar[bool] = False
+    """Whether the run has a second phase, whose structure is decided on the way."""
+
+    @classmethod
+    def check_settings(cls, run: Run, shapes: Shapes) -> None:
+        """Refuses settings with which the method cannot run.
+
+        Raises:
+            UserError: the value, the rule it breaks and the remedy.
+        """
+
+    @classmethod
+    def columns(cls, run: Run, min_dim: int) -> Columns:
+        """Of an MLP linear whose smaller dimension is ``min_dim``, in a run of legal settings."""
+        return Columns()
+
+    @classmethod
+    def phases(cls, run: Run, columns: Columns, *, break_even: int) -> list[PhaseShape]:
+        """The phases whose costs the plan shows; ``break_even``: the rank at which factors cost as much as
+        the dense linears.
+        """
+        return [DENSE]
+
+    @classmethod
+    def switch_step(cls, run: Run, steps_per_epoch: int) -> int | None:
+        """Optimizer steps of the first phase (algorithm 3). None: there is no second one, or it begins when
+        the layers say so.
+
+        ``switch_iters`` counts steps, ``switch_epochs`` counts epochs of ``steps_per_epoch`` optimizer steps.
+        With neither it is the paper's one epoch, but at most half of the run, so that a short run shows both
+        phases.
+
+        Raises:
+            UserError: a switch that would come at or after the end of the run.
+        """
+        return None
+
+    @classmethod
+    def keeps_initial_factors(cls, run: Run) -> bool:
+        """Whether the factors' initial values stay in memory, in FP32."""
+        return False
 
     @classmethod
     def from_config(cls, config: Run, *, switch_step: int | None) -> "Method":
-        """The method with the run's settings; ``switch_step`` from ``schedule.py``."""
+        """The method with the run's settings; ``switch_step``: what :meth:`switch_step` has said."""
         return cls()
 
     def structure(self, min_dims: Mapping[str, int]) -> dict[str, FactorSpec]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
+from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.criteria.buffer import default_buffer, default_capacity
 from inrank_megatron.lowrank.criteria.explained_ratio import Growth, eq7_ratio, grow, update_ratio
 from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.factorising import width
 from inrank_megatron.lowrank.methods.settings import Run
 
 
@@ -62,6 +64,24 @@ class GrowthRule:
             window=inrank.eq7_window,
             max_rank=inrank.max_rank,
         )
+
+    def check_settings(self, min_dim: int) -> None:
+        """Refuses ranks and a buffer that a linear of this smaller dimension does not hold.
+
+        Raises:
+            UserError: the value, the rule and the remedy.
+        """
+        rank, buffer = self.initial_rank, self.buffer_of(min_dim)
+        if rank + buffer > min_dim:
+            raise UserError(
+                f"initial_rank {rank} + buffer {buffer} = {rank + buffer}: must not exceed "
+                f"{width(min_dim)}; lower --initial-rank or --buffer"
+            )
+        if self.max_rank is not None and not rank <= self.max_rank <= min_dim - buffer:
+            raise UserError(
+                f"max_rank = {self.max_rank}: must lie between initial_rank = {rank} and {min_dim - buffer} "
+                f"({width(min_dim)}, less the buffer {buffer}); change --max-rank or --buffer"
+            )
 
     @property
     def spectrum(self) -> Literal["update", "product"]:

@@ -1,25 +1,20 @@
 """``W = W0 + U V`` of a given rank, never merged (LoRA, arXiv 2106.09685), as a baseline of pre-training."""
 
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.base import Method
+from inrank_megatron.lowrank.methods.base import PhaseShape
 from inrank_megatron.lowrank.methods.changes import InitialiseFactors
+from inrank_megatron.lowrank.methods.factorising import OfGivenRank
 
 
-class LoRA(Method):
-    """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger.
-
-    U starts at zero and V at Kaiming's uniform entries; no factor alpha / r scales the product.
-    """
+class LoRA(OfGivenRank):
+    """U starts at zero and V at Kaiming's uniform entries; no factor alpha / r scales the product."""
 
     name = "lora"
-    settings = frozenset({"rank", "factorised_linears", "qkv_factors", "factor_lr_multiplier"})
-
-    def __init__(self, rank: int):
-        self.rank = rank
 
     @classmethod
-    def from_config(cls, config, *, switch_step):
-        return cls(config.inrank.rank)
+    def phases(cls, run, columns, *, break_even):
+        rank = columns.allocated
+        return [PhaseShape("W0 + U V", rank, rank, frozen_base=True, is_largest=True)]
 
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}

@@ -20,8 +20,13 @@ METHODS: Mapping[str, type[Method]] = {method.name: method for method in _CLASSE
 
 
 def make_method(config: Run, *, switch_step: int | None) -> Method:
-    """The method that ``config.training.method`` names; ``switch_step`` from ``schedule.py``."""
+    """The method that ``config.training.method`` names; ``switch_step`` from below."""
     return METHODS[config.training.method].from_config(config, switch_step=switch_step)
+
+
+def switch_step(config: Run, steps_per_epoch: int) -> int | None:
+    """Optimizer steps of the run's first phase, as its method has them (``Method.switch_step``)."""
+    return METHODS[config.training.method].switch_step(config, steps_per_epoch)
 
 
 def idle_settings(method: str) -> frozenset[str]:

@@ -3,6 +3,7 @@
 The learning rate's part, a short warm-up after each restart, is in ``training/schedule.py``.
 """
 
+from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.changes import Plan, Reset, Restart
 from inrank_megatron.lowrank.methods.lora import LoRA
 
@@ -34,6 +35,21 @@ class ReLoRA(LoRA):
             reset=inrank.relora_reset,
             share=inrank.relora_reset_share,
         )
+
+    @classmethod
+    def check_settings(cls, run, shapes):
+        super().check_settings(run, shapes)
+        interval, rising = run.inrank.relora_interval, run.inrank.relora_warmup_iters
+        if interval >= run.training.train_iters:
+            raise UserError(
+                f"relora_interval = {interval}: must be less than train_iters = {run.training.train_iters}; "
+                f"lower --relora-interval, or give --method {LoRA.name}, which never merges"
+            )
+        if rising > interval:
+            raise UserError(
+                f"relora_warmup_iters = {rising}: must not exceed relora_interval = {interval}; lower "
+                "--relora-warmup-iters"
+            )
 
     def plan_step(self, step, layers):
         if step % self.interval:

@@ -99,6 +99,9 @@ class Training(Protocol):
     @property
     def train_iters(self) -> int: ...
 
+    @property
+    def pretrained_checkpoint(self) -> str | None: ...
+
 
 class Run(Protocol):
     """What a method reads of a run's configuration: that knows the methods, not they it."""

@@ -47,9 +47,10 @@ class Switch:
     )
 
     @classmethod
-    def from_config(cls, config: Run, *, switch_step: int | None) -> "Switch":
+    def from_config(cls, config: Run, *, switch_step: int | None, default_final_ranks: str) -> "Switch":
+        """The switch of a run; ``default_final_ranks``: of the method, where the setting is left out."""
         inrank = config.inrank
-        final = inrank.final_ranks or ("output" if config.training.method == "warm-start" else "grown")
+        final = inrank.final_ranks or default_final_ranks
         threshold = inrank.output_threshold
         if threshold is None and inrank.parameter_budget is None:
             threshold = DEFAULT_OUTPUT_THRESHOLD

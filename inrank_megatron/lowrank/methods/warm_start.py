@@ -6,32 +6,38 @@ The switch is that of InRank-Efficient, so the two differ in the first phase alo
 from dataclasses import dataclass
 from typing import ClassVar
 
-from inrank_megatron.lowrank.methods.base import Method
+from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.dense import Dense
+from inrank_megatron.lowrank.methods.inrank import InRankEfficient
 from inrank_megatron.lowrank.methods.switch import Switch
+from inrank_megatron.lowrank.methods.switching import Switching
 
 
 @dataclass(frozen=True)
-class WarmStart(Method):
+class WarmStart(Switching):
     """Every linear is dense up to the switch, ``U* V*`` after it; the layers' outputs choose the ranks."""
 
     switch: Switch
 
     name: ClassVar[str] = "warm-start"
-    settings: ClassVar[frozenset[str]] = Switch.settings | {
-        "factorised_linears",
-        "qkv_factors",
-        "factor_lr_multiplier",
-    }
+    one_phase: ClassVar[str] = Dense.name
+    default_final_ranks: ClassVar[str] = "output"
 
     @classmethod
     def from_config(cls, config, *, switch_step):
-        return cls(Switch.from_config(config, switch_step=switch_step))
+        return cls(
+            Switch.from_config(config, switch_step=switch_step, default_final_ranks=cls.default_final_ranks)
+        )
 
-    def structure(self, min_dims):
-        return {}
-
-    def start(self):
-        return []
+    @classmethod
+    def check_settings(cls, run, shapes):
+        final = run.inrank.final_ranks
+        if final in ("grown", "refound"):
+            raise UserError(
+                f"final_ranks = {final!r}: no rank grows in method {cls.name}; leave it out, or give "
+                f"--method {InRankEfficient.name}"
+            )
+        super().check_settings(run, shapes)
 
     def plan_step(self, step, layers):
         return self.switch.plan() if step == self.switch.step else None

@@ -13,6 +13,7 @@ from inrank_megatron.config.cli import Launch, parse
 from inrank_megatron.config.deepspeed_json import passthrough
 from inrank_megatron.config.defaults import find_config
 from inrank_megatron.config.loading import flatten, to_yaml
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 
 INRANK, RELORA = ["--inrank"], ["--method", "relora", "--rank", "8"]
@@ -139,7 +140,7 @@ def deepspeed_json(tmp_path) -> Callable[[dict], list[str]]:
 
 def test_a_deepspeed_json_takes_the_place_of_defaults(deepspeed_json):
     launch = checked(deepspeed_json(DEEPSPEED), world_size=1)
-    passthrough(launch.deepspeed_config, launch.config, check(launch.config, world_size=1))
+    passthrough(launch.deepspeed_config, launch.config, topology_of(launch.config, world_size=1))
     optimizer, training = launch.config.optimizer, launch.config.training
     assert (optimizer.lr, optimizer.clip_grad, optimizer.lr_warmup_iters) == (1e-4, 0.25, 7)
     assert (training.bf16, training.global_batch_size, training.micro_batch_size) == (True, 8, 4)
@@ -148,7 +149,7 @@ def test_a_deepspeed_json_takes_the_place_of_defaults(deepspeed_json):
 def test_a_deepspeed_json_says_how_often_to_accumulate(deepspeed_json):
     content = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 3}
     launch = checked(deepspeed_json(content), world_size=2)
-    topology = check(launch.config, world_size=2)
+    topology = topology_of(launch.config, world_size=2)
     passthrough(launch.deepspeed_config, launch.config, topology)
     assert (topology.global_batch_size, topology.accumulation_steps) == (12, 3)
 
@@ -158,7 +159,7 @@ def test_a_deepspeed_json_does_not_win_over_flags_and_files(deepspeed_json, tmp_
     for own in (["--clip-grad", "1"], ["--config", str(tmp_path / "own.yaml"), "--clip-grad", "1"]):
         launch = checked([*own, *deepspeed_json({"gradient_clipping": 0.25})], world_size=1)
         with pytest.raises(UserError, match=r"gradient_clipping = 0\.25: contradicts the run's clip_grad"):
-            passthrough(launch.deepspeed_config, launch.config, check(launch.config, world_size=1))
+            passthrough(launch.deepspeed_config, launch.config, topology_of(launch.config, world_size=1))
 
 
 def flag(name: str, *values: object) -> st.SearchStrategy[list[str]]:

@@ -2,12 +2,14 @@
 
 import pytest
 
-from inrank_megatron.config.checks import check, pad_vocabulary
+from inrank_megatron.config.checks import check
 from inrank_megatron.config.deepspeed_json import passthrough
 from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.plan import columns_of
+from inrank_megatron.config.topology import pad_vocabulary, topology_of
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.criteria.buffer import default_buffer, default_capacity
-from inrank_megatron.lowrank.methods.schedule import switch_step
+from inrank_megatron.lowrank.methods.registry import switch_step
 
 BASE = {"model_preset": "tiny", "train_iters": 100}
 
@@ -18,14 +20,13 @@ def config(**settings):
 
 def test_topology_of_a_legal_run():
     run = config(tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=24, method="inrank")
-    topology = check(run, world_size=8, vocab_size=50257)
+    topology = topology_of(run, world_size=8, vocab_size=50257)
     assert (topology.data_parallel_size, topology.accumulation_steps) == (4, 3)
     assert topology.padded_vocab_size == 50432  # as Megatron pads 50257 at size 2
-    assert (topology.min_dim, topology.buffer, topology.capacity) == (192, 25, 96)
 
 
 def test_open_settings_are_resolved():
-    topology = check(config(tensor_model_parallel_size="auto", micro_batch_size=3), world_size=4)
+    topology = topology_of(config(tensor_model_parallel_size="auto", micro_batch_size=3), world_size=4)
     assert (topology.tensor_model_parallel_size, topology.data_parallel_size) == (2, 2)
     assert (topology.global_batch_size, topology.accumulation_steps, topology.vocab_size) == (6, 1, 4096)
 
@@ -60,8 +61,9 @@ def test_paper_buffers_and_capacities():
     ],
 )
 def test_columns(settings, columns):
-    topology = check(config(**settings), world_size=1)
-    assert (topology.buffer, topology.capacity) == columns
+    run = config(**settings)
+    check(run, world_size=1)
+    assert columns_of(run) == columns
 
 
 BAD = [
@@ -307,7 +309,7 @@ def test_a_switch_after_the_end_is_refused(settings, words):
 
 def deepspeed(given, **settings):
     run = config(micro_batch_size=2, global_batch_size=8, **settings)
-    return passthrough(given, run, check(run, world_size=2))
+    return passthrough(given, run, topology_of(run, world_size=2))
 
 
 def test_agreeing_deepspeed_json_passes_and_keeps_the_rest():

@@ -10,6 +10,7 @@ from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
 from inrank_megatron.config.defaults import find_config
 from inrank_megatron.config.loading import fields, flatten, from_flat, load, to_yaml
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -35,14 +36,15 @@ def flat(argv, world_size=2):
 def test_every_shipped_file_passes_the_checks(path, world_size):
     assert path.read_text().startswith("# ")
     launch = parse(["--config", str(path)], world_size=world_size)
-    topology = check(launch.config, world_size=world_size, vocab_size=50257)
+    check(launch.config, world_size=world_size)
+    topology = topology_of(launch.config, world_size=world_size, vocab_size=50257)
     assert load(path).training.global_batch_size in (topology.global_batch_size, None)
 
 
 @pytest.mark.parametrize("world_size", [*range(1, 17), 64])
 def test_the_quickstart_takes_any_number_of_processes(world_size):
     config = parse([], world_size=world_size).config
-    topology = check(config, world_size=world_size)
+    topology = topology_of(config, world_size=world_size)
     assert topology.tensor_model_parallel_size == (2 if world_size % 2 == 0 else 1)
     assert topology.global_batch_size == 16 * topology.data_parallel_size
 

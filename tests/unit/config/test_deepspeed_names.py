@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
 from inrank_megatron.config.deepspeed_json import passthrough
 from inrank_megatron.config.deepspeed_names import SECTIONS, TOP_LEVEL
 from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.errors import UserError
 
@@ -84,7 +84,7 @@ def test_sections_that_skip_unknown_names_have_those_of_the_table(section, monke
 def test_what_deepspeed_would_skip_or_stumble_over_is_refused_before_anything_runs(given, reason):
     """A mistyped name at the top level was no setting at all, and nobody said so."""
     config = from_flat(SIZES)
-    topology = check(config, world_size=1)
+    topology = topology_of(config, world_size=1)
     with pytest.raises(UserError, match=reason) as caught:
         extra = passthrough(given, config, topology)
         check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)

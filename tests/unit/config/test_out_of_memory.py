@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from inrank_megatron.config.checks import check
 from inrank_megatron.config.costs import memory_per_device
 from inrank_megatron.config.loading import from_flat, resolve
 from inrank_megatron.config.out_of_memory import advice, is_shortage, savings, shortage, within_memory
+from inrank_megatron.config.plan import columns_of
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 
 ON_A_GPU = (
@@ -73,7 +74,7 @@ def run_of(world_size, **settings):
     config = resolve(
         from_flat({"model_preset": "medium", "train_iters": 8} | settings), world_size=world_size
     )
-    return config, check(config, world_size=world_size)
+    return config, topology_of(config, world_size=world_size)
 
 
 def test_settings_that_help_most_on_gpus():
@@ -81,7 +82,7 @@ def test_settings_that_help_most_on_gpus():
     helps = dict(savings(config, topology, on_cpu=False))
     assert len(helps) == 3
     assert list(helps.values()) == sorted(helps.values(), reverse=True)
-    ranks = {"ranks": topology.capacity, "frozen_base": True}
+    ranks = {"ranks": columns_of(config).allocated, "frozen_base": True}
     now = memory_per_device(config, topology, **ranks)
     changed, then = run_of(
         8, method="inrank-efficient", bf16=True, micro_batch_size=8, recompute_granularity="full"

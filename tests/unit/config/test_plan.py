@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
 from inrank_megatron.config.cluster import parse_cluster
 from inrank_megatron.config.costs import (
@@ -21,6 +20,7 @@ from inrank_megatron.config.costs import (
 from inrank_megatron.config.loading import from_flat, resolve
 from inrank_megatron.config.plan import changed_settings, make_plan, render
 from inrank_megatron.config.schema import DataConfig
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.errors import UserError
 
@@ -204,7 +204,7 @@ def test_settings_of_a_llama_are_shown_against_its_presets():
 
 def memory(run, world_size, **kind):
     run = resolve(run, world_size=world_size)
-    return memory_per_device(run, check(run, world_size=world_size), **kind)
+    return memory_per_device(run, topology_of(run, world_size=world_size), **kind)
 
 
 def test_memory_follows_the_topology():
@@ -266,7 +266,7 @@ def test_the_bucket_of_gradients_is_no_larger_than_the_model(settings, size):
 def test_buckets_that_overlap_count_on_a_gpu(stage, buffers):
     """Two by turns and the copy that is reduced; stage 3 fills one on the stream that reduces it."""
     run = config("large", zero_stage=stage)
-    topology = check(run, world_size=4)
+    topology = topology_of(run, world_size=4)
     embedding = topology.padded_vocab_size * 1280
     on_a_gpu = memory_per_device(run, topology, device="NVIDIA H200")
     assert on_a_gpu.bucket == buffers * 4 * max(40_000_000, embedding)
@@ -318,7 +318,7 @@ def test_peak_rates(name, dtype, peak):
 
 def plan_of(run, world_size=2):
     run = resolve(run, world_size=world_size)
-    topology = check(run, world_size=world_size, vocab_size=4000)
+    topology = topology_of(run, world_size=world_size, vocab_size=4000)
     return make_plan(run, topology, vocab_size=4000, device="cpu")
 
 
@@ -334,7 +334,7 @@ def plan_of(run, world_size=2):
     ],
 )
 def test_phases_of_each_method(settings, columns):
-    assert [phase.columns for phase in plan_of(config(**settings)).phases] == columns
+    assert [phase.shape.columns for phase in plan_of(config(**settings)).phases] == columns
 
 
 def test_settings_that_differ_from_their_defaults():
@@ -424,7 +424,7 @@ def test_a_cluster_is_for_a_plan():
 def cluster_page(text, preset="small", **settings):
     cluster, run = parse_cluster(text), config(preset, method="inrank-efficient", **settings)
     run = resolve(run, world_size=cluster.world_size)
-    topology = check(run, world_size=cluster.world_size, vocab_size=GPT2_VOCABULARY)
+    topology = topology_of(run, world_size=cluster.world_size, vocab_size=GPT2_VOCABULARY)
     page = render(
         make_plan(run, topology, vocab_size=GPT2_VOCABULARY, device=cluster.device, cluster=cluster)
     )

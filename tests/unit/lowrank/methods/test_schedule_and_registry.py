@@ -9,8 +9,7 @@ from inrank_megatron.lowrank.methods.changes import InitialiseFactors, Metric, R
 from inrank_megatron.lowrank.methods.dense import Dense
 from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
 from inrank_megatron.lowrank.methods.growth import GrowthRule
-from inrank_megatron.lowrank.methods.registry import make_method
-from inrank_megatron.lowrank.methods.schedule import SWITCHING, switch_step
+from inrank_megatron.lowrank.methods.registry import METHODS, make_method, switch_step
 from inrank_megatron.lowrank.methods.switch import Switch
 
 
@@ -51,7 +50,7 @@ def test_other_methods_never_switch(method):
 
 def test_every_method_of_the_configuration_exists_and_knows_its_name():
     for name in TrainingConfig.model_fields["method"].annotation.__args__:
-        step = 10 if name in SWITCHING else None
+        step = 10 if METHODS[name].switches else None
         assert make_method(config(name, rank=8), switch_step=step).name == name
 
 

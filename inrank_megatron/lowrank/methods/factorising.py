@@ -1,0 +1,56 @@
+"""What methods have in common that factorise linears, and those of them whose rank the user gives."""
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.base import Columns, Method
+
+
+class Factorising(Method):
+    """Factorises the linears that the run names, sooner or later."""
+
+    settings = frozenset({"factorised_linears", "qkv_factors", "factor_lr_multiplier"})
+
+    @classmethod
+    def check_settings(cls, run, shapes):
+        inrank = run.inrank
+        if inrank.qkv_factors != "fused" and inrank.factorised_linears != "mlp-attention":
+            raise UserError(
+                f"qkv_factors = {inrank.qkv_factors!r}: with factorised_linears = "
+                f"{inrank.factorised_linears!r} query, key and value have no factors; give "
+                "--factorised-linears mlp-attention"
+            )
+
+
+class OfGivenRank(Factorising):
+    """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger."""
+
+    settings = Factorising.settings | {"rank"}
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    @classmethod
+    def from_config(cls, config, *, switch_step):
+        return cls(config.inrank.rank)
+
+    @classmethod
+    def check_settings(cls, run, shapes):
+        super().check_settings(run, shapes)
+        rank, min_dim = run.inrank.rank, smallest_dim(shapes)
+        if rank is None:
+            raise UserError(f"rank: method {cls.name} needs one; give --rank, from 1 to {min_dim}")
+        if rank > min_dim:
+            raise UserError(f"rank = {rank}: must not exceed {width(min_dim)}; lower --rank")
+
+    @classmethod
+    def columns(cls, run, min_dim):
+        return Columns(allocated=run.inrank.rank)
+
+
+def smallest_dim(shapes) -> int:
+    """The largest rank that every factorised linear can have."""
+    return min(map(min, shapes.values()))
+
+
+def width(min_dim: int) -> str:
+    """The smallest dimension, in the words of the settings."""
+    return f"{min_dim}, the smaller of hidden_size and ffn_hidden_size"

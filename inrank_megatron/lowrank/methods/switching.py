@@ -1,0 +1,102 @@
+"""What methods have in common that leave a first phase: when, at which ranks, and what is refused."""
+
+from typing import ClassVar
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.base import PhaseShape
+from inrank_megatron.lowrank.methods.factorising import Factorising
+from inrank_megatron.lowrank.methods.switch import Switch
+
+
+class Switching(Factorising):
+    """Every factorised linear becomes ``U* V*`` once.
+
+    ``one_phase``: the method that does the same without a switch. ``triggers``: the settings of which one
+    says when the switch comes. ``default_final_ranks``: ``final_ranks`` where it is left out.
+    """
+
+    settings = Factorising.settings | Switch.settings
+    switches = True
+    one_phase: ClassVar[str]
+    triggers: ClassVar[tuple[str, ...]] = ("switch_iters", "switch_epochs")
+    default_final_ranks: ClassVar[str]
+
+    @classmethod
+    def check_settings(cls, run, shapes):
+        super().check_settings(run, shapes)
+        cls._check_time(run)
+        cls._check_final_ranks(run)
+        _check_budget(run, shapes)
+
+    @classmethod
+    def _check_time(cls, run) -> None:
+        inrank, steps = run.inrank, run.training.train_iters
+        given = _given(inrank, cls.triggers)
+        if len(given) > 1:
+            raise UserError(f"{', '.join(given)}: each says when to switch; give one")
+        if inrank.switch_iters is not None and inrank.switch_iters >= steps:
+            raise UserError(
+                f"switch_iters = {inrank.switch_iters}: must be less than train_iters = {steps}; lower "
+                f"--switch-iters, raise --train-iters, or give --method {cls.one_phase}"
+            )
+        if not given and steps == 1:
+            raise UserError(
+                f"train_iters = 1: leaves no step for the second phase of method {cls.name}; raise "
+                f"--train-iters, or give --method {cls.one_phase}"
+            )
+
+    @classmethod
+    def _check_final_ranks(cls, run) -> None:
+        final = run.inrank.final_ranks or cls.default_final_ranks
+        given = _given(run.inrank, ("output_threshold", "parameter_budget"))
+        if len(given) > 1:
+            raise UserError(f"{', '.join(given)}: each chooses the ranks; give one")
+        if given and final != "output":
+            raise UserError(
+                f"{', '.join(given)}: chooses the ranks by the layers' outputs, and final_ranks is {final}; "
+                "give --final-ranks output, or drop it"
+            )
+
+    @classmethod
+    def switch_step(cls, run, steps_per_epoch):
+        inrank, last = run.inrank, run.training.train_iters - 1
+        if inrank.switch_iters is not None:
+            step, shown = inrank.switch_iters, f"switch_iters = {inrank.switch_iters}"
+        elif inrank.switch_epochs is not None:
+            step = max(1, round(inrank.switch_epochs * steps_per_epoch))
+            shown = f"switch_epochs = {inrank.switch_epochs:g} ({step} steps at {steps_per_epoch} an epoch)"
+        else:
+            step, shown = max(1, min(steps_per_epoch, run.training.train_iters // 2)), "train_iters = 1"
+        if step > last:
+            raise UserError(
+                f"{shown}: the switch must come before the last of {last + 1} steps; raise train_iters, "
+                f"lower switch_iters, or give --method {cls.one_phase}"
+            )
+        return step
+
+    @classmethod
+    def phases(cls, run, columns, *, break_even):
+        first = super().phases(run, columns, break_even=break_even)
+        return [*first, PhaseShape("phase 2, U V, break-even", break_even, break_even)]
+
+
+def _given(inrank, names: tuple[str, ...]) -> list[str]:
+    values = {name: getattr(inrank, name) for name in names}
+    return [
+        f"{name} = {value:g}" if name in ("output_threshold", "parameter_budget") else f"{name} = {value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _check_budget(run, shapes) -> None:
+    budget, m = run.inrank.parameter_budget, run.inrank.rank_multiple_of
+    if budget is None:
+        return
+    dense = sum(out * inp for out, inp in shapes.values())
+    needed = sum(min(m, out, inp) * (out + inp) for out, inp in shapes.values())
+    if int(budget * dense) < needed:
+        raise UserError(
+            f"parameter_budget = {budget:g}: does not hold {m} columns of every linear, which are "
+            f"{needed / dense:.3g} of their parameters; raise --parameter-budget or lower --rank-multiple-of"
+        )
