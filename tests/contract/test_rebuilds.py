@@ -61,7 +61,7 @@ def rebuild_often(
     session = build(name, layout, switch=2, **settings).start().train(3)
     counts.append(census())
     for _ in range(10):
-        session.engine._build(session.engine.factor_specs())
+        session.engine.build(session.engine.factor_specs())
         session.train(1)
     return [*counts, census()]
 
