@@ -62,6 +62,9 @@ over all T on every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h oper
 elements: 3 h for each, whatever n, T and k. :func:`prefers_joint` is the rule made of that.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
@@ -78,6 +81,9 @@ from inrank_megatron.lowrank.layers.spec import FactorSpec
 # order of magnitude, 400 TFLOP/s of BF16 products against 200 GB/s of all-gather in an NVLink node.
 OPERATIONS_PER_ELEMENT = {"gloo": 2300, "nccl": 4000}
 
+# The bias goes into a product at no cost, so none is left to add; values come after the model is built; the
+# last names a buffer of Transformer Engine.
+UNUSED = {"skip_bias_add", "init_method", "tp_comm_buffer_name"}
 
 # Tensor cores load 16 bytes at once. From matrices in half precision whose rows begin elsewhere they load in
 # smaller pieces, or the product does without them.
@@ -97,8 +103,8 @@ def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
 class FactorisedLinear(nn.Module):
     """Base of the column- and the row-parallel layer; at group size 1 both are the serial layer.
 
-    The arguments are those of Megatron's linears. ``skip_bias_add`` is accepted and not needed: the bias goes
-    into a product at no cost, so none is left to add.
+    The arguments are those of Megatron's linears and ``factors``. Of ``others``, those in ``UNUSED`` change
+    nothing and those in ``supported`` have one value that is implemented.
 
     Attributes:
         weight: frozen ``W0`` without gradient, or None.
@@ -109,6 +115,7 @@ class FactorisedLinear(nn.Module):
 
     row_parallel: bool
     product: type[torch.autograd.Function]
+    supported: ClassVar[Mapping[str, bool]]
 
     def __init__(
         self,
@@ -120,8 +127,10 @@ class FactorisedLinear(nn.Module):
         factors: FactorSpec,
         tp_group: ProcessGroup,
         stride: int = 1,
+        **others: object,
     ):
         super().__init__()
+        self._refuse_unsupported(others)
         self.input_size, self.output_size = input_size, output_size
         self.tp_group = tp_group
         self.sequence_parallel = config.sequence_parallel and tp_group.size() > 1
@@ -158,6 +167,13 @@ class FactorisedLinear(nn.Module):
             self.bias.sequence_parallel = config.sequence_parallel
         elif bias:
             self.bias = parameter((output_size // n,), partition_dim=0, stride=stride)
+
+    def _refuse_unsupported(self, given: Mapping[str, object]) -> None:
+        if unknown := given.keys() - self.supported.keys() - UNUSED:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}")
+        for name, value in self.supported.items():
+            if given.get(name, value) != value:
+                raise ValueError(f"{type(self).__name__} supports {name}={value} alone")
 
     def activate(self, columns: int) -> None:
         """Use ``columns`` columns from now on. Parameter shapes, and so optimizer state, stay as they are."""
@@ -224,34 +240,7 @@ class ColumnParallelFactorised(FactorisedLinear):
 
     row_parallel = False
     product = ColumnProduct
-
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        *,
-        config,
-        bias: bool,
-        factors: FactorSpec,
-        tp_group: ProcessGroup,
-        skip_bias_add: bool = True,
-        init_method=None,
-        gather_output: bool = False,
-        is_expert: bool = False,
-        tp_comm_buffer_name: str | None = None,
-        stride: int = 1,
-    ):
-        if gather_output or is_expert:
-            raise ValueError("a factorised column layer supports gather_output=False, is_expert=False")
-        super().__init__(
-            input_size,
-            output_size,
-            config=config,
-            bias=bias,
-            factors=factors,
-            tp_group=tp_group,
-            stride=stride,
-        )
+    supported: ClassVar = {"gather_output": False, "is_expert": False}
 
 
 class RowParallelFactorised(FactorisedLinear):
@@ -259,29 +248,4 @@ class RowParallelFactorised(FactorisedLinear):
 
     row_parallel = True
     product = RowProduct
-
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        *,
-        config,
-        bias: bool,
-        factors: FactorSpec,
-        tp_group: ProcessGroup,
-        skip_bias_add: bool = True,
-        init_method=None,
-        input_is_parallel: bool = True,
-        is_expert: bool = False,
-        tp_comm_buffer_name: str | None = None,
-    ):
-        if not input_is_parallel or is_expert:
-            raise ValueError("a factorised row layer supports input_is_parallel=True, is_expert=False")
-        super().__init__(
-            input_size,
-            output_size,
-            config=config,
-            bias=bias,
-            factors=factors,
-            tp_group=tp_group,
-        )
+    supported: ClassVar = {"input_is_parallel": True, "is_expert": False}

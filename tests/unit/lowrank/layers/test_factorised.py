@@ -82,8 +82,15 @@ def test_bias_is_part_of_the_product():
     ids=lambda x: x.__name__ if isinstance(x, type) else str(x),
 )
 def test_options_of_megatron_that_are_not_supported_are_refused(layer, option):
-    with pytest.raises(ValueError, match=r"a factorised .* layer supports"):
+    with pytest.raises(ValueError, match=r"ParallelFactorised supports .* alone"):
         layer(12, 20, config=None, bias=False, factors=None, tp_group=None, **option)
+
+
+def test_arguments_that_megatron_does_not_have_are_refused():
+    with pytest.raises(TypeError, match="ColumnParallelFactorised has no argument gather_outputs"):
+        ColumnParallelFactorised(
+            12, 20, config=None, bias=False, factors=None, tp_group=None, gather_outputs=True
+        )
 
 
 def step_under_zero_3(rank: int, world_size: int, case: Case, active: int) -> tuple[list[bool], list[bool]]:
