@@ -7,6 +7,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+for word in "$@"; do
+    case $word in
+        -h | --help)
+            python=.venv/bin/python
+            [ -x "$python" ] || python=python3
+            exec "$python" -m tests.gpu --help
+            ;;
+    esac
+done
 bash launch/setup_env.sh test
 export HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 # What DeepSpeed and Triton compile stays here as well.

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,8 @@ SAVED = 20
 FORMATS = ("hf-dense", "hf-factorised", "megatron")
 PROMPT, NEW_TOKENS = "The ", "20"
 TERMINATION_SECONDS = 20
+MARK = "INRANK_GPU_TESTS_PROGRAM"
+"""In the environment of a program, and so of all that it starts."""
 
 
 class Programs:
@@ -235,6 +238,7 @@ class Programs:
         """The standard output of a program that ends well before the case's limit; ``hidden``: on the CPU."""
         env = os.environ | (HIDDEN if hidden or self._rehearse else {})
         env |= {"OMP_NUM_THREADS": "1"} if hidden or self._rehearse else {}
+        env[MARK] = mark = uuid.uuid4().hex
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT,
             start_new_session=True,
@@ -243,12 +247,11 @@ class Programs:
         try:
             stdout, stderr = process.communicate(timeout=max(1.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _end(process)
+            _end(process, mark)
             said = last_lines(_left_by(process))
             raise CaseFailure("hung", f"{name} ... did not end in time: {said}") from None
-        except BaseException:
-            _end(process)
-            raise
+        finally:
+            _end(process, mark)
         if process.returncode:
             state = "crashed" if process.returncode < 0 else "failed"
             raise CaseFailure(
@@ -257,25 +260,40 @@ class Programs:
         return stdout
 
 
-def _end(process: subprocess.Popen) -> None:
-    """End a program and all that it started; a launcher's ranks have sessions of their own."""
-    with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
-        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+def _end(process: subprocess.Popen, mark: str) -> None:
+    """End a program and all that it started, also where it has ended before: ranks have sessions of their own
+    and outlive a launcher that is killed.
+    """
+    if process.poll() is None:
         process.terminate()
-        _, alive = psutil.wait_procs(tree, timeout=TERMINATION_SECONDS)
-        for one in alive:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TERMINATION_SECONDS)
+    deadline = time.monotonic() + TERMINATION_SECONDS
+    while left := [one for one in psutil.process_iter() if _is_of(one, mark)]:
+        for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+        if time.monotonic() > deadline:  # a driver that hangs holds them
+            return
+        time.sleep(0.05)
 
 
 def _left_by(process: subprocess.Popen) -> str:
-    """What a program printed that has been ended; nothing where ranks have outlived their launcher, which
-    keep its output open.
+    """What a program printed that has been ended; nothing where a process that cannot be ended keeps its
+    output open.
     """
     try:
         return "".join(process.communicate(timeout=TERMINATION_SECONDS))
     except subprocess.TimeoutExpired:
         return ""
+
+
+def _is_of(process: psutil.Process, mark: str) -> bool:
+    """Whether it runs, and its environment holds the mark."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+    except psutil.Error:  # another user's, or it has just ended
+        return False
 
 
 def _program(name: str) -> str:
