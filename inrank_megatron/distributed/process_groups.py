@@ -7,6 +7,7 @@ traffic stays inside a node; ranks with the same place in those groups form a da
 import atexit
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -74,6 +75,19 @@ class Parallel:
         if failure or box[1]:
             raise failure or box[1]
         return box[0]
+
+    def from_first_rank_in_its_time(self, compute: Callable[[], T], meeting: Meeting, what: str) -> T:
+        """As :meth:`from_first_rank` for what may take longer than a collective waits, such as reading every
+        byte of a checkpoint; the other ranks say now and then that rank 0 is without ``what``.
+        """
+        computed: Future[T] = Future()
+        if self.rank == 0:
+            try:
+                computed.set_result(compute())
+            except Exception as error:
+                computed.set_exception(error)
+        meeting.wait_for_all(what)
+        return self.from_first_rank(computed.result)
 
     def in_unison(self, compute: Callable[[], T]) -> T:
         """Run ``compute`` on every rank; a UserError on any of them is raised on all. Collective.

@@ -137,12 +137,16 @@ def _run(
         meeting=meeting,
     )
     lock = FolderLock()
-    folder = parallel.from_first_rank(lambda: choose_run_folder(config, lock, name=launch.config_path.stem))
+    folder = parallel.from_first_rank_in_its_time(
+        lambda: choose_run_folder(config, lock, name=launch.config_path.stem), meeting, "a verified run"
+    )
     folder.notes.extend(launch.notes)
     folder.notes.extend(mixed_devices(parallel.from_every_rank((socket.gethostname(), device_name()))))
     source = pretrained = None
     if folder.checkpoint is None and config.training.pretrained_checkpoint is not None:
-        source, notes = parallel.from_first_rank(lambda: choose_pretrained(config))
+        source, notes = parallel.from_first_rank_in_its_time(
+            lambda: choose_pretrained(config), meeting, "a verified pretrained checkpoint"
+        )
         pretrained = parallel.in_unison(lambda: read_pretrained(source, config))
         folder.notes.extend(notes)
     if parallel.from_first_rank(lambda: is_finished(folder, config)):
