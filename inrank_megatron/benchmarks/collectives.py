@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,12 +38,18 @@ SILENT = {"barrier", "monitored_barrier_", "recv_", "recv_any_source_"}
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of one rank. ``elements``: of the whole tensor, X; ``itemsize``: bytes of each."""
+    """One collective of one rank. ``elements``: of the whole tensor, X; ``itemsize``: bytes of each;
+    ``members``: the ranks of its group.
+    """
 
     operator: str
     elements: int
-    ranks: int
+    members: tuple[int, ...]
     itemsize: int
+
+    @property
+    def ranks(self) -> int:
+        return len(self.members)
 
     @property
     def sent(self) -> float:
@@ -113,7 +120,7 @@ def traffic(run: Callable[[int], object], tokens: int, *, more_tokens: int) -> T
 def _read(name: str, args: Sequence) -> Collective:
     sizes = [sum(t.numel() for t in _tensors(argument)) for argument in args]
     [itemsize] = {tensor.itemsize for tensor in _tensors(args)}
-    return Collective(name, max(sizes), _group_size(args) if name != "send" else 2, itemsize)
+    return Collective(name, max(sizes), _members(args), itemsize)
 
 
 def _tensors(argument) -> list[Tensor]:
@@ -124,8 +131,8 @@ def _tensors(argument) -> list[Tensor]:
     return []
 
 
-def _group_size(args: Sequence) -> int:
+def _members(args: Sequence) -> tuple[int, ...]:
     for argument in args:
         if isinstance(argument, torch.ScriptObject) and argument._type().name() == "ProcessGroup":
-            return torch.distributed.ProcessGroup.unbox(argument).size()
+            return tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(argument)))
     raise NotImplementedError("a collective without a process group is not counted")

@@ -198,6 +198,18 @@ def memory_per_device(
     )
 
 
+def tensor_parallel_bytes(config: Config, topology: Topology) -> int:
+    """Bytes of activations that a rank sends per step in tensor parallelism, dense or in the first phase.
+
+    Attention and MLP of each layer send 4 q T h elements per micro-batch of T tokens: an all-gather and a
+    reduce-scatter, forward and backward, with q = (n - 1) / n. The second phase sends less, 4 q T r.
+    """
+    n, model = topology.tensor_model_parallel_size, config.model
+    elements = 4 * topology.micro_batch_size * model.seq_length * model.hidden_size * (n - 1) // n
+    size = 4 if precision(config) == "fp32" else 2
+    return 2 * model.num_layers * topology.accumulation_steps * elements * size
+
+
 def precision(config: Config) -> str:
     """What the run computes in: ``fp32``, ``bf16`` or ``fp16``."""
     return "bf16" if config.training.bf16 else "fp16" if config.training.fp16 else "fp32"

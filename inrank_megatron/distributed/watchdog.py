@@ -40,6 +40,7 @@ class Neighbours:
         self._launchers = _launchers()
         self._ranks: dict[int, psutil.Process | None] = {}
         self._lost: str | None = None
+        self._place = ""  # of the ranks of this machine, in words, where there are others
         self._speaks_at_once = False
         self._hosts: Hosts | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
@@ -58,6 +59,7 @@ class Neighbours:
                 self._ranks[rank] = _process(meeting.arrivals[rank].pid, meeting.arrivals[rank].created)
         if not meeting.is_on_one_machine:
             self._speaks_at_once = meeting.arrivals[own].gpu is not None
+            self._place = f" on host {meeting.arrivals[own].host}"
             self._hosts = Hosts(meeting)
 
     def hand_over(self) -> None:
@@ -89,7 +91,7 @@ class Neighbours:
         if self._hosts and self._hosts.lost:
             return self._hosts.lost
         gone = [rank for rank, process in self._ranks.items() if not _alive(process)]
-        return ended(f"rank {gone[0]}") if gone else None
+        return ended(f"rank {gone[0]}{self._place}") if gone else None
 
     def _watch(self) -> None:
         lost_since = None

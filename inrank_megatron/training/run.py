@@ -15,6 +15,7 @@ from inrank_megatron.config.out_of_memory import advice, within_memory
 from inrank_megatron.config.plan import make_plan, render
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.config.topology import Topology, topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.data.cache import quiet
@@ -24,6 +25,7 @@ from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.distributed import process_groups as processes
 from inrank_megatron.distributed.launcher import launcher_ranks
+from inrank_megatron.distributed.placement import hosts_in_words
 from inrank_megatron.distributed.platform import backend, check_precision, device, device_name, mixed_devices
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.distributed.rendezvous import meet
@@ -142,6 +144,8 @@ def _run(
     )
     folder.notes.extend(launch.notes)
     folder.notes.extend(mixed_devices(parallel.from_every_rank((socket.gethostname(), device_name()))))
+    sent = shown_size(costs.tensor_parallel_bytes(config, topology))
+    folder.notes.extend(hosts_in_words(meeting, parallel, backend=backend(), sent=sent))
     source = pretrained = None
     if folder.checkpoint is None and config.training.pretrained_checkpoint is not None:
         source, notes = parallel.from_first_rank_in_its_time(
