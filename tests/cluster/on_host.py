@@ -1,20 +1,18 @@
-"""The main program on a host of its own: ``on_host.py NETWORK_NAMESPACE HOST_NAME FLAG...``
+"""The main program on a host of its own: ``on_host.py FIRST_PROCESS FLAG...``
 
-Like a container it has its own network, name and processes. A host is lost after six seconds.
+The fork that runs it has imported everything already, and enters the host. A host is lost after six seconds.
 """
 
 import ctypes
 import os
 import runpy
 import signal
-import socket
 import sys
+from pathlib import Path
 
 from inrank_megatron.distributed import hosts
-from tests.harness import PRETRAIN
+from tests.harness import PRETRAIN, ROOT
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x20000000, 0x40000000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -25,23 +23,21 @@ def call(name: str, *args: object) -> None:
         raise OSError(ctypes.get_errno(), name)
 
 
-def enter(network: str, host: str) -> None:
-    """What this process starts from here on is on that host."""
-    with open(f"/run/netns/{network}") as file:
-        call("setns", file.fileno(), CLONE_NEWNET)
-    call("unshare", CLONE_NEWUTS | CLONE_NEWNS | CLONE_NEWPID)
-    socket.sethostname(host)
-    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+def enter(first_pid: int) -> None:
+    """What this process starts from here on is on the host with that first process."""
+    names = [Path(f"/proc/{first_pid}/ns/{name}") for name in ("net", "uts", "pid", "mnt")]
+    for file in [name.open() for name in names]:
+        call("setns", file.fileno(), 0)
+    os.chdir(ROOT)
 
 
 if __name__ == "__main__":
-    network, host, *flags = sys.argv[1:]
-    enter(network, host)
+    first_pid, *flags = sys.argv[1:]
+    enter(int(first_pid))
     child = os.fork()
     if child:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
-    call("mount", b"proc", b"/proc", b"proc", 0, None)
     hosts.SILENCE_SECONDS = 6
     sys.argv = [str(PRETRAIN), *flags]
     runpy.run_path(str(PRETRAIN), run_name="__main__")

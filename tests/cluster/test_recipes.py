@@ -1,0 +1,30 @@
+"""Every recipe of ``launch/cluster`` with its real launcher, on two hosts and one on four."""
+
+import pytest
+
+from inrank_megatron.training.run_place import NAMES
+from tests.cluster.trainings import RECIPES, STEPS, result, run
+
+SCRIPTS = sorted(path.name for path in RECIPES.glob("*.sh"))
+
+
+@pytest.mark.parametrize("recipe", SCRIPTS)
+def test_a_recipe_trains_as_one_host_does(cluster, trainings, one_host, recipe):
+    """Bit for bit, and everything is written once, by one rank."""
+    folder = trainings / recipe
+    told = run(cluster, recipe, folder)
+    assert result(folder) == one_host
+    assert told.count("4 x cpu = 2 tensor-parallel x 2 data-parallel") == 1
+    assert told.count("report      ") == 1
+    assert {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} <= NAMES
+    assert [entry.name for entry in sorted((folder / "checkpoints").iterdir())] == [
+        f"step_{step:08d}" for step in (STEPS // 2, STEPS)
+    ]
+
+
+def test_four_hosts(cluster, trainings, one_host):
+    """Twice the replicas sum the gradients in another order, so the losses agree up to rounding."""
+    told = run(cluster, "deepspeed_pdsh.sh", trainings / "four", hosts=4)
+    assert told.count("8 x cpu = 2 tensor-parallel x 4 data-parallel") == 1
+    losses = [[record[1] for record in run["train"]] for run in (result(trainings / "four"), one_host)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
