@@ -153,7 +153,7 @@ def test_on_gpus_of_several_hosts_a_lost_rank_is_named_at_once(alone, monkeypatc
     alone.join(replace(here, arrivals=arrivals))
     other.kill()
     time.sleep(3 * neighbours.POLL_SECONDS)
-    assert capsys.readouterr().err.count("rank 0: error: rank 1 has ended") == (gpu is not None)
+    assert capsys.readouterr().err.count("rank 0: error: rank 1 on host here has ended") == (gpu is not None)
     other.wait()
 
 
