@@ -3,54 +3,34 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from inrank_megatron.checkpoint.folder import Checkpoint
-from inrank_megatron.checkpoint.weights import is_weights_only
-from inrank_megatron.config import costs
 from inrank_megatron.config.out_of_memory import is_shortage
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
-from inrank_megatron.distributed.device_copies import to_device
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest
-from inrank_megatron.engine.decisions import decide
+from inrank_megatron.engine.decisions import Decision, decide
 from inrank_megatron.engine.engine import Engine, StepResult
-from inrank_megatron.engine.live_model import MicroBatch
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import Refactor, SetRank
 from inrank_megatron.training.evaluate import evaluate
+from inrank_megatron.training.micro_batches import MicroBatches
+from inrank_megatron.training.progress import Progress
 from inrank_megatron.training.run_folder import RunFolder
 from inrank_megatron.training.run_logger import Journal
 from inrank_megatron.training.saving import Saver, Standing
 from inrank_megatron.training.schedule import learning_rate
+from inrank_megatron.training.step_metrics import StepMetrics, phase
 from inrank_megatron.training.stopping import StopRequest
 
 PHASE_1_COLUMNS = "phase_1_columns"
 PARTS = ("dense", "phase_1", "phase_2")  # by the number of the phase
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. ``seconds``: training time so far, over all its sessions.
-
-    ``validation_loss``, ``validation_tokens``: of this step, over the part of the split that all validations
-    of the run have in common. ``weights_only``: no step has been made since weights alone were read.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    validation_loss: float | None = None
-    validation_tokens: int | None = None
-    weights_only: bool = False
 
 
 @dataclass
@@ -76,68 +56,52 @@ class Trainer:
     stop: StopRequest
     identity: dict
     peak_flops: float | None
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     peak_memory: dict[str, Peak] = field(default_factory=dict)
 
-    def train(self) -> bool:
-        """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
+    def __post_init__(self) -> None:
+        parallel, device = self.engine.parallel, self.engine.device
         self._began, self._earlier = time.monotonic(), self.progress.seconds
-        self._memory = PeakMemory(self.engine.device, "start")
-        self._ahead: tuple[int, Any] = (-1, [])  # a step (from 0) and its rows
+        self._micro_batches = MicroBatches(self.batches, self.topology, parallel, device)
+        self._memory = PeakMemory(device, "start")
+        self._metrics = StepMetrics(self.engine, self.config, self.topology, self.peak_flops)
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
             self.folder.checkpoints,
-            parallel=self.engine.parallel,
-            device=self.engine.device,
+            parallel=parallel,
+            device=device,
             journal=self.journal,
             keep_last=self.config.training.keep_last,
             verified=self.folder.checkpoint,
         )
-        try:
-            return self._train()
-        except UserError:
-            # It ends all ranks alike: what it tells the user to go on from may still be on its way.
-            with suppress(UserError, RuntimeError):
-                self._saver.wait()
-            raise
-        except (RuntimeError, MemoryError) as error:
-            if is_shortage(error):  # perhaps of this rank alone
-                self._saver.finish()
-            raise
 
-    def _train(self) -> bool:
-        training, parallel = self.config.training, self.engine.parallel
+    def train(self) -> bool:
+        """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
+        with self._saves_outlive_failures():
+            self._begin()
+            stopping = self._stopping()
+            while self.progress.step < self.config.training.train_iters and not stopping:
+                stopping = self._step()
+                if self._between_steps():  # for however long
+                    stopping = self._stopping()
+            return self._end()
+
+    # ---- the start ----
+
+    def _begin(self) -> None:
+        step, engine = self.progress.step, self.engine
         # Megatron's modules ask for a random state even in an evaluation, which may come before any step.
-        parallel.seed_random(seed=training.seed, step=self.progress.step)
+        engine.parallel.seed_random(seed=self.config.training.seed, step=step)
         if self.folder.checkpoint is None:
-            self._start()
+            self._initialise()
         else:
-            if self.engine.layers:  # of weights alone no session has recorded it
-                self.journal.structure(self.progress.step, "init", self.engine.views(), once=True)
+            if engine.layers:  # of weights alone no session has recorded it
+                self.journal.structure(step, "init", engine.views(), once=True)
             self._between_steps()  # a stop may have cut them short
-        self._memory.begin(PARTS[self._phase])
-        stopping = self._stopping()
-        while self.progress.step < training.train_iters and not stopping:
-            stopping = self._step()
-            if self._between_steps():  # for however long
-                stopping = self._stopping()
-        finished = not self._stopping() and self._evaluate("valid")
-        self._save()  # with the validation loss on record; the test needs no new one
-        finished = finished and self._evaluate("test")
-        if not finished:
-            reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
-            self.journal.message(f"stopping after step {self.progress.step}: {reason}")
-        elif left := self.method.unfinished(self.engine.views()):
-            self.journal.event("unfinished", self.progress.step, f"step {self.progress.step}: {left}")
-        self._saver.wait()
-        self._memory.since_last()
-        self.peak_memory = largest(parallel.from_every_rank(self._memory.parts))
-        return finished
+        self._memory.begin(PARTS[phase(engine)])
 
-    # ---- one step ----
-
-    def _start(self) -> None:
+    def _initialise(self) -> None:
         self.engine.apply(self.method.start(), step=0, batches=self._micro_batches)
         # A model that is built from here on gets the run's own state; by then the folder may be gone.
         factory: Any = self.engine.factory  # a `GPTFactory`
@@ -145,22 +109,17 @@ class Trainer:
         if self.engine.layers:
             self.journal.structure(0, "init", self.engine.views())
 
+    # ---- one step ----
+
     def _step(self) -> bool:
         """Train a step, with what follows from it. Whether a rank was asked to stop, the same on all."""
-        began = time.monotonic()
-        step = self.progress.step + 1
+        began, step = time.monotonic(), self.progress.step + 1
         lr = learning_rate(step, self.config)
         result = self.engine.train_step(
             self._micro_batches(step - 1), step=step, lr=lr, meanwhile=self._meanwhile
         )
-        self.progress = Progress(step, self._earlier + time.monotonic() - self._began)
-        if _due(step, self.config.training.log_interval) or step == self.config.training.train_iters:
-            self.journal.train(self._record(result, lr, time.monotonic() - began))
-        if result.skipped:
-            scale = self.engine.loss_scaling.scale
-            self.journal.message(
-                f"step {step}: overflow, nothing is updated; the loss scale is {scale:g} now"
-            )
+        self.progress = Progress(step, self._seconds())
+        self._log(result, lr=lr, seconds=time.monotonic() - began)
         stopping = self._saver.heeds(result.notice)
         self._apply_method()
         self._compare_replicas()
@@ -172,94 +131,59 @@ class Trainer:
         """
         following = self.progress.step + 1
         if following < self.config.training.train_iters:
-            self._ahead = (following, self._rows(following))
+            self._micro_batches.fetch(following)
         return self._saver.standing(self.stop.reason() is not None)
+
+    def _log(self, result: StepResult, *, lr: float, seconds: float) -> None:
+        step, training = self.progress.step, self.config.training
+        if _due(step, training.log_interval) or step == training.train_iters:
+            metrics = self._metrics.of(result, step=step, lr=lr, seconds=seconds)
+            elapsed = {"elapsed_seconds": self.progress.seconds}
+            self.journal.train(metrics | elapsed | self._memory.since_last())
+        if result.skipped:
+            scale = self.engine.loss_scaling.scale
+            self.journal.message(
+                f"step {step}: overflow, nothing is updated; the loss scale is {scale:g} now"
+            )
+
+    def _apply_method(self) -> None:
+        batches = self._micro_batches
+        decision = decide(self.engine, self.method, step=self.progress.step, batches=batches)
+        if decision is None:
+            return
+        changes = decision.changes
+        self.journal.checks(decision.step, decision.views, [c for c in changes if isinstance(c, SetRank)])
+        if any(isinstance(change, Refactor) for change in changes):
+            self._switch(decision)
+        else:
+            self.engine.apply(changes, step=decision.step, batches=batches)
+
+    def _switch(self, decision: Decision) -> None:
+        step, engine, began = decision.step, self.engine, time.monotonic()
+        form = "W"
+        self._memory.begin("switch")
+        if engine.layers:
+            columns = {view.name: view.active for view in decision.views}
+            self.identity = self.identity | {PHASE_1_COLUMNS: columns}
+            form = "W0 + U V" if self.config.inrank.frozen_base else "U V"
+        engine.apply(decision.changes, step=step, batches=self._micro_batches)
+        self._memory.begin(PARTS[phase(engine)])
+        views, seconds = engine.views(), time.monotonic() - began
+        mean = sum(view.rank for view in views) / len(views)
+        self.journal.structure(step, "switch", views)
+        self.journal.event(
+            "switch",
+            step,
+            f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s); second phase",
+            seconds=seconds,
+            mean_rank=mean,
+        )
 
     def _compare_replicas(self) -> None:
         step, interval = self.progress.step, self.config.parallel.replica_check_interval
         if self.engine.parallel.world_size > 1 and _due(step, interval or None):
             check_replicas(self.engine, step=step, last_good=self._compared_step)
             self._compared_step = step
-
-    def _apply_method(self) -> None:
-        step, engine = self.progress.step, self.engine
-        decision = decide(engine, self.method, step=step, batches=self._micro_batches)
-        if decision is None:
-            return
-        views, changes = decision.views, decision.changes
-        self.journal.checks(step, views, [c for c in changes if isinstance(c, SetRank)])
-        switching, began = any(isinstance(c, Refactor) for c in changes), time.monotonic()
-        form = "W"
-        if switching:
-            self._memory.begin("switch")
-        if switching and engine.layers:
-            self.identity = self.identity | {PHASE_1_COLUMNS: {view.name: view.active for view in views}}
-            form = "W0 + U V" if self.config.inrank.frozen_base else "U V"
-        engine.apply(changes, step=step, batches=self._micro_batches)
-        if switching:
-            self._memory.begin(PARTS[self._phase])
-            views = engine.views()
-            mean = sum(view.rank for view in views) / len(views)
-            seconds = time.monotonic() - began
-            self.journal.structure(step, "switch", views)
-            self.journal.event(
-                "switch",
-                step,
-                f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s); second phase",
-                seconds=seconds,
-                mean_rank=mean,
-            )
-
-    def _micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """This rank's share of the global batch of ``step`` (from 0): inputs and targets on the device."""
-        known, rows = self._ahead
-        if known != step:
-            rows = self._rows(step)
-        return ((own[:, :-1], own[:, 1:]) for own in rows)
-
-    def _rows(self, step: int) -> list[Tensor]:
-        """The rows of each micro-batch, on their way to the device."""
-        parallel, micro = self.engine.parallel, self.topology.micro_batch_size
-        rows = []
-        for index in range(self.topology.accumulation_steps):
-            first = (index * parallel.dp_size + parallel.dp_rank) * micro
-            own = torch.from_numpy(self.batches.rows(step, first, first + micro))
-            rows.append(to_device(own, self.engine.device))
-        return rows
-
-    @property
-    def _phase(self) -> int:
-        return 1 if self.engine.in_first_phase else 2 if self.engine.layers else 0
-
-    def _record(self, result: StepResult, lr: float, seconds: float) -> dict:
-        layers, topology = self.engine.layers, self.topology
-        tokens = topology.global_batch_size * self.config.model.seq_length
-        base = any(layer.weight is not None for layer in layers.values())
-        flops = costs.flops_per_token(
-            self.config,
-            topology.padded_vocab_size,
-            frozen_base=base,
-            ranks={name: x.active for name, x in layers.items()} or None,
-        )
-        per_device = flops * tokens / seconds / topology.world_size
-        return {
-            "step": self.progress.step,
-            "loss": result.loss,
-            "perplexity": math.exp(min(result.loss, 700.0)),
-            "lr": lr,
-            "grad_norm": None if result.skipped else result.grad_norm,
-            "loss_scale": self.engine.loss_scaling.scale,
-            "skipped_steps": self.engine.loss_scaling.skipped,
-            "tokens": tokens * self.progress.step,
-            "tokens_per_second": tokens / seconds,
-            "tokens_per_second_per_device": tokens / seconds / topology.world_size,
-            "tflops_per_second": per_device / 1e12,
-            "utilisation": per_device / self.peak_flops if self.peak_flops else None,
-            "mean_rank": sum(self.engine.ranks.values()) / len(layers) if layers else None,
-            "phase": self._phase,
-            "elapsed_seconds": self.progress.seconds,
-            **self._memory.since_last(),
-        }
 
     # ---- between steps ----
 
@@ -299,7 +223,7 @@ class Trainer:
         if result is None:
             return False
         if recorded is None:
-            self.progress = replace(self.progress, seconds=self._earlier + time.monotonic() - self._began)
+            self.progress = replace(self.progress, seconds=self._seconds())
             journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
         if split == "valid":
             common = result.part or result
@@ -339,17 +263,40 @@ class Trainer:
         self._saver.save(whole_tensors(engine), state, snapshot_bytes=state_bytes(engine))
         self._saved = self.progress
 
+    # ---- the end ----
 
-def resume_progress(checkpoint: Checkpoint) -> Progress:
-    """Where the run stood when ``checkpoint`` was written."""
-    state = checkpoint.state
-    return Progress(
-        step=state["step"],
-        seconds=state["seconds"],
-        validation_loss=state.get("validation_loss"),
-        validation_tokens=state.get("validation_tokens"),
-        weights_only=is_weights_only(state),
-    )
+    def _end(self) -> bool:
+        finished = not self._stopping() and self._evaluate("valid")
+        self._save()  # with the validation loss on record; the test needs no new one
+        finished = finished and self._evaluate("test")
+        step, parallel = self.progress.step, self.engine.parallel
+        if not finished:
+            reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
+            self.journal.message(f"stopping after step {step}: {reason}")
+        elif left := self.method.unfinished(self.engine.views()):
+            self.journal.event("unfinished", step, f"step {step}: {left}")
+        self._saver.wait()
+        self._memory.since_last()
+        self.peak_memory = largest(parallel.from_every_rank(self._memory.parts))
+        return finished
+
+    @contextmanager
+    def _saves_outlive_failures(self) -> Iterator[None]:
+        """What a message says to continue from may still be on its way to the disk."""
+        try:
+            yield
+        except UserError:  # which ends all ranks alike
+            with suppress(UserError, RuntimeError):
+                self._saver.wait()
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if is_shortage(error):  # perhaps of this rank alone
+                self._saver.finish()
+            raise
+
+    def _seconds(self) -> float:
+        """Training time over all sessions."""
+        return self._earlier + time.monotonic() - self._began
 
 
 def _due(step: int, interval: int | None) -> bool:

@@ -1,0 +1,33 @@
+"""Where a run stands."""
+
+from dataclasses import dataclass
+
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.weights import is_weights_only
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After ``step`` steps. ``seconds``: training time so far, over all sessions of the run.
+
+    ``validation_loss``, ``validation_tokens``: of this step, over the part of the split that all validations
+    of the run have in common. ``weights_only``: no step has been made since weights alone were read.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    validation_loss: float | None = None
+    validation_tokens: int | None = None
+    weights_only: bool = False
+
+
+def resume_progress(checkpoint: Checkpoint) -> Progress:
+    """Where the run stood when ``checkpoint`` was written."""
+    state = checkpoint.state
+    return Progress(
+        step=state["step"],
+        seconds=state["seconds"],
+        validation_loss=state.get("validation_loss"),
+        validation_tokens=state.get("validation_tokens"),
+        weights_only=is_weights_only(state),
+    )
