@@ -14,8 +14,9 @@ from unittest import mock
 from inrank_megatron.benchmarks.command import NOTES as BENCHMARKS
 from inrank_megatron.benchmarks.command import _parse as parse_bench
 from inrank_megatron.config.cli import build_parser
-from inrank_megatron.config.loading import INRANK_PRESETS, PRESETS, SIZES, sections
+from inrank_megatron.config.loading import PRESETS, SIZES, sections
 from inrank_megatron.experiments.command import _parse as parse_reproduce
+from inrank_megatron.lowrank.methods.growing_rank import INRANK_PRESETS
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 from inrank_megatron_tools import convert_checkpoint, evaluate, generate, inspect_ranks, prepare_data
 

@@ -2,10 +2,10 @@
 
 A setting is the user's if it comes from a flag, a file of the user's own that ``--config`` names, or a
 DeepSpeed JSON. All others, from a configuration of this project, a preset or the schema, are defaults.
-``RULES`` is the whole list of what is adapted, in this order; what has no rule there is refused by
-``checks.py``. The rules look at the settings and the number of processes alone, so that the same command
-adapts in the same way when a run is resumed; those that look at the number of processes touch only settings
-that may change then.
+``RULES``, and those of the run's method (``Method.adaptations``), are all that is adapted; what has no rule
+is refused by ``checks.py``. The rules look at the settings and the number of processes alone, so that the
+same command adapts in the same way when a run is resumed; those that look at the number of processes touch
+only settings that may change then.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -14,11 +14,9 @@ from typing import Any
 
 from inrank_megatron.config.loading import auto_size, flatten, from_flat
 from inrank_megatron.config.schema import Config
-from inrank_megatron.lowrank.criteria.buffer import default_buffer
+from inrank_megatron.config.shapes import smallest_dim
 from inrank_megatron.lowrank.methods.registry import METHODS
-
-# Settings to change with their new values, and why.
-Change = tuple[str, Any, str]
+from inrank_megatron.lowrank.methods.settings import Adaptation
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,10 @@ class Asked:
     config: Config
     given: Set[str]
     world_size: int
+
+    @property
+    def min_dim(self) -> int:
+        return smallest_dim(self.config)
 
     def free(self, name: str) -> bool:
         """Whether the setting is nobody's."""
@@ -48,7 +50,7 @@ def adapt(
     """
     settings, notes = dict(settings), []
     config = from_flat(settings)
-    for rule in RULES:
+    for rule in (*RULES, *METHODS[config.training.method].adaptations):
         for name, value, reason in list(rule(Asked(config, given, world_size))):
             old = flatten(config)[name]
             settings[name] = value
@@ -58,7 +60,7 @@ def adapt(
     return settings, tuple(notes)
 
 
-def _heads(asked: Asked) -> Iterator[Change]:
+def _heads(asked: Asked) -> Iterator[Adaptation]:
     """A preset's heads to a width of one's own, or its width to heads; RoPE turns pairs of features."""
     model = asked.config.model
     h, heads, unit = model.hidden_size, model.num_attention_heads, 2 if model.model_type == "llama" else 1
@@ -74,14 +76,14 @@ def _heads(asked: Asked) -> Iterator[Change]:
         yield "hidden_size", width, f"num_attention_heads = {heads} leave {features} then"
 
 
-def _positions(asked: Asked) -> Iterator[Change]:
+def _positions(asked: Asked) -> Iterator[Adaptation]:
     model = asked.config.model
     if model.seq_length > model.max_position_embeddings and asked.free("seq_length"):
         most = model.max_position_embeddings
         yield "seq_length", most, f"max_position_embeddings = {most} are all the positions"
 
 
-def _tensor_parallel(asked: Asked) -> Iterator[Change]:
+def _tensor_parallel(asked: Asked) -> Iterator[Adaptation]:
     size, world = asked.config.parallel.tensor_model_parallel_size, asked.world_size
     if not asked.free("tensor_model_parallel_size"):
         return
@@ -92,14 +94,14 @@ def _tensor_parallel(asked: Asked) -> Iterator[Change]:
         yield "tensor_model_parallel_size", 1, "the model with your settings cannot be cut in two"
 
 
-def _sequence_parallel(asked: Asked) -> Iterator[Change]:
+def _sequence_parallel(asked: Asked) -> Iterator[Adaptation]:
     parallel, length = asked.config.parallel, asked.config.model.seq_length
     size = parallel.tensor_model_parallel_size
     if size != "auto" and length % size and parallel.sequence_parallel and asked.free("sequence_parallel"):
         yield "sequence_parallel", False, f"seq_length = {length} cannot be cut into {size}"
 
 
-def _micro_batch(asked: Asked) -> Iterator[Change]:
+def _micro_batch(asked: Asked) -> Iterator[Adaptation]:
     training, size = asked.config.training, asked.config.parallel.tensor_model_parallel_size
     size = auto_size(asked.config, asked.world_size) if size == "auto" else size
     replicas, batch, micro = asked.world_size // size, training.global_batch_size, training.micro_batch_size
@@ -110,7 +112,7 @@ def _micro_batch(asked: Asked) -> Iterator[Change]:
         yield "micro_batch_size", fitting, f"global_batch_size = {batch} is {each} on each replica"
 
 
-def _rates(asked: Asked) -> Iterator[Change]:
+def _rates(asked: Asked) -> Iterator[Adaptation]:
     """A warm-up no shorter than the schedule becomes a tenth of it; so does a last rate above the peak."""
     optimizer, steps = asked.config.optimizer, asked.config.decay_iters
     if optimizer.lr_warmup_iters >= steps and asked.free("lr_warmup_iters"):
@@ -119,77 +121,7 @@ def _rates(asked: Asked) -> Iterator[Change]:
         yield "min_lr", optimizer.lr / 10, f"lr = {optimizer.lr:g}"
 
 
-def _merges(asked: Asked) -> Iterator[Change]:
-    """ReLoRA: four stretches in a run too short for the default, with a tenth of each as warm-up."""
-    inrank, training = asked.config.inrank, asked.config.training
-    if training.method != "relora" or training.train_iters < 2:
-        return
-    interval = inrank.relora_interval
-    if interval >= training.train_iters and asked.free("relora_interval"):
-        interval = max(1, training.train_iters // 4)
-        yield "relora_interval", interval, f"train_iters = {training.train_iters}"
-    if inrank.relora_warmup_iters > interval and asked.free("relora_warmup_iters"):
-        yield "relora_warmup_iters", interval // 10, f"relora_interval = {interval}"
-
-
-def _base(asked: Asked) -> Iterator[Change]:
-    """What only a frozen W0 makes possible brings it back; without it InRank starts as its authors' code."""
-    training, inrank = asked.config.training, asked.config.inrank
-    if not training.method.startswith("inrank") or inrank.frozen_base:
-        return
-    needs = {
-        "rank_criterion = 'update'": inrank.rank_criterion == "update" and not asked.free("rank_criterion"),
-        "absorb_columns": inrank.absorb_columns is True and not asked.free("absorb_columns"),
-        "factor_init = 'gradient'": inrank.factor_init == "gradient" and not asked.free("factor_init"),
-        "pretrained_checkpoint": training.pretrained_checkpoint is not None,
-    }
-    wanted = [need for need, holds in needs.items() if holds]
-    if asked.free("frozen_base"):
-        if wanted:
-            yield "frozen_base", True, f"{' and '.join(wanted)}: needs a frozen W0"
-        return
-    if inrank.rank_criterion == "update" and asked.free("rank_criterion"):
-        yield "rank_criterion", "released", "frozen_base is off"
-    if inrank.factor_init in (None, "gradient") and asked.free("factor_init"):
-        yield "factor_init", "kaiming", "frozen_base is off"
-
-
-def _final_ranks(asked: Asked) -> Iterator[Change]:
-    inrank = asked.config.inrank
-    targets = [name for name in ("output_threshold", "parameter_budget") if getattr(inrank, name) is not None]
-    wrong = METHODS[asked.config.training.method].switches and inrank.final_ranks != "output"
-    if targets and wrong and asked.free("final_ranks"):
-        yield "final_ranks", "output", f"{targets[0]} chooses the ranks by the layers' outputs"
-
-
-def _factorised_linears(asked: Asked) -> Iterator[Change]:
-    inrank, dense = asked.config.inrank, asked.config.training.method == "dense"
-    alone = inrank.qkv_factors == "separate" and inrank.factorised_linears == "mlp"
-    if alone and not dense and asked.free("factorised_linears"):
-        yield "factorised_linears", "mlp-attention", "qkv_factors = 'separate' is about attention"
-
-
-def _columns(asked: Asked) -> Iterator[Change]:
-    """First rank and buffer of InRank within the width and below the largest rank."""
-    inrank, model = asked.config.inrank, asked.config.model
-    if not asked.config.training.method.startswith("inrank"):
-        return
-    width = min(model.hidden_size, model.ffn_hidden_size)
-    buffer = default_buffer(width) if inrank.buffer is None else inrank.buffer
-    rank, largest = inrank.initial_rank, inrank.max_rank
-    needed = rank if largest is None else max(rank, largest)
-    if needed + buffer > width and asked.free("buffer"):
-        fitting = max(1, min(default_buffer(width), width - needed))
-        if fitting != buffer:
-            yield "buffer", fitting, f"rank {needed} and the buffer share a width of {width}"
-            buffer = fitting
-    most = min(width - buffer, largest or width)
-    if rank > most >= 1 and asked.free("initial_rank"):
-        bound = f"max_rank = {largest}" if largest == most else f"buffer {buffer} in a width of {width}"
-        yield "initial_rank", most, f"{bound} leaves no more"
-
-
-def _offload(asked: Asked) -> Iterator[Change]:
+def _offload(asked: Asked) -> Iterator[Adaptation]:
     parallel = asked.config.parallel
     alone = asked.config.optimizer.optimizer == "cpu-adam" and not parallel.offload_optimizer
     if alone and asked.free("offload_optimizer"):
@@ -200,17 +132,12 @@ def _shown(value: Any) -> str:
     return "left out" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-RULES: tuple[Callable[[Asked], Iterator[Change]], ...] = (
+RULES: tuple[Callable[[Asked], Iterator[Adaptation]], ...] = (
     _heads,
     _positions,
     _tensor_parallel,
     _sequence_parallel,
     _micro_batch,
     _rates,
-    _merges,
-    _base,
-    _final_ranks,
-    _factorised_linears,
-    _columns,
     _offload,
 )

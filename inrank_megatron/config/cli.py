@@ -25,7 +25,6 @@ from inrank_megatron.config.defaults import (
     pretrained_model,
 )
 from inrank_megatron.config.loading import (
-    INRANK_PRESETS,
     PRESETS,
     SIZES,
     fields,
@@ -39,6 +38,7 @@ from inrank_megatron.config.loading import (
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.launcher import launcher_ranks
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.inrank import InRankEfficient
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 
 SOURCES = ("data_path", "train_data_path", "dataset")
@@ -52,7 +52,11 @@ ALTERNATIVES = {
     **{name: tuple(other for other in RANK_TARGETS if other != name) for name in RANK_TARGETS},
     "bf16": ("fp16",),
     "fp16": ("bf16",),
-    "inrank_preset": tuple({name: None for preset in INRANK_PRESETS.values() for name in preset}),
+    **{
+        setting: tuple({name: None for preset in presets.values() for name in preset})
+        for setting, presets in (method.presets for method in METHODS.values())
+        if setting
+    },
     "model_preset": (*SIZES, "model_type", "ffn_hidden_size", "max_position_embeddings", "norm_epsilon"),
     "model_type": ("ffn_hidden_size",),
 }
@@ -195,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     launch = parser.add_argument_group("launch")
     launch.add_argument("--config", metavar="FILE.yaml", help="settings of the run [configs/quickstart.yaml]")
-    launch.add_argument("--inrank", action="store_true", help="short for --method inrank-efficient")
+    launch.add_argument("--inrank", action="store_true", help=f"short for --method {InRankEfficient.name}")
     launch.add_argument("--dry-run", action="store_true", help="check and print the plan, train nothing")
     launch.add_argument(
         "--cluster", metavar="[NODESx]NxDEVICE", help=f"plan for it, with --dry-run: {', '.join(MEMORY_GIB)}"
@@ -269,9 +273,10 @@ def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
 
 
 def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:
-    method = flags.get("method", "inrank-efficient")
-    if inrank and method != "inrank-efficient":
-        raise UserError(f"--method {method}: --inrank means --method inrank-efficient; give one of the two")
+    meant = InRankEfficient.name
+    method = flags.get("method", meant)
+    if inrank and method != meant:
+        raise UserError(f"--method {method}: --inrank means --method {meant}; give one of the two")
     return {"method": method} if inrank else {}
 
 
@@ -286,6 +291,6 @@ def _refuse_idle(flags: dict[str, Any], config: Config) -> None:
     for name in flags:
         if name in idle_settings(method):
             readers = [other for other in METHODS if name not in idle_settings(other)]
-            remedy = "--inrank" if "inrank-efficient" in readers else f"--method {' or '.join(readers)}"
+            remedy = "--inrank" if InRankEfficient.name in readers else f"--method {' or '.join(readers)}"
             shown = f"--{name.replace('_', '-')} {flags[name]}"
             raise UserError(f"{shown}: has no effect with method {method}; give {remedy}, or drop the flag")

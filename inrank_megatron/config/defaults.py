@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.config.loading import PRESETS, fields, inrank_preset, read_file, sections
+from inrank_megatron.config.loading import PRESETS, fields, method_preset, read_file, sections
 from inrank_megatron.errors import UserError
 
 QUICKSTART, RUN_CONFIG = "quickstart.yaml", "config.yaml"
@@ -58,7 +58,8 @@ def origins_of(settings: Mapping[str, Any], file: Mapping[str, Any], path: Path)
     preset = settings.get("model_preset")
     sizes = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     presets = dict.fromkeys(sizes, f"model_preset {preset}")
-    presets |= dict.fromkeys(inrank_preset(settings), f"inrank_preset {settings.get('inrank_preset')}")
+    name, implied = method_preset(settings)
+    presets |= dict.fromkeys(implied, f"{name} {settings.get(name)}")
     return defaults | presets | {name: shown_path(path) for name in settings if name in file}
 
 

@@ -5,7 +5,6 @@ leaves open are those that need the number of processes (`resolve`). `to_yaml` a
 """
 
 import difflib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,8 @@ from pydantic.fields import FieldInfo
 
 from inrank_megatron.config.schema import Config, Section
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.base import Method
+from inrank_megatron.lowrank.methods.registry import METHODS
 from inrank_megatron.pointers import refuse_pointer
 
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
@@ -43,47 +44,10 @@ LLAMA_PRESETS = {
     )
 }
 PRESETS: dict[str, dict[str, Any]] = {**GPT2_PRESETS, **LLAMA_PRESETS}
-INRANK_PRESETS = {
-    "paper": {
-        "initial_rank": 2,
-        "buffer": 100,
-        "threshold": 0.9,
-        "rank_check_interval": 1,
-        "rank_check_start": 0,
-        "rank_criterion": "eq7",
-        "eq7_window": "sliding",
-        "frozen_base": True,
-        "factor_init": "gradient",
-        "absorb_columns": False,
-        "new_column_moments": "zero",
-        "final_ranks": "grown",
-        "truncation": "plain",
-        "rank_multiple_of": 1,
-        "factor_lr_multiplier": 1.0,
-    },
-    "released": {
-        "initial_rank": 2,
-        "buffer": 100,
-        "threshold": 0.9,
-        "rank_check_interval": 25,
-        "rank_check_start": 200,
-        "rank_criterion": "released",
-        "frozen_base": False,
-        "factor_init": "kaiming",
-        "new_column_moments": "zero",
-        "final_ranks": "grown",
-        "truncation": "plain",
-        "rank_multiple_of": 1,
-        "factor_lr_multiplier": 1.0,
-    },
-}
-
 LARGEST_FILE = 2**24
 """Characters that no configuration file has."""
 MOST_SHOWN = 8
 """Mistakes in one message."""
-CALM_UPDATE = 1.25
-"""Up to here new columns start with moments of zero; 1.17 at betas of 0.9 and 0.95."""
 
 
 def sections() -> dict[str, type[Section]]:
@@ -115,7 +79,7 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
         for section, model in sections().items()
     }
     try:
-        return _with_columns(Config.model_validate(nested))
+        return _with_derived_of_method(Config.model_validate(nested))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
 
@@ -175,11 +139,10 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def inrank_preset(flat: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the setting `inrank_preset` implies for the other settings of an InRank method."""
-    preset = flat.get("inrank_preset")
-    applies = isinstance(preset, str) and str(flat.get("method")).startswith("inrank")
-    return INRANK_PRESETS.get(preset, {}) if applies else {}
+def method_preset(flat: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The setting that names a preset of the run's method, and what it implies for the other settings."""
+    setting, presets = METHODS.get(str(flat.get("method")), Method).presets
+    return setting, presets.get(str(flat.get(setting)), {})
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -235,7 +198,7 @@ def _refuse_unknown(names: Iterable[Any], origin: str) -> None:
 
 def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
     preset = flat.get("model_preset")
-    flat = {**_preset_for(flat, preset), **inrank_preset(flat), **flat}
+    flat = {**_preset_for(flat, preset), **method_preset(flat)[1], **flat}
     missing = [name for name in SIZES if name not in flat]
     if missing and preset is None:
         sizes, presets = ", ".join(missing), ", ".join(PRESETS)
@@ -249,30 +212,9 @@ def _with_derived(flat: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _with_columns(config: Config) -> Config:
-    """With what InRank gives its columns if that was left out: on record, as it decides what is trained."""
-    inrank, optimizer = config.inrank, config.optimizer
-    if not config.training.method.startswith("inrank"):
-        return config
-    absorbs = inrank.frozen_base and config.training.pretrained_checkpoint is not None
-    calm = largest_update(optimizer.adam_beta1, optimizer.adam_beta2) <= CALM_UPDATE
-    filled = {
-        "absorb_columns": absorbs if inrank.absorb_columns is None else inrank.absorb_columns,
-        "new_column_moments": inrank.new_column_moments or ("zero" if calm else "mean"),
-    }
-    return config.model_copy(update={"inrank": inrank.model_copy(update=filled)})
-
-
-def largest_update(beta1: float, beta2: float) -> float:
-    """The largest update, in units of the learning rate, that Adam makes of any gradients from moments of
-    zero on if its bias corrections are 1 already; infinite if there is no bound.
-
-    ``|m| / sqrt(v) <= (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2))`` for
-    ``m = (1 - beta1) sum beta1^i g_i``, ``v = (1 - beta2) sum beta2^i g_i^2`` (Cauchy-Schwarz).
-    """
-    if beta1**2 >= beta2:
-        return math.inf
-    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
+def _with_derived_of_method(config: Config) -> Config:
+    filled = METHODS[config.training.method].derived(config)
+    return config.model_copy(update={"inrank": config.inrank.model_copy(update=filled)}) if filled else config
 
 
 def _preset_for(flat: dict[str, Any], preset: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from inrank_megatron.config.costs import (
     parameters,
     precision,
 )
-from inrank_megatron.config.loading import PRESETS, SIZES, fields, flatten, from_flat, inrank_preset
+from inrank_megatron.config.loading import PRESETS, SIZES, fields, flatten, from_flat, method_preset
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import smallest_dim
 from inrank_megatron.config.sizes import shown_size
@@ -134,7 +134,7 @@ def changed_settings(config: Config) -> list[Setting]:
     sizes = (*SIZES, "train_iters")
     default = flatten(from_flat({name: flat[name] for name in (*sizes, "model_type", "method")}))
     default |= dict.fromkeys(sizes) | {name: fields()[name].default for name in ("model_type", "method")}
-    default |= {**PRESETS.get(flat["model_preset"], {}), **inrank_preset(flat)}
+    default |= {**PRESETS.get(flat["model_preset"], {}), **method_preset(flat)[1]}
     idle = idle_settings(flat["method"])
     return [
         Setting(name, flat[name], default[name], name in idle)

@@ -4,7 +4,7 @@ Field names are Megatron's where Megatron has one, and unique over the sections,
 line are flat. Files are read and defaults that depend on other fields are filled in `loading.py`.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,11 +12,13 @@ from inrank_megatron.fields import Count, Fraction, Layers, NonNegative, Positiv
 from inrank_megatron.fields import about as _about
 from inrank_megatron.lowrank.methods.dense import Dense
 from inrank_megatron.lowrank.methods.registry import METHODS
-from inrank_megatron.lowrank.methods.settings import InRankConfig
 
 if TYPE_CHECKING:
     MethodName = str
+    InRankConfig = Any
 else:
+    from inrank_megatron.lowrank.methods.registry import InRankConfig
+
     MethodName = Literal[*METHODS]
 
 

@@ -23,6 +23,7 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.experiments.driver import Batches, Outcome, chosen, refound, train
 from inrank_megatron.inspection.untrained import untrained_ranks
+from inrank_megatron.lowrank.methods.inrank import InRank
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.reporting.run import depth
 
@@ -36,7 +37,7 @@ SETTINGS = {
     "init_method_std": 0.05,
     "lr": 2e-3,
     "lr_warmup_iters": 20,
-    "method": "inrank",
+    "method": InRank.name,
 }
 STEPS = 200
 VARIANTS: dict[str, dict] = {

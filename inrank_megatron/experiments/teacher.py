@@ -19,6 +19,7 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.experiments.driver import chosen, refound, smallest_rank, train
 from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised
 from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.methods.inrank import InRank
 from inrank_megatron.model.initialise import draw_weight
 
 LINEAR = "linear"
@@ -102,7 +103,7 @@ def student_config(teacher: Teacher, **settings) -> Config:
             "num_attention_heads": 1,
             "seq_length": 1,
             "micro_batch_size": 64,
-            "method": "inrank",
+            "method": InRank.name,
             "seed": teacher.seed,
             "weight_decay": 0.0,
             "clip_grad": 0.0,

@@ -123,7 +123,7 @@ def _released(width: int, threshold: float) -> Config:
             "num_attention_heads": 1,
             "seq_length": 1,
             "train_iters": 1,
-            "method": "inrank",
+            "method": InRank.name,
             "threshold": threshold,
             "rank_criterion": "released",
             "factor_init": "kaiming",

@@ -26,8 +26,9 @@ from inrank_megatron.config.loading import flatten, load, sections, to_yaml
 from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.inrank import PatienceSettings
 from inrank_megatron.lowrank.methods.registry import idle_settings
-from inrank_megatron.lowrank.methods.switch import Switch
+from inrank_megatron.lowrank.methods.switch import SwitchSettings
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
 from inrank_megatron.training.run_place import refuse_unwritable, strangers
 from inrank_megatron.training.schedule import changed_rate
@@ -78,7 +79,7 @@ FREE = PLACES | frozenset(
 FREE_WITH_WEIGHTS_ONLY = (
     FREE
     | {name for section in ("training", "parallel", "data") for name in sections()[section].model_fields}
-    | {*Switch.settings, "switch_patience"}
+    | {*SwitchSettings.model_fields, *PatienceSettings.model_fields}
 ) - {"method"}
 
 

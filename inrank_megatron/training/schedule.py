@@ -3,20 +3,17 @@
 import math
 
 from inrank_megatron.config.schema import Config
+from inrank_megatron.lowrank.methods.registry import METHODS
 
 
 def learning_rate(step: int, config: Config) -> float:
     """Learning rate of optimizer step ``step`` (from 1).
 
     Linear from zero over ``lr_warmup_iters`` steps to ``lr``, then ``lr_decay_style`` down to ``min_lr`` at
-    ``lr_decay_iters`` (``train_iters`` where it is left out), and ``min_lr`` from there. After each of
-    ReLoRA's merges it rises again from zero, over ``relora_warmup_iters`` steps, to where it would then be.
+    ``lr_decay_iters`` (``train_iters`` where it is left out), and ``min_lr`` from there. A method may change
+    its shape (``Method.learning_rate``).
     """
-    since = (step - 1) % config.inrank.relora_interval  # completed steps since the last merge
-    rising = config.inrank.relora_warmup_iters
-    if config.training.method == "relora" and step > config.inrank.relora_interval and since < rising:
-        return (since + 1) / rising * _smooth(step - since + rising - 1, config)
-    return _smooth(step, config)
+    return METHODS[config.training.method].learning_rate(step, config, lambda at: _smooth(at, config))
 
 
 def changed_rate(step: int, before: Config, now: Config) -> str | None:

@@ -1,13 +1,16 @@
 """What a training method is. A method overrides what it needs; each default is that of training densely."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from inrank_megatron.fields import Section
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.changes import Change, LayerView, Plan
-from inrank_megatron.lowrank.methods.settings import Run
+from inrank_megatron.lowrank.methods.settings import Rule, Run
 
+Sections = tuple[type[Section], ...]
+Rules = tuple[Rule, ...]
 Shapes = Mapping[str, tuple[int, int]]
 """(O, I) of the linears that a run factorises, by module name."""
 
@@ -44,17 +47,27 @@ class Method:
     """Decides structure and changes from spectra and step numbers alone.
 
     ``step`` counts completed optimizer steps. A method keeps no state: what it needs of the past is in the
-    views, which a checkpoint restores. ``name`` is that of ``--method``; ``settings``: what it reads of the
-    settings that belong to methods.
+    views, which a checkpoint restores.
 
     The class methods answer for a run of this method before it is built: pure functions of its settings and
     shapes, without torch.
     """
 
     name: ClassVar[str]
-    settings: ClassVar[frozenset[str]] = frozenset()
+    """That of ``--method``."""
+    settings: ClassVar[Sections] = ()
+    """Its flags; a section that several methods read is one class. Others refuse them."""
+    presets: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("", {})
+    """The setting that names one of its presets, and what each of them implies for other settings."""
+    adaptations: ClassVar[Rules] = ()
+    """Defaults that give way to what the user asked for, in this order."""
     switches: ClassVar[bool] = False
     """Whether the run has a second phase, whose structure is decided on the way."""
+
+    @classmethod
+    def derived(cls, run: Run) -> dict[str, Any]:
+        """Values of its settings that were left out and follow from others."""
+        return {}
 
     @classmethod
     def check_settings(cls, run: Run, shapes: Shapes) -> None:
@@ -75,6 +88,11 @@ class Method:
         the dense linears.
         """
         return [DENSE]
+
+    @classmethod
+    def learning_rate(cls, step: int, run: Run, schedule: Callable[[int], float]) -> float:
+        """Of optimizer step ``step`` (from 1); ``schedule``: of any step by the optimizer's settings."""
+        return schedule(step)
 
     @classmethod
     def switch_step(cls, run: Run, steps_per_epoch: int) -> int | None:

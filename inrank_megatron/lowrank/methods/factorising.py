@@ -1,13 +1,51 @@
 """What methods have in common that factorise linears, and those of them whose rank the user gives."""
 
+from typing import ClassVar, Literal
+
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.methods.base import Columns, Method
+from inrank_megatron.fields import Count, Section, about
+from inrank_megatron.lowrank.methods.base import Columns, Method, Rules, Sections
+
+
+class FactorSettings(Section):
+    """Which linears have factors."""
+
+    factorised_linears: Literal["mlp", "mlp-attention"] = about(
+        "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
+    )
+    qkv_factors: Literal["fused", "separate"] = about(
+        "query, key and value as one matrix with one rank, or as three (mlp-attention)", "fused"
+    )
+
+
+class StartSettings(Section):
+    """What the first columns are; read by methods that have a choice."""
+
+    factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = about(
+        "first columns: of the first gradient, random directions, Kaiming entries, or the initial weight's "
+        "SVD; left out: gradient (InRank), spectral (fixed-rank)",
+        None,
+    )
+
+
+class RankSettings(Section):
+    """A rank that the user gives."""
+
+    rank: Count | None = about("the rank of fixed-rank, lora and relora", None)
+
+
+def _attention_too(asked):
+    inrank = asked.config.inrank
+    alone = inrank.qkv_factors == "separate" and inrank.factorised_linears == "mlp"
+    if alone and asked.free("factorised_linears"):
+        yield "factorised_linears", "mlp-attention", "qkv_factors = 'separate' is about attention"
 
 
 class Factorising(Method):
     """Factorises the linears that the run names, sooner or later."""
 
-    settings = frozenset({"factorised_linears", "qkv_factors", "factor_lr_multiplier"})
+    settings: ClassVar[Sections] = (FactorSettings,)
+    adaptations: ClassVar[Rules] = (_attention_too,)
 
     @classmethod
     def check_settings(cls, run, shapes):
@@ -23,7 +61,7 @@ class Factorising(Method):
 class OfGivenRank(Factorising):
     """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger."""
 
-    settings = Factorising.settings | {"rank"}
+    settings: ClassVar[Sections] = (*Factorising.settings, RankSettings)
 
     def __init__(self, rank: int):
         self.rank = rank

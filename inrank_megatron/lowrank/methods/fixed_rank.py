@@ -4,7 +4,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.base import PhaseShape
 from inrank_megatron.lowrank.methods.changes import InitialiseFactors, Source
-from inrank_megatron.lowrank.methods.factorising import OfGivenRank
+from inrank_megatron.lowrank.methods.factorising import OfGivenRank, StartSettings
 
 
 class FixedRank(OfGivenRank):
@@ -13,7 +13,7 @@ class FixedRank(OfGivenRank):
     """
 
     name = "fixed-rank"
-    settings = OfGivenRank.settings | {"factor_init"}
+    settings = (*OfGivenRank.settings, StartSettings)
 
     def __init__(self, rank: int, *, source: Source = "spectral"):
         super().__init__(rank)

@@ -3,14 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.fields import Count, Section, Share, Steps, about
 from inrank_megatron.lowrank.criteria.buffer import default_buffer, default_capacity
 from inrank_megatron.lowrank.criteria.explained_ratio import Growth, eq7_ratio, grow, update_ratio
 from inrank_megatron.lowrank.methods.changes import LayerView
 from inrank_megatron.lowrank.methods.factorising import width
 from inrank_megatron.lowrank.methods.settings import Run
+
+
+class GrowthSettings(Section):
+    """When ranks are checked, and what a check asks for."""
+
+    initial_rank: Count = about("rank r at the start", 2)
+    buffer: Count | None = about(
+        "columns b that train beyond the rank; left out: 100 x width / 768, at most 100", None
+    )
+    threshold: Share = about("explained ratio that the rank must reach (alpha)", 0.9)
+    rank_check_interval: Count = about("steps between rank checks", 25)
+    rank_check_start: Steps = about("no rank check up to this step", 0)
+    max_rank: Count | None = about("largest rank; left out: half the width less the buffer", None)
+    rank_criterion: Literal["update", "released", "eq7"] = about(
+        "what is judged: the change since the columns were added, U V as in the authors' code, or U V by "
+        "equation 7",
+        "update",
+    )
+    eq7_window: Literal["sliding", "fixed"] = about("window of equation 7 for ranks above r", "sliding")
 
 
 @dataclass(frozen=True)
@@ -37,19 +57,6 @@ class GrowthRule:
     criterion: str = "update"
     window: str = "sliding"
     max_rank: int | None = None
-
-    settings: ClassVar[frozenset[str]] = frozenset(
-        {
-            "initial_rank",
-            "buffer",
-            "threshold",
-            "rank_check_interval",
-            "rank_check_start",
-            "max_rank",
-            "rank_criterion",
-            "eq7_window",
-        }
-    )
 
     @classmethod
     def from_config(cls, config: Run) -> "GrowthRule":

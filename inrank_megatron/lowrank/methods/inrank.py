@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.fields import Count, Section, about
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.methods.base import Columns, PhaseShape
+from inrank_megatron.lowrank.methods.base import PhaseShape, Rules, Sections
 from inrank_megatron.lowrank.methods.changes import (
     Change,
     InitialiseFactors,
@@ -15,14 +16,14 @@ from inrank_megatron.lowrank.methods.changes import (
     SetRank,
     Source,
 )
-from inrank_megatron.lowrank.methods.factorising import Factorising, smallest_dim
+from inrank_megatron.lowrank.methods.growing_rank import GrowingRank
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.switch import Switch
 from inrank_megatron.lowrank.methods.switching import Switching
 
 
 @dataclass(frozen=True)
-class InRank(Factorising):
+class InRank(GrowingRank):
     """Train ``W0 + U V`` and raise each layer's rank by the growth rule.
 
     Args:
@@ -44,44 +45,6 @@ class InRank(Factorising):
     switch: Switch | None = None
 
     name: ClassVar[str] = "inrank"
-    settings: ClassVar[frozenset[str]] = (
-        Factorising.settings
-        | GrowthRule.settings
-        | {
-            "inrank_preset",
-            "factor_init",
-            "frozen_base",
-            "initial_column_norm",
-            "new_column_norm",
-            "new_column_moments",
-            "absorb_columns",
-        }
-    )
-
-    @classmethod
-    def check_settings(cls, run, shapes):
-        super().check_settings(run, shapes)
-        _check_base(run, cls.name)
-        GrowthRule.from_config(run).check_settings(smallest_dim(shapes))
-
-    @classmethod
-    def columns(cls, run, min_dim):
-        rule = GrowthRule.from_config(run)
-        return Columns(rule.buffer_of(min_dim), rule.columns(min_dim))
-
-    @classmethod
-    def phases(cls, run, columns, *, break_even):
-        base, most = run.inrank.frozen_base, columns.allocated
-        product = "W0 + U V" if base else "U V"
-        first = run.inrank.initial_rank + columns.buffer
-        return [
-            PhaseShape(f"phase 1, {product}, at the start", first, most, frozen_base=base),
-            PhaseShape(f"phase 1, {product}, all columns", most, most, frozen_base=base, is_largest=True),
-        ]
-
-    @classmethod
-    def keeps_initial_factors(cls, run):
-        return run.inrank.rank_criterion == "update"
 
     @classmethod
     def from_config(cls, config, *, switch_step):
@@ -194,12 +157,21 @@ class InRank(Factorising):
         )
 
 
+class PatienceSettings(Section):
+    """A switch that the ranks themselves bring about."""
+
+    switch_patience: Count | None = about(
+        "or: once no rank has grown at this number of rank checks in a row (inrank-efficient)", None
+    )
+
+
 @dataclass(frozen=True)
 class InRankEfficient(Switching, InRank):
     """InRank that refactors its matrices into ``U* V*`` once."""
 
     name: ClassVar[str] = "inrank-efficient"
-    settings: ClassVar[frozenset[str]] = InRank.settings | Switching.settings | {"switch_patience"}
+    settings: ClassVar[Sections] = (*InRank.settings, *Switching.settings, PatienceSettings)
+    adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations)
     one_phase: ClassVar[str] = InRank.name
     triggers: ClassVar[tuple[str, ...]] = (*Switching.triggers, "switch_patience")
     default_final_ranks: ClassVar[str] = "grown"
@@ -237,33 +209,3 @@ class InRankEfficient(Switching, InRank):
         }
         second = [PhaseShape(f"phase 2, U V, {name}", rank, rank) for name, rank in ranks.items()]
         return [*first, *second, last]
-
-
-def _check_base(run, method: str) -> None:
-    """What W0 makes possible, and what its lack does."""
-    inrank, source = run.inrank, run.inrank.factor_init
-    if inrank.frozen_base:
-        legal: tuple[str | None, ...] = (None, "gradient", "random", "kaiming")
-    else:
-        legal = ("random", "kaiming")
-        if inrank.rank_criterion == "update":
-            raise UserError(
-                "rank_criterion = 'update': judges the change of W0 + U V, and frozen_base is off; give "
-                "--rank-criterion released or eq7"
-            )
-        if inrank.absorb_columns:
-            raise UserError(
-                "absorb_columns on: is a subtraction from a frozen W0, and frozen_base is off; give "
-                "--no-absorb-columns or --frozen-base"
-            )
-    if source not in legal:
-        names = " or ".join(name for name in legal if name)
-        without = "" if inrank.frozen_base else "without frozen_base "
-        raise UserError(
-            f"factor_init = {source!r}: method {method} {without}starts from {names}; change --factor-init"
-        )
-    if run.training.pretrained_checkpoint is not None and not inrank.frozen_base:
-        raise UserError(
-            "pretrained_checkpoint with frozen_base off: factors that are drawn, without a W0, hold nothing "
-            "of its weights; give --frozen-base, or drop --pretrained-checkpoint"
-        )

@@ -5,18 +5,35 @@ A new method is one file and one entry here.
 
 from collections.abc import Mapping
 
+from pydantic import create_model
+
+from inrank_megatron.fields import Section
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.dense import Dense
+from inrank_megatron.lowrank.methods.factorising import Factorising
 from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
 from inrank_megatron.lowrank.methods.inrank import InRank, InRankEfficient
 from inrank_megatron.lowrank.methods.lora import LoRA
 from inrank_megatron.lowrank.methods.relora import ReLoRA
-from inrank_megatron.lowrank.methods.settings import InRankConfig, Run
+from inrank_megatron.lowrank.methods.settings import Run
 from inrank_megatron.lowrank.methods.warm_start import WarmStart
 
 _CLASSES: tuple[type[Method], ...] = (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
 METHODS: Mapping[str, type[Method]] = {method.name: method for method in _CLASSES}
 """The methods by the names of ``--method``: what validates, lists or explains names reads them here."""
+
+
+def _settings_of_all() -> type[Section]:
+    """One section of all methods' settings, since files and the command line are flat."""
+    sections = dict.fromkeys(section for method in METHODS.values() for section in method.settings)
+    about = (
+        "Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank), or LoRA."
+    )
+    # pydantic takes the fields of the last base first.
+    return create_model("InRankConfig", __base__=tuple(reversed(sections)), __doc__=about)
+
+
+InRankConfig = _settings_of_all()
 
 
 def make_method(config: Run, *, switch_step: int | None) -> Method:
@@ -31,4 +48,7 @@ def switch_step(config: Run, steps_per_epoch: int) -> int | None:
 
 def idle_settings(method: str) -> frozenset[str]:
     """Settings that belong to methods and that this one does not read."""
-    return frozenset({*InRankConfig.model_fields, "factor_lr_multiplier"}) - METHODS[method].settings
+    read = {name for section in METHODS[method].settings for name in section.model_fields}
+    if issubclass(METHODS[method], Factorising):
+        read.add("factor_lr_multiplier")
+    return frozenset({*InRankConfig.model_fields, "factor_lr_multiplier"}) - read

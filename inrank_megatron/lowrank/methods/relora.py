@@ -1,11 +1,35 @@
-"""ReLoRA (arXiv 2307.05695): LoRA that is merged into W0 at intervals, so that the sum has a high rank.
+"""ReLoRA (arXiv 2307.05695): LoRA that is merged into W0 at intervals, so that the sum has a high rank."""
 
-The learning rate's part, a short warm-up after each restart, is in ``training/schedule.py``.
-"""
+from typing import Literal
 
 from inrank_megatron.errors import UserError
+from inrank_megatron.fields import Count, Section, Share, Steps, about
 from inrank_megatron.lowrank.methods.changes import Plan, Reset, Restart
 from inrank_megatron.lowrank.methods.lora import LoRA
+
+
+class ReLoRASettings(Section):
+    """When ReLoRA merges, and what becomes of moments and learning rate."""
+
+    relora_interval: Count = about("steps between two merges of U V into W0 (relora)", 1000)
+    relora_reset: Literal["full", "random", "magnitude"] = about(
+        "Adam moments of the factors at a merge: set all to zero, a random part, or the smallest", "magnitude"
+    )
+    relora_reset_share: Share = about("fraction of the moments that is set to zero (random, magnitude)", 0.9)
+    relora_warmup_iters: Steps = about("steps of warm-up after each merge", 50)
+
+
+def _merges(asked):
+    """Four stretches in a run too short for the default, with a tenth of each as warm-up."""
+    inrank, steps = asked.config.inrank, asked.config.training.train_iters
+    if steps < 2:
+        return
+    interval = inrank.relora_interval
+    if interval >= steps and asked.free("relora_interval"):
+        interval = max(1, steps // 4)
+        yield "relora_interval", interval, f"train_iters = {steps}"
+    if inrank.relora_warmup_iters > interval and asked.free("relora_warmup_iters"):
+        yield "relora_warmup_iters", interval // 10, f"relora_interval = {interval}"
 
 
 class ReLoRA(LoRA):
@@ -15,12 +39,8 @@ class ReLoRA(LoRA):
     """
 
     name = "relora"
-    settings = LoRA.settings | {
-        "relora_interval",
-        "relora_reset",
-        "relora_reset_share",
-        "relora_warmup_iters",
-    }
+    settings = (*LoRA.settings, ReLoRASettings)
+    adaptations = (_merges, *LoRA.adaptations)
 
     def __init__(self, rank: int, *, interval: int, reset: Reset, share: float):
         super().__init__(rank)
@@ -50,6 +70,15 @@ class ReLoRA(LoRA):
                 f"relora_warmup_iters = {rising}: must not exceed relora_interval = {interval}; lower "
                 "--relora-warmup-iters"
             )
+
+    @classmethod
+    def learning_rate(cls, step, run, schedule):
+        """After each merge it rises from zero, over ``relora_warmup_iters`` steps, to where it would be."""
+        interval, rising = run.inrank.relora_interval, run.inrank.relora_warmup_iters
+        since = (step - 1) % interval  # completed steps since the last merge
+        if step > interval and since < rising:
+            return (since + 1) / rising * schedule(step - since + rising - 1)
+        return schedule(step)
 
     def plan_step(self, step, layers):
         if step % self.interval:

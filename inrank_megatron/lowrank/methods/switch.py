@@ -2,13 +2,48 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
+from inrank_megatron.fields import Count, Positive, Section, Share, about
 from inrank_megatron.lowrank.criteria.allocation import Demand, explaining_rank, share_budget
 from inrank_megatron.lowrank.methods.changes import PLAIN, LayerView, Metric, Plan, Refactor
 from inrank_megatron.lowrank.methods.settings import Run
 
 DEFAULT_OUTPUT_THRESHOLD = 0.9
+
+
+class SwitchSettings(Section):
+    """When the switch comes, and what becomes of the matrices."""
+
+    switch_iters: Count | None = about(
+        "step after which every matrix becomes U V (inrank-efficient, warm-start)", None
+    )
+    switch_epochs: Positive | None = about(
+        "the same in epochs; both left out: 1, at most half of train-iters", None
+    )
+    rank_multiple_of: Count = about(
+        "round columns after the switch up to a multiple of this (tile of the device)", 1
+    )
+    final_ranks: Literal["grown", "refound", "output"] | None = about(
+        "ranks after the switch: the grown ones, those that the criterion finds anew (perhaps lower), or "
+        "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
+        None,
+    )
+    output_threshold: Share | None = about(
+        "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
+    )
+    parameter_budget: Share | None = about(
+        "or: the factors' parameters over these linears' dense ones, divided over layers by need (output)",
+        None,
+    )
+    truncation: Literal["activation-aware", "fisher", "plain"] = about(
+        "what the switch approximates: each layer's outputs on its own inputs, the same weighted by the loss "
+        "gradient, or its matrix",
+        "activation-aware",
+    )
+    activation_batches: Count = about(
+        "last global batches whose activations and gradients weight the truncation", 4
+    )
 
 
 @dataclass(frozen=True)
@@ -32,19 +67,6 @@ class Switch:
     budget: float | None = None
     refound: bool = False
     multiple_of: int = 1
-
-    settings: ClassVar[frozenset[str]] = frozenset(
-        {
-            "switch_iters",
-            "switch_epochs",
-            "rank_multiple_of",
-            "truncation",
-            "activation_batches",
-            "final_ranks",
-            "output_threshold",
-            "parameter_budget",
-        }
-    )
 
     @classmethod
     def from_config(cls, config: Run, *, switch_step: int | None, default_final_ranks: str) -> "Switch":

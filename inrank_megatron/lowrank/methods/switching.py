@@ -3,9 +3,18 @@
 from typing import ClassVar
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.methods.base import PhaseShape
+from inrank_megatron.lowrank.methods.base import PhaseShape, Rules, Sections
 from inrank_megatron.lowrank.methods.factorising import Factorising
-from inrank_megatron.lowrank.methods.switch import Switch
+from inrank_megatron.lowrank.methods.switch import SwitchSettings
+
+RANK_TARGETS = ("output_threshold", "parameter_budget")
+
+
+def _outputs_choose(asked):
+    inrank = asked.config.inrank
+    targets = [name for name in RANK_TARGETS if getattr(inrank, name) is not None]
+    if targets and inrank.final_ranks != "output" and asked.free("final_ranks"):
+        yield "final_ranks", "output", f"{targets[0]} chooses the ranks by the layers' outputs"
 
 
 class Switching(Factorising):
@@ -15,7 +24,8 @@ class Switching(Factorising):
     says when the switch comes. ``default_final_ranks``: ``final_ranks`` where it is left out.
     """
 
-    settings = Factorising.settings | Switch.settings
+    settings: ClassVar[Sections] = (*Factorising.settings, SwitchSettings)
+    adaptations: ClassVar[Rules] = (_outputs_choose, *Factorising.adaptations)
     switches = True
     one_phase: ClassVar[str]
     triggers: ClassVar[tuple[str, ...]] = ("switch_iters", "switch_epochs")
@@ -48,7 +58,7 @@ class Switching(Factorising):
     @classmethod
     def _check_final_ranks(cls, run) -> None:
         final = run.inrank.final_ranks or cls.default_final_ranks
-        given = _given(run.inrank, ("output_threshold", "parameter_budget"))
+        given = _given(run.inrank, RANK_TARGETS)
         if len(given) > 1:
             raise UserError(f"{', '.join(given)}: each chooses the ranks; give one")
         if given and final != "output":
@@ -83,7 +93,7 @@ class Switching(Factorising):
 def _given(inrank, names: tuple[str, ...]) -> list[str]:
     values = {name: getattr(inrank, name) for name in names}
     return [
-        f"{name} = {value:g}" if name in ("output_threshold", "parameter_budget") else f"{name} = {value}"
+        f"{name} = {value:g}" if name in RANK_TARGETS else f"{name} = {value}"
         for name, value in values.items()
         if value is not None
     ]

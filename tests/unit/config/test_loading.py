@@ -11,7 +11,6 @@ from inrank_megatron.config.loading import (
     fields,
     flatten,
     from_flat,
-    largest_update,
     load,
     replace,
     resolve,
@@ -19,6 +18,7 @@ from inrank_megatron.config.loading import (
     to_yaml,
 )
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.growing_rank import largest_update
 
 BASE = {"model_preset": "tiny", "train_iters": 10}
 

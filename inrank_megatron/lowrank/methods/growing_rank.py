@@ -1,0 +1,195 @@
+"""What a run is asked, and what it is given, when its ranks grow as in InRank."""
+
+import math
+from typing import ClassVar, Literal
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.fields import Positive, Section, about
+from inrank_megatron.lowrank.criteria.buffer import default_buffer
+from inrank_megatron.lowrank.methods.base import Columns, PhaseShape, Rules, Sections
+from inrank_megatron.lowrank.methods.factorising import Factorising, StartSettings, smallest_dim
+from inrank_megatron.lowrank.methods.growth import GrowthRule, GrowthSettings
+
+INRANK_PRESETS = {
+    "paper": {
+        "initial_rank": 2,
+        "buffer": 100,
+        "threshold": 0.9,
+        "rank_check_interval": 1,
+        "rank_check_start": 0,
+        "rank_criterion": "eq7",
+        "eq7_window": "sliding",
+        "frozen_base": True,
+        "factor_init": "gradient",
+        "absorb_columns": False,
+        "new_column_moments": "zero",
+        "final_ranks": "grown",
+        "truncation": "plain",
+        "rank_multiple_of": 1,
+        "factor_lr_multiplier": 1.0,
+    },
+    "released": {
+        "initial_rank": 2,
+        "buffer": 100,
+        "threshold": 0.9,
+        "rank_check_interval": 25,
+        "rank_check_start": 200,
+        "rank_criterion": "released",
+        "frozen_base": False,
+        "factor_init": "kaiming",
+        "new_column_moments": "zero",
+        "final_ranks": "grown",
+        "truncation": "plain",
+        "rank_multiple_of": 1,
+        "factor_lr_multiplier": 1.0,
+    },
+}
+
+CALM_UPDATE = 1.25
+"""Up to here new columns start with moments of zero; 1.17 at betas of 0.9 and 0.95."""
+
+
+class InRankSettings(Section):
+    """How InRank starts, and what it gives to columns."""
+
+    inrank_preset: Literal["paper", "released"] | None = about(
+        "InRank as its paper or its authors' code has it; a setting that is given explicitly wins", None
+    )
+    frozen_base: bool = about("W = W0 + U V with a frozen W0; off: W = U V (authors' code)", True)
+    initial_column_norm: Positive = about("norm of the first columns of U and rows of V", 0.5)
+    new_column_norm: Positive = about("norm of columns added later", 0.1)
+    absorb_columns: bool | None = about(
+        "subtract the product of columns at their start from W0, so that they do not change the function; "
+        "left out: with a pretrained checkpoint only",
+        None,
+    )
+    new_column_moments: Literal["zero", "mean"] | None = about(
+        "Adam's second moment of columns added later: zero, or the mean of those in use; left out: zero, but "
+        "mean where Adam's betas allow steps well above the learning rate",
+        None,
+    )
+
+
+def _base(asked):
+    """What only a frozen W0 makes possible brings it back; without it InRank starts as its authors' code."""
+    inrank = asked.config.inrank
+    if inrank.frozen_base:
+        return
+    needs = {
+        "rank_criterion = 'update'": inrank.rank_criterion == "update" and not asked.free("rank_criterion"),
+        "absorb_columns": inrank.absorb_columns is True and not asked.free("absorb_columns"),
+        "factor_init = 'gradient'": inrank.factor_init == "gradient" and not asked.free("factor_init"),
+        "pretrained_checkpoint": asked.config.training.pretrained_checkpoint is not None,
+    }
+    wanted = [need for need, holds in needs.items() if holds]
+    if asked.free("frozen_base"):
+        if wanted:
+            yield "frozen_base", True, f"{' and '.join(wanted)}: needs a frozen W0"
+        return
+    if inrank.rank_criterion == "update" and asked.free("rank_criterion"):
+        yield "rank_criterion", "released", "frozen_base is off"
+    if inrank.factor_init in (None, "gradient") and asked.free("factor_init"):
+        yield "factor_init", "kaiming", "frozen_base is off"
+
+
+def _columns(asked):
+    """First rank and buffer within the width and below the largest rank."""
+    inrank, width = asked.config.inrank, asked.min_dim
+    buffer = default_buffer(width) if inrank.buffer is None else inrank.buffer
+    rank, largest = inrank.initial_rank, inrank.max_rank
+    needed = rank if largest is None else max(rank, largest)
+    if needed + buffer > width and asked.free("buffer"):
+        fitting = max(1, min(default_buffer(width), width - needed))
+        if fitting != buffer:
+            yield "buffer", fitting, f"rank {needed} and the buffer share a width of {width}"
+            buffer = fitting
+    most = min(width - buffer, largest or width)
+    if rank > most >= 1 and asked.free("initial_rank"):
+        bound = f"max_rank = {largest}" if largest == most else f"buffer {buffer} in a width of {width}"
+        yield "initial_rank", most, f"{bound} leaves no more"
+
+
+class GrowingRank(Factorising):
+    """The answers of InRank's methods for a run of theirs."""
+
+    settings: ClassVar[Sections] = (*Factorising.settings, StartSettings, GrowthSettings, InRankSettings)
+    presets = ("inrank_preset", INRANK_PRESETS)
+    adaptations: ClassVar[Rules] = (_base, *Factorising.adaptations, _columns)
+
+    @classmethod
+    def check_settings(cls, run, shapes):
+        super().check_settings(run, shapes)
+        _check_base(run, cls.name)
+        GrowthRule.from_config(run).check_settings(smallest_dim(shapes))
+
+    @classmethod
+    def derived(cls, run):
+        """What InRank gives its columns: it decides what is trained, so it is on record."""
+        inrank, optimizer = run.inrank, run.optimizer
+        absorbs = inrank.frozen_base and run.training.pretrained_checkpoint is not None
+        calm = largest_update(optimizer.adam_beta1, optimizer.adam_beta2) <= CALM_UPDATE
+        return {
+            "absorb_columns": absorbs if inrank.absorb_columns is None else inrank.absorb_columns,
+            "new_column_moments": inrank.new_column_moments or ("zero" if calm else "mean"),
+        }
+
+    @classmethod
+    def columns(cls, run, min_dim):
+        rule = GrowthRule.from_config(run)
+        return Columns(rule.buffer_of(min_dim), rule.columns(min_dim))
+
+    @classmethod
+    def phases(cls, run, columns, *, break_even):
+        base, most = run.inrank.frozen_base, columns.allocated
+        product = "W0 + U V" if base else "U V"
+        first = run.inrank.initial_rank + columns.buffer
+        return [
+            PhaseShape(f"phase 1, {product}, at the start", first, most, frozen_base=base),
+            PhaseShape(f"phase 1, {product}, all columns", most, most, frozen_base=base, is_largest=True),
+        ]
+
+    @classmethod
+    def keeps_initial_factors(cls, run):
+        return run.inrank.rank_criterion == "update"
+
+
+def _check_base(run, method: str) -> None:
+    """What W0 makes possible, and what its lack does."""
+    inrank, source = run.inrank, run.inrank.factor_init
+    if inrank.frozen_base:
+        legal: tuple[str | None, ...] = (None, "gradient", "random", "kaiming")
+    else:
+        legal = ("random", "kaiming")
+        if inrank.rank_criterion == "update":
+            raise UserError(
+                "rank_criterion = 'update': judges the change of W0 + U V, and frozen_base is off; give "
+                "--rank-criterion released or eq7"
+            )
+        if inrank.absorb_columns:
+            raise UserError(
+                "absorb_columns on: is a subtraction from a frozen W0, and frozen_base is off; give "
+                "--no-absorb-columns or --frozen-base"
+            )
+    if source not in legal:
+        names = " or ".join(name for name in legal if name)
+        without = "" if inrank.frozen_base else "without frozen_base "
+        raise UserError(
+            f"factor_init = {source!r}: method {method} {without}starts from {names}; change --factor-init"
+        )
+    if run.training.pretrained_checkpoint is not None and not inrank.frozen_base:
+        raise UserError(
+            "pretrained_checkpoint with frozen_base off: factors that are drawn, without a W0, hold nothing "
+            "of its weights; give --frozen-base, or drop --pretrained-checkpoint"
+        )
+
+
+def largest_update(beta1: float, beta2: float) -> float:
+    """The largest update, in units of the learning rate, that Adam makes of any gradients from moments of
+    zero on if its bias corrections are 1 already; infinite if there is no bound.
+
+    ``|m| / sqrt(v) <= (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2))`` for
+    ``m = (1 - beta1) sum beta1^i g_i``, ``v = (1 - beta2) sum beta2^i g_i^2`` (Cauchy-Schwarz).
+    """
+    if beta1**2 >= beta2:
+        return math.inf
+    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
