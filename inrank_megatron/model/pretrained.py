@@ -1,6 +1,7 @@
 """Weights of a dense model, read from a checkpoint by the names of the model that starts from them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -27,6 +28,11 @@ class PretrainedWeights:
         names = checkpoint.names
         # A moment's name is that of its parameter with one word more.
         self._weights = frozenset(name for name in names if name.rpartition(".")[0] not in names)
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's."""
+        return self._checkpoint.folder
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The whole tensor of the parameter ``name``, FP32; :meth:`account` has compared its ``shape``."""

@@ -9,7 +9,8 @@ import pytest
 from inrank_megatron.checkpoint.folder import Checkpoint, published
 from inrank_megatron.config.cli import parse
 from inrank_megatron.data.tokenizer import train_tokenizer
-from inrank_megatron.training.run_folder import FolderLock, RunFolder, claim
+from inrank_megatron.training.folder_lock import FolderLock
+from inrank_megatron.training.run_folder import RunFolder, claim
 from tests.distributed.launches import TINY, Launch, data_flags, launch, records
 
 RUN = [*TINY, "--tensor-model-parallel-size", "2", "--switch-iters", "4"]

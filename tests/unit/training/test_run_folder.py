@@ -15,7 +15,8 @@ from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.config.loading import from_flat, load, replace
 from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
-from inrank_megatron.training.run_folder import FolderLock, choose_run_folder, claim
+from inrank_megatron.training.folder_lock import FolderLock
+from inrank_megatron.training.run_folder import choose_run_folder, claim
 from inrank_megatron.training.run_place import NAMES
 
 TOKENIZER = train_tokenizer(["a text"], vocab_size=257)

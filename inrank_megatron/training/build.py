@@ -1,0 +1,158 @@
+"""What a run is made of, in this order: weights, data, method, model, engine, trainer. Collective."""
+
+from contextlib import nullcontext
+from typing import Any
+
+from rich.console import Console
+
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.config import costs
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.topology import topology_of
+from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.data.cache import quiet
+from inrank_megatron.data.prepare import PreparedData, prepare
+from inrank_megatron.data.tokenizer import load_tokenizer
+from inrank_megatron.distributed.platform import device, device_name
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.registry import make_method, switch_step
+from inrank_megatron.model.gpt import GPTFactory
+from inrank_megatron.model.pretrained import PretrainedWeights
+from inrank_megatron.reporting.stages import shown
+from inrank_megatron.training.job import Job
+from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
+from inrank_megatron.training.progress import Progress, resume_progress
+from inrank_megatron.training.resuming import fill, identity_of, structure_of
+from inrank_megatron.training.run_folder import RunFolder
+from inrank_megatron.training.run_logger import Journal
+
+
+def build(job: Job, folder: RunFolder) -> tuple[Trainer, PreparedData]:
+    """The trainer of a run, at the step that its folder has come to, and its data."""
+    checkpoint, pretrained = _open_weights(job, folder)
+    data = _prepare_data(job, folder, checkpoint or pretrained)
+    return _trainer(job, folder, data, checkpoint=checkpoint, pretrained=pretrained), data
+
+
+def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, PretrainedWeights | None]:
+    """The checkpoint that the run goes on from, or weights that it starts from, if any."""
+    config, parallel = job.config, job.parallel
+    if (path := folder.checkpoint) is not None:
+        return parallel.in_unison(lambda: Checkpoint(path, verify=False)), None
+    if config.training.pretrained_checkpoint is None:
+        return None, None
+    source, notes = parallel.from_first_rank_in_its_time(
+        lambda: choose_pretrained(config), job.meeting, "a verified pretrained checkpoint"
+    )
+    folder.notes.extend(notes)
+    return None, parallel.in_unison(lambda: read_pretrained(source, config))
+
+
+def _prepare_data(
+    job: Job, folder: RunFolder, weights: Checkpoint | PretrainedWeights | None
+) -> PreparedData:
+    """The prepared text, of the same tokens as ``weights``."""
+    config, parallel = job.config, job.parallel
+    name, parses = config.data.tokenizer, config.data.parse_special_tokens
+    if weights is not None and name is not None:  # before the text is read
+        parallel.from_first_rank(
+            lambda: check_tokenizer(weights.folder, load_tokenizer(name, parse_special_tokens=parses))
+        )
+    identity = weights.state.get("identity") if isinstance(weights, Checkpoint) else None
+    recorded = identity["data"] if identity else None
+    with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
+        data = prepare(config.data, progress=progress, recorded=recorded)
+    job.meeting.wait_for_all("data")  # nodes that each make their own may differ by more than a timeout
+    _check_equal(parallel.from_every_rank(data.folder.name))
+    folder.notes.extend(data.notes)
+    if weights is not None:
+        folder.notes.extend(parallel.from_first_rank(lambda: check_tokenizer(weights.folder, data.tokenizer)))
+    return data
+
+
+def _check_equal(keys: list[str]) -> None:
+    """Nodes without shared storage prepare their own copies."""
+    other = next((rank for rank, key in enumerate(keys) if key != keys[0]), None)
+    if other is not None:
+        raise UserError(
+            f"the data of rank {other} ({keys[other]}) are not those of rank 0 ({keys[0]}); give every node "
+            "the same files and tokenizer"
+        )
+
+
+def _trainer(
+    job: Job,
+    folder: RunFolder,
+    data: PreparedData,
+    *,
+    checkpoint: Checkpoint | None,
+    pretrained: PretrainedWeights | None,
+) -> Trainer:
+    """Long, as it only wires: batches, method, model, engine, trainer."""
+    config, parallel = job.config, job.parallel
+    vocab_size, world_size = data.tokenizer.vocab_size, parallel.world_size
+    topology = topology_of(config, world_size=world_size, vocab_size=vocab_size)
+    batches = TrainBatches(
+        data.train,
+        seq_length=config.model.seq_length,
+        global_batch_size=topology.global_batch_size,
+        seed=config.training.seed,
+    )
+    windows = {
+        split: EvalWindows(file, seq_length=config.model.seq_length)
+        for split, file in (("valid", data.valid), ("test", data.test))
+        if file is not None
+    }
+
+    identity: dict[str, Any] = {
+        "data": data.folder.name,
+        "switch_step": switch_step(config, batches.steps_per_epoch),
+    }
+    if checkpoint:
+        identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
+    method = make_method(config, switch_step=identity["switch_step"])
+
+    factory = GPTFactory(
+        config,
+        parallel,
+        vocab_size=topology.vocab_size,
+        padded_vocab_size=topology.padded_vocab_size,
+        pretrained=pretrained,
+    )
+    factors = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
+    engine = Engine(
+        factory,
+        structure_of(checkpoint, factors) if checkpoint else factors,
+        config=config,
+        parallel=parallel,
+        device=device(),
+        accumulation=topology.accumulation_steps,
+        deepspeed_json=job.deepspeed_json,
+    )
+    if checkpoint:
+        fill(engine, checkpoint)
+
+    progress = resume_progress(checkpoint) if checkpoint else Progress()
+    journal = Journal(
+        folder,
+        active=parallel.rank == 0,
+        total_steps=config.training.train_iters,
+        start_step=progress.step,
+        vocab_size=topology.vocab_size,
+    )
+    return Trainer(
+        config=config,
+        topology=topology,
+        engine=engine,
+        method=method,
+        batches=batches,
+        windows=windows,
+        folder=folder,
+        journal=journal,
+        stop=job.stop,
+        identity=identity,
+        progress=progress,
+        peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),
+    )

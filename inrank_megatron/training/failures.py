@@ -1,0 +1,38 @@
+"""Failures in the middle of a run that the user can do something about, in words."""
+
+import errno
+from collections.abc import Callable
+
+from inrank_megatron.config.out_of_memory import advice, within_memory
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.topology import Topology
+from inrank_megatron.distributed.platform import device
+from inrank_megatron.distributed.watchdog import GRACE_SECONDS, Neighbours
+from inrank_megatron.errors import UserError
+
+# What the machine refuses, rather than the program.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
+
+def explained(
+    compute: Callable[[], None], *, config: Config, topology: Topology, neighbours: Neighbours
+) -> None:
+    """``compute()``; a UserError where memory runs out, another rank has ended, or the machine refuses a
+    file.
+    """
+    try:
+        within_memory(compute, lambda: advice(config, topology, on_cpu=device().type == "cpu"))
+    except RuntimeError:
+        # What a collective raises when the rank at its other end has ended tells the user nothing.
+        if (lost := neighbours.explain(patience=GRACE_SECONDS)) is None:
+            raise
+        raise UserError(lost) from None
+    except OSError as error:
+        if error.errno not in REFUSALS | TOO_MANY_FILES:
+            raise
+        remedy = "raise the limit with ulimit -n" if error.errno in TOO_MANY_FILES else "correct that"
+        raise UserError(
+            f"{error.filename or config.training.save or 'the output'}: {error.strerror}; {remedy}, then "
+            "continue with --resume auto"
+        ) from error

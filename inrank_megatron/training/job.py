@@ -1,0 +1,44 @@
+"""The processes of a run, once they have met."""
+
+from dataclasses import dataclass
+
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.topology import Topology
+from inrank_megatron.distributed import process_groups
+from inrank_megatron.distributed.platform import backend
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.distributed.rendezvous import Meeting, meet
+from inrank_megatron.distributed.watchdog import Neighbours
+from inrank_megatron.training.resume_rules import settings_in_common
+from inrank_megatron.training.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all parts of a run need. ``deepspeed_json``: what of the user's is passed on to DeepSpeed."""
+
+    config: Config
+    topology: Topology
+    deepspeed_json: dict
+    parallel: Parallel
+    meeting: Meeting
+    stop: StopRequest
+
+
+def join(config: Config, topology: Topology, deepspeed_json: dict, neighbours: Neighbours) -> Job:
+    """Meet the other processes and build the groups. Collective.
+
+    Raises:
+        UserError: processes are missing, or their settings differ.
+    """
+    stop = StopRequest(neighbours, limit_minutes=config.training.exit_duration_in_mins)
+    timeout_minutes = config.parallel.distributed_timeout_minutes
+    meeting = meet(timeout_minutes=timeout_minutes, settings=settings_in_common(config))
+    neighbours.join(meeting)
+    parallel = process_groups.initialise(
+        backend=backend(),
+        tensor_model_parallel_size=topology.tensor_model_parallel_size,
+        timeout_minutes=timeout_minutes,
+        meeting=meeting,
+    )
+    return Job(config, topology, deepspeed_json, parallel, meeting, stop)
