@@ -10,10 +10,10 @@ import zlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 
+from inrank_megatron.distributed.mpi import DEFAULT_PORT, MPI, Scheme
 from inrank_megatron.distributed.slurm import Environment, first_host, is_task, local_tasks
 from inrank_megatron.errors import UserError
 
-DEFAULT_PORT = 29500  # torch's and DeepSpeed's
 LARGEST_PORT = 65535
 _OWN = "RANK WORLD_SIZE LOCAL_RANK"  # what makes a process one of several
 _PORTS = range(15000, 25000)  # below those that outgoing connections are given
@@ -38,46 +38,6 @@ class Ranks:
     master_port: int | None = None
     launcher: str = ""
     alone: str = ""
-
-
-@dataclass(frozen=True)
-class _Scheme:
-    """The variables of one launcher; ``address``: how it is given the one of rank 0."""
-
-    launcher: str
-    rank: str
-    world_size: str
-    local_rank: str
-    local_world_size: str
-    address: str
-
-
-_MPI = (
-    _Scheme(
-        "mpirun of Open MPI",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-        f"mpirun -x MASTER_ADDR=HOST_OF_RANK_0 -x MASTER_PORT={DEFAULT_PORT}",
-    ),
-    _Scheme(
-        "mpirun of MVAPICH",
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        "MV2_COMM_WORLD_LOCAL_RANK",
-        "MV2_COMM_WORLD_LOCAL_SIZE",
-        f"mpirun -genv MASTER_ADDR HOST_OF_RANK_0 -genv MASTER_PORT {DEFAULT_PORT}",
-    ),
-    _Scheme(
-        "mpiexec",  # of MPICH and Intel MPI
-        "PMI_RANK",
-        "PMI_SIZE",
-        "MPI_LOCALRANKID",
-        "MPI_LOCALNRANKS",
-        f"mpiexec -genv MASTER_ADDR HOST_OF_RANK_0 -genv MASTER_PORT {DEFAULT_PORT}",
-    ),
-)
 
 
 def launcher_ranks() -> tuple[int, int]:
@@ -122,7 +82,7 @@ def refuse_ranks(program: str, env: Environment = os.environ) -> None:
 def unused_tasks(env: Environment = os.environ) -> str | None:
     """What to say of a process in an allocation for several, in which no launcher has started it."""
     tasks = env.get("SLURM_NTASKS", "1")
-    if tasks == "1" or is_task(env) or any(name in env for name in ("RANK", *(s.rank for s in _MPI))):
+    if tasks == "1" or is_task(env) or any(name in env for name in ("RANK", *(s.rank for s in MPI))):
         return None
     return (
         f"note: one process in a Slurm allocation of {tasks} tasks; for a process a task start it as "
@@ -172,7 +132,7 @@ def _matching(env: Environment, own: Ranks) -> Ranks:
 
 def _theirs(env: Environment) -> Ranks:
     """The place by another launcher's variables; that of one process where there are none."""
-    for scheme in _MPI:
+    for scheme in MPI:
         # MPI comes first: under Slurm its launcher is itself started by srun, once a machine. But srun can
         # set PMI_RANK too, with nothing of the machine.
         if scheme.rank in env and (scheme.local_rank in env or not is_task(env)):
@@ -187,7 +147,7 @@ def _theirs(env: Environment) -> Ranks:
     return Ranks()
 
 
-def _by_mpi(env: Environment, scheme: _Scheme) -> Ranks:
+def _by_mpi(env: Environment, scheme: Scheme) -> Ranks:
     ranks = _counted(env, scheme.rank, scheme.world_size, launcher=f"by {scheme.launcher}", alone="python")
     local_world_size = _number(env, scheme.local_world_size, least=1) or 1
     ranks = replace(ranks, local_rank=_number(env, scheme.local_rank) or 0, local_world_size=local_world_size)

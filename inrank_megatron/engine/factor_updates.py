@@ -1,4 +1,4 @@
-"""Carries out changes of factors on live parameters, FP32 masters and W0: initialise, grow, merge.
+"""What changes of factors are made of, on live parameters, FP32 masters and W0: start, place, merge, spectra.
 
 ``layers`` are the factorised linears by name; letters as in ``lowrank/layers/factorised.py``.
 """
