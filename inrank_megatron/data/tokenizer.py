@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Encoding, decoders, models, pre_tokenizers, trainers
 
+from inrank_megatron.data.tokenizer_errors import library_errors, muted
 from inrank_megatron.data.tokenizer_folder import (
     END_OF_TEXT,
     FILES,
@@ -19,8 +20,6 @@ from inrank_megatron.data.tokenizer_folder import (
     MODEL,
     SAMPLE,
     byte_level,
-    library_errors,
-    muted,
     read_folder,
     save_settings,
 )

@@ -1,9 +1,6 @@
 """What transformers makes of a tokenizer's folder, as a ``tokenizers.Tokenizer``, or why it is refused."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +48,7 @@ def read_folder(folder: Path, name: str) -> Reading:
 
     Raises:
         UserError: there is none, or it has no end-of-text token.
-        BaseException: what the libraries raise for damaged files; see `library_errors`.
+        BaseException: what the libraries raise for damaged files; see `tokenizer_errors.library_errors`.
     """
     for file in (*FILES, *FURTHER, MODEL):
         _check_file(folder / file, name)
@@ -249,35 +246,3 @@ def _end_of_text(declared: Any, vocabulary: dict[str, int], name: str) -> str:
         f"tokenizer {name} has no end-of-text token (one of {', '.join(END_NAMES)}, or eos_token in "
         "tokenizer_config.json); documents end with it: add it to the vocabulary"
     )
-
-
-@contextmanager
-def library_errors(name: str, what: str) -> Iterator[None]:
-    """Whatever the libraries raise, a panic of Rust code too, becomes one line: the tokenizer ``what``."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic derives from nothing narrower
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"tokenizer {name} {what} ({type(error).__name__}: {reason}); give whole files"
-        ) from error
-
-
-@contextmanager
-def muted() -> Iterator[None]:
-    """Without standard error, to which Rust writes its stack before a panic can be caught."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
