@@ -258,7 +258,8 @@ def _store(ranks: Ranks, deadline: float) -> dist.Store:
             "the name or the address of rank 0's host"
         ) from None
     # torchrun's agent has opened the store, which it tells by this variable; else rank 0 does.
-    opens = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    opens = ranks.rank == 0 and not of_agent
     while True:
         left = max(1.0, deadline - time.monotonic())
         try:
@@ -276,7 +277,9 @@ def _store(ranks: Ranks, deadline: float) -> dist.Store:
             print(f"rank {ranks.rank}: rank 0 does not answer at {_place(ranks)} yet", file=sys.stderr)
         else:
             store.set_timeout(timedelta(seconds=left))
-            return store
+            # The agent's outlives the ranks: those that it starts again must not find what the first left.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            return dist.PrefixStore(f"attempt_{attempt}", store) if of_agent else store
 
 
 def _no_meeting(ranks: Ranks, error: Exception) -> UserError:

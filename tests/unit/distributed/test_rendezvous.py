@@ -123,3 +123,16 @@ def test_no_meeting(monkeypatch, rank, address, words):
         with pytest.raises(UserError, match=words) as refused:
             meet(timeout_minutes=0.02, settings=SETTINGS)
     assert "\n" not in str(refused.value)
+
+
+def test_ranks_that_torchrun_starts_again_meet_afresh_in_its_store(monkeypatch):
+    """They were refused as ranks that come twice, so that `--max-restarts` was of no use."""
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        ranks = Ranks(0, 2, master_addr="127.0.0.1", master_port=agent.port)
+        store = meeting._store(ranks, time.monotonic() + 10)
+        Roll(ranks, store).enter(ARRIVAL, SETTINGS)
+    with pytest.raises(UserError, match="RANK = 0: another process"):
+        Roll(ranks, store).enter(ARRIVAL, SETTINGS)
