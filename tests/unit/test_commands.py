@@ -87,7 +87,7 @@ OTHER_CALLS = [
     for page, title, words in COMMANDS
     if not title.startswith("Needs ") and (page, words) not in [*OWN, *TOOL_CALLS]
 ]
-SHELL = {"cat", "grep", "head", "mypy", "ruff", "source", "tail"}
+SHELL = {"cat", "grep", "head", "mkdocs", "mypy", "ruff", "source", "tail"}
 
 
 def planned(launch: Launch) -> str:

@@ -1,9 +1,12 @@
-"""Generated pages and figures are current, the site has every page, and evidence agrees with its rows."""
+"""Generated pages and figures are current, the site builds, and evidence agrees with its rows."""
 
 import csv
 import hashlib
+import os
 import re
 import runpy
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -43,6 +46,21 @@ def test_every_page_is_in_the_navigation_of_the_site_once():
 
     listed = pages(yaml.safe_load((ROOT / ".mkdocs.yml").read_text())["nav"])
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """A link or an anchor that leads nowhere is a warning, and so is a page that the navigation lacks."""
+    words = ["build", "--strict", "-f", ".mkdocs.yml", "-d", str(tmp_path / "site")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *words],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    assert (tmp_path / "site/tutorial/first_run.html").is_file()
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "evidence").glob("*.md")), ids=lambda path: path.stem)
