@@ -75,12 +75,13 @@ def after_rename(rename):
 def plant() -> None:
     # Imported here: it imports Megatron-Core and DeepSpeed, for which the process must be prepared.
     from inrank_megatron.checkpoint import folder
+    from inrank_megatron.engine import changes
     from inrank_megatron.engine.engine import Engine
     from inrank_megatron.training import loop
 
     before(Engine, "train_step", "a step")
-    before(Engine, "_set_rank", "growth")
-    before(Engine, "_refactor", "the switch")
+    before(changes, "set_rank", "growth")
+    before(changes, "refactor", "the switch")
     before(loop, "evaluate", "an evaluation")
     before(
         folder.CheckpointWriter,

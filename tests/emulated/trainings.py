@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.platform import prepare_process
@@ -21,7 +22,6 @@ from inrank_megatron.engine.state import engine_record, load_engine, recorded_st
 from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.training import run
 from inrank_megatron.training.loop import Trainer
 from inrank_megatron.training.run_logger import Journal
 from tests.contract.sessions import LAYOUTS, VOCABULARY, Tensors, configuration
@@ -98,7 +98,7 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         stop_deepspeed(trainer.engine.deepspeed)
         log.phase = "resumed"
         if rank == 0:
-            engine = _resumed(config, parallel, recorded_structure(record))
+            engine = _engine(config, parallel, recorded_structure(record))
             load_engine(engine, record, Tensors(device_module.written))
             engine.train_step(trainer._micro_batches(0), step=STEPS + 1, lr=1e-3)
         return Seen(
@@ -143,11 +143,12 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
         global_batch_size=topology.global_batch_size,
         seed=config.training.seed,
     )
+    structure = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
     place = SimpleNamespace(path=folder, checkpoints=folder / "checkpoints", checkpoint=None, is_new=True)
     return Watched(
         config=config,
         topology=topology,
-        engine=run._engine(config, topology, parallel, method, None, None, {}),
+        engine=_engine(config, parallel, structure),
         method=method,
         batches=batches,
         windows={"valid": EvalWindows(Tokens(), seq_length=config.model.seq_length)},
@@ -159,7 +160,7 @@ def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
     )
 
 
-def _resumed(config: Config, parallel: Parallel, structure) -> Engine:
+def _engine(config: Config, parallel: Parallel, structure) -> Engine:
     topology = topology_of(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
     factory = GPTFactory(
         config, parallel, vocab_size=topology.vocab_size, padded_vocab_size=topology.padded_vocab_size
