@@ -9,9 +9,10 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from inrank_megatron.distributed import rendezvous as meeting
+from inrank_megatron.distributed import rendezvous, roll
 from inrank_megatron.distributed.launcher import Ranks
-from inrank_megatron.distributed.rendezvous import Arrival, Meeting, Roll, machine_in_words, meet
+from inrank_megatron.distributed.rendezvous import Meeting, machine_in_words, meet
+from inrank_megatron.distributed.roll import Arrival, Roll
 from inrank_megatron.errors import UserError
 from tests.harness import free_port
 
@@ -32,7 +33,7 @@ def test_all_are_here():
 
 
 def test_who_is_missing_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(meeting, "REMINDER_SECONDS", 0.0)
+    monkeypatch.setattr(roll, "REMINDER_SECONDS", 0.0)
     began = time.monotonic()
     with pytest.raises(
         UserError, match=r"ranks 1-3 of 4 not here after \d+ s; the others are, from host host;"
@@ -86,7 +87,7 @@ def test_one_process_meets_nobody(monkeypatch):
 @pytest.mark.parametrize("late", [0, 1])
 def test_all_wait_for_who_takes_longer(monkeypatch, capsys, late):
     """Longer than the store's own time limit; one of those who wait says for whom."""
-    monkeypatch.setattr(meeting, "REMINDER_SECONDS", 0.2)
+    monkeypatch.setattr(rendezvous, "REMINDER_SECONDS", 0.2)
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.1))
     others = [Meeting(Ranks(rank, 3), store, [ARRIVAL] * 3) for rank in range(3) if rank != late]
@@ -132,7 +133,7 @@ def test_ranks_that_torchrun_starts_again_meet_afresh_in_its_store(monkeypatch):
     for attempt in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
         ranks = Ranks(0, 2, master_addr="127.0.0.1", master_port=agent.port)
-        store = meeting._store(ranks, time.monotonic() + 10)
+        store = rendezvous._store(ranks, time.monotonic() + 10)
         Roll(ranks, store).enter(ARRIVAL, SETTINGS)
     with pytest.raises(UserError, match="RANK = 0: another process"):
         Roll(ranks, store).enter(ARRIVAL, SETTINGS)

@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from inrank_megatron.distributed import watchdog as neighbours
 from inrank_megatron.distributed.launcher import Ranks
-from inrank_megatron.distributed.rendezvous import Arrival, Meeting
+from inrank_megatron.distributed.rendezvous import Meeting
+from inrank_megatron.distributed.roll import Arrival
 from inrank_megatron.distributed.watchdog import Neighbours
 from inrank_megatron.training.stopping import SIGNALS, WARNINGS, StopRequest, interrupt_by_warnings
 
