@@ -7,8 +7,11 @@ moments.
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from inrank_megatron.distributed.platform import release_memory
 from inrank_megatron.engine import factor_updates, truncation, zero_state
@@ -142,19 +145,28 @@ def restart(live: LiveModel, change: Restart, step: int) -> None:
         u, v = drawn_columns(layer, layer.active, "zero-product", generator=generator)
         for leaf, value in (("U", u), ("V", v)):
             parameter = getattr(layer, leaf)
-            moments = zero_state.read_state(parameter).moments
-            if moments:
-                kept = kept_entries(
-                    list(moments.values())[-1].abs(),
-                    parameter.partition_dim,
-                    layer.tp_group,
-                    stride=parameter.partition_stride,
-                    reset=change.reset,
-                    share=change.share,
-                    generator=named_generator(seed, f"{name}.{leaf}/moments at {step}"),
-                )
-                moments = {key: moment * kept for key, moment in moments.items()}
+            generator = named_generator(seed, f"{name}.{leaf}/moments at {step}")
+            moments = _moments_after(change, parameter, layer.tp_group, generator)
             zero_state.write_state(parameter, ParameterState(value, moments))
+
+
+def _moments_after(
+    change: Restart, parameter: Any, group: ProcessGroup, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The moments of a factor with those entries set to zero that the restart resets."""
+    moments = zero_state.read_state(parameter).moments
+    if not moments:  # of an optimizer without any
+        return {}
+    kept = kept_entries(
+        list(moments.values())[-1].abs(),
+        parameter.partition_dim,
+        group,
+        stride=parameter.partition_stride,
+        reset=change.reset,
+        share=change.share,
+        generator=generator,
+    )
+    return {key: moment * kept for key, moment in moments.items()}
 
 
 def refactor(live: LiveModel, change: Refactor, step: int, batches: Batches) -> None:

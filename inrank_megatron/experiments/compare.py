@@ -16,7 +16,6 @@ from queue import SimpleQueue
 from statistics import fmean
 
 from inrank_megatron.config.cli import parse
-from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.errors import UserError
@@ -31,12 +30,10 @@ from inrank_megatron.experiments.arms import (
     missing_rates,
     row,
 )
-from inrank_megatron.reporting.run import Run, read_run
+from inrank_megatron.experiments.results import has_ended, log_of, read_result
 
 SETTINGS = "compare.json"
 LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
-DIVERGED = ("nothing was updated", "overflowed float16")
-"""What the launcher says of a loss or gradient that is not finite, in FP32 or BF16 and in FP16."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def _tried(study: Study, arm: str, steps: int) -> dict[float, Result | None]:
     pattern = study.folder(arm, rate=0, seed=seed, steps=steps).name.replace("lr0-", "lr*-", 1)
     parent = study.folder(arm, rate=0, seed=seed, steps=steps).parent
     folders = {float(path.name[2:].split("-seed")[0]): path for path in parent.glob(pattern)}
-    return {rate: read_result(path) for rate, path in folders.items() if _ended(path)}
+    return {rate: read_result(path) for rate, path in folders.items() if has_ended(path)}
 
 
 def _choice(study: Study, arm: str, steps: int) -> float | None:
@@ -194,72 +191,24 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Map
     sizes = {"found": _found(study), "budget": _budget(study)}
     width = study.config.model.hidden_size
     own = flags(arm, steps=steps, multiplier=study.multiplier, width=width, **sizes)
-    if _ended(folder) or own is None:
+    if has_ended(folder) or own is None:
         return
     study.tell(f"{folder.relative_to(study.output)} ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
     last = ["--lr", f"{rate:g}", "--seed", str(seed), "--train-iters", str(steps), "--save", str(folder)]
-    with _log(folder).open("w", encoding="utf-8") as log:
+    with log_of(folder).open("w", encoding="utf-8") as log:
         ended = subprocess.run(
             [sys.executable, "-m", LAUNCHER, *study.flags, *own, *last, "--resume", "auto"],
             stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, check=False,
         )  # fmt: skip
         log.write(f"exit status {ended.returncode}\n")
-    if not _ended(folder):
+    if not has_ended(folder):
         raise UserError(
             f"{folder}: the run failed with status {ended.returncode}, not for its learning rate; correct "
-            f"what the end of {_log(folder)} says, and give the command again"
+            f"what the end of {log_of(folder)} says, and give the command again"
         )
     if ended.returncode:
-        study.tell(f"the rate is too high: {_log(folder)}")
-
-
-def _log(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.log")
-
-
-def _ended(folder: Path) -> bool:
-    """Whether a run has finished, or came to no finite loss: a rate can be too high for a method."""
-    if read_result(folder) is not None:
-        return True
-    log = _log(folder)
-    told = log.read_text(encoding="utf-8") if log.exists() else ""
-    return told.endswith("exit status 1\n") and any(words in told for words in DIVERGED)
-
-
-def read_result(folder: Path) -> Result | None:
-    """What a run left; None if it has not finished."""
-    if not (folder / "summary.json").exists():
-        return None
-    run = read_run(folder)
-    if not run.summary.get("finished"):
-        return None
-    found = run.summary["parameters"]
-    return Result(
-        valid=run.last_evaluation("valid")["perplexity"],
-        test=run.last_evaluation("test")["perplexity"],
-        size=_size(run),
-        parameters=next(filter(None, (found[name] for name in ("phase_2", "phase_1", "dense")))),
-        flops=sum(_flops(record) for record in run.train) * run.train[0]["tokens"],
-        seconds=run.train[-1]["elapsed_seconds"],
-    )
-
-
-def _flops(record: dict) -> float:
-    """Operations of one token at that step."""
-    return 1e12 * record["tflops_per_second"] / record["tokens_per_second"]
-
-
-def _size(run: Run) -> Size | None:
-    rank, found = run.train[-1]["mean_rank"], run.summary["parameters"]
-    if rank is None or found["phase_2"] is None:
-        return rank and Size(rank, share=float("nan"))
-    saved = found["dense"] - found["phase_2"]
-    return Size(rank, share=1 - saved / _dense_linears(run.settings))
-
-
-def _dense_linears(settings: dict) -> int:
-    return sum(out * inp for out, inp in linear_shapes(from_flat(settings)).values())
+        study.tell(f"the rate is too high: {log_of(folder)}")
 
 
 def _budget(study: Study) -> Size:
@@ -276,7 +225,7 @@ def _found(study: Study) -> Size | None:
     if rate is None:
         return None
     folders = [study.folder(FIRST, rate=rate, seed=seed, steps=steps) for seed in study.seeds]
-    if not all(_ended(folder) for folder in folders):
+    if not all(has_ended(folder) for folder in folders):
         return None
     sizes = [result.size for folder in folders if (result := read_result(folder))]
     return Size(fmean(size.rank for size in sizes), fmean(size.share for size in sizes))

@@ -1,0 +1,68 @@
+"""What the runs of a comparison left in their folders."""
+
+from pathlib import Path
+
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.errors import UserError
+from inrank_megatron.experiments.arms import Result, Size
+from inrank_megatron.reporting.run import Run, read_run
+
+DIVERGED = ("nothing was updated", "overflowed float16")
+"""What the launcher says of a loss or gradient that is not finite, in FP32 or BF16 and in FP16."""
+
+
+def log_of(folder: Path) -> Path:
+    """The launcher's output."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a run has finished, or came to no finite loss: a rate can be too high for a method."""
+    if read_result(folder) is not None:
+        return True
+    log = log_of(folder)
+    told = log.read_text(encoding="utf-8") if log.exists() else ""
+    return told.endswith("exit status 1\n") and any(words in told for words in DIVERGED)
+
+
+def read_result(folder: Path) -> Result | None:
+    """What a run left; None if it has not finished."""
+    if not (folder / "summary.json").exists():
+        return None
+    run = read_run(folder)
+    if not run.summary.get("finished"):
+        return None
+    found = run.summary["parameters"]
+    return Result(
+        valid=_perplexity(run, "valid"),
+        test=_perplexity(run, "test"),
+        size=_size(run),
+        parameters=next(filter(None, (found[name] for name in ("phase_2", "phase_1", "dense")))),
+        flops=sum(_flops(record) for record in run.train) * run.train[0]["tokens"],
+        seconds=run.train[-1]["elapsed_seconds"],
+    )
+
+
+def _perplexity(run: Run, split: str) -> float:
+    evaluation = run.last_evaluation(split)
+    if evaluation is None:
+        raise UserError(f"{run.folder}: has no {split} perplexity; compare on data with valid and test text")
+    return evaluation["perplexity"]
+
+
+def _flops(record: dict) -> float:
+    """Operations of one token at that step."""
+    return 1e12 * record["tflops_per_second"] / record["tokens_per_second"]
+
+
+def _size(run: Run) -> Size | None:
+    rank, found = run.train[-1]["mean_rank"], run.summary["parameters"]
+    if rank is None or found["phase_2"] is None:
+        return rank and Size(rank, share=float("nan"))
+    saved = found["dense"] - found["phase_2"]
+    return Size(rank, share=1 - saved / _dense_linears(run.settings))
+
+
+def _dense_linears(settings: dict) -> int:
+    return sum(out * inp for out, inp in linear_shapes(from_flat(settings)).values())
