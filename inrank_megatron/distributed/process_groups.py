@@ -221,6 +221,11 @@ def _connect() -> None:
     value.item()
 
 
+def pipeline_group() -> ProcessGroup:
+    """The group of this process's pipeline, which it is alone in."""
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
 def shutdown() -> None:
     """Leave the groups in order, so that no rank warns of a leaked process group."""
     parallel_state.destroy_model_parallel()
@@ -231,49 +236,3 @@ def shutdown() -> None:
 def _pointer(error: Exception) -> UserError:
     """What the other ranks say of a failure of rank 0, which alone has the traceback."""
     return UserError(f"rank 0 has failed ({type(error).__name__}); its own message says why")
-
-
-class DeepSpeedMPU:
-    """What DeepSpeed asks of a model-parallel unit, answered from ``Parallel``.
-
-    It must not define ``initialize_sequence_parallel`` nor ``get_sequence_*``: DeepSpeed takes
-    their presence for its own Ulysses sequence parallelism.
-    """
-
-    def __init__(self, parallel: Parallel):
-        self._parallel = parallel
-
-    def get_tensor_model_parallel_group(self):
-        return self._parallel.tp_group
-
-    def get_tensor_model_parallel_world_size(self):
-        return self._parallel.tp_size
-
-    def get_tensor_model_parallel_rank(self):
-        return self._parallel.tp_rank
-
-    def get_tensor_model_parallel_src_rank(self):
-        return dist.get_process_group_ranks(self._parallel.tp_group)[0]
-
-    # Without pipeline parallelism the model-parallel group is the tensor-parallel group.
-    get_model_parallel_group = get_tensor_model_parallel_group
-    get_model_parallel_world_size = get_tensor_model_parallel_world_size
-    get_model_parallel_rank = get_tensor_model_parallel_rank
-
-    def get_data_parallel_group(self):
-        return self._parallel.dp_group
-
-    def get_data_parallel_world_size(self):
-        return self._parallel.dp_size
-
-    def get_data_parallel_rank(self):
-        return self._parallel.dp_rank
-
-    def get_data_parallel_group_ranks(self):
-        return dist.get_process_group_ranks(self._parallel.dp_group)
-
-    def get_pipeline_model_parallel_world_size(self):
-        return 1
-
-    def get_pipeline_model_parallel_group(self):
-        return parallel_state.get_pipeline_model_parallel_group()

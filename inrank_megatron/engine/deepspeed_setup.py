@@ -14,7 +14,8 @@ from torch import nn
 
 from inrank_megatron.config.costs import LARGEST_BUCKET, overlaps_reductions, reduction_bucket
 from inrank_megatron.config.schema import Config
-from inrank_megatron.distributed.process_groups import DeepSpeedMPU, Parallel
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine.deepspeed_mpu import DeepSpeedMPU
 from inrank_megatron.engine.optimizers import build_optimizer, kind_of
 from inrank_megatron.engine.overlap import await_reductions_on_the_device, bf16_as_other_precisions
 from inrank_megatron.engine.step_report import leave_overflow_to_the_norm

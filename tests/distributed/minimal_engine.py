@@ -14,7 +14,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
-from inrank_megatron.distributed.process_groups import DeepSpeedMPU, initialise
+from inrank_megatron.distributed.process_groups import initialise
+from inrank_megatron.engine.deepspeed_mpu import DeepSpeedMPU
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 
 _SEQUENCE, _VOCABULARY = 32, 128
