@@ -154,6 +154,7 @@ def test_found_size_is_the_mean_over_all_seeds(tmp_path, monkeypatch):
     plan = study(tmp_path)
     ranks = {}
     monkeypatch.setattr(compare, "_choice", lambda *_: 1e-3)
+    monkeypatch.setattr(compare, "has_ended", lambda folder: folder.name in ranks)
     monkeypatch.setattr(
         compare,
         "read_result",
@@ -189,6 +190,6 @@ def test_only_a_loss_without_bounds_counts_as_a_rate_that_was_tried(tmp_path):
     log, *_ = sorted(tmp_path.glob("dense/*.log"))
     assert "none.txt" in log.read_text()
     folder = log.with_suffix("")
-    assert not compare._ended(folder)
+    assert not compare.has_ended(folder)
     log.write_text("error: step 3: the loss is nan; nothing was updated.\nexit status 1\n")
-    assert compare._ended(folder)
+    assert compare.has_ended(folder)
