@@ -77,6 +77,15 @@ def _sections() -> Iterator[str]:
             cells = [f"`{field}`", _values(properties[field]), _default(info), info.description]
             yield _row([*cells, *([_readers(field)] if ranks else [])])
         yield ""
+        if ranks:
+            yield from _methods()
+
+
+def _methods() -> Iterator[str]:
+    yield "| `--method` | its page |\n| --- | --- |"
+    for name, method in METHODS.items():
+        yield _row([f"`{name}`", f"[{method.page}](../{method.page})"])
+    yield ""
 
 
 def _values(schema: dict[str, Any]) -> str:

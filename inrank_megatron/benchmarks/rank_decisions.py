@@ -30,6 +30,7 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.lowrank.criteria.buffer import default_buffer
 from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
 from inrank_megatron.lowrank.methods.changes import LayerView
+from inrank_megatron.lowrank.methods.inrank import InRank
 from inrank_megatron.lowrank.methods.registry import make_method
 
 SPECTRA = {"product": "eq7", "Delta": "update"}
@@ -93,7 +94,7 @@ def make_factors(output_size: int, input_size: int, columns: int) -> Factors:
 
 def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:
     """The rank that InRank decides, with its defaults, for a layer that trains ``columns`` columns."""
-    flat = {"model_preset": "small", "train_iters": 1, "method": "inrank", "rank_criterion": SPECTRA[kind]}
+    flat = {"model_preset": "small", "train_iters": 1, "method": InRank.name, "rank_criterion": SPECTRA[kind]}
     method: Any = make_method(from_flat(flat), switch_step=None)
     rule = method.growth
     view = LayerView(

@@ -173,7 +173,7 @@ def _head(plan: Plan) -> list[str]:
     t = plan.topology
     tokens = t.global_batch_size * plan.seq_length
     lines = [
-        f"method       {plan.method}",
+        f"method       {plan.method} (docs/{METHODS[plan.method].page})",
         f"planned for  {plan.place}",
         f"topology     {t.world_size} processes = tensor-parallel {t.tensor_model_parallel_size} x "
         f"data-parallel {t.data_parallel_size}, ZeRO stage {plan.zero_stage}, on {plan.device}",

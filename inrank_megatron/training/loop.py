@@ -160,12 +160,12 @@ class Trainer:
 
     def _switch(self, decision: Decision) -> None:
         step, engine, began = decision.step, self.engine, time.monotonic()
-        form = "W"
+        form = _form(engine)
+        begins = "; second phase" if engine.in_first_phase or not engine.layers else ""
         self._memory.begin("switch")
-        if engine.layers:
+        if engine.in_first_phase:
             columns = {view.name: view.active for view in decision.views}
             self.identity = self.identity | {PHASE_1_COLUMNS: columns}
-            form = "W0 + U V" if self.config.inrank.frozen_base else "U V"
         engine.apply(decision.changes, step=step, batches=self._micro_batches)
         self._memory.begin(PARTS[phase(engine)])
         views, seconds = engine.views(), time.monotonic() - began
@@ -174,7 +174,7 @@ class Trainer:
         self.journal.event(
             "switch",
             step,
-            f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s); second phase",
+            f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s){begins}",
             seconds=seconds,
             mean_rank=mean,
         )
@@ -297,6 +297,13 @@ class Trainer:
     def _seconds(self) -> float:
         """Training time over all sessions."""
         return self._earlier + time.monotonic() - self._began
+
+
+def _form(engine: Engine) -> str:
+    """What a factorisable linear is, in a formula."""
+    if not engine.layers:
+        return "W"
+    return "W0 + U V" if any(layer.weight is not None for layer in engine.layers.values()) else "U V"
 
 
 def _due(step: int, interval: int | None) -> bool:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import costs
+from inrank_megatron.config.plan import largest_phase
 from inrank_megatron.config.schema import Config
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.prepare import PreparedData
@@ -72,7 +73,7 @@ def _costs(trainer: Trainer) -> dict:
     first = columns if engine.in_first_phase else trainer.identity.get(PHASE_1_COLUMNS)
     phases = {
         "dense": (None, False),
-        "phase_1": (first, config.inrank.frozen_base),
+        "phase_1": (first, largest_phase(config).frozen_base),
         "phase_2": (None if engine.in_first_phase else columns, False),
     }
     result: dict = {"parameters": {}, "flops_per_token": {}}

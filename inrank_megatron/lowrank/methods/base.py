@@ -55,6 +55,8 @@ class Method:
 
     name: ClassVar[str]
     """That of ``--method``."""
+    page: ClassVar[str] = "concepts/methods.md"
+    """Its place in ``docs/``, to which the plan and the list of settings point."""
     settings: ClassVar[Sections] = ()
     """Its flags; a section that several methods read is one class. Others refuse them."""
     presets: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("", {})

@@ -13,6 +13,7 @@ class FixedRank(OfGivenRank):
     """
 
     name = "fixed-rank"
+    page = "concepts/methods.md#fixed-rank"
     settings = (*OfGivenRank.settings, StartSettings)
 
     def __init__(self, rank: int, *, source: Source = "spectral"):

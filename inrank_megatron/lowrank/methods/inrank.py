@@ -45,6 +45,7 @@ class InRank(GrowingRank):
     switch: Switch | None = None
 
     name: ClassVar[str] = "inrank"
+    page: ClassVar[str] = "concepts/inrank.md"
 
     @classmethod
     def from_config(cls, config, *, switch_step):
@@ -170,6 +171,7 @@ class InRankEfficient(Switching, InRank):
     """InRank that refactors its matrices into ``U* V*`` once."""
 
     name: ClassVar[str] = "inrank-efficient"
+    page: ClassVar[str] = "concepts/switch.md"
     settings: ClassVar[Sections] = (*InRank.settings, *Switching.settings, PatienceSettings)
     adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations)
     one_phase: ClassVar[str] = InRank.name

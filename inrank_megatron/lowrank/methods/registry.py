@@ -1,6 +1,6 @@
 """From the run's settings to its method.
 
-A new method is one file and one entry here.
+A new method is one file and one entry here: ``docs/guides/add_a_method.md``.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,15 @@ from inrank_megatron.lowrank.methods.relora import ReLoRA
 from inrank_megatron.lowrank.methods.settings import Run
 from inrank_megatron.lowrank.methods.warm_start import WarmStart
 
-_CLASSES: tuple[type[Method], ...] = (Dense, FixedRank, LoRA, ReLoRA, InRank, InRankEfficient, WarmStart)
+_CLASSES: tuple[type[Method], ...] = (
+    Dense,
+    FixedRank,
+    LoRA,
+    ReLoRA,
+    InRank,
+    InRankEfficient,
+    WarmStart,
+)
 METHODS: Mapping[str, type[Method]] = {method.name: method for method in _CLASSES}
 """The methods by the names of ``--method``: what validates, lists or explains names reads them here."""
 

@@ -39,6 +39,7 @@ class ReLoRA(LoRA):
     """
 
     name = "relora"
+    page = "concepts/methods.md#relora"
     settings = (*LoRA.settings, ReLoRASettings)
     adaptations = (_merges, *LoRA.adaptations)
 

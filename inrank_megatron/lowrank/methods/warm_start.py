@@ -20,6 +20,7 @@ class WarmStart(Switching):
     switch: Switch
 
     name: ClassVar[str] = "warm-start"
+    page: ClassVar[str] = "concepts/methods.md#warm-start"
     one_phase: ClassVar[str] = Dense.name
     default_final_ranks: ClassVar[str] = "output"
 
