@@ -10,7 +10,7 @@ from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.batches import unigram_perplexity
 from inrank_megatron.data.cache import FileHashes, Progress, file_sha256, read_json, write_json
 from inrank_megatron.data.pieces import Piece
-from inrank_megatron.data.sources import Part, Selection, TokenPrefix, cut
+from inrank_megatron.data.sources import SPLITS, Part, Selection, TokenPrefix, cut
 from inrank_megatron.data.token_file import TokenFile, beside, joined, several, write_tokens
 from inrank_megatron.data.token_store import TokenStore
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -100,7 +100,16 @@ def notes_of(meta: dict[str, Any], selection: Selection) -> list[str]:
             for note in entry.get("notes", []):
                 name = selection.parts[entry["part"]].source.name
                 sources.setdefault(note.removeprefix(f"{entry['name']}: "), {})[name] = None
-    return [f"{several(list(names))}: {remark}" for remark, names in sources.items()]
+    said = [f"{several(list(names))}: {remark}" for remark, names in sources.items()]
+    shares = dict(zip(SPLITS, selection.shares, strict=True))
+    empty = [split for split in SPLITS if shares[split] > 0 and split not in meta["splits"]]
+    return said + ([f"no text is left for {' and '.join(empty)}: {too_few(meta)}"] if empty else [])
+
+
+def too_few(meta: dict[str, Any]) -> str:
+    """Why a split holds nothing although it has a share of the text."""
+    documents = sum(count for parts in _layout(meta["files"]) for count in parts.values())
+    return f"--split cuts between documents, and the text has only {documents}"
 
 
 def _stored_together(selection: Selection) -> list[list[int]]:

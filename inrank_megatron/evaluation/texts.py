@@ -9,9 +9,10 @@ from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.config.loading import load
 from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.batches import CHUNK_TOKENS
+from inrank_megatron.data.contents import too_few
 from inrank_megatron.data.hub import load_splits
 from inrank_megatron.data.prepare import PreparedData, prepare
-from inrank_megatron.data.sources import Part, Selection
+from inrank_megatron.data.sources import SPLITS, Part, Selection, parse_split
 from inrank_megatron.data.token_file import TokenFile, joined
 from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
@@ -63,7 +64,12 @@ def own_split(path: Path, split: str) -> Text:
             f"{path}: was trained on data {recorded}, its settings now give {prepared.folder.name}; restore "
             "the text and tokenizer, or name a text with --data"
         )
-    return _text(f"{split} split of {run}", {"valid": prepared.valid, "test": prepared.test}[split], prepared)
+    name, file = f"{split} split of {run}", {"valid": prepared.valid, "test": prepared.test}[split]
+    if file is None and parse_split(data.split)[SPLITS.index(split)] > 0:
+        raise UserError(
+            f"{name}: holds no text ({too_few(prepared.meta)}); name another split or a text with --data"
+        )
+    return _text(name, file, prepared)
 
 
 def files(paths: list[str], **settings: Any) -> Text:

@@ -177,7 +177,8 @@ def test_keys_stay_those_of_earlier_versions(settings, tmp_path: Path) -> None:
     assert prepare(settings(data_path=["2", a, "1", b])).folder.name == KEYS["several"]
     joined = prepare(settings(data_path=[a, b]))
     assert joined.folder.name not in KEYS.values()
-    assert (len(joined.train), joined.notes) == (1, ())
+    left = "no text is left for test: --split cuts between documents, and the text has only 2"
+    assert (len(joined.train), joined.notes) == (1, (left,))
     former = prepare(settings(data_path=[a, b]), recorded=KEYS["several"])
     assert former.folder.name == KEYS["several"]
     assert [(file.num_tokens, weight) for file, weight in former.train] == [
@@ -229,6 +230,12 @@ def test_remarks_of_sources_are_kept_and_said_once(settings, tmp_path: Path, tok
     (made.folder / "meta.json").write_text(json.dumps(meta))
     names = f"{tmp_path / 'a.jsonl'} + {tmp_path / 'b.jsonl'}"
     assert f"{names}: a remark" in prepare(config).notes
+    few = prepare(settings(data_path=[tmp_path / "a.jsonl"], split="8,1,1", tokenizer=str(tokenizer_folder)))
+    assert few.test is not None and "no text is left" not in str(few.notes)
+    (tmp_path / "a.jsonl").write_text(lines.splitlines()[0])
+    few = prepare(settings(data_path=[tmp_path / "a.jsonl"], split="8,1,1", tokenizer=str(tokenizer_folder)))
+    cause = "--split cuts between documents, and the text has only 1"
+    assert few.notes[-1] == f"no text is left for valid and test: {cause}"
     assert "holds no text" in fault(
         settings(data_path=["1", tmp_path / "a.jsonl", "1", tmp_path / "c.jsonl"])
     )

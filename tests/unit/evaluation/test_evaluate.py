@@ -192,6 +192,11 @@ def test_a_run_is_judged_on_its_own_data(tmp_path, tokenizer_folder, evaluated):
     writer.publish({"step": 1, "engine": {"factors": {}}, "identity": {"data": "0123456789abcdef"}})
     with pytest.raises(UserError, match="was trained on data 0123456789abcdef, its settings now give"):
         evaluated(run)
+    (tmp_path / "one.txt").write_text("A text of one document.\n")
+    short = settings | {"data_path": [str(tmp_path / "one.txt")], "split": "80,10,10"}
+    of_one = write_run(tmp_path / "of one", random_weights(**model, settings=short))
+    with pytest.raises(UserError, match=r"holds no text \(--split cuts between documents, .* has only 1\);"):
+        evaluated(of_one, "--split", "test")
     other = write_run(tmp_path / "other", random_weights(**model, settings=data))
     with pytest.raises(UserError, match="its tokenizer is not that of"):
         evaluated(other)
