@@ -136,6 +136,7 @@ def _install() -> None:
     torch.cuda.set_device = lambda index: None
     torch.cuda.current_device = lambda: device() if _is_visible() else torch.device("cpu")
     torch.cuda.synchronize = _synchronise
+    torch.cuda.is_current_stream_capturing = lambda: False  # a build with CUDA would ask the driver
     torch.cuda.empty_cache = _gives_memory_back
     torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
     torch.cuda.reset_peak_memory_stats = lambda: None

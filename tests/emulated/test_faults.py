@@ -15,7 +15,7 @@ REFUSED = {
     "combines_bits": "all_reduce with BOR, which NCCL does not have",
     "gathers_another_type": "torch.bfloat16 and torch.float32: NCCL carries one type",
     "gathers_into_too_little": "3 elements into 4",
-    "mixes_devices": "on the same device, but found at least two",
+    "mixes_devices": "devices",  # in torch's own words, which vary
     "uses_a_sum_before_it_is_there": "the result of all_reduce before anybody has waited",
     "writes_what_a_collective_still_reads": "the operand of all_gather_into_tensor, which is still read",
     "fills_a_pinned_buffer_again": "memory from which the device still copies",
