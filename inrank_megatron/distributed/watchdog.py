@@ -1,6 +1,7 @@
 """The other processes of the job: the launchers above this rank, and the ranks on this and other machines."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -19,14 +20,16 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
 LAUNCHERS = {"deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 DEEPSPEED_COMMANDS = {"deepspeed", "ds", "deepspeed.launcher.runner"}
+_SESSION = re.compile(r"sshd(-session)?: \S+@notty")
 
 
 class Neighbours:
     """Ends this process when the job around it has fallen apart and nobody else would end it.
 
     The `deepspeed` command does not pass SIGTERM on to the launcher that it started, a killed launcher
-    cannot pass on anything, and a collective waits for a lost host, or with NCCL for a killed rank, until
-    its timeout. A thread watches for all of these, because the main thread may be inside a collective.
+    cannot pass on anything, what ssh has started outlives its connection, and a collective waits for a lost
+    host, or with NCCL for a killed rank, until its timeout. A thread watches for all of these, because the
+    main thread may be inside a collective.
 
     Make it first of all, so that no launcher is gone before it is known. A lost launcher ends the process
     until :meth:`hand_over`; after that the training loop asks :attr:`launcher_is_gone`, because it has
@@ -116,19 +119,26 @@ class Neighbours:
 
 
 def _launchers() -> list[psutil.Process]:
-    """The launcher above this process and, above DeepSpeed's, the `deepspeed` command.
+    """The launcher above this process, above DeepSpeed's the `deepspeed` command, and the ssh session without
+    a terminal in which pdsh or another host has started them.
 
     Nothing else above counts: a shell that starts a job in the background may end.
     """
+    parents = psutil.Process().parents()
     found = []
-    for process, names in zip(psutil.Process().parents(), (LAUNCHERS, DEEPSPEED_COMMANDS), strict=False):
-        try:
-            if names.isdisjoint(Path(word).name for word in process.cmdline()[:4]):
-                break
-        except psutil.Error:
+    for process, names in zip(parents, (LAUNCHERS, DEEPSPEED_COMMANDS), strict=False):
+        if names.isdisjoint(Path(word).name for word in _words(process)[:4]):
             break
         found.append(process)
-    return found
+    return found + [process for process in parents if _SESSION.match(" ".join(_words(process)))]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """The command line; none if the process has ended or hides it."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _process(pid: int, created: float) -> psutil.Process | None:

@@ -5,7 +5,7 @@ from tests.cluster.trainings import run
 
 def test_ranks_that_alternate_between_hosts_are_told_of_the_cost(cluster, trainings):
     """Tensor parallelism then crosses the network, and the launcher can do better."""
-    more = ["--train-iters", "2", "--switch-iters", "1"]
+    more = ["--train-iters", "4", "--switch-iters", "2"]
     told = run(
         cluster, "slurm_task_per_gpu.sh", trainings / "cyclic", *more, sbatch=["--distribution=cyclic"]
     )

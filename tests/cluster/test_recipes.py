@@ -1,11 +1,18 @@
-"""Every recipe of ``launch/cluster`` with its real launcher, on two hosts and one on four."""
+"""Recipes of ``launch/cluster`` with their real launchers, on two hosts and one on four."""
 
 import pytest
 
 from inrank_megatron.training.run_place import NAMES
 from tests.cluster.trainings import RECIPES, STEPS, result, run
 
-SCRIPTS = sorted(path.name for path in RECIPES.glob("*.sh"))
+# The others are interrupted and compared in test_slurm.py and test_elastic.py.
+SCRIPTS = [
+    "deepspeed_no_ssh.sh",
+    "deepspeed_openssh.sh",
+    "deepspeed_pdsh.sh",
+    "open_mpi.sh",
+    "torchrun_static.sh",
+]
 
 
 @pytest.mark.parametrize("recipe", SCRIPTS)
@@ -20,6 +27,11 @@ def test_a_recipe_trains_as_one_host_does(cluster, trainings, one_host, recipe):
     assert [entry.name for entry in sorted((folder / "checkpoints").iterdir())] == [
         f"step_{step:08d}" for step in (STEPS // 2, STEPS)
     ]
+
+
+def test_every_recipe_has_its_test():
+    tested = {*SCRIPTS, "slurm_task_per_gpu.sh", "slurm_task_per_node.sh", "torchrun_elastic.sh"}
+    assert tested == {path.name for path in RECIPES.glob("*.sh")}
 
 
 def test_four_hosts(cluster, trainings, one_host):
