@@ -11,6 +11,7 @@ for number in "${!hosts[@]}"; do
     ssh -tt "${hosts[number]}" "HOSTFILE=$(printf %q "$hostfile") MASTER_PORT=${MASTER_PORT:-29500}" \
         "bash $(printf '%q ' "$PWD/launch/cluster/deepspeed_no_ssh.sh" "$number" "$@")" < /dev/null &
 done
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT  # as when this script is interrupted
 status=0
 for job in $(jobs -p); do wait "$job" || status=$?; done
 exit "$status"

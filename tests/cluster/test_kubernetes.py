@@ -14,7 +14,7 @@ import yaml
 from inrank_megatron.config.cli import parse
 from tests.cluster.trainings import RECIPES
 
-DOCUMENTS = list(yaml.safe_load_all((RECIPES / "kubernetes.yaml").read_text()))
+DOCUMENTS = list(yaml.safe_load_all((RECIPES / "kubernetes.yml").read_text()))
 VERSION = "1.33"  # the first whose jobs count failures by index without a feature gate
 
 
