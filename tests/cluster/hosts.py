@@ -84,7 +84,7 @@ class Host:
     def processes(self) -> list[str]:
         """Command lines of all that runs here, zombies and the first process and its sleep excepted."""
         found = []
-        for folder in Path(f"/proc/{self.first_pid}/root/proc").glob("[0-9]*"):
+        for folder in Path("/proc", str(self.first_pid), "root", "proc").glob("[0-9]*"):
             try:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             except OSError:
