@@ -68,5 +68,5 @@ def crossing_in_words(machines: Sequence[str], hosts: Sequence[str], size: int, 
     return (
         f"tensor parallelism crosses hosts in {len(crossing)} of {len(starts)} groups (ranks {first.start}-"
         f"{first.stop - 1} on {', '.join(dict.fromkeys(hosts[first]))}): every layer then waits for the "
-        f"network, for up to {sent} per rank and step; {remedy}"
+        f"network, for about {sent} per rank and step; {remedy}"
     )

@@ -16,6 +16,7 @@ from inrank_megatron.config.costs import (
     linear_shapes,
     memory_per_device,
     parameters,
+    tensor_parallel_bytes,
 )
 from inrank_megatron.config.loading import from_flat, resolve
 from inrank_megatron.config.plan import changed_settings, make_plan, render
@@ -270,6 +271,16 @@ def test_buckets_that_overlap_count_on_a_gpu(stage, buffers):
     embedding = topology.padded_vocab_size * 1280
     on_a_gpu = memory_per_device(run, topology, device="NVIDIA H200")
     assert on_a_gpu.bucket == buffers * 4 * max(40_000_000, embedding)
+
+
+def test_tensor_parallelism_sends_activations_of_every_layer():
+    """Attention and MLP: an all-gather and a reduce-scatter of half of them, forward and backward."""
+    run = config("tiny", tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=8)
+    layers, tokens, width, micro_batches = 4, 2 * 256, 192, 2
+    sent = layers * 2 * 4 * tokens * width // 2 * micro_batches
+    assert tensor_parallel_bytes(run, check(run, world_size=4)) == 4 * sent
+    half = config("tiny", tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=8, bf16=True)
+    assert tensor_parallel_bytes(half, check(half, world_size=4)) == 2 * sent
 
 
 def test_frozen_weights_have_no_gradients_and_no_moments():

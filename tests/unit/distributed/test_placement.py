@@ -14,7 +14,7 @@ def test_groups_inside_of_hosts_are_not_worth_a_line():
 def test_ranks_that_alternate_can_be_started_host_by_host():
     assert crossing("abab", 2) == (
         "tensor parallelism crosses hosts in 2 of 2 groups (ranks 0-1 on host-a, host-b): every layer then "
-        "waits for the network, for up to 3.0 MiB per rank and step; start the ranks host by host (srun "
+        "waits for the network, for about 3.0 MiB per rank and step; start the ranks host by host (srun "
         "--distribution=block, mpirun --map-by slot)"
     )
 
