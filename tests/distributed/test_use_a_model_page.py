@@ -1,4 +1,4 @@
-"""The commands of ``docs/guides/use_a_model.md`` as they stand there, on a tiny run; no network."""
+"""The commands of ``docs/guides/use_a_model.md`` and the script of ``convert.md`` on a tiny run, offline."""
 
 import argparse
 import contextlib
@@ -33,6 +33,8 @@ LINES = [
     for line in block.replace("\\\n", " ").splitlines()
 ]
 SCRIPTS = [block for language, block in BLOCKS if language == "python"]
+CONVERT = (ROOT / "docs" / "guides" / "convert.md").read_text()
+SCRIPTS += re.findall(r"^```python\n(.*?)^```$", CONVERT, re.MULTILINE | re.DOTALL)
 CONVERSIONS = [line for line in LINES if "tools/convert_checkpoint.py" in line]
 OTHERS = [line for line in LINES if line not in CONVERSIONS and line.split()[0] in RUN_HERE]
 # As the page's own text says of WikiText: a folder in the place of the hub's dataset.
