@@ -66,18 +66,17 @@ class Engine(LiveModel):
             loss = self.loss(self.deepspeed, batch)
             self.deepspeed.backward(loss)
             total += loss.detach()
-            if index + 1 == self.accumulation:
-                self._replicated.sum()
-                report = StepReport(
-                    total,
-                    self.accumulation * self.parallel.dp_size,
-                    meanwhile(),
-                    self.parallel,
-                    need_finite=not self.loss_scaling.enabled,
-                )
-                norm = self._update(step, report, seen)
-            else:
-                self.deepspeed.step()
+            if index + 1 < self.accumulation:
+                self.deepspeed.step()  # counts the micro-batch
+        self._replicated.sum()
+        report = StepReport(
+            total,
+            self.accumulation * self.parallel.dp_size,
+            meanwhile(),
+            self.parallel,
+            need_finite=not self.loss_scaling.enabled,
+        )
+        norm = self._update(step, report, seen)
         self._end_step()
         skipped = self.loss_scaling.enabled and not math.isfinite(norm)
         self.loss_scaling.count(overflow=skipped, step=step)

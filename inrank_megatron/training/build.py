@@ -8,7 +8,7 @@ from rich.console import Console
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import costs
 from inrank_megatron.config.shapes import linear_shapes
-from inrank_megatron.config.topology import topology_of
+from inrank_megatron.config.topology import Topology, topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.data.cache import quiet
 from inrank_megatron.data.prepare import PreparedData, prepare
@@ -16,6 +16,7 @@ from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed.platform import device, device_name
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.registry import make_method, switch_step
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
@@ -90,7 +91,7 @@ def _trainer(
     checkpoint: Checkpoint | None,
     pretrained: PretrainedWeights | None,
 ) -> Trainer:
-    """Long, as it only wires: batches, method, model, engine, trainer."""
+    """Batches, method, engine, trainer."""
     config, parallel = job.config, job.parallel
     vocab_size, world_size = data.tokenizer.vocab_size, parallel.world_size
     topology = topology_of(config, world_size=world_size, vocab_size=vocab_size)
@@ -113,27 +114,7 @@ def _trainer(
     if checkpoint:
         identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
     method = make_method(config, switch_step=identity["switch_step"])
-
-    factory = GPTFactory(
-        config,
-        parallel,
-        vocab_size=topology.vocab_size,
-        padded_vocab_size=topology.padded_vocab_size,
-        pretrained=pretrained,
-    )
-    factors = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
-    engine = Engine(
-        factory,
-        structure_of(checkpoint, factors) if checkpoint else factors,
-        config=config,
-        parallel=parallel,
-        device=device(),
-        accumulation=topology.accumulation_steps,
-        deepspeed_json=job.deepspeed_json,
-    )
-    if checkpoint:
-        fill(engine, checkpoint)
-
+    engine = _engine(job, topology, method, checkpoint=checkpoint, pretrained=pretrained)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
     journal = Journal(
         folder,
@@ -156,3 +137,35 @@ def _trainer(
         progress=progress,
         peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),
     )
+
+
+def _engine(
+    job: Job,
+    topology: Topology,
+    method: Method,
+    *,
+    checkpoint: Checkpoint | None,
+    pretrained: PretrainedWeights | None,
+) -> Engine:
+    """The model in the structure that the method begins with or the checkpoint has, with its values."""
+    config, parallel = job.config, job.parallel
+    factory = GPTFactory(
+        config,
+        parallel,
+        vocab_size=topology.vocab_size,
+        padded_vocab_size=topology.padded_vocab_size,
+        pretrained=pretrained,
+    )
+    factors = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
+    engine = Engine(
+        factory,
+        structure_of(checkpoint, factors) if checkpoint else factors,
+        config=config,
+        parallel=parallel,
+        device=device(),
+        accumulation=topology.accumulation_steps,
+        deepspeed_json=job.deepspeed_json,
+    )
+    if checkpoint:
+        fill(engine, checkpoint)
+    return engine
