@@ -1,42 +1,42 @@
-"""One case of the engine's settings against one process in FP32."""
+"""One comparison with the training of one process in FP32."""
 
 import functools
 
 from inrank_megatron.lowrank.methods.changes import Change
-from tests.contract.sessions import LAYOUTS, METHODS, run
-from tests.contract.settings import Case, changes
+from tests.contract.cases import CASES, STEPS, Tag, Tolerance
+from tests.contract.comparisons import Comparison, settings_of
+from tests.contract.layouts import LAYOUTS
+from tests.contract.sessions import run
 from tests.harness import run_ranks
-
-STEPS = 50
-"""Checks come every 5 steps, the switch after 20, restarts every 10."""
-
-FEWER = {
-    name: 15 if settings["method"] in ("dense", "fixed-rank", "lora") else 25
-    for name, settings in METHODS.items()
-}
-FEWER["inrank"] = 20
-"""Steps of most of the suite's cases: past every change that the method makes."""
 
 SGD_RATE = 0.1
 """Adam moves every weight by about its learning rate; SGD needs a larger one to learn in so few steps."""
 
-TOLERANCES = {"fp32": (2e-6, 3e-5, 0), "bf16": (1e-3, 3e-2, 1), "fp16": (2e-4, 1e-2, 1)}
-"""Largest relative difference of a loss and of a gradient norm, largest difference of a rank. In FP32 only
-rounding differs. BF16 keeps 8 bits (4e-3 a value) and FP16 11 (5e-4); the mean over a batch's 128 tokens and
-the FP32 masters average that. A rank is where an explained ratio crosses the threshold, and spectra of
-weights that differ by rounding may cross it one column apart.
+HALF = {"bf16": Tolerance(1e-3, 3e-2, 1), "fp16": Tolerance(2e-4, 1e-2, 1)}
+"""BF16 keeps 8 bits (4e-3 per value) and FP16 11 (5e-4); the mean over a batch's 128 tokens and the FP32
+master weights average that. A rank is where an explained ratio crosses the threshold, and spectra of weights
+that differ by rounding may cross it one column apart.
 """
 
-LARGE_START = (1e-5, 3e-4, 0)
-"""The same in FP32 for columns that start at the default norm of 0.5. Beside weights of width 64 their
-products are large, and so is the rounding of what is computed from them.
-"""
+
+def steps_of(comparison: Comparison) -> int:
+    """In the suite: all 50 once for every method, and for its variants in the full product alone."""
+    case = CASES[comparison["method"]]
+    long = Tag.PAIRWISE in case.tags and "precision" not in comparison and comparison["layout"] == "TP2 SP"
+    return STEPS if long else case.steps
+
+
+def reference(method: str, sgd: bool = False, *, least: int = 0) -> dict:
+    """What comparisons of a method share: one process, FP32, ZeRO 1, without offload or recomputation; of all
+    50 steps where one of them takes so many, of the ``least`` that are asked for elsewhere.
+    """
+    case = CASES[method]
+    return _reference(method, sgd, STEPS if Tag.PAIRWISE in case.tags else max(least, case.steps))
 
 
 @functools.cache
-def serial(method: str, sgd: bool) -> dict:
-    """One process, FP32, ZeRO 1, without offload or recomputation."""
-    return _serial(method, sgd, STEPS)
+def _reference(method: str, sgd: bool, steps: int) -> dict:
+    return _serial(method, sgd, steps)
 
 
 def _serial(method: str, sgd: bool, steps: int, given: list[list[Change]] | None = None) -> dict:
@@ -44,34 +44,32 @@ def _serial(method: str, sgd: bool, steps: int, given: list[list[Change]] | None
     return run_ranks(run, 1, method, LAYOUTS["TP1 DP1"], settings, steps, given, timeout=240)[0]
 
 
-def compare(case: Case, steps: int = STEPS) -> dict:
+def compare(comparison: Comparison, steps: int = STEPS) -> dict:
     """The largest differences over steps and ranks, and whether they are within the tolerances.
 
-    Where the case's ranks are others than the serial training's, its losses and norms are compared with those
-    of a serial training that carries out the case's own changes.
+    Where the ranks differ from the serial training's, losses and norms are compared with those of a serial
+    training that carries out the comparison's own changes.
     """
-    method, layout, settings = case["method"], LAYOUTS[case["layout"]], changes(case)
-    sgd = case["optimizer"] == "sgd"
+    method, layout, settings = comparison["method"], LAYOUTS[comparison["layout"]], settings_of(comparison)
+    sgd = comparison["optimizer"] == "sgd"
     if sgd:
         settings["lr"] = SGD_RATE
     results = run_ranks(run, layout.world_size, method, layout, settings, steps, timeout=400)
-    reference = serial(method, sgd)
-    rank = max(rank_difference(result["ranks"], reference["ranks"][:steps]) for result in results)
+    serial = reference(method, sgd, least=steps)
+    rank = max(rank_difference(result["ranks"], serial["ranks"][:steps]) for result in results)
     if rank:
-        reference = _serial(method, sgd, steps, results[0]["changes"])
-        assert all(result["ranks"] == reference["ranks"] for result in results)
+        serial = _serial(method, sgd, steps, results[0]["changes"])
+        assert all(result["ranks"] == serial["ranks"] for result in results)
     loss, norm = (
-        max(largest_difference(result[key], reference[key][:steps]) for result in results)
+        max(largest_difference(result[key], serial[key][:steps]) for result in results)
         for key in ("losses", "grad_norms")
     )
-    precision = case.get("precision", "fp32")
-    large = (method, precision) == ("inrank-efficient-default-start", "fp32")
-    limits = LARGE_START if large else TOLERANCES[precision]
+    limits = HALF.get(comparison.get("precision"), CASES[method].tolerance)
     return {
         "loss": loss,
         "grad_norm": norm,
         "rank": rank,
-        "passed": loss < limits[0] and norm < limits[1] and rank <= limits[2],
+        "passed": loss < limits.loss and norm < limits.grad_norm and rank <= limits.rank,
     }
 
 

@@ -6,27 +6,23 @@ Top-level functions that ranks run; the assertions are in ``test_faults.py``.
 import torch
 from torch import Tensor
 
-from inrank_megatron.engine.engine import StepResult
 from inrank_megatron.engine.fragments import read_value, write_value
 from inrank_megatron.engine.loss_scaling import STATE
 from inrank_megatron.engine.state import engine_record, load_engine
 from inrank_megatron.errors import UserError
-from tests.contract.sessions import CHECK, Layout, Session, Tensors, build, snapshot, states
+from tests.contract.cases import CHECK
+from tests.contract.checkpoints import Tensors
+from tests.contract.layouts import Layout
+from tests.contract.probes import snapshot, states
+from tests.contract.sessions import Session, build
 
 PARAMETER = "decoder.layers.1.mlp.linear_fc1.U"
 MODULE = "decoder.layers.0.input_layernorm"
 CULPRIT = 1
 
 
-def step(session: Session) -> StepResult:
-    """The next optimizer step, without the method's changes."""
-    session.step += 1
-    lr = session.engine.config.optimizer.lr
-    return session.engine.train_step(session.batch(session.step - 1), step=session.step, lr=lr)
-
-
 def check(session: Session) -> list[int]:
-    """The method's changes after the present step, as the training loop asks for them; the ranks then."""
+    """Carry out the method's changes after the present step; the ranks then."""
     session.apply(session.decide())
     return list(session.engine.ranks.values())
 
@@ -68,11 +64,11 @@ def spoilt_steps(rank: int, world_size: int, layout: Layout, settings: dict, val
     seen = {}
     for place in ("parameter", "output", "gradient"):
         session = build("inrank", layout, **settings).start()
-        step(session)
+        session.train_step()
         plant(session, place, value, here=rank == CULPRIT)
         before = everything(session)
         try:
-            message = f"no error: {step(session)}"
+            message = f"no error: {session.train_step()}"
         except UserError as error:
             message = str(error)
         seen[place] = (message, different(before, everything(session)))
@@ -86,7 +82,7 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
     seen["losses"].append(session.fixed_loss())
     for _ in range(steps):
         before = everything(session)
-        skipped = step(session).skipped
+        skipped = session.train_step().skipped
         if skipped:
             seen["changed"] += different(before, everything(session))
         if session.step % CHECK == 0:
@@ -97,11 +93,11 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
     seen["losses"].append(session.fixed_loss())
     seen["counted"] = (session.engine.loss_scaling.skipped, session.engine.loss_scaling.in_a_row)
     hook, before = plant(session, "gradient", torch.inf, here=rank == CULPRIT), everything(session)
-    result = step(session)
+    result = session.train_step()
     seen["spoilt"] = (result.skipped, result.grad_norm, different(before, everything(session)))
     if hook:
         hook.remove()
-    seen["next"] = step(session).skipped
+    seen["next"] = session.train_step().skipped
     return seen
 
 
@@ -109,12 +105,12 @@ def scaling_over_changes(rank: int, world_size: int, layout: Layout, settings: d
     """The loss scaling's record before and after the switch, and after a resume from there."""
     settings = settings | {"fp16": True, "initial_loss_scale": 2.0**30, "loss_scale_window": 4}
     session = build("inrank-efficient", layout, switch=4 * CHECK, **settings).start()
-    skipped = [step(session).skipped for _ in range(4 * CHECK)]
+    skipped = [session.train_step().skipped for _ in range(4 * CHECK)]
     records = [engine_record(session.engine)["loss_scaling"]]
     check(session)
     record, tensors = engine_record(session.engine), snapshot(session)
     records.append(record["loss_scaling"])
-    goes_on = step(session)
+    goes_on = session.train_step()
     resumed = build("inrank-efficient", layout, switch=4 * CHECK, record=record, **settings)
     resumed.step = 4 * CHECK
     load_engine(resumed.engine, record, Tensors(tensors))
@@ -125,7 +121,7 @@ def scaling_over_changes(rank: int, world_size: int, layout: Layout, settings: d
         "records": records,
         "state": {name: getattr(scaler, name) for name in STATE},
         "base": any(x.weight is not None for x in resumed.engine.layers.values()),
-        "steps": (goes_on, step(resumed)),
+        "steps": (goes_on, resumed.train_step()),
     }
 
 
@@ -135,7 +131,7 @@ def gives_up(rank: int, world_size: int, layout: Layout, settings: dict) -> tupl
     plant(session, "gradient", torch.inf, here=rank == CULPRIT)
     try:
         while session.step < 10:
-            step(session)
+            session.train_step()
     except UserError as error:
         return session.step, str(error)
     return session.step, "no error"

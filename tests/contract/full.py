@@ -1,4 +1,4 @@
-"""The full product of the engine's settings, for `tests/full.sh`: one line of JSON for each case."""
+"""The full product of the engine's settings, for `tests/full.sh`: one line of JSON for each comparison."""
 
 import json
 import sys
@@ -7,33 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.contract.compare import compare
-from tests.contract.sessions import METHODS
-from tests.contract.settings import FACTORS, LAYOUT_NAMES, OPTIMIZERS, Case, name_of, product
+from tests.contract.comparisons import EVERYTHING, Comparison, name_of, product
 from tests.harness import close_pools
 
-EVERYTHING = {**FACTORS, "method": tuple(METHODS), "layout": (*LAYOUT_NAMES, "TP2 without SP")}
-EVERYTHING |= {"optimizer": tuple(OPTIMIZERS), "precision": ("fp32", "bf16", "fp16")}
 
-
-def cases(share: str) -> Iterator[Case]:
+def part(share: str) -> Iterator[Comparison]:
     """Those of a share such as ``2/4``: the second of every four."""
     number, of = map(int, share.split("/"))
     yield from list(product(EVERYTHING))[number - 1 :: of]
 
 
 def main(path: Path = Path("full_results.jsonl"), share: str = "1/1") -> int:
-    """Run what the file does not hold yet; 1 if any case of it failed."""
+    """Run what the file does not hold yet; 1 if any comparison of it failed."""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {record["case"] for record in records}
-    for case in cases(share):
-        if name_of(case) in done:
+    for comparison in part(share):
+        if name_of(comparison) in done:
             continue
         began = time.monotonic()
         try:
-            record = compare(case)
+            record = compare(comparison)
         except AssertionError as error:  # a rank that failed, too
             record = {"passed": False, "error": str(error)[-2000:]}
-        record = {"case": name_of(case), **record, "seconds": round(time.monotonic() - began, 1)}
+        record = {"case": name_of(comparison), **record, "seconds": round(time.monotonic() - began, 1)}
         records.append(record)
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")

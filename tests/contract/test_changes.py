@@ -7,40 +7,32 @@ import pytest
 import torch
 
 from inrank_megatron.lowrank.linalg import oracle
-from tests.contract.sessions import (
-    CHECK,
-    LAYOUTS,
+from tests.contract.cases import CHECK
+from tests.contract.changes import (
     around_growth,
     around_restart,
     around_switch,
     beyond_use,
-    check_after,
     first_step_of_new_columns,
     first_updates,
     spectra,
     starts,
 )
+from tests.contract.layouts import LAYOUTS
+from tests.contract.probes import check_after
+from tests.contract.setups import GROWTHS, SETUPS, Setup
 from tests.harness import run_ranks
 
-ENGINES = {
-    "FP32": {},
-    "FP32 ZeRO 0": {"zero_stage": 0},
-    "FP32 ZeRO 3": {"zero_stage": 3},
-    "BF16": {"bf16": True},
-    "BF16 ZeRO 2 offloaded": {"bf16": True, "zero_stage": 2, "offload_optimizer": True},
-    "FP16 ZeRO 3": {"fp16": True, "zero_stage": 3},
-    "FP32 apex": {"optimizer": "apex-fused-adam"},
-}
-WHERE = [
-    ("TP1 DP1", "FP32"),
-    ("TP1 DP1", "BF16"),
-    ("DP2", "FP32 ZeRO 0"),
-    ("DP2", "FP32 apex"),
-    ("DP2", "BF16 ZeRO 2 offloaded"),
-    ("DP2", "FP16 ZeRO 3"),
-    ("TP2 SP DP2", "FP32 ZeRO 3"),
-    ("TP2 SP DP2", "BF16"),
-]
+
+def each(checks: str) -> list:
+    """Setup and check, for all of a field of ``SETUPS``."""
+    return [
+        pytest.param(
+            setup, check, id=f"{setup}-{check if isinstance(check, str) else '-'.join(map(str, check))}"
+        )
+        for setup in SETUPS
+        for check in getattr(setup, checks)
+    ]
 
 
 def is_factor(name: str) -> bool:
@@ -61,7 +53,7 @@ def assert_same(before: dict, after: dict, name: str) -> None:
     ],
     ids=str,
 )
-def test_columns_that_are_not_in_use_stay_zero(name, layout, settings):
+def test_unused_columns_stay_zero(name, layout, settings):
     """Through weight decay, growth, moments that are filled and products that are absorbed: in half precision
     products run over some of them.
     """
@@ -71,7 +63,7 @@ def test_columns_that_are_not_in_use_stay_zero(name, layout, settings):
         assert result["largest"] == 0.0
 
 
-def test_starts():
+def test_initial_factors_are_the_gradient_s_or_the_best_of_the_weights():
     """Gradient directions that descend, W0 as it is or less their product; the best factors of the initial
     matrix.
     """
@@ -107,22 +99,13 @@ def test_starts():
             torch.testing.assert_close(u @ v, best, rtol=0, atol=1e-6 * float(best.norm()))
 
 
-ABSORBED = {"absorb_columns": True, "new_column_moments": "mean"}
-
-
-@pytest.mark.parametrize(
-    ("layout", "engine", "growth"),
-    [
-        *[pytest.param(*where, ABSORBED, id="-".join(where)) for where in WHERE],
-        *[pytest.param(*where, {}, id="-".join((*where, "default"))) for where in (WHERE[0], WHERE[-2])],
-    ],
-)
-def test_growth(layout, engine, growth):
+@pytest.mark.parametrize(("setup", "growth"), each("growth"))
+def test_growth_changes_new_columns_alone(setup, growth):
     """New columns start with a first moment of zero and a second of zero or of the others' mean. Absorbed
     into W0 they do not change the loss, else by little. All else stays to the bit.
     """
-    half, where = "FP32" not in engine, LAYOUTS[layout]
-    for result in run_ranks(around_growth, where.world_size, where, ENGINES[engine] | growth):
+    settings = setup.settings | GROWTHS[growth]
+    for result in run_ranks(around_growth, setup.layout.world_size, setup.layout, settings):
         before, after = result["before"], result["after"]
         assert before.keys() == after.keys()
         assert any(result["grown"][name] > k for name, k in result["active"].items())
@@ -147,16 +130,16 @@ def test_growth(layout, engine, growth):
             second = values[5]
             assert torch.equal(values[2][:, :old], second[:, :old])
             mean = values[2][:, :old].double().mean(dim=1, keepdim=True).expand(-1, new - old)
-            expected = mean if growth else torch.zeros_like(mean)
+            expected = mean if growth == "absorbed" else torch.zeros_like(mean)
             torch.testing.assert_close(second[:, old:new].double(), expected, rtol=1e-5, atol=0)
             assert not second[:, new:].any()
         loss_before, loss_after = result["loss"]
-        if not growth:
+        if growth == "default":
             assert loss_after == pytest.approx(loss_before, rel=1e-2)
             assert loss_after != loss_before
             continue
         # Half precision rounds W0, so absorbing a product moves each weight by half a unit in the last place.
-        assert loss_after == pytest.approx(loss_before, rel=1e-3 if half else 1e-6)
+        assert loss_after == pytest.approx(loss_before, rel=1e-3 if setup.half else 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -193,57 +176,39 @@ def test_new_columns_start_no_faster_than_others(optimizer):
     assert zero_at_the_default_beta == pytest.approx(0.447, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("layout", "engine"), [("TP1 DP1", "FP32"), ("DP2", "FP16 ZeRO 3"), ("DP2", "BF16 ZeRO 2 offloaded")]
-)
-def test_factors_have_their_multiple_of_the_learning_rate(layout, engine):
+@pytest.mark.parametrize("setup", [setup for setup in SETUPS if setup.multiplier], ids=str)
+def test_factors_have_their_multiple_of_the_learning_rate(setup):
     """Before and after the switch. Adam's first step is the learning rate wherever there is a gradient, so
     that the largest update over it is the multiplier; after the switch the factors' Adam alone is new.
     """
-    where = LAYOUTS[layout]
-    settings = ENGINES[engine] | {"weight_decay": 0.0, "factor_lr_multiplier": 4.0}
-    for first, after in run_ranks(first_updates, where.world_size, where, settings):
+    settings = setup.settings | {"weight_decay": 0.0, "factor_lr_multiplier": 4.0}
+    for first, after in run_ranks(first_updates, setup.layout.world_size, setup.layout, settings):
         for name, update in first.items():
             assert update == pytest.approx(4.0 if is_factor(name) else 1.0, rel=1e-2), name
         for name, update in after.items():
             assert update == pytest.approx(4.0, rel=1e-2) if is_factor(name) else update < 1.5, name
 
 
-RESTARTS = [("TP1 DP1", "FP32"), ("DP2", "BF16"), ("DP2", "FP16 ZeRO 3"), ("TP2 SP DP2", "FP32 ZeRO 3")]
-RESETS = [("full", 0.9), ("random", 0.9), ("magnitude", 0.9)]
-HIGHER = [("random", 0.999), ("magnitude", 0.999)]
-
-
 @functools.cache
-def restarts(layout: str, engine: str) -> dict[tuple[str, float], list[dict]]:
+def restarts(setup: Setup) -> dict[tuple[str, float], list[dict]]:
     """By reset, of every rank: one training, which goes back to its state before each."""
-    where, ways = LAYOUTS[layout], [*RESETS, *HIGHER]
-    seen = run_ranks(around_restart, where.world_size, where, ENGINES[engine], ways)
-    return dict(zip(ways, zip(*seen, strict=True), strict=True))
+    seen = run_ranks(around_restart, setup.layout.world_size, setup.layout, setup.settings, setup.restarts)
+    return dict(zip(setup.restarts, zip(*seen, strict=True), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("layout", "engine", "reset", "share"),
-    [
-        *[(*where, *what) for where in RESTARTS for what in RESETS],
-        *[(*where, *what) for where in (RESTARTS[0], RESTARTS[-1]) for what in HIGHER],
-    ],
-)
-def test_restart(layout, engine, reset, share):
+@pytest.mark.parametrize(("setup", "restart"), each("restarts"))
+def test_restart_keeps_weights_and_clears_the_stated_moments(setup, restart):
     """The effective weights stay, the stated share of the factors' moments goes, all else stays.
 
     The story of restarts that threw the factors away instead of adding them to the weights, and of resets
     that, asked for a share of the optimizer's state, cleared none of it (axolotl issue 1414), or could not
     reach it under ZeRO (DeepSpeed issue 5615).
     """
-    half = "FP32" not in engine
-    where = LAYOUTS[layout]
-    results = restarts(layout, engine)[reset, share]
-    cleared, entries = (
-        Counter(),
-        Counter(),
-    )  # over the ranks of the first replica, tensor-parallel ones come first
-    for result in results[: where.tensor_parallel]:
+    reset, share = restart
+    half, results = setup.half, restarts(setup)[restart]
+    cleared, entries = Counter(), Counter()
+    # Over the ranks of the first replica; tensor-parallel ones come first.
+    for result in results[: setup.layout.tensor_parallel]:
         for name in filter(is_factor, result["before"]):
             for key in ("exp_avg", "exp_avg_sq"):
                 cleared[name, key] += int((result["after"][name][key] == 0).sum())
@@ -270,34 +235,35 @@ def test_restart(layout, engine, reset, share):
                 had = (before[name]["exp_avg"] != 0) & (before[name]["exp_avg_sq"] != 0)
                 lost = [after[name][moment][had] == 0 for moment in ("exp_avg", "exp_avg_sq")]
                 assert torch.equal(*lost)
-                if (
-                    reset == "magnitude" and key == "exp_avg_sq" and layout != "TP2 SP DP2"
-                ):  # where this rank holds the whole tensor
+                # Where this rank holds the whole tensor:
+                if reset == "magnitude" and key == "exp_avg_sq" and setup.layout.tensor_parallel == 1:
                     assert new[kept].abs().min() > old[~kept].abs().max()
         old, new = result["tensors"]
         for layer in {name.rsplit(".", 1)[0] for name in old if name.endswith(".U")}:
             before, after = effective_weight(old, layer), effective_weight(new, layer)
             if half:  # the sum is rounded once
-                before = before.to(torch.bfloat16 if "BF16" in engine else torch.float16).double()
+                before = before.to(torch.bfloat16 if "bf16" in setup.settings else torch.float16).double()
                 assert (before != after).double().mean() < 1e-3
             assert torch.sub(before, after).square().mean() < (1e-10 if half else 1e-16)
         assert result["loss"][1] == pytest.approx(result["loss"][0], rel=1e-3 if half else 1e-6)
 
 
-SWITCHES = [
-    *[("inrank-efficient", *where) for where in WHERE],
-    ("warm-start-budget", "TP1 DP1", "FP32"),
-    ("warm-start-budget", "DP2", "FP16 ZeRO 3"),
-    ("warm-start-budget", "TP2 SP DP2", "BF16"),
-    ("llama-warm-start", "TP2 SP DP2", "FP32 ZeRO 3"),
-]
+@functools.cache
+def switched(setup: Setup, method: str, truncation: str) -> list[dict]:
+    """Both sides of a switch, of every rank."""
+    layout = setup.layout
+    return run_ranks(around_switch, layout.world_size, layout, setup.settings, truncation, method)
 
 
-@pytest.mark.parametrize(("method", "layout", "engine"), SWITCHES)
-def test_switch(method, layout, engine):
+def switches(*truncations: str) -> list:
+    return [param for param in each("switches") if param.values[1][1] in truncations]
+
+
+@pytest.mark.parametrize(("setup", "switch"), switches("plain"))
+def test_switch_truncates_and_starts_adam_anew_for_factors_alone(setup, switch):
     """What is replaced is truncated and has a fresh Adam; all else keeps value and moments to the bit."""
-    where = LAYOUTS[layout]
-    for result in run_ranks(around_switch, where.world_size, where, ENGINES[engine], "plain", method):
+    method, truncation = switch
+    for result in switched(setup, method, truncation):
         before, after = result["before"], result["after"]
         replaced = {f"{layer}.weight" for layer in result["ranks"]} & before.keys()
         assert bool(replaced) == (method != "inrank-efficient")
@@ -323,56 +289,40 @@ def test_switch(method, layout, engine):
             assert f"{layer}.weight" not in new
 
 
-WEIGHED = {
-    "activation-aware": ("inrank-efficient", False, list(LAYOUTS)),
-    "activation-aware in BF16": ("inrank-efficient", True, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
-    "fisher": ("inrank-efficient", False, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
-    "fisher of dense linears": ("warm-start-budget", False, ["TP1 DP1", "TP2 without SP", "TP2 SP DP2"]),
-    "fisher of a LLaMA's": ("llama-warm-start", False, ["TP1 DP1", "TP2 SP DP2"]),
-}
-"""Method, BF16, layouts."""
-
-
-@pytest.mark.parametrize("case", WEIGHED)
-def test_weighed_switch(case):
+@pytest.mark.parametrize(("setup", "switch"), switches("activation-aware", "fisher"))
+def test_weighted_switch_matches_the_dense_oracle(setup, switch):
     """Every layout finds the factors that a dense oracle finds best, for inputs and gradients that one rank
     alone sees; what views show of the outputs are the oracle's energies."""
-    method, bf16, layouts = WEIGHED[case]
-    truncation = case.split()[0]
-    results = {
-        layout: run_ranks(
-            around_switch, LAYOUTS[layout].world_size, LAYOUTS[layout], {"bf16": bf16}, truncation, method
-        )[0]
-        for layout in layouts
-    }
-    moments, gradients = (results["TP1 DP1"][key] for key in ("moments", "gradients"))
-    for result in results.values():
-        old, new = result["tensors"]
-        for layer, rank in result["ranks"].items():
-            whole, C, D = effective_weight(old, layer), moments[layer], gradients[layer]
-            if truncation != "fisher":
-                D = torch.ones_like(D)
-            u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
-            assert (u.shape[1], v.shape[0]) == (rank, rank)
-            d = D.sqrt()[:, None]
-            error, best, unweighed = (
-                oracle.output_error(d * whole, d * (left @ right), C)
-                for left, right in (
-                    (u, v),
-                    oracle.truncate_for_loss(whole, C, D, rank),
-                    oracle.truncate_for_activations(whole, C, rank)
-                    if truncation == "fisher"
-                    else oracle.truncate(whole, rank),
-                )
+    method, truncation = switch
+    alone = next(one for one in SETUPS if one.layout_name == "TP1 DP1" and one.half == setup.half)
+    moments, gradients = (switched(alone, *switch)[0][key] for key in ("moments", "gradients"))
+    result = switched(setup, method, truncation)[0]
+    old, new = result["tensors"]
+    for layer, rank in result["ranks"].items():
+        whole, C, D = effective_weight(old, layer), moments[layer], gradients[layer]
+        if truncation != "fisher":
+            D = torch.ones_like(D)
+        u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
+        assert (u.shape[1], v.shape[0]) == (rank, rank)
+        d = D.sqrt()[:, None]
+        error, best, unweighted = (
+            oracle.output_error(d * whole, d * (left @ right), C)
+            for left, right in (
+                (u, v),
+                oracle.truncate_for_loss(whole, C, D, rank),
+                oracle.truncate_for_activations(whole, C, rank)
+                if truncation == "fisher"
+                else oracle.truncate(whole, rank),
             )
-            assert error < best + 1e-3 * (unweighed - best)
-            torch.testing.assert_close(u.square().sum(0), v.square().sum(1), rtol=1e-5, atol=0)
-            if not bf16:
-                energies = oracle.output_energies(d * whole, C)
-                found = torch.tensor(result["energies"][layer], dtype=torch.float64)
-                torch.testing.assert_close(
-                    found, energies[: len(found)], rtol=1e-4, atol=1e-5 * float(energies[0])
-                )
+        )
+        assert error < best + 1e-3 * (unweighted - best)
+        torch.testing.assert_close(u.square().sum(0), v.square().sum(1), rtol=1e-5, atol=0)
+        if not setup.half:
+            energies = oracle.output_energies(d * whole, C)
+            found = torch.tensor(result["energies"][layer], dtype=torch.float64)
+            torch.testing.assert_close(
+                found, energies[: len(found)], rtol=1e-4, atol=1e-5 * float(energies[0])
+            )
 
 
 def effective_weight(tensors: dict, layer: str) -> torch.Tensor:
@@ -383,19 +333,13 @@ def effective_weight(tensors: dict, layer: str) -> torch.Tensor:
     return weight + tensors[f"{layer}.U"].double() @ tensors[f"{layer}.V"].double()
 
 
-HALVES = [(layout, engine) for layout, engine in WHERE if "FP32" not in engine]
-
-
-@pytest.mark.parametrize(
-    ("layout", "engine"),
-    [*[(layout, "FP32") for layout in ("TP1 DP1", "TP2 SP", "DP2", "TP2 SP DP2")], *HALVES],
-)
-def test_spectra_that_methods_decide_on(layout, engine):
+@pytest.mark.parametrize("setup", [setup for setup in SETUPS if setup.spectra], ids=str)
+def test_spectra_that_methods_decide_on_match_dense_ones(setup):
     """Those of dense matrices formed from the whole state, FP32 masters in every precision. What was never
     trained is no update: neither the first columns at the start nor columns that have just been added show in
     that spectrum.
     """
-    results = run_ranks(spectra, LAYOUTS[layout].world_size, LAYOUTS[layout], ENGINES[engine])
+    results = run_ranks(spectra, setup.layout.world_size, setup.layout, setup.settings)
     seen = results[0]
     assert all(result["start"] == seen["start"] for result in results)
     assert all(max(values) == 0.0 for values in seen["start"]["update"].values())

@@ -7,7 +7,9 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.controls import noisy_gradients
 from inrank_megatron.experiments.driver import smallest_rank
 from inrank_megatron.experiments.teacher import Learned, Teacher, learn, student_config
-from tests.contract.sessions import LAYOUTS, build, dense_gradients
+from tests.contract.layouts import LAYOUTS
+from tests.contract.probes import dense_gradients
+from tests.contract.sessions import build
 from tests.groups import join
 from tests.harness import run_ranks
 

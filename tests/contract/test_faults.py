@@ -16,7 +16,7 @@ from tests.contract.faults import (
     scaling_over_changes,
     spoilt_steps,
 )
-from tests.contract.sessions import LAYOUTS
+from tests.contract.layouts import LAYOUTS
 from tests.harness import run_ranks
 
 OFFLOAD = {"offload_optimizer": True}

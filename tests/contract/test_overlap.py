@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.contract.sessions import Layout, build, leave_and_go_on, resume
+from tests.contract.checkpoints import leave_and_go_on, resume
+from tests.contract.layouts import Layout
+from tests.contract.sessions import build
 from tests.harness import run_ranks
 
 BUCKET = 40_000

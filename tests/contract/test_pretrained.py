@@ -11,7 +11,10 @@ from inrank_megatron.engine.state import engine_record, load_engine, whole_tenso
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, WithoutSpareRows
-from tests.contract.sessions import LAYOUTS, SIZES, Layout, build, dense_gradients, snapshot
+from tests.contract.cases import SIZES
+from tests.contract.layouts import LAYOUTS, Layout
+from tests.contract.probes import dense_gradients, snapshot
+from tests.contract.sessions import build
 from tests.harness import run_ranks
 
 STEPS = 6

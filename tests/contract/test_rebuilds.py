@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from inrank_megatron.engine.zero_state import read_state
-from tests.contract.sessions import LAYOUTS, Layout, build
+from tests.contract.layouts import LAYOUTS, Layout
+from tests.contract.sessions import build
 from tests.harness import run_ranks
 
 ENGINES = ({}, {"zero_stage": 3}, {"fp16": True, "zero_stage": 2}, {"zero_stage": 0})

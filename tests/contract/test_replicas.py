@@ -9,7 +9,9 @@ import torch
 
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.errors import UserError
-from tests.contract.sessions import CHECK, LAYOUTS, Layout, Session, build
+from tests.contract.cases import CHECK
+from tests.contract.layouts import LAYOUTS, Layout
+from tests.contract.sessions import Session, build
 from tests.harness import run_ranks
 
 LAYER = "decoder.layers.1.mlp.linear_fc2"

@@ -1,5 +1,7 @@
 """A training's state as whole tensors: it goes on from there on any layout of ranks."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -8,119 +10,129 @@ from torch.utils._pytree import tree_leaves
 
 from inrank_megatron.engine.state import whole_tensors
 from inrank_megatron.errors import UserError
-from tests.contract.sessions import CHECK, LAYOUTS, build, leave_and_go_on, resume
+from tests.contract.cases import CHECK
+from tests.contract.checkpoints import leave_and_go_on, resume
+from tests.contract.layouts import LAYOUTS
+from tests.contract.sessions import build
 from tests.harness import run_ranks
 
 MORE = 3
-PHASES = {"phase 1": CHECK + 1, "phase 2": CHECK + 3}
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A training that leaves its state and one that goes on from there.
+
+    Args:
+        method: row of ``CASES``.
+        step: at which it is left.
+        here, there: layouts.
+        settings: of the engine, here and there.
+        switches: whether the switch comes within the three steps that follow.
+    """
+
+    method: str
+    step: int
+    here: str
+    there: str
+    settings: tuple[dict, dict] = ({}, {})
+    switches: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Where nothing changes, the losses are the same to the bit."""
+        return self.here == self.there and self.settings[0] == self.settings[1]
+
+    def __str__(self) -> str:
+        settings = [" ".join(map(str, _flat(one))) or "ZeRO 1" for one in self.settings]
+        return f"{self.method} step {self.step}: {self.here}, {settings[0]} to {self.there}, {settings[1]}"
+
+
+def _flat(settings: dict) -> list:
+    return [f"{name} {value}" for name, value in settings.items()]
+
+
+PHASES = (CHECK + 1, CHECK + 3)
 """Steps: past the first growth, and past the switch two steps later."""
-OTHERS = {
-    "dense before the switch": ("warm-start", CHECK + 1, "TP2 SP", "DP2"),
-    "before patience runs out": ("inrank-efficient-patience", 3 * CHECK - 1, "DP2", "TP2 SP"),
-    "after the check that ends it": ("inrank-efficient-patience", 3 * CHECK, "TP2 SP", "DP2"),
-}
-"""Method, step, and where it goes from and to; the switch comes within the three steps that follow."""
+EFFICIENT, PATIENCE = "inrank-efficient", "inrank-efficient-patience"
+APEX = {"optimizer": "apex-fused-adam"}
+OFFLOAD = {"offload_optimizer": True}
+ZERO = [{"zero_stage": stage} for stage in range(4)]
 
-EXACT = {
-    "0": {"zero_stage": 0},
-    "2": {"zero_stage": 2},
-    "3": {"zero_stage": 3},
-    "2 offloaded": {"zero_stage": 2, "offload_optimizer": True},
-}
-"""Beside the default, stage 1, that the tests of a method have."""
-
-
-def round_trip(
-    method: str, here: str, there: str, step: int, *, settings: tuple[dict, dict] = ({}, {})
-) -> tuple[dict, list[dict]]:
-    """What is left ``here`` under the first settings; what goes on ``there`` under the second."""
-    source, target = LAYOUTS[here], LAYOUTS[there]
-    left = run_ranks(leave_and_go_on, source.world_size, method, source, step, MORE, settings[0])[0]
-    return left, run_ranks(resume, target.world_size, method, target, step, MORE, left, settings[1])
-
-
-@pytest.mark.parametrize(
-    ("here", "there"),
-    [("TP2 SP", "DP2"), ("DP2", "TP2 SP DP2"), ("TP2 SP DP2", "TP1 DP1"), ("TP1 DP1", "TP2 without SP")],
+RESUMES = (
+    # On another layout, in either phase; gate and up of a LLaMA lie in shards of each on every rank; Apex's
+    # step lies in the parameter group.
+    *(
+        Resume(method, step, here, there, settings)
+        for step in PHASES
+        for method, here, there, settings in (
+            (EFFICIENT, "TP2 SP", "DP2", ({}, {})),
+            (EFFICIENT, "DP2", "TP2 SP DP2", ({}, {})),
+            (EFFICIENT, "TP2 SP DP2", "TP1 DP1", ({}, {})),
+            (EFFICIENT, "TP1 DP1", "TP2 without SP", ({}, {})),
+            ("llama-inrank-efficient", "TP2 SP", "TP1 DP1", ({}, {})),
+            (EFFICIENT, "DP2", "TP2 SP", (APEX, APEX)),
+            # At another ZeRO stage: wherever that keeps master weights and moments.
+            (EFFICIENT, "TP2 SP", "DP2", (ZERO[1], ZERO[3])),
+            (EFFICIENT, "DP2", "TP2 SP", (ZERO[3], ZERO[0])),
+            (EFFICIENT, "DP2", "TP1 DP1", (ZERO[2], ZERO[1] | OFFLOAD)),
+            (EFFICIENT, "TP2 SP DP2", "DP2", (ZERO[3] | OFFLOAD, ZERO[2])),
+        )
+    ),
+    Resume("lora", CHECK, "DP2", "TP2 SP"),
+    # Before the restart after ten steps, which then draws the same new V and resets the same moments, and
+    # past it, where the learning rate warms up again.
+    *(
+        Resume(method, step, "TP2 SP", "DP2")
+        for method in ("relora", "llama-relora")
+        for step in (2 * CHECK - 2, 2 * CHECK + 1)
+    ),
+    # Of the past the switch needs nothing but what the record holds: dense before it, before patience runs
+    # out, after the check that ends it.
+    Resume("warm-start", CHECK + 1, "TP2 SP", "DP2", switches=True),
+    Resume(PATIENCE, 3 * CHECK - 1, "DP2", "TP2 SP", switches=True),
+    Resume(PATIENCE, 3 * CHECK, "TP2 SP", "DP2", switches=True),
+    # On the same layout: exactly.
+    *(
+        Resume(method, CHECK + 1, "TP2 SP", "TP2 SP")
+        for method in ("dense", "fixed-rank", "inrank", "relora")
+    ),
+    # At every ZeRO stage, over the switch, where each keeps master weights and moments elsewhere.
+    *(
+        Resume(EFFICIENT, CHECK + 1, "DP2", "DP2", (settings, settings), switches=True)
+        for settings in (ZERO[0], ZERO[2], ZERO[3], ZERO[2] | OFFLOAD)
+    ),
 )
-@pytest.mark.parametrize("phase", PHASES)
-def test_training_goes_on_elsewhere(phase, here, there):
-    """The tensors come back to the bit, the losses to rounding.
+
+
+@pytest.mark.parametrize("case", RESUMES, ids=str)
+def test_training_resumes_with_its_whole_state(case):
+    """The tensors come back to the bit, the losses to rounding, and to the bit where nothing changes; the
+    switch comes at the same step to the same ranks.
 
     The story of checkpoints loaded onto another number of ranks that brought the weights and lost the
     optimizer's moments: no error, only a loss that rose (DeepSpeed issues 6503 and 7786). Here every
     moment is there, not zero, and the same as before.
     """
-    goes_on_elsewhere("inrank-efficient", here, there, PHASES[phase])
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_llama_goes_on_elsewhere(phase):
-    """Gate and up lie in shares of each on every rank; the state does not know."""
-    goes_on_elsewhere("llama-inrank-efficient", "TP2 SP", "TP1 DP1", PHASES[phase])
-
-
-@pytest.mark.parametrize("step", [2 * CHECK - 2, 2 * CHECK + 1])
-@pytest.mark.parametrize("method", ["relora", "llama-relora"])
-def test_restarts_come_elsewhere_as_they_would_have_come_here(method, step):
-    """Before the restart after ten steps, which then draws the same new V and resets the same moments, and
-    past it, where the learning rate warms up again.
-    """
-    goes_on_elsewhere(method, "TP2 SP", "DP2", step)
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_apex_goes_on_elsewhere(phase):
-    """Its step lies in the parameter group."""
-    apex = {"optimizer": "apex-fused-adam"}
-    goes_on_elsewhere("inrank-efficient", "DP2", "TP2 SP", PHASES[phase], settings=(apex, apex))
-
-
-def test_lora_goes_on_elsewhere():
-    goes_on_elsewhere("lora", "DP2", "TP2 SP", CHECK)
-
-
-def goes_on_elsewhere(
-    method: str, here: str, there: str, step: int, *, settings: tuple[dict, dict] = ({}, {})
-) -> None:
-    left, resumed = round_trip(method, here, there, step, settings=settings)
+    here, there = LAYOUTS[case.here], LAYOUTS[case.there]
+    left = run_ranks(leave_and_go_on, here.world_size, case.method, here, case.step, MORE, case.settings[0])[
+        0
+    ]
+    resumed = run_ranks(resume, there.world_size, case.method, there, case.step, MORE, left, case.settings[1])
     moments = [name for name in left["tensors"] if name.endswith(("exp_avg", "exp_avg_sq"))]
     assert moments and all(left["tensors"][name].any() for name in moments)
     assert left["tensors"].keys() == resumed[0]["tensors"].keys()
     for name, tensor in left["tensors"].items():
         assert torch.equal(resumed[0]["tensors"][name], tensor), name
+    relative = 0 if case.exact else 1e-6
     for result in resumed:
         assert result["record"] == left["record"]
-        assert result["fixed"] == pytest.approx(left["fixed"], rel=1e-6)
-        assert result["losses"] == pytest.approx(left["losses"], rel=1e-6)
-
-
-@pytest.mark.parametrize("case", OTHERS)
-def test_switch_comes_elsewhere_as_it_would_have_come_here(case):
-    """The same step, ranks and losses: of the past the switch needs nothing but what the record holds."""
-    method, step, here, there = OTHERS[case]
-    left, resumed = round_trip(method, here, there, step)
-    assert left["switched"] == (False, True)
-    for result in resumed:
+        assert result["fixed"] == pytest.approx(left["fixed"], rel=relative, abs=0)
+        assert result["losses"] == pytest.approx(left["losses"], rel=relative, abs=0)
         assert result["switched"] == left["switched"]
         assert result["last record"] == left["last record"]
-        assert result["losses"] == pytest.approx(left["losses"], rel=1e-6)
-
-
-@pytest.mark.parametrize("method", ["dense", "fixed-rank", "inrank", "relora"])
-def test_training_goes_on_exactly_on_the_same_layout(method):
-    left, resumed = round_trip(method, "TP2 SP", "TP2 SP", CHECK + 1)
-    assert all((result["fixed"], result["losses"]) == (left["fixed"], left["losses"]) for result in resumed)
-
-
-@pytest.mark.parametrize("stage", EXACT)
-def test_training_goes_on_exactly_at_every_zero_stage(stage):
-    """Past the first growth and over the switch, where each stage keeps masters and moments elsewhere."""
-    settings = EXACT[stage]
-    left, resumed = round_trip("inrank-efficient", "DP2", "DP2", CHECK + 1, settings=(settings, settings))
-    assert left["switched"] == (False, True)
-    for result in resumed:
-        assert (result["fixed"], result["losses"]) == (left["fixed"], left["losses"])
+        if case.switches:
+            assert result["switched"] == (False, True)
 
 
 def test_state_of_another_model_is_refused():
@@ -162,24 +174,6 @@ def refusal(rank: int, world_size: int, left: dict) -> str:
     except UserError as error:
         return str(error)
     return "accepted"
-
-
-STAGES = {
-    "1 to 3": ({"zero_stage": 1}, {"zero_stage": 3}),
-    "3 to 0": ({"zero_stage": 3}, {"zero_stage": 0}),
-    "2 to 1 offloaded": ({"zero_stage": 2}, {"zero_stage": 1, "offload_optimizer": True}),
-    "3 offloaded to 2": ({"zero_stage": 3, "offload_optimizer": True}, {"zero_stage": 2}),
-}
-"""Settings of the session that leaves its state, and of the one that goes on."""
-MOVES = {"1 to 3": ("TP2 SP", "DP2"), "3 to 0": ("DP2", "TP2 SP"), "2 to 1 offloaded": ("DP2", "TP1 DP1")}
-
-
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("phase", PHASES)
-def test_the_zero_stage_may_change_with_the_layout(phase, stages):
-    """Masters, W0, initial values and moments come back to the bit, wherever ZeRO kept them."""
-    here, there = MOVES.get(stages, ("TP2 SP DP2", "DP2"))
-    goes_on_elsewhere("inrank-efficient", here, there, PHASES[phase], settings=STAGES[stages])
 
 
 class Live(TorchDispatchMode):

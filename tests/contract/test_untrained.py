@@ -3,7 +3,9 @@
 from statistics import fmean
 
 from inrank_megatron.inspection.untrained import untrained_ranks
-from tests.contract.sessions import CHECK, LAYOUTS, build, configuration
+from tests.contract.cases import CHECK
+from tests.contract.layouts import LAYOUTS
+from tests.contract.sessions import build, configuration
 from tests.harness import run_ranks
 
 LAYOUT, SETTINGS = LAYOUTS["TP1 DP1"], {"threshold": 0.8}

@@ -10,7 +10,10 @@ from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.engine.state import engine_record, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.resuming import fill, structure_of
-from tests.contract.sessions import CHECK, LAYOUTS, METHODS, Layout, build, snapshot
+from tests.contract.cases import CHECK, METHODS
+from tests.contract.layouts import LAYOUTS, Layout
+from tests.contract.probes import snapshot
+from tests.contract.sessions import build
 from tests.harness import run_ranks
 
 MOMENTS = (".exp_avg", ".exp_avg_sq")

@@ -6,7 +6,8 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.state import whole_tensors
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
-from tests.contract.sessions import Layout, build
+from tests.contract.layouts import Layout
+from tests.contract.sessions import build
 
 
 def save(

@@ -13,7 +13,8 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.layers import inspect
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.deepspeed import folder as deepspeed_folder
-from tests.contract.sessions import VOCABULARY, Layout, configuration
+from tests.contract.layouts import Layout
+from tests.contract.sessions import VOCABULARY, configuration
 from tests.distributed import deepspeed_folders as ranks
 from tests.harness import run_ranks
 

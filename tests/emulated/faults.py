@@ -14,7 +14,9 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank.layers import factorised
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
-from tests.contract.sessions import ACCUMULATION, LAYOUTS, PADDED, VOCABULARY, configuration
+from tests.contract.cases import ACCUMULATION
+from tests.contract.layouts import LAYOUTS
+from tests.contract.sessions import PADDED, VOCABULARY, configuration
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Log
 

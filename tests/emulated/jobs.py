@@ -15,7 +15,9 @@ from inrank_megatron.interop.core.gpt import gpt_logits
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.training.evaluate import evaluate
-from tests.contract.sessions import ACCUMULATION, LAYOUTS, PADDED, VOCABULARY, configuration
+from tests.contract.cases import ACCUMULATION
+from tests.contract.layouts import LAYOUTS
+from tests.contract.sessions import PADDED, VOCABULARY, configuration
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Wait
 from tests.emulated.trainings import Tokens

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
-from tests.contract.sessions import ACCUMULATION, LAYOUTS, METHODS
+from tests.contract.cases import ACCUMULATION, METHODS
+from tests.contract.layouts import LAYOUTS
 from tests.emulated.device import run_emulated
 from tests.emulated.rules import Collective, Wait
 from tests.emulated.trainings import AFTER, BEFORE, Seen, training

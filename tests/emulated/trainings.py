@@ -24,7 +24,9 @@ from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.training.loop import Trainer
 from inrank_megatron.training.run_logger import Journal
-from tests.contract.sessions import LAYOUTS, VOCABULARY, Tensors, configuration
+from tests.contract.checkpoints import Tensors
+from tests.contract.layouts import LAYOUTS
+from tests.contract.sessions import VOCABULARY, configuration
 from tests.emulated import device as device_module
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Log, Wait

@@ -20,7 +20,7 @@ METHODS = (
     "warm-start",
     "llama-inrank-efficient",
 )
-"""Rows of ``contract/sessions.py``: every method, and LLaMA with factors in attention and recomputation."""
+"""Rows of ``contract/cases.py``: every method, and LLaMA with factors in attention and recomputation."""
 SIZES = {"global_batch_size": 16, "num_attention_heads": 8}
 """Of the sessions here: they divide over eight ranks either way."""
 ACCUMULATION = 2
@@ -82,7 +82,7 @@ def chosen(all_cases: Iterable[Case], patterns: list[str]) -> list[Case]:
 
 
 def layouts(gpus: int) -> dict[str, dict]:
-    """The ways in which all the GPUs can share a training, as arguments of ``sessions.Layout``."""
+    """The ways in which all the GPUs can share a training, as arguments of ``Layout``."""
     found = {}
     for tensor in (1, 2, 4, 8):
         if gpus % tensor == 0:

@@ -11,13 +11,11 @@ from torch import Tensor
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.megatron import checkpoint as megatron
 from tests.contract import sessions
-from tests.contract.sessions import LAYOUTS, Layout
+from tests.contract.cases import ACCUMULATION, STEPS, SWITCH
+from tests.contract.layouts import LAYOUTS, Layout
 from tests.distributed import layer_parity, megatron_folders
 from tests.distributed.gpt_parity import configuration
 from tests.gpu.profiling import counts_of
-
-STEPS = 50
-SWITCH = 4 * sessions.CHECK
 
 
 def losses(rank: int, world_size: int, settings: dict) -> dict:
@@ -78,7 +76,7 @@ def serial(method: str, sizes: dict, given: list | None = None) -> dict:
     """What a case of :func:`losses` is judged by: one process, FP32, ZeRO 1; with ``given`` these changes are
     carried out instead of the method's.
     """
-    micro_batch = sizes["global_batch_size"] // sessions.ACCUMULATION
+    micro_batch = sizes["global_batch_size"] // ACCUMULATION
     changes = sizes | {"micro_batch_size": micro_batch}
     return sessions.run(0, 1, method, LAYOUTS["TP1 DP1"], changes, STEPS, given)
 

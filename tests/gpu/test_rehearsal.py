@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from inrank_megatron.config.checks import check
-from tests.contract.sessions import Layout, configuration
+from tests.contract.layouts import Layout
+from tests.contract.sessions import configuration
 from tests.gpu import machine, programs
 from tests.gpu.__main__ import LEAST_MINUTES, _parse
 from tests.gpu.cases import METHODS, cases, chosen
