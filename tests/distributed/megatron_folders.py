@@ -119,10 +119,15 @@ def drawn(config: Config, base: bool | None) -> Weights:
 
 @contextmanager
 def _children() -> Iterator[None]:
-    """Megatron-Core saves through processes of its own, which daemonic processes may not have."""
+    """Megatron-Core saves through processes of its own, which daemonic processes may not have.
+
+    The one that manages its queue would import this rank's program: 6 s of a core on four ranks, where a fork
+    as of those that write takes none.
+    """
     settings = multiprocessing.current_process()._config
     before = settings.get("daemon", False)
     settings["daemon"] = False
+    filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
     try:
         yield
     finally:
