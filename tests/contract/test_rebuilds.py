@@ -15,6 +15,8 @@ from tests.contract.layouts import LAYOUTS, Layout
 from tests.contract.sessions import build
 from tests.harness import run_ranks
 
+MORE = 4
+"""Repetitions between two counts: what one of them leaves behind, each does."""
 ENGINES = ({}, {"zero_stage": 3}, {"fp16": True, "zero_stage": 2}, {"zero_stage": 0})
 
 
@@ -57,23 +59,23 @@ def alive() -> dict[str, int]:
 def rebuild_often(
     rank: int, world_size: int, name: str, layout: Layout, settings: dict
 ) -> list[dict[str, int]]:
-    """A census before the session, one after its switch, and one after ten more rebuilds and steps."""
+    """A census before the session, one after its switch, and one after more rebuilds and steps."""
     counts = [census()]
     session = build(name, layout, switch=2, **settings).start().train(3)
     counts.append(census())
-    for _ in range(10):
+    for _ in range(MORE):
         session.engine.build(session.engine.factor_specs())
         session.train(1)
     return [*counts, census()]
 
 
 def switch_often(rank: int, world_size: int, layout: Layout, settings: dict) -> list[dict[str, int]]:
-    """A census after a switch and a step, and one after ten more, each in a session of its own."""
+    """A census after a switch and a step, and one after more, each in a session of its own."""
     counts = []
-    for number in range(11):
+    for number in range(MORE + 1):
         session = build("inrank-efficient", layout, switch=1, **settings).start().train(2)
         assert session.is_final
-        if number in (0, 10):
+        if number in (0, MORE):
             counts.append(census())
     return counts
 
@@ -87,12 +89,12 @@ OFTEN = {
 def change_often(
     rank: int, world_size: int, name: str, layout: Layout, settings: dict
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
-    """A census after a step and one after ten more, and the ranks after each: each ends in a growth, or in a
+    """A census after a step and one after more, and the ranks after each: each ends in a growth, or in a
     restart, which sets U to zero.
     """
     session = build(name, layout, **OFTEN[name], **settings).start().train(1)
     first = census()
-    for _ in range(10):
+    for _ in range(MORE):
         session.train(1)
         if name == "relora":
             assert not any(read_state(layer.U).master.any() for layer in session.engine.layers.values())
@@ -101,8 +103,8 @@ def change_often(
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"zero_stage": 2, "offload_optimizer": True}])
 @pytest.mark.parametrize("name", OFTEN)
-def test_changes_leave_nothing_behind(name, settings):
-    """Ten growths, or ten restarts, on one engine: nothing is alive after the last that was not after the
+def test_growth_and_restart_leak_nothing(name, settings):
+    """Growths, or restarts, on one engine: nothing is alive after the last that was not after the
     first but the columns themselves, whose views grow with the rank."""
     for counts, ranks in run_ranks(change_often, 2, name, LAYOUTS["DP2"], settings):
         if name == "inrank":
@@ -117,14 +119,14 @@ def test_changes_leave_nothing_behind(name, settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "bf16": True}])
-def test_switches_leave_nothing_behind(settings):
+def test_switch_leaks_nothing(settings):
     for counts in run_ranks(switch_often, 2, LAYOUTS["DP2"], settings, timeout=240):
         first, last = counts
         more = {kind: (first[kind], count) for kind, count in last.items() if count > first[kind]}
         assert not more, counts
 
 
-def test_rebuilds_leave_nothing_behind():
+def test_engine_rebuild_leaks_nothing():
     """Neither engine nor model, hook, memory or process group: no count is above the one after the switch.
     Others ran out of memory after their first restart (axolotl issue 1414), and ZeRO-3 broke when other
     parameters became trainable (DeepSpeed issue 5639): here that is another engine.

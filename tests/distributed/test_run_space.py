@@ -57,10 +57,10 @@ def errors(started: Launch) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-def test_a_disk_that_is_full_and_one_that_is_read_only(disk, tmp_path):
+def test_full_or_read_only_disk_loses_no_checkpoint(disk, tmp_path):
     run = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run"), "--resume", "auto"]
     size(disk, "size=2300k")
-    full = launch(run, launcher="torchrun", num_procs=2)
+    full = launch(run, num_procs=2)
     refused(full, "No space left on device")
     whole = content(disk)
     saved = [path.name for path in published(disk)]
@@ -80,9 +80,9 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(disk, tmp_path):
     assert [path.name for path in published(disk)] == ["step_00000012"]
 
 
-def test_a_disk_without_room_for_records(tmp_path):
+def test_full_disk_for_metrics_stops_every_rank(tmp_path):
     run = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run")]
-    full = launch(run, num_procs=2, script=Path(__file__).with_name("filling.py"))
+    full = launch(run, num_procs=2, script=Path(__file__).with_name("full_disk.py"))
     first, second = errors(full)
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert f"{metrics}: No space left on device; correct that, then continue with --resume auto" in first
