@@ -1,6 +1,6 @@
 """Trainings in which a value stops being finite, and what every rank then does and keeps.
 
-Top-level functions that ranks run; the assertions are in ``test_faults.py``.
+Top-level functions that ranks run; the assertions are in ``test_non_finite.py``.
 """
 
 import torch

@@ -64,7 +64,7 @@ def test_unused_columns_stay_zero(name, layout, settings):
         assert result["largest"] == 0.0
 
 
-def test_initial_factors_are_the_gradient_s_or_the_best_of_the_weights():
+def test_initial_factors_match_the_gradient_or_the_truncated_weights():
     """Gradient directions that descend, W0 as it is or less their product; the best factors of the initial
     matrix.
     """
@@ -156,7 +156,7 @@ def test_growth_changes_new_columns_alone(setup, growth):
     ],
     ids=lambda optimizer: optimizer.get("optimizer", "adamw"),
 )
-def test_new_columns_start_no_faster_than_others(optimizer):
+def test_first_update_of_new_columns_is_at_most_the_learning_rate(optimizer):
     """Adam counts steps for all columns together. With both moments at zero its bias correction, long since
     1, leaves a first update of (1 - beta1) / sqrt(1 - beta2) = 3.2 times the learning rate at beta2 = 0.999.
     No entry may take more than once the rate, as none does in a run's first step.
@@ -178,7 +178,7 @@ def test_new_columns_start_no_faster_than_others(optimizer):
 
 
 @pytest.mark.parametrize("setup", [setup for setup in SETUPS if setup.multiplier], ids=str)
-def test_factors_have_their_multiple_of_the_learning_rate(setup):
+def test_factor_lr_multiplier_scales_updates(setup):
     """Before and after the switch. Adam's first step is the learning rate wherever there is a gradient, so
     that the largest update over it is the multiplier; after the switch the factors' Adam alone is new.
     """
@@ -369,7 +369,7 @@ def test_spectra_that_methods_decide_on_match_dense_ones(setup):
 
 
 @pytest.mark.parametrize("layer", ["decoder.layers.0.mlp.linear_fc1", "decoder.layers.1.mlp.linear_fc2"])
-def test_a_factor_that_is_not_finite_ends_every_replica(layer):
+def test_non_finite_factor_stops_every_replica(layer):
     """Only the replica that decides the layer sees it; all ranks say so."""
     messages = run_ranks(check_after, 4, LAYOUTS["TP2 SP DP2"], layer)
     assert all(message.startswith(f"factor U of {layer} at step 1 holds NaN") for message in messages)

@@ -17,7 +17,7 @@ TEACHER = Teacher(width=48, rank=6, value=8.0, seed=1)
 
 
 @pytest.mark.parametrize(("rank", "own"), [(4, 4), (16, 15), (64, 60)])
-def test_the_criterion_on_equal_singular_values(rank, own):
+def test_explained_ratio_of_equal_singular_values(rank, own):
     """1 - t (256 - t) / (r (256 - r)) >= 0.9 for t values left out."""
     left_out = rank - own
     ratio = [1 - t * (256 - t) / (rank * (256 - rank)) for t in (left_out, left_out + 1)]
@@ -25,7 +25,7 @@ def test_the_criterion_on_equal_singular_values(rank, own):
     assert Teacher(256, rank, 8.0, seed=0).own_rank(0.9) == own
 
 
-def test_a_rank_may_fall_when_it_is_found_anew():
+def test_reestimated_rank_may_fall():
     assert smallest_rank([5.0, 4.0, 0.01, 0.01], threshold=0.9, length=64) == 2
 
 
@@ -40,14 +40,14 @@ def student(rank: int, world_size: int, steps: int, interval: int) -> Learned:
     return learn(TEACHER, config, join(1))
 
 
-def test_a_student_finds_a_teacher_s_rank():
+def test_student_learns_the_rank_of_the_teacher():
     [found] = run_ranks(student, 1, 600, 300)
     own = TEACHER.own_rank(0.9)
     assert found.rank == found.refound == own
     assert found.loss < 0.05 * 8**2 * 6 / 48  # of the targets' own mean square
 
 
-def test_a_training_without_a_check_is_refused():
+def test_training_without_a_rank_check_is_refused():
     assert run_ranks(refusal, 1) == ["10 steps: the first rank check comes after 300; give more --steps"]
 
 
@@ -90,13 +90,13 @@ def starting_products(rank: int, world_size: int) -> tuple[list[float], list[flo
     return tuple(cosines)
 
 
-def test_noise_has_no_start_from_data():
+def test_noise_control_starts_without_the_gradient():
     [(plain, noise)] = run_ranks(starting_products, 1)
     assert max(plain) < -0.3
     assert max(map(abs, noise)) < 0.05
 
 
-def test_noise_has_each_gradient_s_norm_and_leaves_idle_columns_alone():
+def test_noise_control_keeps_gradient_norms_and_unused_columns():
     [found] = run_ranks(noisy, 1)
     assert found["plain"], "this way of taking gradients sees none"
     for name, plain in found["plain"].items():

@@ -43,7 +43,7 @@ def test_reference_moves_and_clips(sgd):
     assert min(result["grad_norms"]) > SIZES["clip_grad"]
 
 
-def test_a_training_can_follow_the_ranks_of_another():
+def test_training_can_apply_the_changes_of_another():
     """What half precision is compared with when a rank comes out one column apart."""
     own = reference("inrank-efficient")
     steps = CHECK + 1

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from tests.contract.faults import (
+from tests.contract.layouts import LAYOUTS
+from tests.contract.non_finite import (
     CULPRIT,
     MODULE,
     PARAMETER,
@@ -16,7 +17,6 @@ from tests.contract.faults import (
     scaling_over_changes,
     spoilt_steps,
 )
-from tests.contract.layouts import LAYOUTS
 from tests.harness import run_ranks
 
 OFFLOAD = {"offload_optimizer": True}
@@ -45,7 +45,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("layout", "settings"), ENGINES, ids=str)
-def test_a_value_that_is_not_finite_stops_every_rank_before_the_update(layout, settings):
+def test_non_finite_value_stops_every_rank_before_the_update(layout, settings):
     value = math.inf if settings["zero_stage"] in (0, 3) else math.nan
     results = run_ranks(spoilt_steps, 2, LAYOUTS[layout], settings, value, timeout=60)
     for place, (what, where) in PLACES.items():
@@ -68,7 +68,7 @@ SCALED = [
 
 
 @pytest.mark.parametrize(("layout", "settings"), SCALED, ids=str)
-def test_loss_scaling_skips_steps_on_every_rank_and_goes_on(layout, settings):
+def test_loss_scaling_skips_the_same_steps_on_every_rank(layout, settings):
     one, other = run_ranks(overflowing, 2, LAYOUTS[layout], settings, 30)
     assert one["skipped"] == other["skipped"] and one["scales"] == other["scales"]
     first, lost = one["skipped"].index(False), sum(one["skipped"])
@@ -94,7 +94,7 @@ def test_loss_scaling_skips_steps_on_every_rank_and_goes_on(layout, settings):
 
 
 @pytest.mark.parametrize(("layout", "settings"), SCALED[::2], ids=str)
-def test_loss_scaling_survives_the_switch_and_a_resume(layout, settings):
+def test_loss_scaling_state_survives_switch_and_resume(layout, settings):
     one, other = run_ranks(scaling_over_changes, 2, LAYOUTS[layout], settings)
     for result in (one, other):
         before, switched, resumed = result["records"]
@@ -117,7 +117,7 @@ STOPS = [
 
 
 @pytest.mark.parametrize(("layout", "settings", "at", "what", "why"), STOPS, ids=str)
-def test_overflow_without_end_stops_every_rank_with_advice(layout, settings, at, what, why):
+def test_endless_overflow_stops_every_rank_with_advice(layout, settings, at, what, why):
     one, other = run_ranks(gives_up, 2, LAYOUTS[layout], settings)
     assert one == other
     step, message = one

@@ -64,7 +64,7 @@ def outcomes() -> dict[str, list[tuple]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_the_same_training(outcomes, case):
+def test_overlapped_reductions_match_those_after_the_backward_pass(outcomes, case):
     (after, norms_after, _), (within, norms_within, kind) = outcomes[case]
     tolerance = CASES[case][1]
     assert within == pytest.approx(after, rel=tolerance, abs=0)
@@ -72,7 +72,7 @@ def test_it_is_the_same_training(outcomes, case):
     assert kind == "DeepSpeedZeroOptimizer"
 
 
-def test_a_run_goes_on_under_the_other_optimizer_of_bf16():
+def test_bf16_state_loads_into_the_other_deepspeed_optimizer():
     for left, read in run_ranks(crossed, 2)[0]:
         assert read["tensors"].keys() == left["tensors"].keys() and read["record"] == left["record"]
         assert all(torch.equal(read["tensors"][name], tensor) for name, tensor in left["tensors"].items())

@@ -100,7 +100,7 @@ def effective(tensors: dict[str, Tensor], layer: str) -> Tensor:
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("layout", ["TP1 DP1", "TP2 SP DP2"])
 @pytest.mark.parametrize("method", STARTS)
-def test_a_method_starts_where_the_dense_run_ended(dense, method, layout, precision):
+def test_initial_loss_matches_the_pretrained_dense_model(dense, method, layout, precision):
     loss, folder, there = dense(layout, precision)
     name, settings = STARTS[method]
     settings = settings | ({precision: True} if precision != "fp32" else {})
@@ -121,7 +121,7 @@ def test_a_method_starts_where_the_dense_run_ended(dense, method, layout, precis
     assert moments and not any(here[key].any() for key in moments)
 
 
-def test_the_layout_may_change(dense):
+def test_pretrained_weights_load_on_another_layout(dense):
     loss, folder, _ = dense("TP1 DP1", "fp32")
     for result in run_ranks(start, 2, "relora", LAYOUTS["TP2 SP"], {}, folder):
         assert result["loss"] == pytest.approx(loss, rel=2e-6)
@@ -148,7 +148,7 @@ def test_inrank_starts_from_the_gradient_at_these_weights(dense):
 
 
 @pytest.mark.parametrize(("model", "source"), [("llama", "fused"), ("llama", "separate"), ("gpt2", "fused")])
-def test_query_key_and_value_come_from_either_kind(dense, model, source):
+def test_separate_qkv_loads_from_fused_and_separate(dense, model, source):
     layout = "TP2 SP DP2" if model == "llama" else "TP1 DP1"
     loss, folder, there = dense(layout, model_type=model, **(SEPARATE if source == "separate" else {}))
     settings = {**SEPARATE, "model_type": model, "rank": 8}
@@ -177,7 +177,7 @@ def start_and_go_on(rank: int, world_size: int, layout: Layout, settings: dict, 
 
 
 @pytest.mark.parametrize(("layout", "settings"), [("TP1 DP1", {}), ("TP2 SP DP2", LLAMA)])
-def test_rows_that_pad_a_vocabulary_are_left_out(dense, tmp_path, layout, settings):
+def test_vocabulary_padding_rows_are_dropped(dense, tmp_path, layout, settings):
     """With a tied head and one of its own, whole and cut over the ranks."""
     loss, _, there = dense(layout, "fp32", **settings)
     writer = CheckpointWriter(tmp_path, STEPS)

@@ -76,7 +76,7 @@ def verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int, settings
         ("TP2 SP DP2", 2, {"common": "rank 2 differs", "shard": "ranks 0, 2 differ"}),
     ],
 )
-def test_a_planted_difference_is_named_on_every_rank(layout, odd_rank, named, settings):
+def test_replica_difference_is_reported_on_every_rank(layout, odd_rank, named, settings):
     layout = LAYOUTS[layout]
     first, *others = run_ranks(verdicts, layout.world_size, layout, odd_rank, settings)
     assert all(said == first for said in others)
@@ -86,7 +86,7 @@ def test_a_planted_difference_is_named_on_every_rank(layout, odd_rank, named, se
         assert message.startswith(f"{name}: {named['common' if common else 'shard']} after step {CHECK + 1}")
 
 
-def test_tensor_parallel_ranks_without_replicas_share_the_uncut_tensors():
+def test_tensor_parallel_ranks_compare_replicated_tensors_alone():
     said = run_ranks(verdicts, 2, LAYOUTS["TP2 SP"], 0, {})[1]
     assert said[NORM].startswith(f"{NORM}: ranks 0, 1 differ")
     assert {said[name] for name in TENSORS if name != NORM} == {"equal"}, "no other rank has these"
@@ -109,7 +109,7 @@ def both_phases(rank: int, world_size: int, name: str, layout: Layout, settings:
         ("relora", "DP2", {}),
     ],
 )
-def test_trainings_stay_equal(name, layout, settings):
+def test_replicas_stay_bitwise_equal(name, layout, settings):
     """At the start, before and after growth, after the switch or restart: no difference is ever found."""
     layout = LAYOUTS[layout]
     for said in run_ranks(both_phases, layout.world_size, name, layout, settings):

@@ -155,7 +155,7 @@ def test_state_of_another_model_is_refused():
     )
 
 
-def test_all_shapes_that_differ_are_counted():
+def test_shape_mismatches_are_counted():
     """The first few with both shapes, those that the model lacks among them; nothing has been filled."""
     left = run_ranks(leave_and_go_on, 1, "dense", LAYOUTS["TP1 DP1"], 1, 1)[0]
     narrow = {
@@ -203,6 +203,6 @@ def most_copies(rank: int, world_size: int) -> int:
     return live.most
 
 
-def test_a_checkpoint_takes_the_memory_of_one_tensor():
+def test_gathering_the_state_holds_one_tensor_at_a_time():
     """It comes long after a run has begun, and a state at once would be three of the largest."""
     assert run_ranks(most_copies, 1) == [1]

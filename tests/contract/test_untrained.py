@@ -22,7 +22,7 @@ def grown_ranks(rank: int, world_size: int) -> dict[str, int]:
     return ranks
 
 
-def test_checks_without_training_end_at_the_fixed_point():
+def test_rank_checks_without_training_converge_to_the_fixed_point():
     [ranks] = run_ranks(grown_ranks, 1)
     expected = untrained_ranks(configuration("inrank-efficient-released", LAYOUT, **SETTINGS))
     for leaf, shape in (("linear_fc1", (256, 64)), ("linear_fc2", (64, 256))):

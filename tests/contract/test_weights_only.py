@@ -46,7 +46,7 @@ def go_on(rank: int, world_size: int, name: str, layout: Layout, folder: Path, s
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": True}], ids=str)
 @pytest.mark.parametrize("name", ["dense", "fixed-rank", "inrank-efficient"])
-def test_a_run_goes_on_from_weights_alone(tmp_path, name, settings):
+def test_training_resumes_from_weights_only(tmp_path, name, settings):
     left, *_ = run_ranks(leave, 2, name, LAYOUTS["TP2 SP"], tmp_path)
     folder = tmp_path / f"step_{CHECK + 1:08d}"
     checkpoint = Checkpoint(folder)
@@ -61,7 +61,7 @@ def test_a_run_goes_on_from_weights_alone(tmp_path, name, settings):
         assert result["losses"][-1] < left + 0.5
 
 
-def test_the_loss_scale_begins_anew(tmp_path):
+def test_loss_scale_is_reset(tmp_path):
     run_ranks(leave, 1, "dense", LAYOUTS["TP1 DP1"], tmp_path)
     [folder] = tmp_path.iterdir()
     [result] = run_ranks(go_on, 1, "dense", LAYOUTS["TP1 DP1"], folder, {"fp16": True})
@@ -76,7 +76,7 @@ def refusal(rank: int, world_size: int, name: str, folder: Path) -> str:
     return "accepted"
 
 
-def test_a_method_that_cannot_go_on_from_them_says_so(tmp_path):
+def test_incompatible_method_or_missing_tensor_is_refused(tmp_path):
     """Factors that still grow go on in a method that grows; a tensor too few is told as elsewhere."""
     run_ranks(leave, 1, "inrank", LAYOUTS["TP1 DP1"], tmp_path)
     [folder] = tmp_path.iterdir()
@@ -93,7 +93,7 @@ def test_a_method_that_cannot_go_on_from_them_says_so(tmp_path):
     assert "layernorm.weight is absent there, [64] here" in run_ranks(refusal, 1, "inrank", fewer)[0]
 
 
-def test_weights_without_initial_values_begin_here(tmp_path):
+def test_missing_initial_factors_are_the_loaded_ones(tmp_path):
     """The spectrum of the update then is that of what is learned from here on."""
     run_ranks(leave, 1, "inrank", LAYOUTS["TP1 DP1"], tmp_path)
     checkpoint = Checkpoint(tmp_path / f"step_{CHECK + 1:08d}")

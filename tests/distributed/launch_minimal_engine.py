@@ -1,4 +1,4 @@
-"""Launched by test_quiet_start: prepares the process, then trains :mod:`minimal_engine`."""
+"""Launched by test_cpu_training: prepares the process, then trains :mod:`minimal_engine`."""
 
 import sys
 

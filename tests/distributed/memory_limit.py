@@ -1,4 +1,7 @@
-"""The main program, whose last rank may take no more memory from step 4 on. Launched by test_run_memory."""
+"""The main program, whose last rank may take no more memory from step 4 on.
+
+Launched by test_run_out_of_memory.
+"""
 
 import ctypes
 import os

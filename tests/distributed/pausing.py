@@ -1,6 +1,6 @@
-"""The main program, which dwells at one moment of its work so that a test can end it there.
+"""The main program, which pauses at one moment of its work so that a test can end it there.
 
-``DWELL`` names the moment, the how-manieth it is and seconds; when it comes, the file ``PHASE_FILE`` is
+``PAUSE`` names the moment, its number in the session, and seconds; when it comes, the file ``PHASE_FILE`` is
 written, and the program waits there for so long. Launched by test_run_kills.
 """
 
@@ -12,55 +12,55 @@ from pathlib import Path
 from inrank_megatron.distributed.platform import prepare_process
 
 PRETRAIN = Path(__file__).resolve().parents[2] / "launch" / "pretrain_gpt2.py"
-DWELL, PHASE_FILE = "TEST_DWELL", "TEST_PHASE_FILE"
+PAUSE, PHASE_FILE = "TEST_PAUSE", "TEST_PHASE_FILE"
 _met: dict[str, int] = {}
 
 
 def is_now(phase: str) -> bool:
     """Whether it is the one; asked each time that it comes."""
     _met[phase] = _met.get(phase, 0) + 1
-    return os.environ.get(DWELL, "").rpartition("/")[0] == f"{phase}/{_met[phase]}"
+    return os.environ.get(PAUSE, "").rpartition("/")[0] == f"{phase}/{_met[phase]}"
 
 
-def dwell() -> None:
+def pause() -> None:
     Path(os.environ[PHASE_FILE]).touch()
-    time.sleep(float(os.environ[DWELL].rpartition("/")[2]))
+    time.sleep(float(os.environ[PAUSE].rpartition("/")[2]))
 
 
 def at(phase: str) -> None:
     if is_now(phase):
-        dwell()
+        pause()
 
 
 def before(owner, name: str, phase) -> None:
-    """Have ``owner.name`` dwell first. ``phase``: its name, or what gives it from the arguments."""
+    """Have ``owner.name`` pause first. ``phase``: its name, or what gives it from the arguments."""
     function = getattr(owner, name)
 
-    def dwelling(*args, **options):
+    def pausing(*args, **options):
         found = phase if isinstance(phase, str) else phase(*args)
         if found:
             at(found)
         return function(*args, **options)
 
-    setattr(owner, name, dwelling)
+    setattr(owner, name, pausing)
 
 
 def half_written(save_file):
     """A save of tensors during which half of the file is there for a while."""
 
-    def dwelling(tensors, path):
+    def pausing(tensors, path):
         save_file(tensors, path)
         if is_now("inside a tensor file"):
             content = path.read_bytes()
             os.truncate(path, len(content) // 2)
-            dwell()
+            pause()
             path.write_bytes(content)
 
-    return dwelling
+    return pausing
 
 
 def after_rename(rename):
-    def dwelling(path, target):
+    def pausing(path, target):
         result = rename(path, target)
         for ending, phase in ((".replaced", "between the renames"), (".removed", "a removal")):
             if str(target).endswith(ending):
@@ -69,7 +69,7 @@ def after_rename(rename):
             at("published, not on record")
         return result
 
-    return dwelling
+    return pausing
 
 
 def plant() -> None:

@@ -42,7 +42,7 @@ def each_collective(rank: int, world_size: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_every_collective_by_the_ring_rule(ranks):
+def test_collective_bytes_follow_the_ring_formula(ranks):
     once = 12 * (ranks - 1) / ranks
     for sent in run_ranks(each_collective, ranks):
         assert sent.pop("barrier") == 0
@@ -60,7 +60,7 @@ def unknown_collective(rank: int, world_size: int) -> str:
     return "nothing was said"
 
 
-def test_what_it_cannot_count_is_an_error():
+def test_unknown_collective_is_an_error():
     for message in run_ranks(unknown_collective, 2):
         assert "all_reduce is not counted" in message
 
@@ -74,7 +74,7 @@ def mixed_traffic(rank: int, world_size: int) -> Traffic:
     return traffic(run, 8, more_tokens=10)
 
 
-def test_attribution_goes_by_what_grows_with_the_tokens():
+def test_activation_traffic_is_what_grows_with_tokens():
     """An all-reduce sends 2 k = 1 of each element on two ranks."""
     assert run_ranks(mixed_traffic, 2) == [Traffic(activation=8 * 3 + 8 * 5, parameter=10 + 7)] * 2
 
@@ -96,7 +96,7 @@ def figures() -> list[dict]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_one_process_counts_what_real_ranks_send(figures, ranks, name):
+def test_single_process_count_matches_real_ranks(figures, ranks, name):
     case = f"{name} tiny n={ranks} T={TOKENS}"
     of_case = {row["quantity"]: row["measured"] for row in figures if row["case"] == case}
     for sent in run_ranks(mlp_on_real_ranks, ranks, name, False):
@@ -109,7 +109,7 @@ def test_one_process_counts_what_real_ranks_send(figures, ranks, name):
 
 @pytest.mark.parametrize("tokens", [1024, 8192])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_bounds_of_the_design(figures, ranks, tokens):
+def test_traffic_is_within_the_design_bounds(figures, ranks, tokens):
     """Second phase 4 k T r; first phase joint at most 4 k T h, apart 4 k T r more; dense Megatron 5 k T h."""
     share, width = (ranks - 1) / ranks, 192
     sent = {
@@ -125,7 +125,7 @@ def test_the_bounds_of_the_design(figures, ranks, tokens):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_no_product_twice_in_the_second_phase(figures, ranks):
+def test_second_phase_repeats_no_matrix_product(figures, ranks):
     for row in figures:
         if row["quantity"] == "FLOP per rank" and row["case"].startswith(f"phase-2 tiny n={ranks}"):
             assert row["measured"] == pytest.approx(row["limit"], rel=0.02)

@@ -17,23 +17,23 @@ _LAUNCHER_LINE = re.compile(r"\[(runner|launch|real_accelerator)\.py:\d+:")
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("tensor_model_parallel_size", [1, 2])
-def test_dropout_and_zero_1(tensor_model_parallel_size, bf16):
+def test_loss_falls_with_dropout_under_zero_1(tensor_model_parallel_size, bf16):
     first, second = run_ranks(train, 2, tensor_model_parallel_size, bf16)
     assert first[-1] < first[0]
     if tensor_model_parallel_size == 2:
         assert first == second
 
 
-def test_quiet_start():
+def test_third_parties_print_nothing_under_the_deepspeed_launcher():
     """That a whole run says nothing of third parties under torchrun: `test_run_resume.py`."""
-    script = Path(__file__).with_name("quiet_start.py")
+    script = Path(__file__).with_name("launch_minimal_engine.py")
     returncode, stdout, stderr = run_script([], launcher="deepspeed", script=script)
     assert returncode == 0, stderr
     assert [line for line in stdout.splitlines() if not _LAUNCHER_LINE.search(line)] == ["4 steps"]
     assert stderr == ""
 
 
-def test_random_streams_of_tensor_parallel_ranks():
+def test_tensor_parallel_ranks_have_their_own_random_streams():
     """Without the patches nothing raises here, but every stream is the same."""
     first, second = run_ranks(_draw_from_streams, 2)
     assert not torch.equal(first["sharded"], second["sharded"])

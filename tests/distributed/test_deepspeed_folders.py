@@ -46,7 +46,7 @@ def check(
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", ["inrank-efficient", "llama-inrank-efficient"])
-def test_first_phase_in_fp32(tmp_path, stage, name):
+def test_first_phase_fp32_folder_is_read_exactly(tmp_path, stage, name):
     """W0 is frozen: no shard of the optimizer holds it."""
     check(tmp_path, name, TP2_DP2, zero_stage=stage)
 
@@ -54,12 +54,12 @@ def test_first_phase_in_fp32(tmp_path, stage, name):
 @pytest.mark.parametrize(
     ("stage", "precision"), [(1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp16"), (3, "fp16")]
 )
-def test_masters_of_half_precision(tmp_path, stage, precision):
+def test_half_precision_folder_gives_fp32_master_weights(tmp_path, stage, precision):
     check(tmp_path, "lora", TP2_DP2, zero_stage=stage, **{precision: True})
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_folder_with_files_of_another_save_or_without_some(tmp_path, stage):
+def test_mixed_or_missing_files_are_refused(tmp_path, stage):
     tag = check(tmp_path, "lora", TP2_DP2, zero_stage=stage) / "global_step1"
     options = described(tmp_path, "lora")
     shard = tag / "zero_pp_rank_1_mp_rank_01_optim_states.pt"
@@ -89,7 +89,7 @@ def refuse_reading(folder: Path, options: Options, name: str, match: str) -> Non
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_files_of_another_step_of_the_same_job(tmp_path, stage):
+def test_files_of_another_step_are_refused(tmp_path, stage):
     tags = []
     for steps in (1, 2):
         folder = str(tmp_path / f"of-{steps}")
@@ -116,7 +116,7 @@ def test_files_of_another_step_of_the_same_job(tmp_path, stage):
         refuse_reading(tag, options, name, f"00_model_states.pt: {name} is not what its FP32 master")
 
 
-def test_ranks_that_do_not_fit_together(tmp_path):
+def test_inconsistent_rank_files_are_refused(tmp_path):
     """As the files of other jobs of the same sizes and steps would look."""
     tag = check(tmp_path, "lora", TP2, zero_stage=0) / "global_step1"
     options, path = described(tmp_path, "lora"), tag / "mp_rank_01_model_states.pt"
@@ -139,14 +139,14 @@ def test_ranks_that_do_not_fit_together(tmp_path):
     )
 
 
-def test_optimizer_files_of_some_ranks(tmp_path):
+def test_missing_optimizer_files_are_refused(tmp_path):
     tag = check(tmp_path, "lora", TP2, zero_stage=1) / "global_step1"
     [shard] = tag.glob("*mp_rank_01_optim_states.pt")
     shard.unlink()
     refuse(tag, described(tmp_path, "lora"), r"optim_states.pt of tensor-parallel ranks \[0\] and .*\[0, 1\]")
 
 
-def test_working_copies_where_masters_have_no_names(tmp_path):
+def test_half_precision_copies_are_read_where_master_weights_are_unnamed(tmp_path):
     """Without ZeRO DeepSpeed stores FP32 masters as one nameless tensor."""
     folder = check(tmp_path, "dense", DP2, what="copies", zero_stage=0, bf16=True)
     [note] = deepspeed_folder.open_weights(folder, described(tmp_path, "dense")).notes
@@ -154,7 +154,7 @@ def test_working_copies_where_masters_have_no_names(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "matrix"), [("dense", "weight"), ("inrank-efficient", "U")])
-def test_ranks_are_inspected(tmp_path, name, matrix):
+def test_inspection_reads_ranks(tmp_path, name, matrix):
     folder = check(tmp_path, name, DP2, zero_stage=2)
     options = described(tmp_path, name)
     weights, found = deepspeed_folder.open_weights(folder, options), inspect(folder, options)
@@ -166,14 +166,14 @@ def test_ranks_are_inspected(tmp_path, name, matrix):
 
 @pytest.mark.parametrize("layout", [ONE, TP2, DP2], ids=["one", "tp2", "dp2"])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_second_phase_on_other_layouts(tmp_path, stage, layout):
+def test_second_phase_folder_is_read_on_every_layout(tmp_path, stage, layout):
     """After the switch, which makes a new engine; its steps count on."""
     name = "inrank-efficient-attention"
     check(tmp_path, name, layout, steps=3, zero_stage=stage)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeeds_own_consolidation_agrees(tmp_path, stage):
+def test_matches_deepspeed_zero_to_fp32(tmp_path, stage):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     folder = check(tmp_path, "relora", DP2, zero_stage=stage)
@@ -224,7 +224,7 @@ def as_megatron_deepspeed_saves(tag: Path, arguments: Namespace, version: float 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_megatron_deepspeeds_names_and_arguments(tmp_path, name):
+def test_megatron_deepspeed_names_and_arguments_are_understood(tmp_path, name):
     llama = {"model_type": "llama"} if name == "llama" else {}
     settings = {"zero_stage": 1, "bf16": True, **llama}
     saved = run_ranks(
@@ -252,7 +252,7 @@ def test_megatron_deepspeeds_names_and_arguments(tmp_path, name):
     refuse(tag, Options(), "checkpoint_version = 1.0: must be at least 2")
 
 
-def test_what_the_folder_says_of_its_model(tmp_path):
+def test_model_config_is_read_from_the_folder(tmp_path):
     """Megatron's arguments, as its programs put them beside the weights; without them the user says it."""
     arguments = Namespace(
         num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, seq_length=32,

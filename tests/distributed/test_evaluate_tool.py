@@ -1,6 +1,6 @@
 """``tools/evaluate.py`` on a run that was really trained: its own numbers, on one process and on several.
 
-Under torchrun: `test_after_training_page.py`.
+Under torchrun: `test_use_a_model_page.py`.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def alone(trained) -> list[dict]:
     return run_ranks(evaluations, 1, calls(trained))[0]
 
 
-def test_the_run_s_recorded_evaluations_are_reproduced(trained, alone):
+def test_evaluation_reproduces_the_recorded_losses(trained, alone):
     for found, split in zip(alone, ("valid", "test"), strict=False):
         recorded = [record for record in records(trained, "eval") if record["split"] == split][-1]
         assert (found["step"], found["tokens"]) == (recorded["step"], recorded["tokens"])
@@ -40,6 +40,6 @@ def test_the_run_s_recorded_evaluations_are_reproduced(trained, alone):
             assert found[name] == pytest.approx(recorded[name], rel=1e-5)
 
 
-def test_any_number_of_ranks_gives_the_same_bits(trained, alone):
+def test_evaluation_is_bitwise_equal_on_any_number_of_ranks(trained, alone):
     assert run_ranks(evaluations, 2, calls(trained)) == [alone, alone]
     assert alone[2]["loss"] != alone[0]["loss"] and alone[2]["tokens"] == alone[0]["tokens"]

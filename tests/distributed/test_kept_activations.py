@@ -23,7 +23,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_plan_counts_what_is_kept(case):
+def test_planned_activation_bytes_match_saved_tensors(case):
     """On a CPU RMSNorm is no fused kernel and keeps 2 h numbers a layer more."""
     world_size, settings, columns, base = CASES[case]
     for kept, planned in run_ranks(kept_and_planned, world_size, settings, columns, base):

@@ -88,7 +88,7 @@ def test_ranks_of_another_launcher_train_together_and_stop_when_warned(tmp_path,
     assert written <= NAMES | {"log.txt"} and (folder / "log.txt").read_text() == "mine"
 
 
-def test_ranks_that_do_not_belong_together_say_so(tmp_path):
+def test_ranks_of_different_jobs_are_refused(tmp_path):
     """A process group of them would hang until its timeout."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     envs = [torch_names(0, **place), torch_names(1, **place)]
@@ -99,7 +99,7 @@ def test_ranks_that_do_not_belong_together_say_so(tmp_path):
     assert "rank 1: error: lr 0.002 here, 0.001 on rank 0" in other
 
 
-def test_ranks_that_count_otherwise_say_so(tmp_path):
+def test_ranks_with_another_world_size_are_refused(tmp_path):
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     envs = [torch_names(0, **place), torch_names(1, **place) | {"WORLD_SIZE": "4"}]
     (first, _, errors), (second, _, other) = ends(ranks(tmp_path / "run", envs))

@@ -54,7 +54,7 @@ def with_optimizer(variants: list, *names: str) -> list:
         *with_optimizer(variants(4, True), "AdamW"),
     ],
 )
-def test_training_in_shards_is_serial_training(ranks, case, optimizer):
+def test_sharded_training_matches_serial(ranks, case, optimizer):
     """Outputs, gradients (of the input too) and 20 steps of training, columns added midway: FP64, 1e-10.
 
     Among the factors are those that every rank holds whole. Under sequence parallelism each sees only its
@@ -71,7 +71,7 @@ def test_training_in_shards_is_serial_training(ranks, case, optimizer):
 
 
 @pytest.mark.parametrize(("ranks", "case"), [*variants(1, True), *variants(2, True)])
-def test_only_columns_in_use_train_and_W0_stands_still(ranks, case):
+def test_active_columns_train_and_w0_is_frozen(ranks, case):
     """Gradients beyond the columns in use are exactly zero; W0 has none at all."""
     shards = run_ranks(train_shards, ranks, case, "AdamW")
     merged = merge(shards, case)
@@ -88,7 +88,7 @@ def test_only_columns_in_use_train_and_W0_stands_still(ranks, case):
 
 
 @pytest.mark.parametrize(("ranks", "case"), [*variants(1, True), *variants(2, True)])
-def test_zeros_that_fill_a_tile_change_nothing(ranks, case):
+def test_tile_padding_changes_no_bit(ranks, case):
     """In half precision the products run over 8 columns where 3 are in use. On numbers whose sums are exact
     every output and gradient is the same to the bit, and those of the other columns are zero.
     """
@@ -103,7 +103,7 @@ def test_zeros_that_fill_a_tile_change_nothing(ranks, case):
 
 @pytest.mark.parametrize("row", [False, True], ids=["column", "row"])
 @pytest.mark.parametrize("base", [False, True], ids=["UV", "W0+UV"])
-def test_fp32_loses_nothing_but_rounding(row, base):
+def test_fp32_matches_fp64_to_rounding(row, base):
     """First step, where no optimizer amplifies anything: 1e-5 of each tensor's norm."""
     case = Case(row, base, bias=True, sequence_parallel=True, dtype=torch.float32)
     expected = train_oracle(Case(row, base, bias=True, sequence_parallel=True), "SGD")
@@ -151,7 +151,7 @@ ON_THE_WIRE = {
 
 
 @pytest.mark.parametrize("variant", ON_THE_WIRE, ids=str)
-def test_what_travels_between_ranks(variant):
+def test_collectives_carry_the_documented_shapes(variant):
     """The documented collectives and no others. Without W0, activations travel at the width of the rank."""
     row, base, parallel, *apart = variant
     forward, backward = ON_THE_WIRE[variant]
@@ -168,7 +168,7 @@ def sharded_layout(rank: int, world_size: int, case: Case) -> dict:
 
 
 @pytest.mark.parametrize("row", [False, True], ids=["column", "row"])
-def test_sharded_state_names_whole_shapes_and_offsets(row):
+def test_sharded_state_has_global_shapes_and_offsets(row):
     """What Megatron's distributed checkpoints need to reshard the layer."""
     case = Case(row, base=True, bias=True, sequence_parallel=False)
     for rank, layout in enumerate(run_ranks(sharded_layout, 2, case)):
@@ -193,7 +193,7 @@ def message_of_odd_size(rank: int, world_size: int) -> str:
     return "accepted"
 
 
-def test_features_must_divide_over_the_ranks():
+def test_indivisible_features_are_refused():
     assert (
         run_ranks(message_of_odd_size, 2)[1]
         == "feature size 21 is not divisible by the 2 tensor-parallel ranks"

@@ -114,7 +114,7 @@ def hugging_face(weights: dict[str, Tensor]) -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize(("model", "ranks"), [("llama", 1), ("llama", 2), ("llama, QKV separate", 1)])
-def test_a_dense_llama_is_hugging_faces(model, ranks):
+def test_dense_llama_matches_hugging_face(model, ranks):
     """Logits, losses and every gradient: RoPE, RMSNorm, SwiGLU's order, the head of its own, no bias."""
     ours = result(model, "dense", ranks)
     theirs = hugging_face(ours["weights"])
@@ -140,7 +140,7 @@ def test_a_dense_llama_is_hugging_faces(model, ranks):
 
 
 @pytest.mark.parametrize(("model", "structure"), CASES[1:5])
-def test_a_factorised_llama_is_the_one_of_its_products(model, structure):
+def test_factorised_llama_matches_its_dense_product(model, structure):
     ours = result(model, structure, 1)
     tokens, labels = sample()
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_a_factorised_llama_is_the_one_of_its_products(model, structure):
         ("llama", "dense", 4, True),
     ],
 )
-def test_shards_compute_the_same(model, structure, ranks, parallel):
+def test_sharded_llama_matches_serial(model, structure, ranks, parallel):
     """Losses, logits and every gradient of one rank, from two and four."""
     one, many = result(model, structure, 1), result(model, structure, ranks, parallel)
     torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-5, atol=1e-6)
@@ -171,7 +171,7 @@ def test_shards_compute_the_same(model, structure, ranks, parallel):
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_padding_of_the_head_is_no_token(ranks):
+def test_head_padding_is_never_predicted(ranks):
     """Never a probability, never a gradient; on four ranks three shards are nothing but padding."""
     seen = result("llama", "dense", ranks)
     assert (seen["logits"][..., VOCABULARY:] == -math.inf).all()
@@ -183,7 +183,7 @@ def test_padding_of_the_head_is_no_token(ranks):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate"])
-def test_start_does_not_depend_on_the_number_of_ranks_nor_on_what_is_factorised(model, ranks):
+def test_initial_weights_do_not_depend_on_ranks_or_factorisation(model, ranks):
     one, many = start(model), start(model, "W0+UV", ranks)
     assert one.keys() <= many.keys()
     for name, value in one.items():
@@ -208,7 +208,7 @@ def sharded_state(rank: int, world_size: int, model: str) -> list[tuple]:
 
 
 @pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate"])
-def test_sharded_state_is_that_of_whole_tensors(model):
+def test_sharded_state_matches_full_tensors(model):
     """What Megatron's distributed checkpoints store of a layer does not depend on the ranks either."""
     wholes = {}
     for pieces in run_ranks(sharded_state, 2, model):
@@ -222,7 +222,7 @@ def test_sharded_state_is_that_of_whole_tensors(model):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_separate_linears_start_as_the_rows_of_the_fused_one(architecture):
+def test_separate_qkv_starts_as_rows_of_the_fused_weight(architecture):
     """So that the choice does not change the model before its first step."""
     fused, separate = start(architecture), start(f"{architecture}, QKV separate")
     for i in range(LAYERS):

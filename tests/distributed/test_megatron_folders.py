@@ -56,7 +56,7 @@ def described(tmp_path: Path, changes: dict) -> Options:
         "gpt2-p1-separate",
     ],
 )
-def test_saved_at_tensor_parallel_2_is_read_whole(tmp_path, changes, base, layout):
+def test_checkpoint_saved_at_tp2_is_read_exactly(tmp_path, changes, base, layout):
     folder = tmp_path / "saved"
     saved = run_ranks(ranks.save, 4, 2, changes, base, layout, str(folder))[0]
     options = described(tmp_path, changes)
@@ -71,7 +71,7 @@ def test_saved_at_tensor_parallel_2_is_read_whole(tmp_path, changes, base, layou
         assert row.columns == min(saved[f"{row.layer}.{matrix}"].shape)
 
 
-def test_the_format_computes_through_megatrons_own_loader(tmp_path):
+def test_logits_match_those_of_megatrons_loader(tmp_path):
     """Stacked layers and padded rows, as a training of tensor-parallel size 2 left them, and the arguments
     that Megatron-LM stores with them; what the model is, they say.
     """
@@ -102,7 +102,7 @@ def _own_logits(rank, world_size, folder, options):
     [({}, None), (LLAMA, None), ({}, True), ({**LLAMA, **SEPARATE}, True), ({**LLAMA, **ATTENTION}, False)],
     ids=["gpt2", "llama", "gpt2-p1", "llama-p1-separate", "llama-p2"],
 )
-def test_written_here_is_loaded_at_any_tensor_parallel_size(tmp_path, changes, base):
+def test_written_checkpoint_loads_at_tp2_and_tp4(tmp_path, changes, base):
     """By Megatron-Core, into a model whose vocabulary is padded, at sizes 2 and 4; and back, to the bit."""
     weights = ranks.drawn(configuration(1, **changes), base)
     folder = tmp_path / "written"

@@ -29,7 +29,7 @@ def result(ranks: int, structure: str, sequence_parallel: bool = True, padded: i
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_loss_and_gradients_are_those_of_hugging_face(structure):
+def test_loss_and_gradients_match_hugging_face(structure):
     """Proves embedding, attention, norms, activation, residuals, tying, and the loss, all at once."""
     ours = result(1, structure)
     model = hugging_face(ours["weights"])
@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_those_of_hugging_face(structure):
 @pytest.mark.parametrize("parallel", [True, False], ids=["SP", "without SP"])
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_shards_compute_the_same(structure, ranks, parallel):
+def test_sharded_model_matches_serial(structure, ranks, parallel):
     """Losses, logits and every gradient of one rank, from two and four."""
     one, many = result(1, structure), result(ranks, structure, parallel)
     torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-5, atol=1e-6)
@@ -84,7 +84,7 @@ def test_shards_compute_the_same(structure, ranks, parallel):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_padding_of_the_vocabulary_is_no_token(ranks):
+def test_vocabulary_padding_is_never_predicted(ranks):
     """Never a probability, never a gradient, and the loss of a model without padding."""
     padded, exact = result(ranks, "dense"), result(1, "dense", padded=VOCABULARY)
     assert padded["logits"].shape == (3, LENGTH, PADDED)
@@ -112,7 +112,7 @@ def assert_same_start(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_start_does_not_depend_on_the_number_of_ranks(ranks):
+def test_initial_weights_do_not_depend_on_the_number_of_ranks(ranks):
     """The story of adapters that were drawn with the fan-in of a shard, so that their standard deviation
     doubled at tensor parallelism 4 (NVIDIA-NeMo/Megatron-Bridge issue 5840).
     """
@@ -120,11 +120,11 @@ def test_start_does_not_depend_on_the_number_of_ranks(ranks):
     assert_same_start(start(ranks), start(1))
 
 
-def test_start_does_not_depend_on_the_padding():
+def test_initial_weights_do_not_depend_on_the_padding():
     assert_same_start(start(1, padded=VOCABULARY), start(1))
 
 
-def test_start_does_not_depend_on_what_is_factorised():
+def test_initial_weights_do_not_depend_on_factorisation():
     """W0 is the dense model's weight, and every other parameter its own."""
     dense, both, factors = start(1), start(2, "W0+UV"), start(1, "UV")
     assert dense.keys() <= both.keys()
@@ -133,12 +133,12 @@ def test_start_does_not_depend_on_what_is_factorised():
     assert not any(value.any() for name, value in factors.items() if name.endswith((".U", ".V")))
 
 
-def test_initial_weight_is_what_the_model_starts_from():
+def test_initial_weight_matches_the_dense_model():
     for name, value in run_ranks(drawn_again, 1)[0].items():
         assert torch.equal(start(1)[name], value), name
 
 
-def test_what_writes_to_the_residual_stream_starts_smaller():
+def test_residual_outputs_are_scaled_at_initialisation():
     """By sqrt(2 layers), as GPT-2; everything else has the configured deviation, biases are 0 and norms 1."""
     for name, value in start(1).items():
         if name.endswith("bias"):

@@ -49,6 +49,6 @@ def losses(rank: int, world_size: int) -> tuple[float, float]:
         return Engine.loss(model, (tokens, labels)).item(), own
 
 
-def test_it_trains_the_same_dense_model():
+def test_plain_loop_matches_the_engine():
     [(expected, plain)] = run_ranks(losses, 1)
     assert plain == pytest.approx(expected, rel=1e-5) and expected > 6.4

@@ -98,7 +98,7 @@ def own_logits(rank: int, world_size: int, path: str, options: Options, tokens: 
 
 
 @pytest.mark.parametrize("pruned", [False, True], ids=["first stage", "pruned"])
-def test_computes_what_the_authors_modules_do(tmp_path, pruned):
+def test_logits_match_the_authors_modules(tmp_path, pruned):
     model = authors_model(pruned=pruned)
     path = save(model, tmp_path / "last.ckpt")
     options = described(tmp_path, buffer=BUFFER)
@@ -123,7 +123,7 @@ def test_computes_what_the_authors_modules_do(tmp_path, pruned):
     assert torch.equal(weights.read("decoder.layers.1.mlp.linear_fc1.V"), fc1.A[:used])
 
 
-def test_ranks_are_inspected(tmp_path, capsys):
+def test_inspection_reads_ranks(tmp_path, capsys):
     model = authors_model(pruned=False)
     path, options = save(model, tmp_path / "last.ckpt"), described(tmp_path, buffer=BUFFER)
     assert main([str(path), "--json", "--model-config", str(options.model_config)]) == 0
@@ -139,7 +139,7 @@ def test_ranks_are_inspected(tmp_path, capsys):
         torch.testing.assert_close(torch.tensor(row.singular_values).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_buffer_comes_from_the_saved_configuration_if_it_is_there(tmp_path, monkeypatch):
+def test_buffer_is_read_from_the_saved_configuration(tmp_path, monkeypatch):
     """Hydra's configurations are objects of omegaconf, which need not be installed to be read."""
     make = _omegaconf(monkeypatch)
     linear = make(
@@ -172,7 +172,7 @@ def _omegaconf(monkeypatch):
     return make
 
 
-def test_the_tool_makes_a_run_of_it(tmp_path):
+def test_conversion_gives_a_trainable_run(tmp_path):
     path = save(authors_model(pruned=True), tmp_path / "pruned.ckpt")
     described(tmp_path)
     command = [str(path), str(tmp_path / "run"), "--format", "run"]
@@ -193,7 +193,7 @@ def _convert(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_what_is_missing_is_asked_for(tmp_path):
+def test_missing_settings_are_asked_for(tmp_path):
     path = save(authors_model(pruned=False), tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=r"a first stage.*give --model-config FILE with `buffer: N`"):
         reference.open_weights(path, Options())

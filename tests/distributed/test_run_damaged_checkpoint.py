@@ -62,7 +62,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, data, tmp_path, case):
+def test_resume_takes_the_newest_complete_checkpoint(whole, data, tmp_path, case):
     damage, start, is_told = CASES[case]
     run = shutil.copytree(whole, tmp_path / "run")
     root = run / "checkpoints"

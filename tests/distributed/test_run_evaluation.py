@@ -15,7 +15,7 @@ def alone():
     return run_ranks(results, 1, 1)[0]
 
 
-def test_one_rank_agrees_with_a_plain_loop(alone):
+def test_evaluation_matches_a_plain_loop(alone):
     found, plain = alone
     for whole in found[:2]:
         assert whole["loss"] == pytest.approx(plain, rel=1e-6)
@@ -29,7 +29,7 @@ def test_one_rank_agrees_with_a_plain_loop(alone):
 @pytest.mark.parametrize(
     ("world_size", "tp", "zero_stage"), [(2, 1, 1), (2, 2, 1), (4, 1, 1), (4, 2, 1), (2, 1, 3), (4, 2, 3)]
 )
-def test_every_topology_agrees(alone, world_size, tp, zero_stage):
+def test_evaluation_agrees_on_every_topology(alone, world_size, tp, zero_stage):
     """Windows do not come out even: in the last pass some ranks have none."""
     for found, _ in run_ranks(results, world_size, tp, zero_stage, timeout=120):
         for one, other in zip(alone[0], found, strict=True):
@@ -37,7 +37,7 @@ def test_every_topology_agrees(alone, world_size, tp, zero_stage):
             assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
 
 
-def test_the_best_of_a_run_that_validates_on_a_part(tmp_path):
+def test_best_checkpoint_of_partial_validation(tmp_path):
     """It is told by what all validations have in common: the last one is over the whole split."""
     args = [*TINY, "--tensor-model-parallel-size", "1", "--switch-iters", "3", "--train-iters", "10"]
     args += ["--lr", "0.06", "--lr-warmup-iters", "9"]  # too high from the fourth step on

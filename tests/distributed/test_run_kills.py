@@ -1,9 +1,9 @@
 """A run that is killed at any moment of a save, of growth or of the switch goes on as if nothing had been.
 
-The test below visits the moments once. ``tests/kills.sh`` visits a hundred or more of them, and kills at any
-time of a session as well, with one process, tensor parallelism and ZeRO 3 in turn, in an hour or so:
+The test below visits the moments once. ``tests/random_kills.sh`` visits a hundred or more of them, and kills
+at any time of a session as well, with one process, tensor parallelism and ZeRO 3 in turn, in an hour or so:
 
-    bash tests/kills.sh [KILLS] [SEED]
+    bash tests/random_kills.sh [KILLS] [SEED]
 """
 
 import json
@@ -22,16 +22,16 @@ from typing import NamedTuple
 import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, newest_complete, published, step_of
-from tests.distributed.dwelling import DWELL, PHASE_FILE
 from tests.distributed.launches import TINY, Launch, course, data_flags, last_step, launch
+from tests.distributed.pausing import PAUSE, PHASE_FILE
 
-SCRIPT = Path(__file__).with_name("dwelling.py")
+SCRIPT = Path(__file__).with_name("pausing.py")
 RUN = [*TINY, "--hidden-dropout", "0.1", "--switch-iters", "24"]
 RUN += ["--train-iters", "90", "--save-interval", "2", "--eval-interval", "3", "--eval-iters", "1"]
 RUN += ["--keep-last", "3"]
 ENDS = 90
 EARLY = {"growth": 20, "the switch": 24}  # and the last step before which it still comes
-DWELLS = 2.0
+PAUSE_SECONDS = 2.0
 ANY_TIME = "any time"
 
 
@@ -60,7 +60,7 @@ class Moment(NamedTuple):
     time: int = 1
     signal: int = signal.SIGKILL
     goes_back: bool = False
-    within: float = 0.1 * DWELLS
+    within: float = 0.1 * PAUSE_SECONDS
 
 
 # The growth after step 20 and the switch after 24 come in this order with nothing between them: training goes
@@ -95,7 +95,9 @@ def go_on(run: Sequence[str], folder: Path, *, moment: Moment | None = None, **r
         expected = resume = str(step_of(published(folder / "checkpoints")[1]))
     env = {PHASE_FILE: str(phase_file)}
     if moment:
-        env[DWELL] = "a step/1/0" if moment.phase == ANY_TIME else f"{moment.phase}/{moment.time}/{DWELLS}"
+        env[PAUSE] = (
+            "a step/1/0" if moment.phase == ANY_TIME else f"{moment.phase}/{moment.time}/{PAUSE_SECONDS}"
+        )
     args = [*run, "--save", str(folder), "--resume", resume]
     with Launch(args, **ranks, script=SCRIPT, env=env) as started:
         if moment:
@@ -130,7 +132,7 @@ def after_a_stop(folder: Path, started: Launch) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_that_is_killed_at_every_moment(tmp_path):
+def test_run_killed_at_every_moment_matches_the_undisturbed_run(tmp_path):
     run = [*RUN, *ALONE.flags, *data_flags(tmp_path / "data")]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert launch([*run, "--save", str(whole)]).process.returncode == 0

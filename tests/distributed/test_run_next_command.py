@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.launches import TINY, data_flags, launch, records
 
 
-def test_the_printed_command_goes_on_at_the_printed_rate(tmp_path):
+def test_printed_command_resumes_at_the_printed_learning_rate(tmp_path):
     """In a folder with a space, of a run for which a default has given way."""
     save, tiny = tmp_path / "my run", TINY[: TINY.index("--lr-warmup-iters")]
     first = launch([*tiny, "--train-iters", "4", "--save", str(save), *data_flags(tmp_path)])

@@ -15,7 +15,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-def test_fp16_from_a_loss_scale_that_is_far_too_large(data, tmp_path):
+def test_fp16_recovers_from_a_huge_initial_loss_scale(data, tmp_path):
     """The first steps are skipped, a rank check among them; the run goes to its end and its report."""
     folder = tmp_path / "run"
     args = [*RUN, *data, "--fp16", "--initial-loss-scale", str(2.0**40), "--switch-iters", "28"]
@@ -38,7 +38,7 @@ def test_fp16_from_a_loss_scale_that_is_far_too_large(data, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_diverges_stops_and_goes_on_from_its_last_checkpoint(data, tmp_path):
+def test_diverged_run_stops_and_resumes_from_its_last_checkpoint(data, tmp_path):
     folder = tmp_path / "run"
     run = [*RUN, *data, "--switch-iters", "2", "--save-interval", "3", "--save", str(folder)]
     assert launch([*run, "--train-iters", "3"]).process.returncode == 0

@@ -8,11 +8,11 @@ import pytest
 from inrank_megatron.checkpoint.folder import Checkpoint
 from tests.distributed.launches import TINY, data_flags, launch, records
 
-SCARCE = Path(__file__).with_name("scarce.py")
+SCARCE = Path(__file__).with_name("memory_limit.py")
 
 
 @pytest.mark.timeout(600)
-def test_memory_that_runs_out(tmp_path):
+def test_out_of_memory_on_one_rank_stops_all_with_advice(tmp_path):
     folder = tmp_path / "run"
     args = [*TINY, *data_flags(tmp_path / "data"), "--train-iters", "6", "--save-interval", "3"]
     run = launch([*args, "--save", str(folder)], num_procs=2, script=SCARCE)

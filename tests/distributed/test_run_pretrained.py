@@ -11,7 +11,7 @@ DENSE = [*TINY[1 : TINY.index("--rank-check-interval")], "--lr-warmup-iters", "2
 RELORA = ["--method", "relora", "--rank", "8", "--relora-interval", "4", "--relora-warmup-iters", "2"]
 
 
-def test_relora_and_inrank_from_a_dense_run(tmp_path):
+def test_relora_and_inrank_start_from_a_dense_run(tmp_path):
     data, dense = data_flags(tmp_path / "data"), tmp_path / "dense"
     common = [*DENSE, *data, "--eval-iters", "2", "--lr", "3e-3"]
     launch([*common, "--train-iters", "30", "--save", str(dense)])

@@ -9,7 +9,7 @@ RUN = [*TINY, "--tensor-model-parallel-size", "2", "--switch-iters", "8", "--tra
 RUN += ["--save-interval", "4", "--replica-check-interval", "3"]
 
 
-def test_a_planted_difference_stops_the_run(tmp_path):
+def test_replica_difference_stops_the_run(tmp_path):
     script = Path(__file__).with_name("planted_difference.py")
     args = [*RUN, *data_flags(tmp_path / "data"), "--save", str(tmp_path / "run")]
     ended = launch(args, script=script, num_procs=2)

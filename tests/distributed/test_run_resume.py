@@ -63,7 +63,7 @@ def close(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize(("step", "launcher", "num_procs"), [(4, "forked", 2), (12, "python", 1)])
-def test_another_topology(whole, data, tmp_path, step, launcher, num_procs):
+def test_resume_on_another_topology_matches(whole, data, tmp_path, step, launcher, num_procs):
     run = cut(whole, tmp_path / "run", step=step)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
     resumed = launch(args, launcher=launcher, num_procs=num_procs)
@@ -86,7 +86,9 @@ def long(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(("step", "phase"), [(6, 1), (18, 2)])
-def test_fifty_steps_on_another_topology_and_stage(long, data, tmp_path, step, phase):
+def test_resume_on_another_topology_and_zero_stage_matches_over_fifty_steps(
+    long, data, tmp_path, step, phase
+):
     run = cut(long, tmp_path / "run", step=step)
     args = [*LONG, *data, "--save", str(run), "--resume", "auto"]
     there = ["--tensor-model-parallel-size", "1", "--zero-stage", "3"]
@@ -100,7 +102,7 @@ def test_fifty_steps_on_another_topology_and_stage(long, data, tmp_path, step, p
     assert [r["rank"] for r in records(run, "ranks")] == [r["rank"] for r in records(long, "ranks")]
 
 
-def test_going_back_and_forth(whole, data, tmp_path):
+def test_resume_from_an_older_step_keeps_later_checkpoints(whole, data, tmp_path):
     """To a step that is named; later checkpoints stay until their step comes, and --resume can name them."""
     run = cut(whole, tmp_path / "run", step=STEPS)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run)]
@@ -122,7 +124,7 @@ def test_going_back_and_forth(whole, data, tmp_path):
     close(course(run), course(whole))
 
 
-def test_bf16_with_dropout_bit_for_bit(data, tmp_path):
+def test_bf16_resume_with_dropout_is_bitwise_equal(data, tmp_path):
     args = [*TINY, *data, "--bf16", "--hidden-dropout", "0.1", "--switch-iters", "6", "--save-interval", "4"]
     args += ["--train-iters", "8"]
     assert launch([*args, "--save", str(tmp_path / "a")], num_procs=2).process.returncode == 0
@@ -138,7 +140,7 @@ def test_bf16_with_dropout_bit_for_bit(data, tmp_path):
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_a_stop_in_the_last_evaluation(whole, data, tmp_path):
+def test_resume_after_a_stop_in_the_last_evaluation(whole, data, tmp_path):
     run = cut(whole, tmp_path / "run", step=STEPS)
     (run / "summary.json").unlink()
     metrics = run / "metrics.jsonl"
@@ -151,7 +153,7 @@ def test_a_stop_in_the_last_evaluation(whole, data, tmp_path):
     close(course(run), course(whole))
 
 
-def test_after_the_end(whole, data, tmp_path):
+def test_finished_run_prints_a_command_that_extends_it(whole, data, tmp_path):
     run = cut(whole, tmp_path / "run with spaces", step=STEPS)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
     with FileLock(run / ".lock"):
@@ -189,7 +191,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("message", REFUSALS)
-def test_a_taken_folder_is_refused_on_every_rank(whole, data, message):
+def test_occupied_run_folder_is_refused_on_every_rank(whole, data, message):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(whole), *REFUSALS[message]]
     refused = launch(args, num_procs=2)
@@ -201,7 +203,7 @@ def test_a_taken_folder_is_refused_on_every_rank(whole, data, message):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-def test_only_broken_checkpoints_and_changed_data(whole, data, tmp_path):
+def test_changed_data_or_no_complete_checkpoint_is_refused(whole, data, tmp_path):
     run = cut(whole, tmp_path / "run", step=4)
     corpus = Path(data[1])
     text = corpus.read_text()

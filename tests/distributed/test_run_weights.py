@@ -35,7 +35,7 @@ def converted(run, target):
     return target
 
 
-def test_final_factors_go_on_with_another_seed_and_more_steps(data, tmp_path):
+def test_weights_only_run_takes_another_seed_and_more_steps(data, tmp_path):
     first = [*RUN, *data, "--switch-iters", "4", "--train-iters", str(STEPS), "--save", str(tmp_path / "a")]
     assert launch(first).process.returncode == 0
     left = records(tmp_path / "a", "eval")
@@ -56,7 +56,7 @@ def test_final_factors_go_on_with_another_seed_and_more_steps(data, tmp_path):
     assert len(own.state["identity"]["data"]) > 12
 
 
-def test_another_tokenizer_is_refused_and_the_weights_keep_theirs(data, tmp_path):
+def test_weights_keep_their_tokenizer(data, tmp_path):
     first = [*RUN, *data, "--switch-iters", "4", "--train-iters", str(STEPS), "--save", str(tmp_path / "a")]
     assert launch(first).process.returncode == 0
     run = converted(tmp_path / "a", tmp_path / "b")
@@ -71,7 +71,7 @@ def test_another_tokenizer_is_refused_and_the_weights_keep_theirs(data, tmp_path
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_dense_weights_go_on_and_start_others(data, tmp_path):
+def test_dense_weights_resume_and_initialise_other_methods(data, tmp_path):
     first = [*DENSE, *data, "--train-iters", str(STEPS), "--save", str(tmp_path / "a")]
     assert launch(first).process.returncode == 0
     run = converted(tmp_path / "a", tmp_path / "b")

@@ -73,7 +73,7 @@ def all_spectra(rank: int, world_size: int, shares) -> list[Tensor]:
 
 
 @BOTH
-def test_spectra_do_not_depend_on_the_shares(shares):
+def test_spectra_do_not_depend_on_the_sharding(shares):
     results = run_ranks(all_spectra, len(SHARES[shares][0]), SHARES[shares])
     for number, expected in enumerate(expected_spectra()):
         values = results[0][number]
@@ -101,7 +101,7 @@ def perturbed_spectra(rank: int, world_size: int, shares) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("shares", ["even", "four, one empty"])
-def test_a_rank_that_computes_differently_takes_the_same_decision(shares):
+def test_ranks_with_different_rounding_decide_alike(shares):
     """Owners' numbers count, error bounds included: nobody's own arithmetic changes his values or his way."""
     results = run_ranks(perturbed_spectra, len(SHARES[shares][0]), SHARES[shares])
     exact = run_ranks(all_spectra, len(SHARES[shares][0]), SHARES[shares])
@@ -153,7 +153,7 @@ def test_two_collectives_serve_all_layers(layers):
         assert seen == [("reduce_scatter", own * 2 * 16 * 16), ("all_gather", 2 * own * (4 + 16))]
 
 
-def test_layers_beyond_the_memory_bound_go_in_rounds():
+def test_layers_beyond_the_memory_limit_are_batched():
     whole, rounds = (run_ranks(messages_of_spectra, 2, 7, size) for size in (2**25, 3 * 2 * 256))
     assert [name for name, _ in rounds[0][0]] == ["reduce_scatter", "all_gather"] * 3
     assert all(map(torch.equal, rounds[0][1], whole[0][1]))
@@ -171,7 +171,7 @@ def told(rank: int, world_size: int, poisoned: int) -> str:
 
 
 @pytest.mark.parametrize("poisoned", [0, 1])
-def test_a_poisoned_rank_is_reported_by_all(poisoned):
+def test_non_finite_shard_is_reported_by_all_ranks(poisoned):
     for message in run_ranks(told, 2, poisoned):
         assert message.startswith("factor V of layer 2 at step 3 holds NaN or Inf")
 
@@ -183,7 +183,7 @@ def own_triples(rank: int, world_size: int, shares, pair: tuple[Tensor, Tensor],
 
 @BOTH
 @pytest.mark.parametrize("deficient", [False, True], ids=["full rank", "deficient"])
-def test_singular_vectors_of_a_product(shares, deficient):
+def test_singular_vectors_of_a_product_match_the_dense_ones(shares, deficient):
     """Orthonormal even where the values are zero and the first rank has no rows to put a direction into."""
     u, v = normal(O, 8), normal(8, I, seed=1)
     if deficient:
@@ -250,7 +250,7 @@ def assembled(results, number: int) -> tuple[Tensor, Tensor]:
 
 @BOTH
 @pytest.mark.parametrize("dim", [0, 1], ids=["column", "row"])
-def test_truncation_from_shares(shares, dim):
+def test_truncation_from_shards_matches_dense(shares, dim):
     """The minimum of the whole matrix, for several layers that their owners decompose side by side."""
     results = run_ranks(own_truncations, len(SHARES[shares][0]), dim, SHARES[shares][0])
     for number, (W, moment, r) in enumerate(model(dim)):
@@ -272,7 +272,7 @@ def test_truncation_from_shares(shares, dim):
 
 
 @pytest.mark.parametrize("dim", [0, 1], ids=["column", "row"])
-def test_no_message_holds_a_matrix(dim):
+def test_collectives_carry_no_full_matrix(dim):
     """The largest one is a square of the narrow side (twice: a Gram matrix of each rank), not O x I."""
     for _, _, largest in run_ranks(own_truncations, 2, dim, SHARES["even"][0]):
         assert largest <= 2 * I * (I + 1) < O * I

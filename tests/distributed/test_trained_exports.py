@@ -73,7 +73,7 @@ def exported(request, trained, tmp_path_factory) -> tuple[Path, dict[str, Path]]
     return checkpoint, {kind: folder / kind for kind in kinds}
 
 
-def test_the_checkpoints_hold_what_only_training_makes(trained):
+def test_checkpoints_have_moments_padding_and_unused_columns(trained):
     first, second = (Checkpoint(checkpoint_of(trained, step), verify=False) for step in STEPS.values())
     for checkpoint in (first, second):
         assert any(name.rpartition(".")[0] in checkpoint.names for name in checkpoint.names), "moments"
@@ -82,7 +82,7 @@ def test_the_checkpoints_hold_what_only_training_makes(trained):
     assert not any(spec["base"] for spec in after)
 
 
-def test_exports_have_the_perplexity_of_their_checkpoint(exported, trained, data, tmp_path):
+def test_exports_match_the_perplexity_of_their_checkpoint(exported, trained, data, tmp_path):
     """And that is what the ranks found when they saved it."""
     checkpoint, exports = exported
     (tmp_path / "text.txt").write_text(Path(data[1]).read_text()[:6000])
@@ -96,7 +96,7 @@ def test_exports_have_the_perplexity_of_their_checkpoint(exported, trained, data
     assert [r["perplexity"] for r in found] == pytest.approx([expected["perplexity"]] * len(found), rel=1e-4)
 
 
-def test_exports_write_the_greedy_text_of_their_checkpoint(exported, capsys):
+def test_exports_match_the_greedy_text_of_their_checkpoint(exported, capsys):
     def text(model: Path) -> str:
         generate(parse_generation([str(model), "--greedy", "--prompt", PROMPT, "--max-new-tokens", "24"]))
         return capsys.readouterr().out
@@ -121,7 +121,7 @@ def returned(trained, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("method", STARTS)
-def test_training_starts_from_what_came_back_from_hugging_face(method, returned, data, tmp_path):
+def test_training_starts_from_a_hugging_face_round_trip(method, returned, data, tmp_path):
     """No method changes the function at its start, so the first loss is that of transformers' model."""
     dense, start = returned
     run = tmp_path / "run"

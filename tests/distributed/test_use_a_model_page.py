@@ -91,14 +91,14 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_no_block_is_passed_over():
+def test_every_block_of_the_page_is_run():
     assert {language for language, _ in BLOCKS} == {"bash", "python", *SHOWN}
     assert {line.split()[0] for line in LINES} == RUN_HERE
     assert MARKED == ["Needs lm-eval", "Needs a server"]
 
 
 @pytest.mark.parametrize("line", OTHERS)
-def test_a_command_runs(line, folder):
+def test_command_of_the_page_runs(line, folder):
     printed = execute(line, folder)
     assert printed.strip()
     if "--json" in line:  # once, on however many ranks
@@ -108,7 +108,7 @@ def test_a_command_runs(line, folder):
 @pytest.mark.parametrize(
     ("exports", "run"), [(("exported", "small"), "runs/wikitext"), (("merged",), "runs/lora")]
 )
-def test_exports_have_the_perplexity_of_their_run(exports, run, folder):
+def test_exports_match_the_perplexity_of_their_run(exports, run, folder):
     def perplexity(name: str) -> float:
         data = "--data wiki.valid.tokens --seq-length 32 --json"
         return json.loads(execute(f"python tools/evaluate.py {name} {data}", folder))["perplexity"]

@@ -59,7 +59,7 @@ def truncate_shards(rank: int, world_size: int, row_parallel: bool) -> dict[str,
 
 @pytest.mark.parametrize("row_parallel", [False, True], ids=["column", "row"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_factors_are_the_oracles(ranks, row_parallel):
+def test_factors_match_the_oracle(ranks, row_parallel):
     """Rows that hardly matter to the loss come out as exactly as all others, and both factors balance."""
     for factors in run_ranks(truncate_shards, ranks, row_parallel):
         for name, (left, right) in factors.items():
@@ -70,7 +70,7 @@ def test_factors_are_the_oracles(ranks, row_parallel):
             torch.testing.assert_close(left.square().sum(0), right.square().sum(1), rtol=1e-5, atol=0)
 
 
-def test_a_feature_without_gradient_follows_those_that_have_one():
+def test_feature_without_gradient_is_fitted_after_the_others():
     """As its weight goes to zero its row of the minimiser tends to the regression on what is kept."""
     W, C, D = problem("wide")
     weighed = D > 1e-3

@@ -9,7 +9,7 @@ from inrank_megatron.reporting.run import read_run
 from inrank_megatron.training.closing import last_lines
 from tests.fuzz.mutate import JSON, YAML, damages
 from tests.fuzz.readers import Reader, attack, whole
-from tests.unit.reporting.conftest import write_run
+from tests.unit.conftest import write_run
 
 
 def folder(root: Path) -> Path:

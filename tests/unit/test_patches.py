@@ -55,7 +55,7 @@ def test_upstream_still_fails_without_the_patch(upstream, name):
 
 
 @pytest.mark.parametrize("name", SYMBOLS)
-def test_patch_mends_the_symbol(upstream, name):
+def test_patch_fixes_the_symbol(upstream, name):
     assert not upstream[name]["needed_after"]
 
 

@@ -18,14 +18,14 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a2146" *
         (b"# xet version 0\n\nfilesize = 12\nhash = '0a1b'\n", "is a Xet pointer, not the file itself"),
     ],
 )
-def test_a_pointer_is_refused_by_name(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_git_lfs_pointer_is_refused_by_name(tmp_path: Path, content: bytes, expected: str) -> None:
     (path := tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors: ") as raised:
         refuse_pointer(path)
     assert expected in str(raised.value)
 
 
-def test_what_is_no_pointer_passes(tmp_path: Path) -> None:
+def test_other_files_pass(tmp_path: Path) -> None:
     (tmp_path / "about.md").write_bytes(b"A file that begins with `" + LFS + b"` is a pointer.")
     (tmp_path / "long.txt").write_bytes(LFS * 10)
     (tmp_path / "empty").touch()

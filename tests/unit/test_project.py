@@ -171,7 +171,7 @@ def test_pre_commit_runs_the_versions_and_checks_of_the_tests():
     assert [hook["entry"] for hook in local["hooks"]] == [".venv/bin/mypy"]
 
 
-def test_ruff_has_nothing_to_say():
+def test_ruff_finds_nothing():
     for words in (["check"], ["format", "--check"]):
         ruff = [sys.executable, "-m", "ruff", *words, "."]
         done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -179,7 +179,7 @@ def test_ruff_has_nothing_to_say():
 
 
 @pytest.mark.timeout(900)  # 13 s of a core without a cache, a second with one
-def test_types():
+def test_mypy_finds_nothing():
     """The settings are in pyproject.toml."""
     done = subprocess.run(
         [sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False

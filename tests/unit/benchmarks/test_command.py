@@ -41,7 +41,7 @@ def value(rows: list[dict], case: str, quantity: str, field: str = "measured") -
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_rows_have_one_form(rows, name):
+def test_rows_have_one_schema(rows, name):
     assert rows[name]
     for row in rows[name]:
         assert row.keys() == FIELDS
@@ -67,7 +67,7 @@ def test_rank_decisions_agree_with_the_reference(rows):
     )
 
 
-def test_operations_are_the_formulas(rows):
+def test_operation_counts_match_the_formulas(rows):
     of_mlp = [r for r in rows["layer"] if r["case"].startswith("MLP") and r["quantity"].startswith("FLOP")]
     of_step = [r for r in rows["step"] if r["quantity"] == "FLOP a step"]
     assert len(of_mlp) == len(of_step) == 4

@@ -47,7 +47,7 @@ def assert_whole(path, **state):
 
 
 @pytest.mark.parametrize("file_bytes", [1, 50, 2**30])
-def test_what_is_written_is_read(tmp_path, monkeypatch, file_bytes):
+def test_round_trip_is_exact(tmp_path, monkeypatch, file_bytes):
     monkeypatch.setattr(folder, "FILE_BYTES", file_bytes)
     path = write(tmp_path, 7, note="x")
     assert path == tmp_path / "step_00000007"
@@ -56,13 +56,13 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, file_bytes):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_step_that_is_written_again_replaces_the_older(tmp_path):
+def test_rewriting_a_step_replaces_it(tmp_path):
     write(tmp_path, 7, note="old")
     assert_whole(write(tmp_path, 7, note="new"), note="new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000007"]
 
 
-def test_a_view_is_written_as_what_it_shows(tmp_path):
+def test_tensor_view_is_saved_as_its_own_values(tmp_path):
     writer = CheckpointWriter(tmp_path, 1)
     writer.add("t", TENSORS["w"].t())
     writer.add("same", TENSORS["w"])
@@ -70,7 +70,7 @@ def test_a_view_is_written_as_what_it_shows(tmp_path):
     assert torch.equal(read["t"], TENSORS["w"].t()) and torch.equal(read["same"], TENSORS["w"])
 
 
-def test_a_name_twice_is_refused(tmp_path):
+def test_duplicate_name_is_refused(tmp_path):
     writer = CheckpointWriter(tmp_path, 2)
     writer.add("t", TENSORS["w"])
     with pytest.raises(ValueError, match="twice"):
@@ -126,7 +126,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_is_skipped_with_a_message(tmp_path, damage):
+def test_damaged_checkpoint_is_skipped_with_a_message(tmp_path, damage):
     older, newer = write(tmp_path, 3), write(tmp_path, 12)
     (tmp_path / "x").write_bytes((newer / "state.json").read_bytes())
     DAMAGE[damage](newer)
@@ -139,7 +139,7 @@ def test_what_is_damaged_is_skipped_with_a_message(tmp_path, damage):
 
 
 @pytest.mark.parametrize("reason", ["another version", "not readable"])
-def test_what_may_be_whole_is_refused_and_kept(tmp_path, reason, monkeypatch):
+def test_unreadable_checkpoint_is_refused_and_kept(tmp_path, reason, monkeypatch):
     """Going on from the older one would in time replace the newer."""
     write(tmp_path, 3)
     newer = write(tmp_path, 12)
@@ -161,7 +161,7 @@ def test_what_may_be_whole_is_refused_and_kept(tmp_path, reason, monkeypatch):
     assert not isinstance(refusal.value, Damaged)
 
 
-def test_none_is_whole(tmp_path):
+def test_no_complete_checkpoint_gives_none(tmp_path):
     for step in (1, 2):
         truncate(write(tmp_path, step))
     found, faults = newest_complete(tmp_path)
@@ -177,7 +177,7 @@ def test_only_published_checkpoints_count(tmp_path):
     assert published(tmp_path / "absent") == []
 
 
-def test_leftovers_of_a_killed_writer(tmp_path):
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     killed = CheckpointWriter(tmp_path, 4)
     killed.add("w", TENSORS["w"])
     whole, replaced = write(tmp_path, 6), write(tmp_path, 8, note="older")
@@ -188,7 +188,7 @@ def test_leftovers_of_a_killed_writer(tmp_path):
     assert_whole(replaced, note="older")
 
 
-def test_a_write_that_fails_is_told_at_the_end_and_leaves_the_others(tmp_path, monkeypatch):
+def test_failed_write_is_reported_and_keeps_older_checkpoints(tmp_path, monkeypatch):
     older = write(tmp_path, 3)
     monkeypatch.setattr(folder, "FILE_BYTES", 1)
     writer = CheckpointWriter(tmp_path, 4)
@@ -201,7 +201,7 @@ def test_a_write_that_fails_is_told_at_the_end_and_leaves_the_others(tmp_path, m
     assert_whole(older)
 
 
-def test_a_root_that_cannot_be_made_is_told_at_the_end(tmp_path):
+def test_unwritable_root_is_reported_at_publish(tmp_path):
     (tmp_path / "file").write_text("")
     writer = CheckpointWriter(tmp_path / "file" / "checkpoints", 4)
     writer.add("w", TENSORS["w"])

@@ -36,7 +36,7 @@ def spoil(folder):
     (folder / "tensors_00000.safetensors").write_bytes(bytes(content))
 
 
-def test_the_last_stay_and_the_best(tmp_path):
+def test_last_and_best_checkpoints_are_kept(tmp_path):
     for step, loss in {2: 4.0, 4: 1.0, 6: 2.0, 8: None, 10: 3.0}.items():
         newest = write(tmp_path, step, loss)
         prune(tmp_path, keep_last=2, verified=set(), newest=newest)
@@ -45,13 +45,13 @@ def test_the_last_stay_and_the_best(tmp_path):
     assert best_complete(tmp_path)[0].name == "step_00000004"
 
 
-def test_the_best_is_replaced_by_a_better_one(tmp_path):
+def test_better_checkpoint_replaces_the_best(tmp_path):
     for step, loss in {2: 4.0, 4: 1.0, 6: 0.5, 8: 2.0}.items():
         prune(tmp_path, keep_last=1, verified=set(), newest=write(tmp_path, step, loss))
     assert steps(tmp_path) == [6, 8]
 
 
-def test_nothing_goes_before_the_new_one_is_whole(tmp_path):
+def test_nothing_is_removed_before_the_new_one_is_complete(tmp_path):
     for step in (2, 4):
         write(tmp_path, step)
     newest = write(tmp_path, 6)
@@ -62,7 +62,7 @@ def test_nothing_goes_before_the_new_one_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["before the rename", "after the rename", "in the middle"])
-def test_a_kill_in_a_removal_leaves_whole_ones_alone(tmp_path, monkeypatch, at):
+def test_kill_during_a_removal_keeps_complete_checkpoints(tmp_path, monkeypatch, at):
     for step in (2, 4):
         write(tmp_path, step)
     remove = shutil.rmtree
@@ -86,7 +86,7 @@ def test_a_kill_in_a_removal_leaves_whole_ones_alone(tmp_path, monkeypatch, at):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_best_of_a_course_that_was_left_is_not_the_run_s(tmp_path):
+def test_best_of_an_abandoned_course_does_not_count(tmp_path):
     for step, loss in {2: 4.0, 4: 3.0, 6: 0.5, 8: 1.0}.items():
         write(tmp_path, step, loss)
     go_back(tmp_path, 4)
@@ -96,7 +96,7 @@ def test_the_best_of_a_course_that_was_left_is_not_the_run_s(tmp_path):
     assert steps(tmp_path) == [4, 5, 6, 8]
 
 
-def test_going_back_sets_later_ones_aside(tmp_path):
+def test_resume_from_an_older_step_sets_later_ones_aside(tmp_path):
     for step in (2, 4, 6, 8):
         write(tmp_path, step, loss=float(step))
     go_back(tmp_path, 4)
@@ -111,7 +111,7 @@ def test_going_back_sets_later_ones_aside(tmp_path):
     assert newest_complete(tmp_path)[0].name == "step_00000008"
 
 
-def test_what_was_set_aside_can_be_chosen_again(tmp_path):
+def test_checkpoint_set_aside_can_be_resumed(tmp_path):
     for step in (2, 4, 6):
         write(tmp_path, step)
     go_back(tmp_path, 2)
@@ -120,7 +120,7 @@ def test_what_was_set_aside_can_be_chosen_again(tmp_path):
     assert is_set_aside(tmp_path / "step_00000004")
 
 
-def test_the_best_complete(tmp_path):
+def test_best_complete_checkpoint(tmp_path):
     assert best_complete(tmp_path) == (None, [])
     for step in (2, 4):
         write(tmp_path, step)
@@ -138,7 +138,7 @@ def test_the_best_complete(tmp_path):
     assert passed_over == [4, 6, 8, 10] and len(faults) == 4
 
 
-def test_a_damaged_one_does_not_count(tmp_path):
+def test_damaged_checkpoint_does_not_count(tmp_path):
     """Of the last or of the best; one that may be whole but cannot be read stays beside those that do."""
     for step, loss in {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0, 10: 5.0, 12: 6.0}.items():
         newest = write(tmp_path, step, loss)
@@ -151,7 +151,7 @@ def test_a_damaged_one_does_not_count(tmp_path):
     assert steps(tmp_path) == [6, 8, 10, 12]
 
 
-def test_what_is_verified_is_not_read_again(tmp_path, monkeypatch):
+def test_verified_checkpoint_is_not_read_again(tmp_path, monkeypatch):
     read = []
 
     def checkpoint(folder):

@@ -150,7 +150,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_makes_no_sense_is_damaged(tmp_path, damage):
+def test_inconsistent_metadata_is_damage(tmp_path, damage):
     older, newer = write(tmp_path, 3), write(tmp_path, 12)
     DAMAGE[damage](newer)
     tracemalloc.start()
@@ -185,7 +185,7 @@ HARM = {
 
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("file", ["manifest.json", "index.json", "state.json", FILE])
-def test_every_harm_to_every_file_is_found(tmp_path, file, harm):
+def test_damage_to_every_file_is_found(tmp_path, file, harm):
     older, newer = write(tmp_path, 3), write(tmp_path, 12)
     HARM[harm](newer / file)
     found, faults = newest_complete(tmp_path)
@@ -194,7 +194,7 @@ def test_every_harm_to_every_file_is_found(tmp_path, file, harm):
     assert newest_complete(tmp_path)[0] is None
 
 
-def test_the_unchanged_checkpoint_is_whole(tmp_path):
+def test_unchanged_checkpoint_is_complete(tmp_path):
     """Else every one of the above could pass for another reason; resealed it still is."""
     folder = write(tmp_path, 12)
     reseal(folder)
@@ -205,7 +205,7 @@ def test_the_unchanged_checkpoint_is_whole(tmp_path):
     }
 
 
-def test_a_file_of_json_that_is_absurdly_long_is_not_read(tmp_path, monkeypatch):
+def test_oversized_json_is_not_read(tmp_path, monkeypatch):
     folder = write(tmp_path, 12)
     monkeypatch.setattr(verify, "JSON_BYTES", 4096)
     with (folder / "state.json").open("ab") as file:
@@ -227,7 +227,7 @@ def test_pointers_of_other_programs_are_ignored(tmp_path, name):
         assert newest_complete(tmp_path) == (folder, [])
 
 
-def test_another_version_is_no_damage(tmp_path):
+def test_newer_version_is_not_reported_as_damage(tmp_path):
     folder = write(tmp_path, 12)
     edit("manifest.json", lambda manifest: manifest.update(format_version=3))(folder)
     with pytest.raises(UserError, match="checkpoint format 3, this version reads 2") as refusal:

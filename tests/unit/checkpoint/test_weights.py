@@ -11,7 +11,7 @@ SPEC = FactorSpec(columns=3, active=3, rank=3, base=False, final=True)
 TENSORS = {"norm.weight": torch.ones(5), "a.U": torch.randn(8, 3), "a.V": torch.randn(3, 5)}
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_round_trip_is_exact(tmp_path):
     folder = write_weights(tmp_path, step=0, factors={"a": SPEC}, tensors=TENSORS.items())
     checkpoint = Checkpoint(folder)
     assert folder.name == "step_00000000" and is_weights_only(checkpoint.state)
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path):
         ({"a.U0": torch.zeros(8, 3)}, r"given, its spec calls for \['U', 'V'\]"),
     ],
 )
-def test_what_does_not_fit_is_not_written(tmp_path, changes, message):
+def test_inconsistent_weights_are_not_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write_weights(tmp_path, step=0, factors={"a": SPEC}, tensors=(TENSORS | changes).items())
     assert published(tmp_path) == []

@@ -26,7 +26,7 @@ def raised(compute) -> BaseException:
     return caught.value
 
 
-def test_a_gpu():
+def test_gpu_out_of_memory_advice():
     error = torch.OutOfMemoryError(ON_A_GPU)
     assert is_shortage(error)
     assert shortage(error) == "2.25 GiB more was asked for, 898.2 MiB is free of 79.15 GiB on the GPU"
@@ -41,7 +41,7 @@ def test_a_gpu():
     ],
     ids=["torch", "NumPy", "Python"],
 )
-def test_the_machine(compute, more):
+def test_host_out_of_memory_advice(compute, more):
     """What the libraries themselves raise."""
     error = raised(compute)
     assert is_shortage(error)
@@ -58,12 +58,12 @@ def test_the_machine(compute, more):
     ],
     ids=["NCCL", "cuBLAS", "Linux"],
 )
-def test_other_words_for_it(error):
+def test_other_out_of_memory_errors_are_recognised(error):
     assert is_shortage(error)
     assert "more was asked for" in shortage(error)
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_left_alone():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         within_memory(lambda: torch.ones(2, 3) @ torch.ones(2, 3), lambda: "")
     with pytest.raises(UserError, match=r"^out of memory: .*; buy some$"):
@@ -77,7 +77,7 @@ def run_of(world_size, **settings):
     return config, topology_of(config, world_size=world_size)
 
 
-def test_settings_that_help_most_on_gpus():
+def test_advice_names_the_settings_that_save_most():
     config, topology = run_of(8, method="inrank-efficient", bf16=True, micro_batch_size=8)
     helps = dict(savings(config, topology, on_cpu=False))
     assert len(helps) == 3
@@ -93,7 +93,7 @@ def test_settings_that_help_most_on_gpus():
     assert all(words in line for words in helps) and "on each GPU: parameters " in line
 
 
-def test_what_does_nothing_is_not_advised():
+def test_ineffective_settings_are_not_advised():
     """One process without a GPU: no replicas to cut over, no ranks to share layers, no host beside it."""
     config, topology = run_of(1, micro_batch_size=1, recompute_granularity="full")
     assert [words for words, _ in savings(config, topology, on_cpu=True)] == [

@@ -31,7 +31,9 @@ def first_batch(config: DataConfig) -> tuple[int, list[int], int]:
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_token_files_of_the_user(settings, tmp_path: Path, tokenizer_folder: Path, weighted: bool) -> None:
+def test_many_token_files_need_few_descriptors(
+    settings, tmp_path: Path, tokenizer_folder: Path, weighted: bool
+) -> None:
     for number in range(SOURCES):
         write_pair(tmp_path / f"{number:03d}", *[[number] * 17] * 4)
     words = [word for number in range(SOURCES) for word in ("1", tmp_path / f"{number:03d}")]
@@ -50,7 +52,7 @@ def test_token_files_of_the_user(settings, tmp_path: Path, tokenizer_folder: Pat
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_texts(settings, tmp_path: Path, weighted: bool) -> None:
+def test_many_texts_need_few_descriptors(settings, tmp_path: Path, weighted: bool) -> None:
     for number in range(SOURCES):
         (tmp_path / f"{number:03d}.jsonl").write_text(
             f'{{"text": "{number} and some words, 24 letters"}}\n' * 4
@@ -66,7 +68,7 @@ def test_texts(settings, tmp_path: Path, weighted: bool) -> None:
     assert (components, held_out > 10 * SOURCES) == (SOURCES if weighted else 1, True)
 
 
-def test_the_limit_is_named(settings, tmp_path: Path) -> None:
+def test_descriptor_limit_error_names_the_limit(settings, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text\n" * 100)
     config = settings(data_path=[tmp_path / "a.txt"])
     made = prepare(config)

@@ -8,7 +8,7 @@ from inrank_megatron.data.sources import MOST_WEIGHTS, cut, parse_blend, parse_s
 from inrank_megatron.errors import UserError
 
 
-def test_split() -> None:
+def test_split_fractions_are_parsed() -> None:
     assert parse_split("969,30,1") == (0.969, 0.03, 0.001)
     assert parse_split("9,1") == (0.9, 0.1, 0.0)
     for faulty in ("", "a,b,c", "0,1,1", "9,-1,1", "1,1,1,1", "inf,1,1", "nan,1,1"):
@@ -30,11 +30,13 @@ def test_split() -> None:
         (100, (0.01, 0.01, 0.98), [0, 1, 2, 100]),
     ],
 )
-def test_bounds(count: int, shares: tuple[float, float, float], expected: list[int]) -> None:
+def test_split_bounds_cover_every_document(
+    count: int, shares: tuple[float, float, float], expected: list[int]
+) -> None:
     assert split_bounds(count, shares) == expected
 
 
-def test_blend() -> None:
+def test_blend_weights_are_parsed() -> None:
     assert parse_blend(["a"]) == [("a", None)]
     assert parse_blend(["a", "b"]) == [("a", None), ("b", None)]
     assert parse_blend(["0.3", "a", "7", "b"]) == [("a", 0.3), ("b", 7.0)]

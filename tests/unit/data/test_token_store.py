@@ -32,7 +32,7 @@ def write_index(
     Path(f"{prefix}.bin").write_bytes(np.arange(6, dtype="<u2").tobytes())
 
 
-def test_what_is_read_is_what_is_there(tmp_path: Path) -> None:
+def test_tokens_round_trip(tmp_path: Path) -> None:
     write_index(tmp_path / "p")
     file = TokenStore(tmp_path / "p", name="p").sequences(0, 3)
     assert file.tokens(0, 6).tolist() == list(range(6))

@@ -70,9 +70,9 @@ V1 = "5:cpu,cpuacct:/job\n4:memory:/job/task\n1:name=systemd:/\n0::/\n"
         "no groups",
     ],
 )
-def test_the_least_that_is_left(tmp_path, groups, files, left):
+def test_available_memory_is_the_smallest_limit(tmp_path, groups, files, left):
     assert available_memory(tree(tmp_path, groups, files)) == left
 
 
-def test_without_control_groups(tmp_path):
+def test_available_memory_without_control_groups(tmp_path):
     assert available_memory(tmp_path) == HOST

@@ -28,7 +28,7 @@ def counts(rank: int, world_size: int) -> tuple[list[tuple[int, int]], bool]:
     ).dp_group is other.dp_group is not parallel.dp_group
 
 
-def test_groups_that_stand_are_taken_again():
+def test_existing_groups_are_reused():
     for found, same in run_ranks(counts, 2):
         assert found[0] == found[1] == found[2] and same
 
@@ -49,7 +49,7 @@ assert after.from_every_rank("here") == ["here"]
 """
 
 
-def test_groups_of_an_ended_job_are_not():
+def test_groups_of_an_ended_job_are_not_reused():
     done = subprocess.run(
         [sys.executable, "-c", ENDED], capture_output=True, text=True, check=False, cwd=ROOT
     )

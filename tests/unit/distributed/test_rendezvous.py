@@ -28,11 +28,11 @@ def called(*arrivals: Arrival, own: int = 0, world_size: int = 4, seconds: float
     return Roll(Ranks(own, world_size), store).call(SETTINGS, time.monotonic() + seconds)
 
 
-def test_all_are_here():
+def test_all_ranks_join():
     assert called(*[ARRIVAL] * 4) == [ARRIVAL] * 4
 
 
-def test_who_is_missing_is_named(monkeypatch, capsys):
+def test_missing_ranks_are_named(monkeypatch, capsys):
     monkeypatch.setattr(roll, "REMINDER_SECONDS", 0.0)
     began = time.monotonic()
     with pytest.raises(
@@ -43,14 +43,14 @@ def test_who_is_missing_is_named(monkeypatch, capsys):
     assert "ranks 1-3 of 4 not here" in capsys.readouterr().err
 
 
-def test_a_rank_that_comes_twice():
+def test_duplicate_rank_is_refused():
     store = dist.HashStore()
     Roll(Ranks(1, 4), store).enter(ARRIVAL, SETTINGS)
     with pytest.raises(UserError, match="RANK = 1: another process of this job has that rank"):
         Roll(Ranks(1, 4), store).enter(ARRIVAL, SETTINGS)
 
 
-def test_another_number_of_processes():
+def test_different_world_sizes_are_refused():
     """Nobody waits for ranks that only one side expects."""
     other = replace(ARRIVAL, world_size=2)
     with pytest.raises(UserError, match="WORLD_SIZE = 4 on rank 0, and 2 on rank 1 on host host"):
@@ -59,7 +59,7 @@ def test_another_number_of_processes():
         called(ARRIVAL, other, own=1, world_size=2)
 
 
-def test_a_gpu_for_two():
+def test_two_ranks_on_one_gpu_are_refused():
     """As without LOCAL_RANK, where each process takes the first; slices of one GPU are two."""
     arrivals = [replace(ARRIVAL, gpu=gpu) for gpu in ("GPU-a", "GPU-b", "MIG-a", "MIG-b")]
     assert called(*arrivals) == arrivals
@@ -76,7 +76,7 @@ def test_a_machine_in_words():
     assert not found.is_on_one_machine
 
 
-def test_one_process_meets_nobody(monkeypatch):
+def test_single_process_needs_no_store(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     alone = meet(timeout_minutes=1, settings=SETTINGS)
@@ -85,7 +85,7 @@ def test_one_process_meets_nobody(monkeypatch):
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_all_wait_for_who_takes_longer(monkeypatch, capsys, late):
+def test_ranks_wait_for_the_slowest(monkeypatch, capsys, late):
     """Longer than the store's own time limit; one of those who wait says for whom."""
     monkeypatch.setattr(rendezvous, "REMINDER_SECONDS", 0.2)
     store = dist.HashStore()

@@ -34,30 +34,30 @@ def refusal() -> str:
     return message
 
 
-def test_absent(tmp_path, monkeypatch):
+def test_absent_apex_is_refused(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "apex", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert "it is not installed" in refusal()
 
 
 @pytest.mark.parametrize("files", [["__init__.py"], ["__init__.py", "optimizers/__init__.py"]], ids=str)
-def test_another_package_of_that_name(site, files):
+def test_unrelated_package_named_apex_is_refused(site, files):
     package(site, *files)
     assert f"the `apex` at {site / 'apex' / '__init__.py'} is another package" in refusal()
 
 
-def test_a_folder_without_code(site):
+def test_empty_apex_folder_is_refused(site):
     (site / "apex" / "docs").mkdir(parents=True)
     assert f"the `apex` at {site / 'apex'} is another package" in refusal()
 
 
-def test_nvidias(site):
+def test_nvidia_apex_is_accepted(site):
     package(site, "__init__.py", "optimizers/__init__.py", "optimizers/fused_adam.py")
     check_installed(APEX)
     assert "apex" not in sys.modules
 
 
-def test_other_optimizers_do_not_ask(tmp_path, monkeypatch):
+def test_other_optimizers_do_not_need_apex(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in ("adamw", "fused-adam", "cpu-adam", "sgd"):
         check_installed(

@@ -38,7 +38,7 @@ for os.environ["PATH"] in sys.argv[1:]:
 """
 
 
-def test_without_ninja_and_without_a_compiler(tmp_path):
+def test_missing_ninja_or_compiler_is_reported(tmp_path):
     only_ninja = tmp_path / "bin"
     only_ninja.mkdir()
     (only_ninja / "ninja").symlink_to(shutil.which("ninja", path=Path(sys.executable).parent))
@@ -65,7 +65,7 @@ def nvcc(folder: Path, *, release: str) -> None:
     script.chmod(0o755)
 
 
-def test_a_cuda_folder_without_its_compiler(tmp_path, monkeypatch):
+def test_cuda_without_nvcc_is_reported(tmp_path, monkeypatch):
     """DeepSpeed's own refusal, where a run on a GPU meets it."""
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
     with pytest.raises(MissingCUDAException) as error:
@@ -74,7 +74,7 @@ def test_a_cuda_folder_without_its_compiler(tmp_path, monkeypatch):
     assert "/bin/nvcc" in line and "install the CUDA toolkit" in line and "set CUDA_HOME" in line
 
 
-def test_another_cuda_than_that_of_torch(tmp_path, monkeypatch):
+def test_cuda_version_mismatch_is_reported(tmp_path, monkeypatch):
     nvcc(tmp_path, release="11.8")
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -85,7 +85,7 @@ def test_another_cuda_than_that_of_torch(tmp_path, monkeypatch):
     assert "install the CUDA toolkit 13.0, which this torch is built with" in line
 
 
-def test_a_failed_compilation_shows_the_compilers_error():
+def test_failed_compilation_shows_the_compiler_error():
     log = (
         "Error building extension 'fused_adam': [1/3] nvcc --generate-dependencies multi_tensor_adam.cu\n"
         "FAILED: multi_tensor_adam.cuda.o\n/usr/include/c++/14/cmath(12): error: no __float128 here\n"

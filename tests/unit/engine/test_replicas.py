@@ -14,7 +14,7 @@ def values(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [1, 7, 64, 2**19 + 5])
-def test_equal_values_have_equal_hashes_wherever_they_lie(count, dtype):
+def test_hash_does_not_depend_on_memory_layout(count, dtype):
     tensor = values(count, dtype)
     shifted = torch.cat([tensor[:1], tensor])[1:]
     strided = torch.stack([tensor, tensor], dim=1)[:, 0]
@@ -22,7 +22,7 @@ def test_equal_values_have_equal_hashes_wherever_they_lie(count, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_bit_counts(dtype):
+def test_hash_depends_on_every_bit(dtype):
     tensor = values(9, dtype)
     data = tensor.view(torch.uint8)
     seen = {tensor_hash(tensor).item()}
@@ -34,7 +34,7 @@ def test_every_bit_counts(dtype):
     assert len(seen) == 8 * len(data) + 1
 
 
-def test_order_counts_and_so_does_a_sign():
+def test_hash_depends_on_order_and_sign():
     tensor = values(2**19, torch.float32)
     swapped, negated = tensor.clone(), -tensor
     swapped[[3, 2**18 + 1]] = swapped[[2**18 + 1, 3]]
@@ -50,7 +50,7 @@ def test_words_that_differ_never_collide():
     assert len({tensor_hash(word).item() for word in words}) == len(words)
 
 
-def test_who_differs():
+def test_differing_ranks_are_named():
     """Replicas of a sharded tensor are the ranks of one place; of a common one, all ranks."""
     ranks = [{"norm": (True, 1), "shard": (False, 10 + place)} for place in (0, 1, 0, 1, 0, 1)]
     places = [0, 1] * 3

@@ -50,6 +50,6 @@ def test_the_stride_of_a_sequence_gives_the_windows_of_the_training_loop(tokens)
     (9, 9, "stride = 9: must lie between 1 and seq_length 8"),
     (1, 8, "has 1 tokens to evaluate on; perplexity needs 2"),
 ])  # fmt: skip
-def test_refusals(tokens, stride, message):
+def test_bad_stride_is_refused(tokens, stride, message):
     with pytest.raises(UserError, match=message):
         SlidingWindows(file_of(tokens), seq_length=8, stride=stride)

@@ -166,7 +166,7 @@ def test_pairs_that_the_tool_converts(run, tmp_path, capsys, pair):
     assert format_of(target) is writable()[kind]
 
 
-def test_the_tool(run, tmp_path):
+def test_convert_tool_prints_the_proof(run, tmp_path):
     """Its lines, its exit status, and errors without a traceback."""
 
     def tool(*words: object) -> subprocess.CompletedProcess:
@@ -216,7 +216,7 @@ def test_a_run_takes_the_tokenizer_and_not_the_model_beside_it(run, tmp_path):
     assert (tmp_path / "new/tokenizer/tokenizer.json").is_file()
 
 
-def test_what_passes_for_rounding():
+def test_rounding_tolerance():
     assert Difference(9e-5, 0.0).is_rounding and not Difference(1.1e-4, 0.0).is_rounding
     assert not Difference(1.1e-4, 0.0, magnitude=150.0).is_rounding, "the bound is one that a user can see"
     assert Difference(1.1e-4, 0.0, tolerance=2e-4).is_rounding
@@ -244,7 +244,7 @@ def test_a_tolerance_that_is_given(run, tmp_path):
     assert check_only(run, tmp_path / "exported", replace(OPTIONS, tolerance=1.0)).is_rounding
 
 
-def test_the_proof_holds_one_model_at_a_time(run, tmp_path, monkeypatch):
+def test_verification_holds_one_model_at_a_time(run, tmp_path, monkeypatch):
     """Seen from this project's model, which both sides are computed with here."""
     from megatron.core.models.gpt import GPTModel
 

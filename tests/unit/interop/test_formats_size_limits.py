@@ -59,7 +59,7 @@ BOMBS = (strides_of_zero, array_of_a_length, tensor_of_a_length, packed_zeros)
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
-def test_files_of_torch_save_are_not_larger_than_they_are(tmp_path, bomb):
+def test_torch_file_claiming_more_than_its_size_is_refused(tmp_path, bomb):
     bomb(tmp_path / "file.pt")
     found = outcome(lambda: load_file(tmp_path / "file.pt", Options(allow_pickle=True)))
     assert isinstance(found, UserError) and "cannot be opened as a file of torch.save" in str(found)
@@ -69,13 +69,13 @@ def test_files_of_torch_save_are_not_larger_than_they_are(tmp_path, bomb):
     b"\x80\x04Nr" + struct.pack("<I", 2**31) + b".",  # a memo of so many entries: 32 gigabytes
     b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b"x.",
 ])  # fmt: skip
-def test_the_list_of_a_checkpoint_is_not_larger_than_it_is(tmp_path, stream):
+def test_metadata_claiming_more_than_its_size_is_refused(tmp_path, stream):
     (tmp_path / ".metadata").write_bytes(stream)
     found = outcome(lambda: load_metadata(tmp_path / ".metadata", allow_pickle=True))
     assert isinstance(found, UserError) and "is damaged (ValueError)" in str(found)
 
 
-def test_a_list_of_many_parts_is_compared_in_time(tmp_path):
+def test_metadata_of_many_chunks_is_checked_in_linear_time(tmp_path):
     """Every two of the parts of a tensor were compared: 20,000 parts took minutes."""
     size, parts = 4, 20_000
     chunks = [

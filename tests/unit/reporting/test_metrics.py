@@ -45,7 +45,7 @@ def test_every_line_is_on_disk_before_close(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_what_json_lacks_becomes_null(tmp_path: Path) -> None:
+def test_non_finite_values_become_null(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path, resume_step=None)
     writer.train(1, loss=math.nan, perplexity=math.inf, phase=0)
     writer.ranks(

@@ -14,7 +14,7 @@ def report(folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_report_of_a_run_that_is_not_over(make_run: Callable[..., Path]) -> None:
+def test_unfinished_run_has_a_report(make_run: Callable[..., Path]) -> None:
     run_dir = make_run(steps=47)
     done = report(run_dir)
     assert done.returncode == 0, done.stderr
@@ -22,7 +22,7 @@ def test_a_report_of_a_run_that_is_not_over(make_run: Callable[..., Path]) -> No
     assert "has not finished" in (run_dir / "report.html").read_text()
 
 
-def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("precious")
     done = report(tmp_path)
     assert done.returncode == 1

@@ -32,7 +32,7 @@ def commands(run_dir: Path, **options) -> dict[str, list[str]]:
     return {line[2:15].strip(): shlex.split(line[15:]) for line in lines if line[2:15].strip() in wanted}
 
 
-def test_places_and_commands(make_run):
+def test_paths_and_commands_are_printed(make_run):
     run_dir = make_run("with space")
     assert "report      none yet: python tools/report.py '" in last_lines(run_dir)
     (run_dir / "report.html").touch()
@@ -98,7 +98,7 @@ def test_from_another_folder_the_paths_are_whole(make_run, monkeypatch, tmp_path
     ],
     ids=["cosine", "own decay", "constant"],
 )
-def test_what_going_on_does_to_the_learning_rate(make_run, changed, flags, rates):
+def test_learning_rate_of_a_resumed_run_is_stated(make_run, changed, flags, rates):
     """The flags that are printed give the rate that is printed."""
     run_dir = make_run(**changed)
     words = commands(run_dir)["go on"]
@@ -122,7 +122,7 @@ def test_a_deepspeed_json_is_needed_again(make_run):
     ]
 
 
-def test_it_leads_with_what_was_learnt(make_run):
+def test_summary_starts_with_the_perplexity(make_run):
     run_dir = make_run()
     sample = {
         "step": 120,

@@ -94,7 +94,7 @@ def test_training_goes_on_while_the_state_of_before_is_written(make, tmp_path, h
     assert 0 <= event["blocked_seconds"] < 0.2 <= event["seconds"]
 
 
-def test_it_is_recorded_at_the_next_step(make, held, records):
+def test_checkpoint_is_recorded_at_the_next_step(make, held, records):
     saver = make()
     save(saver, 4)
     held.set()
@@ -168,7 +168,7 @@ def test_a_fault_of_the_program_is_no_message_to_the_user(make, monkeypatch):
         saver.wait()
 
 
-def test_older_ones_go(make, tmp_path, monkeypatch, records):
+def test_older_checkpoints_are_removed(make, tmp_path, monkeypatch, records):
     saver = make(keep_last=2)
     for step in (2, 4, 6):
         save(saver, step)

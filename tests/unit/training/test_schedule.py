@@ -16,7 +16,7 @@ def rates(**changes):
 
 
 @pytest.mark.parametrize("style", ["linear", "cosine", "constant"])
-def test_warm_up_and_end(style):
+def test_warmup_and_final_rate(style):
     values = rates(lr_decay_style=style)
     assert values[:4] == [0.25, 0.5, 0.75, 1.0]
     end = 1.0 if style == "constant" else 0.1
@@ -24,7 +24,7 @@ def test_warm_up_and_end(style):
     assert all(first >= second for first, second in pairwise(values[3:]))
 
 
-def test_shapes():
+def test_decay_shapes():
     half = 12 - 1  # the middle between step 4 and step 20
     assert rates(lr_decay_style="linear")[half] == pytest.approx(0.55)
     assert rates(lr_decay_style="cosine")[half] == pytest.approx(0.55)

@@ -60,7 +60,7 @@ def test_what_nohup_ignores_stays_ignored(alone):
     assert stop.reason() is None
 
 
-def test_the_time_limit(alone):
+def test_time_limit_asks_for_a_stop(alone):
     stop = StopRequest(alone, limit_minutes=0.1 / 60)
     assert stop.reason() is None
     time.sleep(0.15)
@@ -128,7 +128,7 @@ def meeting_of(processes):
     return Meeting(Ranks(0, len(arrivals)), dist.HashStore(), arrivals)
 
 
-def test_a_lost_rank(alone, monkeypatch):
+def test_lost_rank_is_reported(alone, monkeypatch):
     ended = []
     monkeypatch.setattr(alone, "_end", ended.append)
     monkeypatch.setattr(neighbours, "GRACE_SECONDS", 0.1)
@@ -169,7 +169,7 @@ def test_a_failure_is_explained_by_the_rank_that_was_lost(alone):
     other.wait()
 
 
-def test_a_rank_that_ended_before_the_roll_was_read(alone):
+def test_rank_that_ended_early_is_reported(alone):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     meeting = meeting_of([other])
     other.kill()

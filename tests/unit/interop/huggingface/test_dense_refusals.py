@@ -92,7 +92,7 @@ def test_quantised_weights(saved):
     refuse(folder, "quantization_config", "gptq")
 
 
-def test_settings_that_are_no_settings(saved):
+def test_invalid_model_settings_are_refused(saved):
     folder = saved("gpt2")
     change_settings(folder, n_embd="wide")
     refuse(folder, "n_embd")
@@ -124,7 +124,7 @@ def test_a_table_of_another_model_is_no_buffer(saved):
     refuse(folder, "model.layers.0.attn.bias is [2] there, absent expected")
 
 
-def test_pickles(saved):
+def test_pickled_weights_are_refused(saved):
     folder = saved("gpt2")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refuse(folder, "pytorch_model.bin: a pickle", "save_pretrained()")

@@ -39,7 +39,7 @@ def ranks_in(folder) -> dict[str, int]:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("family", "structure"), CASES)
-def test_peft_computes_the_same(tmp_path, family, structure, padded):
+def test_peft_logits_match(tmp_path, family, structure, padded):
     weights = make_weights(family, structure)
     folder = written(tmp_path / "adapter", weights, pad_ranks=padded)
     assert peft.matches(folder) and not hf_dense.matches(folder)

@@ -6,7 +6,7 @@ from inrank_megatron.lowrank.methods.lora import LoRA
 from inrank_megatron.lowrank.methods.relora import ReLoRA
 
 
-def test_lora_stands_beside_w0_and_never_changes():
+def test_lora_keeps_w0_and_its_rank():
     method = LoRA(48)
     assert method.structure({"wide": 64, "narrow": 32}) == {
         "wide": FactorSpec(columns=48, active=48, rank=48),
