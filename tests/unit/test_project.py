@@ -63,6 +63,18 @@ def test_top_level_entries():
     assert {path.relative_to(ROOT).parts[0] for path in FILES} <= TOP_LEVEL
 
 
+def test_unit_tests_mirror_the_package():
+    """``tests/unit/a/test_b.py``, or ``test_b_more.py``, is of ``inrank_megatron/a/b.py``; that of several
+    folders lies above.
+    """
+    unit = ROOT / "tests" / "unit"
+    for path in unit.glob("*/**/test_*.py"):
+        folder, name = path.parent.relative_to(unit), path.stem.removeprefix("test_")
+        package = ROOT / folder if folder.parts[0] == "launch" else ROOT / "inrank_megatron" / folder
+        modules = [module.stem for module in package.iterdir()]
+        assert any(f"{name}_".startswith(f"{module}_") for module in modules), name_of(path)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_path_of_a_machine(path):
     text = path.read_bytes()
