@@ -278,9 +278,9 @@ def test_tensor_parallelism_sends_activations_of_every_layer():
     run = config("tiny", tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=8)
     layers, tokens, width, micro_batches = 4, 2 * 256, 192, 2
     sent = layers * 2 * 4 * tokens * width // 2 * micro_batches
-    assert tensor_parallel_bytes(run, check(run, world_size=4)) == 4 * sent
+    assert tensor_parallel_bytes(run, topology_of(run, world_size=4)) == 4 * sent
     half = config("tiny", tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=8, bf16=True)
-    assert tensor_parallel_bytes(half, check(half, world_size=4)) == 2 * sent
+    assert tensor_parallel_bytes(half, topology_of(half, world_size=4)) == 2 * sent
 
 
 def test_frozen_weights_have_no_gradients_and_no_moments():
