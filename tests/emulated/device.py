@@ -36,12 +36,17 @@ from inrank_megatron.distributed.process_groups import Parallel, initialise, shu
 from inrank_megatron.distributed.rendezvous import Meeting
 from inrank_megatron.lowrank.linalg import cores
 from inrank_megatron.training import saving
+from tests.emulated.operators import Operators, install
 from tests.emulated.races import UnderWay, watch_collectives
 from tests.emulated.rules import NAME, Collective, Log, Rules, check_operation, place_now, refuse
 from tests.forked import server
 
-ZERO_AT = {"inrank_megatron.engine.step_report:fetch", "inrank_megatron.distributed.process_groups:largest"}
-"""Where a 1 that is read would be a request to stop."""
+ZERO_AT = {
+    "inrank_megatron.engine.step_report:fetch",
+    "inrank_megatron.distributed.process_groups:largest",
+    "inrank_megatron.generation.generate:_numbers",
+}
+"""Where a 1 that is read would be a request to stop, or a number that is none."""
 
 
 _PLATFORM = {
@@ -111,6 +116,7 @@ def rank_of(
 
 written: dict[str, Tensor] = {}
 _LOGS: list[Log] = []
+operators = Operators(lambda: _LOGS[-1].under_way)
 
 
 def _serve(pipe: Connection, function: Callable, args: tuple) -> None:
@@ -149,6 +155,7 @@ def _install() -> None:
             setattr(module, name, checked)
     nn.Module.to = _module_to
     set_accelerator(_Accelerator())
+    install(operators)
     partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
     Parallel.from_first_rank = _from_first_rank
     Parallel.from_every_rank = _from_every_rank
@@ -325,5 +332,6 @@ class _Accelerator(cpu_accelerator.CPU_Accelerator):
         return _Stream()
 
     Stream = Event = current_stream = default_stream = _stream
+    IntTensor = property(lambda self: partial(torch.tensor, dtype=torch.int32, device=device()))
     ByteTensor = property(lambda self: partial(torch.tensor, dtype=torch.uint8, device=device()))
     FloatTensor = property(lambda self: partial(torch.tensor, dtype=torch.float32, device=device()))

@@ -17,7 +17,7 @@ from inrank_megatron.model.gpt import GPTFactory
 from tests.contract.cases import ACCUMULATION
 from tests.contract.layouts import LAYOUTS
 from tests.contract.sessions import PADDED, VOCABULARY, configuration
-from tests.emulated.device import device, rank_of
+from tests.emulated.device import device, operators, rank_of
 from tests.emulated.rules import Collective, Log
 
 LAYOUT = LAYOUTS["TP2 SP"]
@@ -171,6 +171,15 @@ def _pins_what_is_on_the_device(hidden):
     hidden.detach().pin_memory()
 
 
+def _updates_on_the_device_what_the_host_has(hidden):
+    operators.multi_tensor_adam(2048, hidden.detach(), [[torch.zeros(4)]] * 4)  # here
+
+
+def _updates_on_the_host_what_is_not_there_yet(hidden):
+    gradient = hidden.detach().to("cpu", non_blocking=True)
+    operators.adam_update(0, 1, 1e-3, gradient, gradient)  # here
+
+
 FAULTS = {
     fault.__name__.strip("_"): fault
     for fault in (
@@ -198,5 +207,7 @@ FAULTS = {
         _looks_at_a_copy_that_is_under_way,
         _draws_with_a_generator_of_the_host,
         _pins_what_is_on_the_device,
+        _updates_on_the_device_what_the_host_has,
+        _updates_on_the_host_what_is_not_there_yet,
     )
 }

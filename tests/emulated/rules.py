@@ -51,7 +51,7 @@ TILE = 8
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
 _SHARED = ("_allgather_base_", "_reduce_scatter_base_")
 _INDEXED = ("index", "index_put_", "_index_put_impl_", "index_put")
-_OWN = ("rules.py", "device.py", "races.py")
+_OWN = ("rules.py", "device.py", "races.py", "operators.py")
 
 
 class BrokenRule(AssertionError):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.emulated import faults
 from tests.emulated.device import run_emulated
-from tests.emulated.test_training import over_budget
+from tests.emulated.test_training import difference, over_budget
 
 REFUSED = {
     "reduces_on_the_host": "allreduce_ of a tensor on the cpu",
@@ -22,6 +22,8 @@ REFUSED = {
     "looks_at_a_copy_that_is_under_way": "memory into which the device still copies",
     "draws_with_a_generator_of_the_host": "with a generator of the cpu",
     "pins_what_is_on_the_device": "pins a tensor of the device",
+    "updates_on_the_device_what_the_host_has": "multi_tensor_adam of a tensor on the cpu",
+    "updates_on_the_host_what_is_not_there_yet": "adam_update touches memory into which",
 }
 WAITS = {
     "reads_a_value": "reads a torch.bfloat16",
@@ -79,6 +81,7 @@ def test_an_exchange_of_objects_is_a_wait(outcomes):
 def test_a_collective_that_one_rank_alone_calls_is_found(outcomes):
     one, other = outcomes["nothing"][1].collectives["step 1"], run_emulated(faults.of_the_last_rank)
     assert len(other) == len(one) + faults.ACCUMULATION
+    assert "step 1, collective" in difference({"step 1": one}, {"step 1": other}, of_replicas=False)
 
 
 def line_of(fault: str) -> int:

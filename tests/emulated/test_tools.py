@@ -28,3 +28,20 @@ def test_an_evaluation_computes_on_the_device(tmp_path):
     told = run_emulated(tools.evaluated, str(run), *words)
     assert json.loads(told.output)["stride"] == 8
     assert told.products == {"gpu"}
+
+
+@pytest.mark.parametrize("how", ["--greedy", "--num-return-sequences=2"])
+def test_text_is_made_on_the_device(tmp_path, how):
+    """Prompt, cache, logits and the draw of a token: nothing of the host meets them."""
+    run = write_run(make_weights("llama", "first phase"), tmp_path / "run")
+    make_tokenizer().save(tmp_path / "tokenizer")
+    words = [
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--prompt",
+        "The quick",
+        "--num-return-sequences",
+        "2",
+    ]
+    told = run_emulated(tools.generated, str(run), *words)
+    assert told.output.startswith("The quick") and told.products == {"gpu"}

@@ -3,6 +3,7 @@ and the host waits for the device once a step.
 """
 
 import functools
+import itertools
 from collections import Counter
 
 import pytest
@@ -17,22 +18,25 @@ from tests.emulated.trainings import AFTER, BEFORE, Seen, training
 OFFLOAD = {"offload_optimizer": True}
 REPEATS = {"deterministic_mode": True}
 RECOMPUTE, SGD = {"recompute_granularity": "full"}, {"optimizer": "sgd"}
+FUSED, ON_HOST = {"optimizer": "fused-adam"}, {"optimizer": "cpu-adam", **OFFLOAD}
 CASES = {
     "fp32 ZeRO 0": ("inrank", "TP2 without SP", {"zero_stage": 0}),
     "bf16 ZeRO 0": ("lora", "TP1 DP1", {"zero_stage": 0, "bf16": True}),
     "fp32 ZeRO 1": ("inrank-efficient-patience", "DP2", {"zero_stage": 1}),
     "bf16 ZeRO 1": ("inrank-efficient", "TP2 SP", {"zero_stage": 1, "bf16": True, **REPEATS}),
-    "bf16 ZeRO 1 offload": ("inrank", "DP2", {"zero_stage": 1, "bf16": True, **OFFLOAD}),
+    "bf16 ZeRO 1 offload": ("inrank", "DP2", {"zero_stage": 1, "bf16": True, **ON_HOST}),
     "fp16 ZeRO 1": ("warm-start", "TP2 SP DP2", {"zero_stage": 1, "fp16": True, **RECOMPUTE}),
     "fp32 ZeRO 2 offload": ("dense", "DP2", {"zero_stage": 2, **OFFLOAD}),
     "bf16 ZeRO 2": ("llama-inrank-efficient", "TP2 SP DP2", {"zero_stage": 2, "bf16": True}),
     "fp16 ZeRO 2": ("fixed-rank", "TP2 SP", {"zero_stage": 2, "fp16": True, "rank": 16, **SGD}),
-    "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3, **RECOMPUTE}),
+    "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3, **RECOMPUTE, **FUSED}),
     "bf16 ZeRO 3": ("relora", "DP2", {"zero_stage": 3, "bf16": True, **REPEATS}),
     "bf16 ZeRO 3 offload": ("llama-relora", "TP2 SP", {"zero_stage": 3, "bf16": True, **OFFLOAD}),
     "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True, **REPEATS}),
 }
-ON_TWO_RANKS = ("fp32 ZeRO 0", "bf16 ZeRO 1", "bf16 ZeRO 2", "fp16 ZeRO 3")
+ON_SEVERAL_RANKS = [case for case, (_, layout, _) in CASES.items() if LAYOUTS[layout].world_size > 1]
+OTHER_RANK = {"fp16 ZeRO 1": 1, "bf16 ZeRO 2": 2}
+"""Beside rank 0; elsewhere the last of the job. So rank 0 is compared with every rank of a job of four."""
 
 FETCH = "inrank_megatron.engine.step_report:fetch"
 GROUPS = 3
@@ -60,8 +64,12 @@ MOVES_TO_THE_HOST = (
 """With offload every gradient goes to the host, every parameter comes back, and DeepSpeed waits for each."""
 
 
-@functools.cache
 def seen(case: str, rank: int = 0) -> Seen:
+    return _seen(case, rank)
+
+
+@functools.cache
+def _seen(case: str, rank: int) -> Seen:
     return run_emulated(training, rank, *CASES[case])
 
 
@@ -134,28 +142,62 @@ def test_ranks_and_truncation_share_their_second_moments():
     assert len(moments) == 2
 
 
-@pytest.mark.parametrize("case", ON_TWO_RANKS)
+@pytest.mark.parametrize("case", ON_SEVERAL_RANKS)
 def test_ranks_agree_on_their_collectives(case):
-    """The first and the last rank of the job call the same ones in the same order."""
-    layout = CASES[case][1]
-    first, last = (seen(case, rank).collectives for rank in (0, LAYOUTS[layout].world_size - 1))
-    for phase in first.keys() - {"resumed"}:
-        one, other = (shared(entries[phase], phase, layout) for entries in (first, last))
-        for number, (mine, theirs) in enumerate(zip(one, other, strict=False)):
-            assert mine == theirs, f"{phase}, collective {number}"
-        assert len(one) == len(other), phase
+    """Two ranks of the job call the same ones in the same order: operation, group, shapes and types."""
+    layout = LAYOUTS[CASES[case][1]]
+    rank = OTHER_RANK.get(case, layout.world_size - 1)
+    of_replicas = rank >= layout.tensor_parallel
+    one, other = (seen(case, each).collectives for each in (0, rank))
+    assert difference(one, other, of_replicas=of_replicas) is None
 
 
-def shared(entries: list[Collective], phase: str, layout: str) -> list[Collective]:
-    """Those in which both ranks take part as each other's likes: replicas share layers out, so the
-    tensor-parallel groups of two replicas compute different ones between steps.
+def difference(
+    one: dict[str, list[Collective]], other: dict[str, list[Collective]], *, of_replicas: bool
+) -> str | None:
+    """The first collective in which two ranks differ. Only rank 0 resumes.
+
+    Args:
+        of_replicas: the ranks belong to two replicas. These share layers out, so between steps their
+            tensor-parallel groups compute different ones.
     """
-    apart = LAYOUTS[layout].data_parallel > 1 and not phase.startswith("step")
+    for phase in sorted((one.keys() | other.keys()) - {"resumed"}):
+        apart = of_replicas and not phase.startswith("step")
+        mine, theirs = (_common(entries.get(phase, []), apart=apart) for entries in (one, other))
+        for number, (a, b) in enumerate(itertools.zip_longest(mine, theirs)):
+            if a != b:
+                return f"{phase}, collective {number}: {a} and {b}"
+    return None
+
+
+def _common(entries: list[Collective], *, apart: bool) -> list[Collective]:
+    """Those in which both ranks take part as each other's likes."""
     return [
         entry
         for entry in entries
         if not entry.group.endswith(" of 1") and not (apart and entry.group.startswith("tp"))
     ]
+
+
+@pytest.mark.parametrize("fault", ["order", "type", "size", "group", "one more"])
+def test_a_difference_of_two_ranks_is_found(fault):
+    """Planted in what a rank has called in its last step."""
+    calls = seen("fp32 ZeRO 1").collectives
+    assert difference(calls, calls, of_replicas=True) is None
+    planted = {phase: _common(entries, apart=False) for phase, entries in calls.items()}
+    last = planted[AFTER]
+    [((shape, kind), *others)] = [last[-1].tensors]
+    number = next(i for i in range(len(last) - 1) if last[i] != last[i + 1])
+    if fault == "order":
+        last[number], last[number + 1] = last[number + 1], last[number]
+    elif fault == "one more":
+        last.append(last[-1])
+    else:
+        tensor = {"type": (shape, "torch.int8"), "size": ((*shape, 2), kind), "group": (shape, kind)}[fault]
+        group = "another" if fault == "group" else last[-1].group
+        last[-1] = Collective(last[-1].name, group, (tensor, *others))
+    found = difference(calls, planted, of_replicas=True)
+    assert found and found.startswith(AFTER)
 
 
 @pytest.mark.parametrize("case", ["bf16 ZeRO 1", "fp16 ZeRO 2"])
@@ -173,6 +215,4 @@ def test_the_cases_cover_what_there_is():
     assert kinds == {(z, p) for z in range(4) for p in ("fp32", "bf16", "fp16")} - {(0, "fp16")}
     assert {layout for _, layout, _ in CASES.values()} >= LAYOUTS.keys() - {"TP2 SP apart", "TP4 SP"}
     assert {s["zero_stage"] for s in settings if s.get("offload_optimizer")} == {1, 2, 3}
-    assert any("optimizer" in s for s in settings)
-    recomputes = [(METHODS[m] | s).get("recompute_granularity") for m, _, s in CASES.values()]
-    assert recomputes.count("full") >= 3
+    assert {s["optimizer"] for s in settings if "optimizer" in s} == {"sgd", "fused-adam", "cpu-adam"}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -40,8 +41,19 @@ def evaluated(*words: str) -> Told:
     return _on_device(lambda parallel: command.run(arguments, parallel))
 
 
+def generated(*words: str) -> Told:
+    """What ``tools/generate.py`` does with these words; the first token ends it, as a 1 stands for every
+    answer to whether all is done.
+    """
+    from inrank_megatron.generation import command
+    from tools.generate import parse
+
+    return _on_device(lambda parallel: command.run(parse(list(words))))
+
+
 def _on_device(work: Callable[[Parallel], None]) -> Told:
     models.read_weights = _without_values
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' threads would share the one FakeTensorMode
     told = io.StringIO()
     with rank_of(0, 1, 1) as (parallel, log), contextlib.redirect_stdout(told):
         work(parallel)

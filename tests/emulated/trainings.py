@@ -92,8 +92,8 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         prepare_process(deterministic=True)
     world = rank_of(rank, layout.world_size, layout.tensor_parallel)
     with world as (parallel, log), tempfile.TemporaryDirectory() as folder:
-        config = _configuration(method, layout, settings)
-        trainer = _trainer(config, parallel, Path(folder))
+        config = configured(method, layout, settings)
+        trainer = trainer_of(config, parallel, Path(folder))
         trainer.log = log
         assert trainer.train()
         record = engine_record(trainer.engine)
@@ -119,7 +119,7 @@ def _held(engine: Engine) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"moment {name}", value) for name, value in state.items() if isinstance(value, Tensor))
 
 
-def _configuration(method, layout, settings) -> Config:
+def configured(method, layout, settings) -> Config:
     return configuration(
         method,
         layout,
@@ -135,7 +135,7 @@ def _configuration(method, layout, settings) -> Config:
     )
 
 
-def _trainer(config: Config, parallel: Parallel, folder: Path) -> Watched:
+def trainer_of(config: Config, parallel: Parallel, folder: Path) -> Watched:
     topology = topology_of(config, world_size=parallel.world_size, vocab_size=VOCABULARY)
     by_step = REGISTRY[config.training.method].switches and config.inrank.switch_patience is None
     method = make_method(config, switch_step=CHANGE if by_step else None)
