@@ -17,7 +17,7 @@ from tests.harness import ROOT
 
 RECIPES = ROOT / "launch" / "cluster"
 STEPS = 16
-SECONDS = 400  # for a training, on a machine that does other work too
+SECONDS = 240  # for a training, on a machine that does other work too
 # Both phases of InRank, tensor parallelism inside a host and data parallelism across.
 SETTINGS = [
     *("--config", str(ROOT / "configs" / "quickstart.yaml"), *TINY, "--global-batch-size", "8"),
