@@ -14,13 +14,11 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.factor_init import drawn_columns
 from inrank_megatron.engine.fragments import local_shape, read_value, write_value
 from inrank_megatron.engine.gradients import input_gradients_only
-from inrank_megatron.engine.layer_distribution import own_layers, shared_spectra
 from inrank_megatron.engine.linears import own_product
 from inrank_megatron.engine.truncation import Shards, truncated
 from inrank_megatron.engine.zero_state import read_master, write_master
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.linalg.factors import cut_matrix
-from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
 from inrank_megatron.model.initialise import named_generator
 
 Layers = Mapping[str, FactorisedLinear]
@@ -133,38 +131,6 @@ def merge(layer: FactorisedLinear) -> None:
     """Add ``U V``, of the masters' columns in use, to W0. Collective over both groups."""
     u, v = read_master(layer.U)[:, : layer.active], read_master(layer.V)[: layer.active]
     write_value(layer.weight, read_value(layer.weight).float() + own_product(layer, u, v))
-
-
-def spectra(
-    layers: Layers, initial: Mapping[str, tuple[Tensor, Tensor]], parallel: Parallel, *, kind: str, step: int
-) -> dict[str, Tensor]:
-    """Singular values of ``U V`` (``product``) or ``U V - U0 V0`` (``update``) of every layer, from FP32
-    masters.
-    """
-    masters = _own_masters(layers, parallel)
-    products: list[Product | Update] = []
-    for name, (u, v) in masters.items():
-        k = layers[name].active
-        if kind == "update":
-            u0, v0 = initial[name]
-            products.append(Update(name, u[:, :k], v[:k], u0[:, :k], v0[:k]))
-        else:
-            products.append(Product(name, u[:, :k], v[:k]))
-    results = parallel.in_unison(lambda: singular_values(products, parallel.tp_group, step=step))
-    values = dict(zip(masters, results, strict=True))
-    length = max(min(2 * x.active, x.output_size, x.input_size) for x in layers.values())
-    return shared_spectra(list(layers), values.__getitem__, parallel, length=length, device=_device(layers))
-
-
-def _own_masters(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, Tensor]]:
-    """FP32 masters of U and V, this rank's shards, of the layers that its replica computes."""
-    own = set(own_layers(list(layers), parallel))
-    masters = {}
-    for name, layer in layers.items():  # collective over the data-parallel group: every rank goes through all
-        pair = read_master(layer.U), read_master(layer.V)
-        if name in own:
-            masters[name] = pair
-    return masters
 
 
 def _device(layers: Layers) -> torch.device:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from inrank_megatron.engine import factor_updates, truncation
+from inrank_megatron.engine import truncation
 from inrank_megatron.engine.linears import FactorisedLayer, Linear
 from inrank_megatron.engine.live_model import Batches, LiveModel
+from inrank_megatron.engine.spectra import LayerSpectra
 from inrank_megatron.engine.weighing import weighing
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.changes import LayerView, Metric, Spectrum
@@ -51,7 +52,7 @@ def _dense(linear: Linear) -> FactorSpec:
 def _singular_values(live: LiveModel, spectrum: Spectrum | None, step: int) -> Mapping[str, Tensor]:
     if spectrum is None or isinstance(spectrum, Metric) or not live.layers:
         return {}
-    return factor_updates.spectra(live.layers, live.initial, live.parallel, kind=spectrum, step=step)
+    return LayerSpectra(live.layers, live.initial, live.parallel, kind=spectrum).finish(step=step)
 
 
 def _output_energies(

@@ -34,7 +34,7 @@ from inrank_megatron.distributed import platform
 from inrank_megatron.distributed.launcher import Ranks
 from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
 from inrank_megatron.distributed.rendezvous import Meeting
-from inrank_megatron.lowrank.linalg import cores
+from inrank_megatron.lowrank.linalg import cores, spectra
 from inrank_megatron.training import saving
 from tests.emulated.operators import Operators, install
 from tests.emulated.races import UnderWay, watch_collectives
@@ -117,6 +117,8 @@ def rank_of(
 written: dict[str, Tensor] = {}
 _LOGS: list[Log] = []
 operators = Operators(lambda: _LOGS[-1].under_way)
+_ELSEWHERE: list[bool] = []
+"""Not empty while another thread computes."""
 
 
 def _serve(pipe: Connection, function: Callable, args: tuple) -> None:
@@ -136,6 +138,7 @@ def _install() -> None:
     FakeTensorMode.avoid_device_init = True  # although CUDA seems to be there
     torch.autograd.set_multithreading_enabled(False)  # the dispatch mode is the thread's own
     cores.on_host_cores = lambda decompose, matrices: [decompose(matrix) for matrix in matrices]  # the same
+    spectra.in_background = _in_background
     os.environ["CUDA_VISIBLE_DEVICES"] = "0"
     torch.cuda.is_available = _is_visible
     torch.cuda.device_count = lambda: int(_is_visible())
@@ -144,6 +147,7 @@ def _install() -> None:
     torch.cuda.synchronize = _synchronise
     torch.cuda.is_current_stream_capturing = lambda: False  # a build with CUDA would ask the driver
     torch.cuda.empty_cache = _gives_memory_back
+    torch.cuda.Event = _Event
     torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
     torch.cuda.reset_peak_memory_stats = lambda: None
     Tensor.pin_memory, Tensor.is_pinned = _pin, _is_pinned
@@ -175,6 +179,39 @@ def _is_visible() -> bool:
 def _synchronise(*args, **kwargs) -> None:
     for log in _LOGS:
         log.wait("synchronises")
+
+
+class _Event:
+    """What the device has been given when it is recorded is done once somebody has waited for it; a wait of
+    another thread is none of the host's main thread, which goes on.
+    """
+
+    def __init__(self, **kwargs):
+        self._copies: list = []
+
+    def record(self, *args) -> None:
+        self._copies = [log.under_way.copies_to_host() for log in _LOGS]
+
+    def synchronize(self) -> None:
+        for log, copies in zip(_LOGS, self._copies, strict=True):
+            if not _ELSEWHERE:
+                log.wait("waits for an event")
+            log.under_way.arrived(copies)
+
+
+def _in_background(compute):
+    """Of the other thread nobody takes note: the dispatch mode is the main thread's own. It runs at the last
+    moment, when a thread that reads what training has changed meanwhile would see that.
+    """
+
+    def result():
+        _ELSEWHERE.append(True)
+        try:
+            return compute()
+        finally:
+            _ELSEWHERE.pop()
+
+    return result
 
 
 def _gives_memory_back() -> None:

@@ -53,6 +53,15 @@ class UnderWay:
         else:
             _add(self.host_read, [memory], "memory into which the device still copies")
 
+    def copies_to_host(self) -> list[int]:
+        """The copies to the host that are under way, for :meth:`arrived`."""
+        return list(self.host_read)
+
+    def arrived(self, copies: list[int]) -> None:
+        """Somebody has waited for these copies to the host, and for nothing else."""
+        for key in copies:
+            self.host_read.pop(key, None)
+
     def waited(self) -> None:
         """The host has waited for the device."""
         self.host_read.clear()

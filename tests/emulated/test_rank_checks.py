@@ -6,14 +6,13 @@ from tests.emulated import rank_checks
 from tests.emulated.device import run_emulated
 
 WAITS = {
-    "inrank_megatron.lowrank.linalg.spectra:_owner_rows": 1,
-    "inrank_megatron.lowrank.linalg.cores:values_of_cores": 2,
-    "inrank_megatron.lowrank.linalg.spectra:_gram_rows": 1,
+    "inrank_megatron.distributed.device_copies:wait": 2,
+    "inrank_megatron.lowrank.linalg.spectra:rows": 1,
     "inrank_megatron.lowrank.linalg.spectra:_householder": 1,
     "inrank_megatron.engine.layer_distribution:shared_spectra": 1,
 }
-"""The heads of the rows, the cores, everybody's rows; the same cores and values on the Householder way, which
-a constant for every error bound asks for; everybody's spectra.
+"""The cores, everybody's rows; cores and values once more on the Householder way, which a constant for every
+error bound asks for; everybody's spectra.
 """
 
 

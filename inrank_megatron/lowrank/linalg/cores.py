@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from inrank_megatron.distributed.device_copies import to_device
 
+T = TypeVar("T")
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -39,27 +41,20 @@ class Roots:
         head = torch.stack([d1.sum(1), d2.sum(1), weights.sum(1), bound1 + bound2], dim=1)
         return cls(l1, l2, weights, head)
 
-    def cores(self, chosen: list[bool]) -> Tensor:
-        """[L', k, k] of the pairs that ``chosen`` says."""
-        l1, l2, weights = self.l1, self.l2, self.weights
-        if not all(chosen):
-            places = torch.tensor([i for i, there in enumerate(chosen) if there], dtype=torch.int64)
-            places = to_device(places, weights.device)
-            l1, l2, weights = (t.index_select(0, places) for t in (l1, l2, weights))
-        return l1.mT @ (weights[:, :, None] * l2)
+    def cores(self) -> Tensor:
+        """[L, k, k]; without meaning where ``head`` holds an error that is too large, or no number."""
+        return self.l1.mT @ (self.weights[:, :, None] * self.l2)
 
 
-def values_of_cores(cores: list[Tensor]) -> list[Tensor]:
-    """Singular values of every matrix of the batches [L, k, k], one after the other, on the CPU.
+def values_of_cores(cores: list[Tensor], *, came_from: torch.device) -> list[Tensor]:
+    """Singular values of every matrix of the batches [L, k, k], one after the other; all on the CPU.
 
-    A GPU loops over matrices here, with Jacobi sweeps that take seconds for a model: the cores come to the
-    host in one copy, and each of its cores decomposes one at a time.
+    A GPU would loop over matrices here, with Jacobi sweeps that take seconds for a model: what ``came_from``
+    one is decomposed by each of the host's cores, one matrix at a time.
     """
-    if all(batch.device.type == "cpu" for batch in cores):
+    if came_from.type == "cpu":
         return [values for batch in cores for values in torch.linalg.svdvals(batch)]
-    sizes = [batch.shape[-1] for batch in cores for _ in batch]
-    flat = torch.cat([batch.flatten() for batch in cores]).cpu().split([k * k for k in sizes])
-    return on_host_cores(torch.linalg.svdvals, [core.view(k, k) for core, k in zip(flat, sizes, strict=True)])
+    return on_host_cores(torch.linalg.svdvals, [core for batch in cores for core in batch])
 
 
 def _unit_cholesky(gram: Tensor, norms: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +86,14 @@ def host_svd(matrix: Tensor, *, full_matrices: bool = True) -> tuple[Tensor, Ten
         to_device(part, matrix.device) for part in torch.linalg.svd(matrix.cpu(), full_matrices=full_matrices)
     )
     return left, values, right
+
+
+def in_background(compute: Callable[[], T]) -> Callable[[], T]:
+    """Have a thread ``compute``; the function that is returned waits for its result, or raises its error."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="rank check")
+    result = pool.submit(compute)
+    pool.shutdown(wait=False)  # the thread ends with its work
+    return result.result
 
 
 def on_host_cores(decompose: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:

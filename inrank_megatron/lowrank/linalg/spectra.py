@@ -22,15 +22,16 @@ A product is decomposed by one rank, its owner, and everybody takes over the own
 included. The choice of the way and the values are therefore the same bits on all ranks, whatever each
 computed.
 
-On a GPU the products, Gram matrices and cores are its own work, the values of the cores the host's; the host
-waits for the device a fixed number of times a round, however many layers there are.
+On a GPU the products, Gram matrices and cores are its own work, the values of the cores the host's, whose
+threads may compute them while the device goes on with something else. The host waits for the device a fixed
+number of times a round, however many layers there are.
 
 Elements on the wire a rank, k' = (n-1)/n, up to block edges and padding: reduce-scatter of the Gram matrices'
 lower triangles, ``k' sum over L of k^2``; all-gather of the values, ``k' sum over L of k``. A product on the
 Householder way adds two all-gathers of ``(n-1) k^2`` and its k values to one more broadcast.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, groupby, islice
 
@@ -39,9 +40,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.distributed.device_copies import to_device
+from inrank_megatron.distributed.device_copies import start_copies, to_device
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.linalg.cores import Roots, values_of_cores
+from inrank_megatron.lowrank.linalg.cores import Roots, in_background, values_of_cores
 from inrank_megatron.lowrank.linalg.factors import check_finite, triangular_factor
 from inrank_megatron.lowrank.linalg.gram import packed_gram, packed_size, unpack_gram
 
@@ -105,20 +106,41 @@ def singular_values(products: Sequence[Product | Update], group: ProcessGroup, *
         UserError: on all ranks, naming layer and ``step``, for NaN or Inf, and for columns that cancel so far
             that FP64 does not hold the accuracy.
     """
-    order = sorted(range(len(products)), key=lambda i: -products[i].columns)
-    values: dict[int, Tensor] = {}
-    for indices in _rounds(order, products):
-        rows = _gram_rows([products[i] for i in indices], group)
-        for i, row in zip(indices, rows, strict=True):
-            for norm, letter in zip(row[:2], "UV", strict=True):
-                check_finite(norm, what=f"factor {letter} of {products[i].name} at step {step}")
-        values |= {i: row[_HEAD : _HEAD + products[i].columns] for i, row in zip(indices, rows, strict=True)}
-        poor = [i for i, row in zip(indices, rows, strict=True) if row[3] > _GRAM_ACCURACY]
-        if poor:
-            values |= zip(poor, _householder([products[i] for i in poor], group), strict=True)
-        for i, row in zip(indices, rows, strict=True):
-            _check_cancellation(values[i], float(row[2]), products[i].name, step)
-    return [values[i] for i in range(len(products))]
+    return SpectraUnderWay(products, group).finish(step=step)
+
+
+class SpectraUnderWay:
+    """:func:`singular_values` in two parts, both collective. What is made here has been sent to the device.
+
+    Args:
+        products: their factors must stay as they are until :meth:`finish` has returned.
+        overlap: a thread decomposes the cores as soon as they have come to the host; the device and the
+            caller go on meanwhile. Without it :meth:`finish` does so.
+    """
+
+    def __init__(self, products: Sequence[Product | Update], group: ProcessGroup, *, overlap: bool = False):
+        order = sorted(range(len(products)), key=lambda i: -products[i].columns)
+        self._products, self._group = products, group
+        self._rounds = [
+            (indices, _Round([products[i] for i in indices], group, overlap=overlap))
+            for indices in _rounds(order, products)
+        ]
+
+    def finish(self, *, step: int) -> list[Tensor]:
+        """The values; errors as those of :func:`singular_values`."""
+        values: dict[int, Tensor] = {}
+        for indices, one in self._rounds:
+            rows = dict(zip(indices, one.rows(), strict=True))
+            for i, row in rows.items():
+                for norm, letter in zip(row[:2], "UV", strict=True):
+                    check_finite(norm, what=f"factor {letter} of {self._products[i].name} at step {step}")
+                values[i] = row[_HEAD : _HEAD + self._products[i].columns]
+            poor = [i for i, row in rows.items() if row[3] > _GRAM_ACCURACY]
+            if poor:
+                values |= zip(poor, _householder([self._products[i] for i in poor], self._group), strict=True)
+            for i, row in rows.items():
+                _check_cancellation(values[i], float(row[2]), self._products[i].name, step)
+        return [values[i] for i in range(len(self._products))]
 
 
 def _rounds(order: list[int], products: Sequence[Product | Update]) -> Iterator[list[int]]:
@@ -135,22 +157,30 @@ def _rounds(order: list[int], products: Sequence[Product | Update]) -> Iterator[
         yield batch
 
 
-def _gram_rows(products: Sequence[Product | Update], group: ProcessGroup) -> list[Tensor]:
-    """A row for each product, on the CPU: sum d1, sum d2, sum d1 d2, error bound, singular values.
+class _Round:
+    """Products on the Gram way, the widest first.
 
-    ``products`` come with the widest first. Product i belongs to rank i mod n, which evens out the work.
+    Product i belongs to rank i mod n, which evens out the work.
     """
-    n, rank = group.size(), group.rank()
-    parts = [_local_grams(products[r::n], products[0].U.device) for r in range(n)]
-    parts = [_padded(p, parts[0].numel()) for p in parts]
-    own = torch.empty_like(parts[0])
-    dist.reduce_scatter(own, parts, group=group)
-    rows = _owner_rows([p.columns for p in products[rank::n]], own, width=_HEAD + products[0].columns)
-    table = to_device(_padded(rows, -(-len(products) // n)), own.device)
-    tables = [torch.empty_like(table) for _ in range(n)]
-    dist.all_gather(tables, table, group=group)
-    everyones = torch.stack(tables).cpu()
-    return [everyones[i % n, i // n] for i in range(len(products))]
+
+    def __init__(self, products: Sequence[Product | Update], group: ProcessGroup, *, overlap: bool):
+        n, rank = group.size(), group.rank()
+        parts = [_local_grams(products[r::n], products[0].U.device) for r in range(n)]
+        parts = [_padded(p, parts[0].numel()) for p in parts]
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts, group=group)
+        self._group, self._count, self._device = group, len(products), own.device
+        own_rows = _owner_rows([p.columns for p in products[rank::n]], own, width=_HEAD + products[0].columns)
+        self._own_rows = in_background(own_rows) if overlap else own_rows
+
+    def rows(self) -> list[Tensor]:
+        """A row for each product, on the CPU: sum d1, sum d2, sum d1 d2, error bound, singular values."""
+        n = self._group.size()
+        table = to_device(_padded(self._own_rows(), -(-self._count // n)), self._device)
+        tables = [torch.empty_like(table) for _ in range(n)]
+        dist.all_gather(tables, table, group=self._group)
+        everyones = torch.stack(tables).cpu()
+        return [everyones[i % n, i // n] for i in range(self._count)]
 
 
 def _local_grams(products: Sequence[Product | Update], device: torch.device) -> Tensor:
@@ -167,11 +197,10 @@ def _padded(tensor: Tensor, length: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(length - tensor.shape[0], *tensor.shape[1:])])
 
 
-def _owner_rows(columns: list[int], packed: Tensor, *, width: int) -> Tensor:
-    """Rows of :func:`_gram_rows`, on the CPU, for products with these ``columns``, equal ones in a batch.
+def _owner_rows(columns: list[int], packed: Tensor, *, width: int) -> Callable[[], Tensor]:
+    """Rows of :class:`_Round`, on the CPU, for products with these ``columns``, equal ones in a batch.
 
-    The host waits for the device twice, however many products there are: for what precedes the values, which
-    says what has a core, and for the cores.
+    Cores are on their way to the host when this returns; the function that is returned waits for them.
     """
     batches, offset = [], 0
     for k, same in groupby(columns):
@@ -180,16 +209,27 @@ def _owner_rows(columns: list[int], packed: Tensor, *, width: int) -> Tensor:
         lefts, rights = (torch.stack([unpack_gram(g, k) for g in grams[:, side]]) for side in (0, 1))
         batches.append(Roots.of(lefts, rights))
         offset += 2 * count * size
-    rows = torch.zeros(len(columns), width, dtype=packed.dtype)
-    if not batches:
+    copies = start_copies([tensor for batch in batches for tensor in (batch.head, batch.cores())])
+
+    def rows() -> Tensor:
+        rows = torch.zeros(len(columns), width, dtype=packed.dtype)
+        if not batches:
+            return rows
+        arrived = copies()
+        rows[:, :_HEAD] = torch.cat(arrived[::2])
+        good = ((rows[:, 3] <= _GRAM_ACCURACY) & rows[:, 2].isfinite()).tolist()
+        flags = iter(good)
+        cores = [_chosen(batch, list(islice(flags, len(batch)))) for batch in arrived[1::2]]
+        places = compress(range(len(good)), good)
+        for i, values in zip(places, values_of_cores(cores, came_from=packed.device), strict=True):
+            rows[i, _HEAD : _HEAD + columns[i]] = values
         return rows
-    rows[:, :_HEAD] = torch.cat([batch.head for batch in batches]).cpu()
-    good = ((rows[:, 3] <= _GRAM_ACCURACY) & rows[:, 2].isfinite()).tolist()
-    chosen = iter(good)
-    cores = [batch.cores(list(islice(chosen, len(batch.head)))) for batch in batches]
-    for i, values in zip(compress(range(len(good)), good), values_of_cores(cores), strict=True):
-        rows[i, _HEAD : _HEAD + columns[i]] = values
+
     return rows
+
+
+def _chosen(batch: Tensor, flags: list[bool]) -> Tensor:
+    return batch if all(flags) else batch[[i for i, flag in enumerate(flags) if flag]]
 
 
 def _householder(products: Sequence[Product | Update], group: ProcessGroup) -> list[Tensor]:
@@ -200,9 +240,11 @@ def _householder(products: Sequence[Product | Update], group: ProcessGroup) -> l
         r1, r2 = triangular_factor(left, group), triangular_factor(right.t(), group)
         if group.rank() == 0:
             cores.append((r1 @ r2.t())[None])
-    columns = [p.columns for p in products]
-    flat = torch.cat(values_of_cores(cores)) if cores else torch.zeros(sum(columns), dtype=torch.float64)
-    flat = to_device(flat, products[0].U.device)
+    columns, device = [p.columns for p in products], products[0].U.device
+    flat = torch.zeros(sum(columns), dtype=torch.float64)
+    if cores:
+        flat = torch.cat(values_of_cores(start_copies(cores)(), came_from=device))
+    flat = to_device(flat, device)
     dist.broadcast(flat, group=group, group_src=0)
     return list(flat.cpu().split(columns))
 
