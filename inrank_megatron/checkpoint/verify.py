@@ -235,6 +235,8 @@ def _is_number(value: Any) -> bool:
 def _is_identity(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("data", ""), str):
         return False
+    if not isinstance(value.get("overlap_rank_check", False), bool):
+        return False
     switch = value.get("switch_step")
     return switch is None or _is_count(switch)
 
@@ -261,5 +263,6 @@ _SOUND = {
     "weights_only": lambda value: isinstance(value, bool),
     "validation_loss": lambda value: value is None or _is_number(value),
     "validation_tokens": lambda value: value is None or _is_count(value),
+    "rank_check_under_way": lambda value: isinstance(value, bool),
     "engine": _is_engine,
 }

@@ -22,7 +22,7 @@ from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.training.job import Job
-from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.loop import OVERLAP, Trainer
 from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 from inrank_megatron.training.progress import Progress, resume_progress
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
@@ -110,9 +110,12 @@ def _trainer(
     identity: dict[str, Any] = {
         "data": data.folder.name,
         "switch_step": switch_step(config, batches.steps_per_epoch),
+        OVERLAP: device().type != "cpu",
     }
     if checkpoint:
         identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
+    if config.inrank.overlap_rank_check is not None:
+        identity = identity | {OVERLAP: config.inrank.overlap_rank_check}
     method = make_method(config, switch_step=identity["switch_step"])
     engine = _engine(job, topology, method, checkpoint=checkpoint, pretrained=pretrained)
     progress = resume_progress(checkpoint) if checkpoint else Progress()

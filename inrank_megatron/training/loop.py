@@ -12,7 +12,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest
-from inrank_megatron.engine.decisions import Decision, decide
+from inrank_megatron.engine.decisions import Decision, Decisions
 from inrank_megatron.engine.engine import Engine, StepResult
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
@@ -30,6 +30,7 @@ from inrank_megatron.training.step_metrics import StepMetrics, phase
 from inrank_megatron.training.stopping import StopRequest
 
 PHASE_1_COLUMNS = "phase_1_columns"
+OVERLAP = "overlap_rank_check"
 PARTS = ("dense", "phase_1", "phase_2")  # by the number of the phase
 
 
@@ -39,8 +40,8 @@ class Trainer:
 
     Attributes:
         windows: what to evaluate on, by split (``valid``, ``test``); a split without text is absent.
-        identity: what every checkpoint records of the run, as JSON: data, switch step and, after the switch,
-            the columns of each layer before it.
+        identity: what every checkpoint records of the run, as JSON: data, switch step, whether rank checks
+            overlap with steps and, after the switch, the columns of each layer before it.
         peak_flops: of one device, for the utilisation; None where it is not known.
         peak_memory: the largest of all ranks, by part of the run; empty until the training has ended.
     """
@@ -65,6 +66,12 @@ class Trainer:
         self._micro_batches = MicroBatches(self.batches, self.topology, parallel, device)
         self._memory = PeakMemory(device, "start")
         self._metrics = StepMetrics(self.engine, self.config, self.topology, self.peak_flops)
+        self._decisions = Decisions(
+            self.engine,
+            self.method,
+            batches=self._micro_batches,
+            overlap=self.identity.get(OVERLAP, False),  # not in runs that began before there was such a thing
+        )
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
@@ -98,6 +105,8 @@ class Trainer:
         else:
             if engine.layers:  # of weights alone no session has recorded it
                 self.journal.structure(step, "init", engine.views(), once=True)
+            if self.progress.check_under_way:
+                self._apply_method()
             self._between_steps()  # a stop may have cut them short
         self._memory.begin(PARTS[phase(engine)])
 
@@ -147,16 +156,15 @@ class Trainer:
             )
 
     def _apply_method(self) -> None:
-        batches = self._micro_batches
-        decision = decide(self.engine, self.method, step=self.progress.step, batches=batches)
-        if decision is None:
-            return
-        changes = decision.changes
-        self.journal.checks(decision.step, decision.views, [c for c in changes if isinstance(c, SetRank)])
-        if any(isinstance(change, Refactor) for change in changes):
-            self._switch(decision)
-        else:
-            self.engine.apply(changes, step=decision.step, batches=batches)
+        step = self.progress.step
+        for decision in self._decisions.after(step, is_last=step == self.config.training.train_iters):
+            changes = decision.changes
+            checks = [change for change in changes if isinstance(change, SetRank)]
+            self.journal.checks(step, decision.views, checks)
+            if any(isinstance(change, Refactor) for change in changes):
+                self._switch(decision)
+            else:
+                self.engine.apply(changes, step=decision.step, batches=self._micro_batches)
 
     def _switch(self, decision: Decision) -> None:
         step, engine, began = decision.step, self.engine, time.monotonic()
@@ -258,6 +266,7 @@ class Trainer:
             "weights_only": False,
             "validation_loss": loss if loss is not None and math.isfinite(loss) else None,
             "validation_tokens": self.progress.validation_tokens,
+            "rank_check_under_way": self._decisions.under_way,
             "engine": engine_record(engine),
         }
         self._saver.save(whole_tensors(engine), state, snapshot_bytes=state_bytes(engine))

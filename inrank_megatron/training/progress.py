@@ -12,6 +12,7 @@ class Progress:
 
     ``validation_loss``, ``validation_tokens``: of this step, over the part of the split that all validations
     of the run have in common. ``weights_only``: no step has been made since weights alone were read.
+    ``check_under_way``: the checkpoint that this was read from lacks the outcome of a rank check of its step.
     """
 
     step: int = 0
@@ -19,6 +20,7 @@ class Progress:
     validation_loss: float | None = None
     validation_tokens: int | None = None
     weights_only: bool = False
+    check_under_way: bool = False
 
 
 def resume_progress(checkpoint: Checkpoint) -> Progress:
@@ -30,4 +32,5 @@ def resume_progress(checkpoint: Checkpoint) -> Progress:
         validation_loss=state.get("validation_loss"),
         validation_tokens=state.get("validation_tokens"),
         weights_only=is_weights_only(state),
+        check_under_way=state.get("rank_check_under_way", False),
     )

@@ -47,6 +47,7 @@ FREE = PLACES | frozenset(
         "loss_scale_window",
         "hysteresis",
         "overflow_limit",
+        "overlap_rank_check",
         *sections()["optimizer"].model_fields,
     }
 )

@@ -73,8 +73,12 @@ def test_resume_on_another_topology_matches(whole, data, tmp_path, step, launche
     close(course(run), course(whole))
 
 
-# At a rate at which training is smooth: one at which losses jump magnifies any rounding.
-LONG = [*TINY, "--switch-iters", "14", "--save-interval", "6", "--train-iters", "68", "--lr", "2e-4"]
+# At a rate at which training is smooth: one at which losses jump magnifies any rounding. At the checkpoint of
+# step 12 a rank check is under way.
+LONG = [
+    *(*TINY, "--switch-iters", "14", "--save-interval", "6", "--train-iters", "68", "--lr", "2e-4"),
+    "--overlap-rank-check",
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +89,7 @@ def long(tmp_path_factory, data):
     return folder
 
 
-@pytest.mark.parametrize(("step", "phase"), [(6, 1), (18, 2)])
+@pytest.mark.parametrize(("step", "phase"), [(12, 1), (18, 2)])
 def test_resume_on_another_topology_and_zero_stage_matches_over_fifty_steps(
     long, data, tmp_path, step, phase
 ):
@@ -100,6 +104,7 @@ def test_resume_on_another_topology_and_zero_stage_matches_over_fifty_steps(
     for one, other in zip(here, elsewhere, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert [r["rank"] for r in records(run, "ranks")] == [r["rank"] for r in records(long, "ranks")]
+    assert [r["step"] for r in records(run, "ranks") if r["event"] == "check"][::4] == [5, 9, 13]
 
 
 def test_resume_from_an_older_step_keeps_later_checkpoints(whole, data, tmp_path):

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("inrank_megatron", "tools", "launch")
 ALLOWED = {
     "inrank_megatron/distributed/platform.py": "decides what the process runs on",
+    "inrank_megatron/distributed/device_copies.py": "an event that ends with copies to the host",
     "inrank_megatron/distributed/determinism.py": "chooses kernels of the whole process",
     "inrank_megatron/distributed/peak_memory.py": "what torch has counted of the device's memory",
     "inrank_megatron/engine/optimizers.py": "says why an operator does not build",

@@ -216,3 +216,31 @@ def test_the_cases_cover_what_there_is():
     assert {layout for _, layout, _ in CASES.values()} >= LAYOUTS.keys() - {"TP2 SP apart", "TP4 SP"}
     assert {s["zero_stage"] for s in settings if s.get("offload_optimizer")} == {1, 2, 3}
     assert {s["optimizer"] for s in settings if "optimizer" in s} == {"sgd", "fused-adam", "cpu-adam"}
+    recomputes = [(METHODS[m] | s).get("recompute_granularity") for m, _, s in CASES.values()]
+    assert recomputes.count("full") >= 3
+
+
+GROWS_AT_2 = ("fp32 ZeRO 0", "fp32 ZeRO 1")
+"""A rank check follows step 2, and no switch. With offload the masters come from the host, and it waits."""
+
+
+OUTCOME = {
+    "inrank_megatron.lowrank.linalg.spectra:rows": 1,
+    # The Householder way, which a constant for every error bound asks for.
+    "inrank_megatron.distributed.device_copies:wait": 1,
+    "inrank_megatron.lowrank.linalg.spectra:_householder": 1,
+    "inrank_megatron.distributed.process_groups:in_unison": 1,
+    "inrank_megatron.engine.layer_distribution:shared_spectra": 1,
+    "inrank_megatron.engine.decisions:finish": 1,
+    "inrank_megatron.engine.fragments:finish_writes": 1,
+}
+"""What the outcome of a check waits for, once the step after it has ended; however many layers there are."""
+
+
+@pytest.mark.parametrize("case", GROWS_AT_2)
+def test_a_rank_check_lets_the_device_go_on(case):
+    """The host sends it after step 2 and goes on to step 3, which has no wait of it."""
+    result = seen(case)
+    assert result.waits.get("changes 2", []) == []
+    assert not over_budget(case, result.waits["step 3"])
+    assert Counter(wait.place for wait in result.waits["changes 3"]) == OUTCOME

@@ -22,7 +22,7 @@ from inrank_megatron.engine.state import engine_record, load_engine, recorded_st
 from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.loop import OVERLAP, Trainer
 from inrank_megatron.training.run_logger import Journal
 from tests.contract.checkpoints import Tensors
 from tests.contract.layouts import LAYOUTS
@@ -157,7 +157,7 @@ def trainer_of(config: Config, parallel: Parallel, folder: Path) -> Watched:
         folder=place,
         journal=Journal(place, active=False, total_steps=STEPS, start_step=0, vocab_size=512),
         stop=SimpleNamespace(reason=lambda: None),
-        identity={},
+        identity={OVERLAP: True},
         peak_flops=None,
     )
 

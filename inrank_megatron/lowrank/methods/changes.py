@@ -161,7 +161,9 @@ class Plan:
     Args:
         decide: from the layers, with ``spectrum``, the changes in the order in which they are carried out.
         spectrum: what it needs to see of every layer; None: nothing.
+        may_come_late: whether the changes may be carried out one step later than what they were decided on.
     """
 
     decide: Callable[[list[LayerView]], list[Change]]
     spectrum: Spectrum | None = None
+    may_come_late: bool = False

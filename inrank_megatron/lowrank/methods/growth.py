@@ -24,6 +24,11 @@ class GrowthSettings(Section):
     threshold: Share = about("explained ratio that the rank must reach (alpha)", 0.9)
     rank_check_interval: Count = about("steps between rank checks", 25)
     rank_check_start: Steps = about("no rank check up to this step", 0)
+    overlap_rank_check: bool | None = about(
+        "compute a rank check on the host during the next step, and carry it out after that; left out: on "
+        "GPUs alone",
+        None,
+    )
     max_rank: Count | None = about("largest rank; left out: half the width less the buffer", None)
     rank_criterion: Literal["update", "released", "eq7"] = about(
         "what is judged: the change since the columns were added, U V as in the authors' code, or U V by "

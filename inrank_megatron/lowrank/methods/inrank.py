@@ -82,7 +82,9 @@ class InRank(GrowingRank):
             return None
         if self._switches(step, layers):
             return self._plan_switch(step)
-        return Plan(self._grow, self.growth.spectrum) if self.growth.due(step) else None
+        if self.growth.due(step):
+            return Plan(self._grow, self.growth.spectrum, may_come_late=True)
+        return None
 
     def _switches(self, step, layers) -> bool:
         if self.switch is None:
