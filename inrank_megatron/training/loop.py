@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from inrank_megatron.config.out_of_memory import is_shortage
@@ -66,12 +67,11 @@ class Trainer:
         self._micro_batches = MicroBatches(self.batches, self.topology, parallel, device)
         self._memory = PeakMemory(device, "start")
         self._metrics = StepMetrics(self.engine, self.config, self.topology, self.peak_flops)
+        self._overlaps = self.identity.get(OVERLAP, False)  # not in runs that began before that was possible
         self._decisions = Decisions(
-            self.engine,
-            self.method,
-            batches=self._micro_batches,
-            overlap=self.identity.get(OVERLAP, False),  # not in runs that began before there was such a thing
+            self.engine, self.method, batches=self._micro_batches, overlap=self._overlaps
         )
+        self._unrecorded: list[Callable[[], None]] = []
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
@@ -135,9 +135,10 @@ class Trainer:
         return stopping
 
     def _meanwhile(self) -> Standing:
-        """While the device computes a step: get the next one's tokens on their way to it, and say whether
-        this rank was asked to stop.
+        """While the device computes a step: record the check before it, get the next one's tokens on their
+        way, and say whether this rank was asked to stop.
         """
+        self._record_checks()
         following = self.progress.step + 1
         if following < self.config.training.train_iters:
             self._micro_batches.fetch(following)
@@ -160,11 +161,19 @@ class Trainer:
         for decision in self._decisions.after(step, is_last=step == self.config.training.train_iters):
             changes = decision.changes
             checks = [change for change in changes if isinstance(change, SetRank)]
-            self.journal.checks(step, decision.views, checks)
-            if any(isinstance(change, Refactor) for change in changes):
+            switches = any(isinstance(change, Refactor) for change in changes)
+            self._unrecorded.append(partial(self.journal.checks, step, decision.views, checks))
+            if switches or not self._overlaps:
+                self._record_checks()
+            if switches:
                 self._switch(decision)
             else:
                 self.engine.apply(changes, step=decision.step, batches=self._micro_batches)
+
+    def _record_checks(self) -> None:
+        """With overlap the records of a check are written while the device computes, and before a save."""
+        while self._unrecorded:
+            self._unrecorded.pop(0)()
 
     def _switch(self, decision: Decision) -> None:
         step, engine, began = decision.step, self.engine, time.monotonic()
@@ -254,6 +263,7 @@ class Trainer:
         One that a stop left without this step's validation is replaced; weights alone, which are the user's,
         stay what they are.
         """
+        self._record_checks()
         step, engine, saved = self.progress.step, self.engine, self._saved
         is_complete = saved.validation_tokens == self.progress.validation_tokens
         if saved.step == step and (is_complete or saved.weights_only):
