@@ -19,7 +19,9 @@ NOTES = {
     "step": "a whole training step against dense",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
+    "checkpoint": "what a rank copies, writes and sends to save, of 64",
 }
+WITHOUT_RANK = ("switch", "checkpoint")
 TIMED = ("rank-decisions", "switch", "layer", "step")
 COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
 
@@ -57,6 +59,8 @@ def _measurements(options: argparse.Namespace, measure: Callable) -> Iterable:
     preset, timed = options.preset, {"repeats": options.repeats} if options.what in TIMED else {}
     if options.what == "switch":
         return measure((preset,) if preset else ("small", "medium", "large"), **timed)
+    if options.what == "checkpoint":
+        return measure(preset)
     sizes = (options.tensor_model_parallel_size,) if options.what == "wire" else ()
     return measure(preset, options.rank or RANKS[preset], *sizes, **timed)
 
@@ -70,7 +74,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--preset", choices=GPT2_PRESETS, help="widths [large; step, counts: tiny; switch: all]"
         )
-        if name != "switch":
+        if name not in WITHOUT_RANK:
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
         if name in TIMED:
             command.add_argument("--repeats", type=_positive, default=5, help="rounds of the medians [5]")
@@ -90,9 +94,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.what != "switch":
         options.preset = options.preset or ("tiny" if options.what in ("step", "counts") else "large")
         width = GPT2_PRESETS[options.preset]["hidden_size"]
-        if options.rank and options.rank > width:
+        rank = getattr(options, "rank", None)
+        if rank and rank > width:
             linears = f"the MLP linears of {options.preset}"
-            raise UserError(f"--rank {options.rank}: {linears} have rank {width} at most; lower it")
+            raise UserError(f"--rank {rank}: {linears} have rank {width} at most; lower it")
     return options
 
 

@@ -1,38 +1,27 @@
 """Checkpoints as folders: tensors in safetensors, the rest in JSON, complete or not there at all.
 
-A checkpoint is written beside its final name, every byte flushed to the disk, and published by one rename.
-Its manifest, written last, holds the size and SHA-256 of every other file and is checked before anything is
-loaded. Tensors are whole (no shard of any rank), so a checkpoint does not depend on how many processes
-wrote it.
+The manifest, written last (``writing.py``), holds the size and SHA-256 of every other file and is checked
+before anything is loaded. Files hold slices of full tensors, wherever the ranks that wrote them had cut them:
+who reads gets full tensors and need not know how many processes wrote them.
 """
 
-import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from inrank_megatron.checkpoint.disk import sync
+from inrank_megatron.checkpoint.index import read_index, read_tensor
 from inrank_megatron.checkpoint.verify import (
-    FORMAT_VERSION,
-    INDEX,
-    MANIFEST,
     STATE,
     Damaged,
     compare,
     damaged,
-    read_index,
     read_json,
     read_manifest,
     read_state,
-    sha256,
 )
 from inrank_megatron.errors import UserError
 
-FILE_BYTES = 2**30
 PREFIX, PARTIAL, REPLACED = "step_", ".partial", ".replaced"
 SET_ASIDE = "set_aside"
 
@@ -40,101 +29,6 @@ SET_ASIDE = "set_aside"
 def step_folder(root: Path, step: int) -> Path:
     """Where the checkpoint after ``step`` optimizer steps lies."""
     return root / f"{PREFIX}{step:08d}"
-
-
-class CheckpointWriter:
-    """Collects whole tensors into files of about ``file_bytes`` and publishes the folder at the end.
-
-    A write that fails is reported by :meth:`publish` alone: the ranks that gather tensors for this one must
-    all come to the end before they can learn of it.
-
-    Args:
-        deferred: keep all tensors and touch no file before :meth:`publish`, which may then run in another
-            thread. Else files are written as they fill: at most ``file_bytes`` plus one tensor in memory.
-        file_bytes: ``FILE_BYTES`` where none is given.
-    """
-
-    def __init__(self, root: Path, step: int, *, deferred: bool = False, file_bytes: int | None = None):
-        self.final = step_folder(root, step)
-        self.partial = root / f".{self.final.name}{PARTIAL}"
-        self.deferred = deferred
-        self._file_bytes = FILE_BYTES if file_bytes is None else file_bytes
-        self._pending: list[dict[str, Tensor]] = [{}]  # one for each file
-        self._bytes = 0  # of the last of them
-        self._names: set[str] = set()
-        self._index: dict[str, str] = {}
-        self._fault: Exception | None = None
-        if not deferred:
-            self._attempt(self._begin)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Add one whole tensor; names are unique."""
-        if name in self._names:
-            raise ValueError(f"tensor {name} is in the checkpoint twice")
-        self._names.add(name)
-        if self._fault is None:
-            self._pending[-1][name] = tensor.detach().to("cpu", copy=True).contiguous()
-            self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes >= self._file_bytes:
-            if not self.deferred:
-                self._attempt(self._flush)
-            self._pending.append({})
-            self._bytes = 0
-
-    def publish(self, state: dict) -> Path:
-        """Write ``state`` and the manifest, and give the folder its name, in place of an older one.
-
-        Raises:
-            UserError: something could not be written; earlier checkpoints stay as they are.
-        """
-        if self.deferred:
-            self._attempt(self._begin)
-        self._attempt(self._flush)
-        self._attempt(lambda: self._complete(state))
-        if self._fault is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            raise UserError(
-                f"{self.final}: the checkpoint cannot be written ({self._fault}); earlier ones are complete: "
-                "make room for it, then continue with --resume auto"
-            )
-        return self.final
-
-    def _attempt(self, action: Callable[[], None]) -> None:
-        if self._fault is None:
-            try:
-                action()
-            except (OSError, SafetensorError) as fault:
-                self._fault, self._pending, self._bytes = fault, [{}], 0
-
-    def _begin(self) -> None:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-
-    def _flush(self) -> None:
-        while self._pending:
-            tensors = self._pending.pop(0)
-            if tensors:
-                file = f"tensors_{len(set(self._index.values())):05d}.safetensors"
-                save_file(tensors, self.partial / file)
-                sync(self.partial / file)
-                self._index.update(dict.fromkeys(tensors, file))
-
-    def _complete(self, state: dict) -> None:
-        _write_json(self.partial / STATE, state)
-        _write_json(self.partial / INDEX, self._index)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(self.partial.iterdir())
-        }
-        _write_json(self.partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
-        for path in (self.partial / STATE, self.partial / INDEX, self.partial / MANIFEST, self.partial):
-            sync(path)
-        replaced = self.final.with_name(f".{self.final.name}{REPLACED}")
-        if self.final.exists():
-            self.final.rename(replaced)
-        self.partial.rename(self.final)
-        sync(self.final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 class Checkpoint:
@@ -153,8 +47,8 @@ class Checkpoint:
         files = read_manifest(folder)
         if verify:
             compare(folder, files)
-        self._index, self._shapes = read_index(folder, files)
-        self.state = read_state(folder, self._shapes)
+        self._index = read_index(folder, files)
+        self.state = read_state(folder, {name: entry.shape for name, entry in self._index.items()})
         number = folder.name.removeprefix(PREFIX)
         if number.isdecimal() and self.state.get("step", int(number)) != int(number):
             damaged(folder / STATE, f"it is of step {self.state['step']}")
@@ -164,21 +58,12 @@ class Checkpoint:
         return frozenset(self._index)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """``(name, whole tensor)`` on the CPU for each of ``names``, file by file."""
-        wanted: dict[str, list[str]] = {}
-        for name in names:
-            wanted.setdefault(self._index[name], []).append(name)
-        for file, group in wanted.items():
-            try:
-                with safe_open(self.folder / file, framework="pt") as handle:
-                    for name in group:
-                        yield name, handle.get_tensor(name)
-            except SafetensorError as error:
-                damaged(self.folder / file, f"no tensor file ({error})")
+        """``(name, full tensor)`` on the CPU for each of ``names``."""
+        return ((name, read_tensor(self.folder, self._index[name])) for name in names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor; its values are not read."""
-        return self._shapes[name]
+        return self._index[name].shape
 
 
 def published(root: Path) -> list[Path]:
@@ -253,7 +138,3 @@ def best_complete(root: Path) -> tuple[Path | None, list[str]]:
             faults.append(str(fault))
     folder, others = newest_complete(root)
     return folder, list(dict.fromkeys([*faults, *others]))
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from inrank_megatron.checkpoint.folder import MANIFEST, Checkpoint, best_complete, newest_complete
+from inrank_megatron.checkpoint.folder import Checkpoint, best_complete, newest_complete
+from inrank_megatron.checkpoint.verify import MANIFEST
 from inrank_megatron.errors import UserError
 
 CONFIG = "config.yaml"

@@ -14,21 +14,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from inrank_megatron.checkpoint.slices import Shape
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.pointers import refuse_pointer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, OLDEST_VERSION = 3, 2
 MANIFEST, INDEX, STATE = "manifest.json", "index.json", "state.json"
-TENSORS = re.compile(r"tensors_\d{5}\.safetensors")
+TENSORS = re.compile(r"tensors_\d{5}(_\d{5})?\.safetensors")
 JSON_BYTES = 2**27
-HEADER_BYTES = 10**8  # the limit of the safetensors library itself
-ITEM_BYTES = {
-    **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
-    **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
-}
 SCALING = ("skipped", "in_a_row", "state")
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Damaged(UserError):
@@ -54,9 +49,9 @@ def read_manifest(folder: Path) -> dict[str, dict]:
             f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
             "resume from another one"
         )
-    if version != FORMAT_VERSION:
+    if not OLDEST_VERSION <= version <= FORMAT_VERSION:
         raise UserError(
-            f"{folder}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
+            f"{folder}: checkpoint format {version}, this one reads {OLDEST_VERSION} and {FORMAT_VERSION}; "
             "use the version of the program that wrote it"
         )
     return files
@@ -65,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
 def compare(folder: Path, files: Mapping[str, dict]) -> None:
     """Compare every byte with the manifest; a file that is not of the recorded size is not read."""
     for name, expected in files.items():
-        if _size(folder / name) != expected["bytes"] or sha256(folder / name) != expected["sha256"]:
+        if size_of(folder / name) != expected["bytes"] or sha256(folder / name) != expected["sha256"]:
             refuse_pointer(folder / name)
             raise Damaged(
                 f"{folder / name}: missing, truncated or altered (its SHA-256 is not the manifest's); "
@@ -75,33 +70,16 @@ def compare(folder: Path, files: Mapping[str, dict]) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file of a sensible size."""
-    size = _size(path)
+    size = size_of(path)
     if size is None or size > JSON_BYTES:
         damaged(path, "no file" if size is None else f"{size} bytes, more than such a file ever has")
     try:
-        return json.loads(_read(path, size))
+        return json.loads(read_bytes(path, size))
     except (ValueError, RecursionError):
         damaged(path, "no JSON")
 
 
-def read_index(folder: Path, files: Mapping[str, dict]) -> tuple[dict[str, str], Shapes]:
-    """Tensor name -> file, and -> shape, as the index and the headers of the tensor files agree on them."""
-    index = read_json(folder / INDEX)
-    shapes: Shapes = {}
-    stored = {name for name in files if TENSORS.fullmatch(name)}
-    if not isinstance(index, dict) or not all(isinstance(f, str) and f in stored for f in index.values()):
-        damaged(folder / INDEX, "names other files than the manifest")
-    for file in sorted(stored):
-        inside = _header(folder / file)
-        expected = {name for name, holder in index.items() if holder == file}
-        if inside.keys() != expected:
-            extra, missing = sorted(inside.keys() - expected), sorted(expected - inside.keys())
-            damaged(folder / file, f"lacks {missing[:4]} of the index and has {extra[:4]} beyond it")
-        shapes |= inside
-    return index, shapes
-
-
-def read_state(folder: Path, shapes: Shapes) -> dict:
+def read_state(folder: Path, shapes: Mapping[str, Shape]) -> dict:
     """What the checkpoint records beside its tensors, with the types that its reader counts on."""
     path, state = folder / STATE, read_json(folder / STATE)
     if not isinstance(state, dict):
@@ -138,7 +116,7 @@ def sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        _unreadable(path, error)
+        unreadable(path, error)
 
 
 def damaged(path: Path, what: str) -> NoReturn:
@@ -149,62 +127,35 @@ def _is_entry(item: tuple[Any, Any]) -> bool:
     name, entry = item
     plain = name in (INDEX, STATE) or TENSORS.fullmatch(name)
     return (
-        bool(plain)
-        and _is_count(entry["bytes"])
-        and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
+        bool(plain) and is_count(entry["bytes"]) and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
     )
 
 
-def _size(path: Path) -> int | None:
+def size_of(path: Path) -> int | None:
     """Bytes of a regular file; None where there is none, or a link, which could lead anywhere."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        _unreadable(path, error)
+        unreadable(path, error)
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def _read(path: Path, size: int) -> bytes:
+def read_bytes(path: Path, size: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
-        _unreadable(path, error)
+        unreadable(path, error)
 
 
-def _unreadable(path: Path, error: OSError) -> NoReturn:
+def unreadable(path: Path, error: OSError) -> NoReturn:
     message = f"{path}: cannot be read ({error.strerror}); correct that, or start with another --save"
     raise UserError(message) from None
 
 
-def _header(path: Path) -> Shapes:
-    """Tensor name -> shape of a safetensors file, whose data have been found to be all there."""
-    size = _size(path) or 0
-    length = int.from_bytes(_read(path, 8), "little") if size >= 8 else size
-    if length > min(HEADER_BYTES, size - 8):
-        damaged(path, "no tensor file, its header is longer than itself")
-    try:
-        header = json.loads(_read(path, 8 + length)[8:])
-        tensors = {name: x for name, x in header.items() if name != "__metadata__"}
-        whole = all(_is_placed(x, size - 8 - length) for x in tensors.values())
-        if whole:
-            return {name: tuple(x["shape"]) for name, x in tensors.items()}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        damaged(path, f"no tensor file, its header makes no sense ({type(error).__name__})")
-    damaged(path, "no tensor file, its header tells of data that it does not have")
-
-
-def _is_placed(tensor: dict, data_bytes: int) -> bool:
-    shape, (start, stop) = tensor["shape"], tensor["data_offsets"]
-    counts = isinstance(shape, list) and all(map(_is_count, [*shape, start, stop]))
-    if not counts or not start <= stop <= data_bytes:
-        return False
-    return math.prod(shape) * ITEM_BYTES[tensor["dtype"]] == stop - start
-
-
-def _check_factor(path: Path, name: str, spec: Any, shapes: Shapes) -> None:
+def _check_factor(path: Path, name: str, spec: Any, shapes: Mapping[str, Shape]) -> None:
     """A factorised linear's record: its columns are those that its tensors have."""
     types = {field.name: bool if field.type in (bool, "bool") else int for field in fields(FactorSpec)}
     sound = (
@@ -224,7 +175,7 @@ def _check_factor(path: Path, name: str, spec: Any, shapes: Shapes) -> None:
         )
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
@@ -238,14 +189,14 @@ def _is_identity(value: Any) -> bool:
     if not isinstance(value.get("overlap_rank_check", False), bool):
         return False
     switch = value.get("switch_step")
-    return switch is None or _is_count(switch)
+    return switch is None or is_count(switch)
 
 
 def _is_engine(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("factors", {}), dict):
         return False
     steps = value.get("optimizer_steps", {})
-    sound = isinstance(steps, dict) and all(map(_is_count, steps.values()))
+    sound = isinstance(steps, dict) and all(map(is_count, steps.values()))
     return sound and _is_scaling(value.get("loss_scaling", {}))
 
 
@@ -253,16 +204,16 @@ def _is_scaling(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("state", {}), dict):
         return False
     counts = [value[name] for name in ("skipped", "in_a_row") if name in value]
-    return all(map(_is_count, counts)) and all(map(_is_number, value.get("state", {}).values()))
+    return all(map(is_count, counts)) and all(map(_is_number, value.get("state", {}).values()))
 
 
 _SOUND = {
-    "step": _is_count,
+    "step": is_count,
     "seconds": lambda value: _is_number(value) and value >= 0,
     "identity": lambda value: _is_identity(value),
     "weights_only": lambda value: isinstance(value, bool),
     "validation_loss": lambda value: value is None or _is_number(value),
-    "validation_tokens": lambda value: value is None or _is_count(value),
+    "validation_tokens": lambda value: value is None or is_count(value),
     "rank_check_under_way": lambda value: isinstance(value, bool),
     "engine": _is_engine,
 }

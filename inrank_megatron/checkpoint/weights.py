@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 

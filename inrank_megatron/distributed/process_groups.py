@@ -195,9 +195,9 @@ def _join(backend: str, meeting: Meeting, *, timeout: timedelta) -> None:
     if world_size == 1:
         # A tool may end without `shutdown`, and a group that outlives the interpreter can abort the process.
         atexit.register(shutdown)
-    if backend == "gloo" and (interface := network_interface(meeting)):
-        # Gloo takes the address of the host's name, which may be another machine's, none, or for several
-        # hosts one of the loopback.
+    if interface := network_interface(meeting):
+        # Gloo, which the threads that save use under NCCL too, takes the address of the host: it may be
+        # another machine's, none, or for several hosts one of the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     # What the meeting had left when this rank came: NCCL asks the store at each group's first use.
     meeting.store.set_timeout(timeout)

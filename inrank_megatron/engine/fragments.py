@@ -126,9 +126,18 @@ def read_value(parameter: Tensor) -> Tensor:
     """
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
+    own, start = held_value(parameter)
+    return assembled(own.to(parameter.device), start, local_shape(parameter), parameter.ds_process_group)
+
+
+def held_value(parameter: Tensor) -> tuple[Tensor, int]:
+    """The entries of this tensor-parallel rank's flattened shard that this rank has, and the first one's
+    index: all of them but under ZeRO 3.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach().reshape(-1), 0
     start, count = _own_part(parameter)
-    own = parameter.ds_tensor.detach()[:count].to(parameter.device)
-    return assembled(own, start, local_shape(parameter), parameter.ds_process_group)
+    return parameter.ds_tensor.detach()[:count], start
 
 
 @torch.no_grad()

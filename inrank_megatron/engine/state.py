@@ -1,26 +1,25 @@
-"""An engine's state as whole named tensors and a JSON record, and back, at any tensor- and data-parallel
-size and ZeRO stage.
+"""An engine's state as full named tensors, of which each rank writes slices (``held.py``), and a JSON record;
+and back, at any tensor- and data-parallel size and ZeRO stage.
 
 Tensor names: the parameter's own for its FP32 master, with ``.exp_avg`` and ``.exp_avg_sq`` for Adam's
 moments; ``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and ``<layer>.V0`` for initial
 factor values.
 """
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from inrank_megatron.checkpoint.accounting import differences
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine import zero_state
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.engine.fragments import finish_writes, read_value, write_value
+from inrank_megatron.engine.fragments import finish_writes, write_value
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from inrank_megatron.model.initialise import shard, whole_shape
 from inrank_megatron.model.vocabulary import WholeTensors
 
@@ -39,35 +38,6 @@ def recorded_structure(record: Mapping) -> dict[str, FactorSpec]:
     return {name: FactorSpec(**spec) for name, spec in record["factors"].items()}
 
 
-def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the state, whole. Collective: every rank goes through all of them in the same order.
-
-    One at a time: let go of it before asking for the next, and copy what is to stay, as it is the training's
-    own where that has it whole.
-    """
-    masters = engine.masters
-    for name, parameter in engine.parameters():
-        yield name, _whole(zero_state.read_master(parameter), parameter, engine)
-        for key in masters.kind.moments:
-            yield f"{name}.{key}", _whole(masters.read(parameter, key), parameter, engine)
-    for name, layer in engine.layers.items():
-        if layer.weight is not None:
-            yield f"{name}.weight", _whole(read_value(layer.weight), layer.weight, engine)
-    for name, pair in engine.initial.items():
-        for leaf, initial in zip(("U0", "V0"), pair, strict=True):
-            yield f"{name}.{leaf}", _whole(initial, getattr(engine.layers[name], leaf[0]), engine)
-
-
-def state_bytes(engine: Engine) -> int:
-    """Bytes of all that :func:`whole_tensors` gives."""
-    per_entry = 4 * (1 + len(engine.masters.kind.moments))
-    layers = engine.layers.values()
-    frozen = [(x.weight, x.weight.element_size()) for x in layers if x.weight is not None]
-    initial = [(factor, 4) for _, factor in _initial_values(engine).values()]
-    sizes = [*((p, per_entry) for _, p in engine.parameters()), *frozen, *initial]
-    return sum(math.prod(_stored_shape(like, engine)) * size for like, size in sizes)
-
-
 @torch.no_grad()
 def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weights_only: bool = False) -> None:
     """Fill an engine that was built with the recorded structure.
@@ -80,14 +50,10 @@ def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weight
     Raises:
         UserError: before anything is filled; it names the tensors that are absent or of another shape.
     """
-    parameters = dict(engine.parameters())
-    frozen = {f"{name}.weight": x.weight for name, x in engine.layers.items() if x.weight is not None}
-    initial = _initial_values(engine)
+    parameters, frozen, initial = dict(engine.parameters()), _frozen_weights(engine), _initial_values(engine)
     moments = () if weights_only else engine.masters.kind.moments
-    like = {f"{name}{suffix}": p for suffix in _suffixes(moments) for name, p in parameters.items()} | frozen
-    like |= {name: factor for name, (_, factor) in initial.items()}
     optional = initial.keys() if weights_only else set()
-    _account({name: _stored_shape(x, engine) for name, x in like.items()}, source, optional=optional)
+    _account(stored_shapes(engine, moments), source, optional=optional)
     for name, parameter in parameters.items():
         names = [f"{name}{suffix}" for suffix in _suffixes(moments)]
         shards = {key: _shard(tensor, parameter, engine) for key, tensor in source.tensors(names)}
@@ -108,8 +74,20 @@ def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weight
         engine.loss_scaling.load(record["loss_scaling"])
 
 
+def stored_shapes(engine: Engine, moments: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shape of every full tensor of the state by name, with these moments of each parameter."""
+    suffixes, frozen, initial = _suffixes(moments), _frozen_weights(engine), _initial_values(engine)
+    like = {f"{name}{suffix}": x for suffix in suffixes for name, x in engine.parameters()} | frozen
+    like |= {name: factor for name, (_, factor) in initial.items()}
+    return {name: stored_shape(x, engine.parallel) for name, x in like.items()}
+
+
 def _suffixes(moments: Iterable[str]) -> tuple[str, ...]:
     return ("", *(f".{key}" for key in moments))
+
+
+def _frozen_weights(engine: Engine) -> dict[str, Tensor]:
+    return {f"{name}.weight": x.weight for name, x in engine.layers.items() if x.weight is not None}
 
 
 def _initial_values(engine: Engine) -> dict[str, tuple[Tensor, Tensor]]:
@@ -134,19 +112,9 @@ def _account(
         )
 
 
-def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
-    """``tensor``, cut as ``like`` is, from all tensor-parallel ranks; without the rows that pad a
-    vocabulary.
-    """
-    if getattr(like, "tensor_model_parallel", False):
-        group = engine.parallel.tp_group
-        tensor = gather_matrix(tensor, like.partition_dim, group, like.partition_stride)
-    return tensor[: getattr(like, "true_rows", tensor.shape[0])]
-
-
-def _stored_shape(like: Tensor, engine: Engine) -> tuple[int, ...]:
-    """Shape of the whole tensor that a checkpoint has for ``like``, without rows that pad a vocabulary."""
-    rows, *others = whole_shape(like, engine.parallel)
+def stored_shape(like: Tensor, parallel: Parallel) -> tuple[int, ...]:
+    """Shape of the full tensor that a checkpoint has for ``like``, without rows that pad a vocabulary."""
+    rows, *others = whole_shape(like, parallel)
     return (getattr(like, "true_rows", rows), *others)
 
 

@@ -37,8 +37,8 @@ class ParameterState:
 class Masters:
     """The FP32 side of one DeepSpeed engine's parameters.
 
-    Reading and writing are collective over the data-parallel group. Every optimizer has its state from the
-    start: DeepSpeed would create it at the first step.
+    Reading and writing are collective over the data-parallel group, except :meth:`held`. Every optimizer has
+    its state from the start: DeepSpeed would create it at the first step.
     """
 
     def __init__(self, optimizer, kind: Kind, group):
@@ -52,12 +52,18 @@ class Masters:
 
     def read(self, parameter: Tensor, key: str | None = None) -> Tensor:
         """The master, or the moment ``key``: FP32, of the local shape, on the parameter's device."""
-        fragment, shape = self.holdings.fragments[id(parameter)], local_shape(parameter)
-        own = torch.empty(0) if fragment is None else self._stored(fragment, key)
-        own = own.to(parameter.device, torch.float32)
-        if not self.holdings.partitioned:
-            return own.view(shape)
-        return assembled(own, fragment.start if fragment else 0, shape, self._group)
+        own, start = self.held(parameter, key)
+        own, shape = own.to(parameter.device), local_shape(parameter)
+        return assembled(own, start, shape, self._group) if self.holdings.partitioned else own.view(shape)
+
+    def held(self, parameter: Tensor, key: str | None = None) -> tuple[Tensor, int]:
+        """What this rank holds of the flattened master, or of the moment ``key``: FP32, wherever it lies, and
+        the index of its first entry. Not collective.
+        """
+        fragment = self.holdings.fragments[id(parameter)]
+        if fragment is None:
+            return torch.empty(0), 0
+        return self._stored(fragment, key).to(torch.float32), fragment.start
 
     def write(self, parameter: Tensor, value: Tensor, key: str | None = None) -> None:
         """Set this rank's part of the master or of the moment ``key``."""

@@ -15,8 +15,9 @@ from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory, largest
 from inrank_megatron.engine.decisions import Decision, Decisions
 from inrank_megatron.engine.engine import Engine, StepResult
+from inrank_megatron.engine.held import held_bytes, held_slices
 from inrank_megatron.engine.replicas import check_replicas
-from inrank_megatron.engine.state import engine_record, state_bytes, whole_tensors
+from inrank_megatron.engine.state import engine_record
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import Refactor, SetRank
@@ -279,7 +280,7 @@ class Trainer:
             "rank_check_under_way": self._decisions.under_way,
             "engine": engine_record(engine),
         }
-        self._saver.save(whole_tensors(engine), state, snapshot_bytes=state_bytes(engine))
+        self._saver.save(held_slices(engine), state, snapshot_bytes=held_bytes(engine))
         self._saved = self.progress
 
     # ---- the end ----

@@ -1,24 +1,27 @@
-"""Checkpoints written beside the training: it waits for a copy of its state, not for the disk."""
+"""Checkpoints written beside the training: each rank waits for a copy of its part, not for the disk."""
 
 import math
-import threading
+import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter
 from inrank_megatron.checkpoint.retention import prune
+from inrank_megatron.checkpoint.slices import Slice
+from inrank_megatron.checkpoint.writing import PartWriter
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.memory import available_memory
 from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.distributed.side_group import SideGroup
+from inrank_megatron.errors import UserError
 from inrank_megatron.training.run_logger import Journal
+from inrank_megatron.training.save_task import SaveTask
 
-MEMORY_SHARE = 0.5  # of what is available: the rest is for batches, page cache and the gathering of tensors
+MEMORY_SHARE = 0.5  # of what is available: the rest is for batches and page cache
+END_SECONDS = 60.0  # until a thread has noticed that those of other ranks have ended
 POLL_SECONDS = 1.0  # ranks that wait meet so often: no collective waits for the disk until its timeout
 
 
@@ -51,27 +54,30 @@ class Saver:
         self._root, self._keep_last = root, keep_last
         self._verified = set() if verified is None else {verified}
         self._parallel, self._device, self._journal = parallel, device, journal
-        self._task: _Task | None = None  # on rank 0, while a checkpoint is in flight
+        self._side = SideGroup(parallel)
+        self._task: SaveTask | None = None  # while a checkpoint is in flight
         self._ended = False  # whether it had ended when this rank last said how it stands
 
-    def save(self, tensors: Iterable[tuple[str, Tensor]], state: dict, *, snapshot_bytes: int) -> None:
-        """Copy ``tensors`` and have them written; return before that, unless the copies would not fit.
+    def save(self, slices: Iterable[Slice], state: dict, *, snapshot_bytes: int) -> None:
+        """Copy ``slices`` and have them written; return before that, unless the copies would not fit.
 
         Args:
-            tensors: whole ones, which all ranks gather. state: what is recorded beside them.
-            snapshot_bytes: of all tensors together.
+            slices: of this rank; those of all ranks make up every tensor. state: recorded beside them.
+            snapshot_bytes: of all slices of this rank.
         """
         began = time.monotonic()
         self.wait()
-        deferred = self._parallel.from_first_rank(lambda: fits_in_memory(snapshot_bytes))
-        first = self._parallel.rank == 0
-        writer = CheckpointWriter(self._root, state["step"], deferred=deferred) if first else None
-        for name, tensor in tensors:
-            if writer:
-                writer.add(name, tensor)
-            del tensor  # before the next is gathered
-        if writer:
-            self._task = _Task(writer, state, clear=self._clear_away, began=began, waits=not deferred)
+        fits = fits_in_memory(snapshot_bytes)
+        deferred = not self._parallel.largest(int(not fits), self._device)
+        rank = self._parallel.rank
+        writer = PartWriter(self._root, state["step"], part=rank, deferred=deferred)
+        task = SaveTask(writer, state, self._side, is_first=rank == 0, clear=self._clear_away, began=began)
+        if not deferred:
+            task.begin()
+        for piece in slices:
+            writer.add(piece)
+        self._task = task
+        task.start(waits=not deferred)
         if not deferred:
             self.wait()
 
@@ -130,17 +136,21 @@ class Saver:
         return Standing.FAILED if failed else Standing.GOES_ON
 
     def _raise_if_failed(self, worst: int) -> None:
-        if worst == Standing.FAILED:
-            self._parallel.from_first_rank(self._fail)
-
-    def _fail(self) -> None:
-        fault, self._task = self._task.fault, None
-        raise fault
+        if worst != Standing.FAILED:
+            return
+        task, self._task = self._task, None
+        if task is not None:
+            task.has_ended(within=END_SECONDS)
+        fault = None if task is None else task.fault
+        messages = self._parallel.from_every_rank(None if fault is None else str(fault))
+        if fault is not None:
+            raise fault
+        raise UserError(next(filter(None, messages)))
 
     def _record(self) -> None:
         """What has been published, in the run's records."""
         task, self._task = self._task, None
-        if task is None:
+        if task is None or task.saved is None:  # rank 0 alone publishes
             return
         saved = task.saved
         path = str(saved.path.relative_to(self._root.parent))
@@ -158,8 +168,11 @@ class Saver:
 
 
 def fits_in_memory(snapshot_bytes: int) -> bool:
-    """Whether a copy of the whole state may lie in memory while it is written."""
-    return snapshot_bytes <= MEMORY_SHARE * available_memory()
+    """Whether a copy of a rank's part, and those of the other ranks of this machine, may lie in memory while
+    they are written.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return ranks * snapshot_bytes <= MEMORY_SHARE * available_memory()
 
 
 def without_best(config: Config) -> str | None:
@@ -175,61 +188,3 @@ def without_best(config: Config) -> str | None:
         f"validation loss: save_interval = {t.save_interval} and eval_interval = {t.eval_interval} coincide "
         f"at step {both} first, of {t.train_iters}; make --save-interval a multiple of --eval-interval"
     )
-
-
-@dataclass
-class _Saved:
-    """A published checkpoint. ``seconds``: of the whole save; the training waited for ``blocked_seconds``."""
-
-    path: Path
-    step: int
-    seconds: float
-    blocked_seconds: float
-    notes: list[str] = field(default_factory=list)
-
-
-class _Task:
-    """One checkpoint being written by a thread, which ends with ``saved`` or with a ``fault``.
-
-    Args:
-        clear: removes checkpoints that are older than the one given, now that it is published.
-        began: ``time.monotonic()`` when the training stopped for it.
-        waits: the training waits for the end.
-    """
-
-    def __init__(
-        self,
-        writer: CheckpointWriter,
-        state: dict,
-        *,
-        clear: Callable[[Path], None],
-        began: float,
-        waits: bool,
-    ):
-        self._writer, self._state, self._clear = writer, state, clear
-        self._began, self._blocked = began, None if waits else time.monotonic() - began
-        self.saved: _Saved | None = None
-        self.fault: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="saving", daemon=True)
-        self._thread.start()
-
-    def has_ended(self, *, within: float | None = 0.0) -> bool:
-        self._thread.join(within)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            path = self._writer.publish(self._state)
-            seconds = time.monotonic() - self._began
-            blocked = seconds if self._blocked is None else self._blocked
-            saved = _Saved(path, self._state["step"], seconds, blocked)
-            self._clear_away(saved)
-            self.saved = saved
-        except Exception as fault:  # the main thread raises it, on every rank
-            self.fault = fault
-
-    def _clear_away(self, saved: _Saved) -> None:
-        try:
-            self._clear(saved.path)
-        except OSError as error:
-            saved.notes.append(f"older checkpoints cannot be removed ({error}); the run goes on")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inrank_megatron.engine.state import engine_record, load_engine
 from tests.contract.cases import CHECK
+from tests.contract.gathered import copied_slices
 from tests.contract.layouts import Layout
 from tests.contract.probes import snapshot
 from tests.contract.sessions import Session, build
@@ -34,12 +35,16 @@ class Tensors:
 def leave_and_go_on(
     rank: int, world_size: int, name: str, layout: Layout, steps: int, more: int, settings: dict | None = None
 ) -> dict:
-    """State after ``steps``, the loss on a fixed batch, and the losses of ``more`` steps from there."""
+    """State after ``steps``, and this rank's slices of it, the loss on a fixed batch, and the losses of
+    ``more`` steps from there.
+    """
     session = build(name, layout, switch=CHECK + 2, **(settings or {})).start().train(steps)
     record, tensors, fixed = engine_record(session.engine), snapshot(session), session.fixed_loss()
+    slices = copied_slices(session.engine)
     return {
         "record": record,
         "tensors": tensors if rank == 0 else None,
+        "slices": slices,
         "fixed": fixed,
         **_onward(session, more),
     }

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.engine.state import whole_tensors
 from inrank_megatron.engine.zero_state import read_state
 from inrank_megatron.errors import UserError
+from tests.contract.gathered import whole_tensors
 from tests.contract.layouts import Layout
 from tests.contract.sessions import Session, build
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter
-from inrank_megatron.engine.state import engine_record, load_engine, whole_tensors
+from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.writing import CheckpointWriter
+from inrank_megatron.engine.state import engine_record, load_engine
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, WithoutSpareRows
 from tests.contract.cases import SIZES
+from tests.contract.gathered import write_checkpoint
 from tests.contract.layouts import LAYOUTS, Layout
 from tests.contract.probes import dense_gradients, snapshot
 from tests.contract.sessions import build
@@ -35,12 +37,7 @@ TOLERANCES = {"fp32": 2e-6, "bf16": 2e-3}
 def train_dense(rank: int, world_size: int, layout: Layout, settings: dict, root: Path) -> float:
     """Train, save as a run saves, and return the loss on the fixed batch."""
     session = build("dense", layout, **settings).start().train(STEPS)
-    writer = CheckpointWriter(root, STEPS) if rank == 0 else None
-    for name, tensor in whole_tensors(session.engine):
-        if writer:
-            writer.add(name, tensor)
-    if writer:
-        writer.publish({"step": STEPS, "engine": engine_record(session.engine)})
+    write_checkpoint(session.engine, root, STEPS)
     return session.fixed_loss()
 
 

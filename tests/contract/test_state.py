@@ -8,10 +8,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from inrank_megatron.engine.state import whole_tensors
+from inrank_megatron.checkpoint.slices import Slice
+from inrank_megatron.engine.held import held_slices
 from inrank_megatron.errors import UserError
 from tests.contract.cases import CHECK
 from tests.contract.checkpoints import leave_and_go_on, resume
+from tests.contract.gathered import assembled
 from tests.contract.layouts import LAYOUTS
 from tests.contract.sessions import build
 from tests.harness import run_ranks
@@ -115,9 +117,9 @@ def test_training_resumes_with_its_whole_state(case):
     moment is there, not zero, and the same as before.
     """
     here, there = LAYOUTS[case.here], LAYOUTS[case.there]
-    left = run_ranks(leave_and_go_on, here.world_size, case.method, here, case.step, MORE, case.settings[0])[
-        0
-    ]
+    ranks = run_ranks(leave_and_go_on, here.world_size, case.method, here, case.step, MORE, case.settings[0])
+    left, slices = ranks[0], [rank.pop("slices") for rank in ranks]
+    check_slices(slices, left["tensors"])
     resumed = run_ranks(resume, there.world_size, case.method, there, case.step, MORE, left, case.settings[1])
     moments = [name for name in left["tensors"] if name.endswith(("exp_avg", "exp_avg_sq"))]
     assert moments and all(left["tensors"][name].any() for name in moments)
@@ -133,6 +135,15 @@ def test_training_resumes_with_its_whole_state(case):
         assert result["last record"] == left["last record"]
         if case.switches:
             assert result["switched"] == (False, True)
+
+
+def check_slices(slices: list[list[Slice]], tensors: dict[str, torch.Tensor]) -> None:
+    """What the ranks would write is each entry of the gathered tensors once, and about as much for each."""
+    written = assembled(piece for own in slices for piece in own)
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+    sizes = [sum(piece.values.nbytes for piece in own) for own in slices]
+    assert max(sizes) < 1.5 * sum(sizes) / len(sizes), f"a rank has much more to write: {sizes}"
 
 
 def test_state_of_another_model_is_refused():
@@ -194,15 +205,15 @@ class Live(TorchDispatchMode):
 
 
 def most_copies(rank: int, world_size: int) -> int:
-    """Copies of the embedding's size while the whole state is gone through, beside what trains."""
+    """Copies of the embedding's size while all slices are gone through, beside what trains."""
     session = build("dense", LAYOUTS["TP1 DP1"], num_layers=1, zero_stage=1, bf16=True)
     embedding = dict(session.engine.parameters())["embedding.word_embeddings.weight"]
     with Live(4 * embedding.numel()) as live:
-        for _, tensor in whole_tensors(session.engine):
-            del tensor
+        for piece in held_slices(session.engine):
+            del piece
     return live.most
 
 
-def test_gathering_the_state_holds_one_tensor_at_a_time():
-    """It comes long after a run has begun, and a state at once would be three of the largest."""
-    assert run_ranks(most_copies, 1) == [1]
+def test_slices_to_save_take_no_memory_of_the_device():
+    """A save comes long after a run has begun, and what ranks hold needs no copy beside it."""
+    assert run_ranks(most_copies, 1) == [0]

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
-from inrank_megatron.engine.state import whole_tensors
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
+from tests.contract.gathered import whole_tensors
 from tests.contract.layouts import Layout
 from tests.contract.sessions import build
 

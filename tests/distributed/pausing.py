@@ -74,7 +74,7 @@ def after_rename(rename):
 
 def plant() -> None:
     # Imported here: it imports Megatron-Core and DeepSpeed, for which the process must be prepared.
-    from inrank_megatron.checkpoint import folder
+    from inrank_megatron.checkpoint import writing
     from inrank_megatron.engine import changes
     from inrank_megatron.engine.engine import Engine
     from inrank_megatron.training import loop
@@ -84,14 +84,14 @@ def plant() -> None:
     before(changes, "refactor", "the switch")
     before(loop, "evaluate", "an evaluation")
     before(
-        folder.CheckpointWriter,
+        writing.PartWriter,
         "add",
-        lambda _, name, tensor: name.endswith("position_embeddings.weight") and "the copy",
+        lambda _, piece: piece.name.endswith("position_embeddings.weight") and "the copy",
     )
-    folder.save_file = half_written(folder.save_file)
-    before(folder, "save_file", "the tensors")
-    before(folder, "_write_json", lambda path, value: f"the {path.stem}")
-    before(folder, "sync", lambda path: path.name.endswith(".partial") and "the flush")
+    writing.save_file = half_written(writing.save_file)
+    before(writing, "save_file", "the tensors")
+    before(writing, "_write_json", lambda path, value: f"the {path.stem}")
+    before(writing, "sync", lambda path: path.name.endswith(".partial") and "the flush")
     Path.rename = after_rename(Path.rename)
 
 

@@ -30,6 +30,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from inrank_megatron.checkpoint.writing import Part
 from inrank_megatron.distributed import platform
 from inrank_megatron.distributed.launcher import Ranks
 from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
@@ -114,7 +115,6 @@ def rank_of(
         shutdown()
 
 
-written: dict[str, Tensor] = {}
 _LOGS: list[Log] = []
 operators = Operators(lambda: _LOGS[-1].under_way)
 _ELSEWHERE: list[bool] = []
@@ -163,7 +163,7 @@ def _install() -> None:
     partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
     Parallel.from_first_rank = _from_first_rank
     Parallel.from_every_rank = _from_every_rank
-    saving.CheckpointWriter = _Writer
+    saving.PartWriter, saving.SideGroup = _Writer, _Side
     # Modules have the functions of platform.py as names of their own.
     for module in [module for name, module in sys.modules.items() if name.startswith("inrank_megatron")]:
         for name, (original, answer) in _PLATFORM.items():
@@ -295,17 +295,35 @@ def _moved(parameter: nn.Parameter) -> nn.Parameter:
 
 
 class _Writer:
-    """Keeps what a checkpoint would have in :data:`written`: tensors without values cannot be in a file."""
+    """Copies slices to the host and writes nothing: tensors without values cannot be in a file."""
 
-    def __init__(self, root, step, *, deferred):
-        self._path = root / f"step_{step:08d}"
-        written.clear()
+    def __init__(self, root, step, *, part, deferred):
+        self._path, self.deferred = root / f"step_{step:08d}", deferred
 
-    def add(self, name, tensor):
-        written[name] = tensor.cpu()
+    def begin(self):
+        pass
 
-    def publish(self, state):
+    def add(self, piece):
+        piece.values.cpu()
+
+    def close(self):
+        return Part()
+
+    def publish(self, parts, state):
         return self._path
+
+
+class _Side:
+    """The threads that save have nobody to talk to."""
+
+    def __init__(self, parallel):
+        pass
+
+    def to_first(self, value):
+        return [value]
+
+    def from_first(self, value):
+        return value
 
 
 class _Stream:

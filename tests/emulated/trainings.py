@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from inrank_megatron.config.schema import Config
@@ -18,7 +19,7 @@ from inrank_megatron.distributed.platform import prepare_process
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure
+from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, stored_shapes
 from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
@@ -27,7 +28,6 @@ from inrank_megatron.training.run_logger import Journal
 from tests.contract.checkpoints import Tensors
 from tests.contract.layouts import LAYOUTS
 from tests.contract.sessions import VOCABULARY, configuration
-from tests.emulated import device as device_module
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Collective, Log, Wait
 
@@ -86,7 +86,9 @@ class Tokens:
 
 
 def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
-    """Train from the start to the end, then go on from what rank 0 has saved, as ``rank`` of the job."""
+    """Train from the start to the end, then go on from tensors as the last checkpoint's, as ``rank`` of the
+    job.
+    """
     layout = LAYOUTS[layout_name]
     if settings.get("deterministic_mode"):
         prepare_process(deterministic=True)
@@ -96,12 +98,13 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         trainer = trainer_of(config, parallel, Path(folder))
         trainer.log = log
         assert trainer.train()
-        record = engine_record(trainer.engine)
+        record, kind = engine_record(trainer.engine), trainer.engine.masters.kind
+        saved = {n: torch.empty(shape) for n, shape in stored_shapes(trainer.engine, kind.moments).items()}
         stop_deepspeed(trainer.engine.deepspeed)
         log.phase = "resumed"
         if rank == 0:
             engine = _engine(config, parallel, recorded_structure(record))
-            load_engine(engine, record, Tensors(device_module.written))
+            load_engine(engine, record, Tensors(saved))
             engine.train_step(trainer._micro_batches(0), step=STEPS + 1, lr=1e-3)
         return Seen(
             log.waits, log.collectives, log.misaligned, log.wide, tuple(trainer.peak_memory), trainer.left

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inrank_megatron.checkpoint.folder import FILE_BYTES, Checkpoint
+from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.checkpoint.weights import write_weights
+from inrank_megatron.checkpoint.writing import FILE_BYTES
 from inrank_megatron.config.loading import load, replace, to_yaml
 from inrank_megatron.config.schema import Config
 from inrank_megatron.interop.core.options import Options

@@ -19,6 +19,7 @@ ARGUMENTS = {
     "layer": ["--repeats", "1"],
     "step": ["--repeats", "1"],
     "memory": [],
+    "checkpoint": [],
 }
 SEQUENCE, WIDTH, INNER = 256, 192, 768  # of the preset `tiny`
 
@@ -113,3 +114,12 @@ def test_a_rank_beyond_the_width_is_refused():
     assert run.stderr.splitlines() == [
         "error: --rank 193: the MLP linears of tiny have rank 192 at most; lower it"
     ]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_each_of_many_ranks_saves_its_part_and_sends_nothing(rows, stage):
+    """Within a tenth of the state over the ranks, 4 x 16."""
+    case = f"tiny TP 4 x DP 16, ZeRO {stage}"
+    part = value(rows["checkpoint"], case, "bytes a rank writes", "limit")
+    assert value(rows["checkpoint"], case, "bytes a rank writes") == pytest.approx(part, rel=0.1)
+    assert value(rows["checkpoint"], case, "bytes a rank sends") == 0

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron.checkpoint import folder
+from inrank_megatron.checkpoint import writing
 from inrank_megatron.checkpoint.folder import (
     Checkpoint,
-    CheckpointWriter,
     Damaged,
     newest_complete,
     published,
 )
 from inrank_megatron.checkpoint.retention import tidy
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.errors import UserError
 
 TENSORS = {
@@ -48,7 +48,7 @@ def assert_whole(path, **state):
 
 @pytest.mark.parametrize("file_bytes", [1, 50, 2**30])
 def test_round_trip_is_exact(tmp_path, monkeypatch, file_bytes):
-    monkeypatch.setattr(folder, "FILE_BYTES", file_bytes)
+    monkeypatch.setattr(writing, "FILE_BYTES", file_bytes)
     path = write(tmp_path, 7, note="x")
     assert path == tmp_path / "step_00000007"
     assert_whole(path, step=7, note="x")
@@ -190,9 +190,9 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
 
 def test_failed_write_is_reported_and_keeps_older_checkpoints(tmp_path, monkeypatch):
     older = write(tmp_path, 3)
-    monkeypatch.setattr(folder, "FILE_BYTES", 1)
+    monkeypatch.setattr(writing, "FILE_BYTES", 1)
     writer = CheckpointWriter(tmp_path, 4)
-    shutil.rmtree(writer.partial)
+    shutil.rmtree(writer._writer.partial)
     for name, tensor in TENSORS.items():
         writer.add(name, tensor)
     with pytest.raises(UserError, match=r"step_00000004: the checkpoint cannot be written .*No such file"):

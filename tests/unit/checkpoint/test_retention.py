@@ -7,9 +7,7 @@ import torch
 
 from inrank_megatron.checkpoint import retention
 from inrank_megatron.checkpoint.folder import (
-    MANIFEST,
     Checkpoint,
-    CheckpointWriter,
     Damaged,
     best_complete,
     is_set_aside,
@@ -18,6 +16,8 @@ from inrank_megatron.checkpoint.folder import (
     step_of,
 )
 from inrank_megatron.checkpoint.retention import go_back, prune, tidy
+from inrank_megatron.checkpoint.verify import MANIFEST
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 
 
 def write(root, step, loss=None, tokens=100):

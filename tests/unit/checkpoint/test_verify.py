@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from inrank_megatron.checkpoint import verify
-from inrank_megatron.checkpoint.folder import Checkpoint, CheckpointWriter, Damaged, newest_complete
+from inrank_megatron.checkpoint.folder import Checkpoint, Damaged, newest_complete
 from inrank_megatron.checkpoint.verify import sha256
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.errors import UserError
 
 FACTOR = {"columns": 3, "active": 3, "rank": 2, "base": False, "tracked": False, "final": True, "grown_at": 0}
@@ -229,7 +230,7 @@ def test_pointers_of_other_programs_are_ignored(tmp_path, name):
 
 def test_newer_version_is_not_reported_as_damage(tmp_path):
     folder = write(tmp_path, 12)
-    edit("manifest.json", lambda manifest: manifest.update(format_version=3))(folder)
-    with pytest.raises(UserError, match="checkpoint format 3, this version reads 2") as refusal:
+    edit("manifest.json", lambda manifest: manifest.update(format_version=4))(folder)
+    with pytest.raises(UserError, match="checkpoint format 4, this one reads 2 and 3") as refusal:
         Checkpoint(folder)
     assert not isinstance(refusal.value, Damaged)

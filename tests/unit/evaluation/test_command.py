@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core.gpt import gpt_forward

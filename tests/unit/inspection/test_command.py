@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.config import costs
 from inrank_megatron.config.loading import from_flat, to_yaml
 from inrank_megatron.config.schema import Config

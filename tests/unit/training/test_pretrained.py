@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.config.loading import from_flat, replace, to_yaml
 from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import train_tokenizer

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from inrank_megatron.checkpoint.folder import CheckpointWriter, newest_complete
+from inrank_megatron.checkpoint.folder import newest_complete
 from inrank_megatron.checkpoint.weights import write_weights
+from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.config.loading import from_flat, load, replace
 from inrank_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError

@@ -8,8 +8,10 @@ import psutil
 import pytest
 import torch
 
-from inrank_megatron.checkpoint import folder
+from inrank_megatron.checkpoint import writing
 from inrank_megatron.checkpoint.folder import Checkpoint, published
+from inrank_megatron.checkpoint.slices import full_slice
+from inrank_megatron.checkpoint.writing import PartWriter
 from inrank_megatron.config.loading import from_flat
 from inrank_megatron.errors import UserError
 from inrank_megatron.training import saving
@@ -21,10 +23,10 @@ DEVICE = torch.device("cpu")
 class Alone:
     """The one rank of a job."""
 
-    rank = 0
+    rank, world_size = 0, 1
 
-    def from_first_rank(self, compute):
-        return compute()
+    def from_every_rank(self, value):
+        return [value]
 
     def largest(self, value, device):
         return int(value)
@@ -58,20 +60,20 @@ def make(tmp_path, records):
 @pytest.fixture
 def held(monkeypatch):
     """Writers wait for this event before they touch a file of tensors."""
-    release, write = threading.Event(), folder.save_file
+    release, write = threading.Event(), writing.save_file
 
     def save_file(tensors, path):
         assert release.wait(60)
         write(tensors, path)
 
-    monkeypatch.setattr(folder, "save_file", save_file)
+    monkeypatch.setattr(writing, "save_file", save_file)
     yield release
     release.set()
 
 
 def save(saver, step, tensor=None, *, snapshot_bytes=4):
-    tensors = [("w", torch.full((3,), float(step)) if tensor is None else tensor)]
-    saver.save(tensors, {"step": step, "validation_loss": None}, snapshot_bytes=snapshot_bytes)
+    slices = [full_slice("w", torch.full((3,), float(step)) if tensor is None else tensor)]
+    saver.save(slices, {"step": step, "validation_loss": None}, snapshot_bytes=snapshot_bytes)
 
 
 def steps(tmp_path):
@@ -118,14 +120,14 @@ def test_one_checkpoint_is_in_flight(make, tmp_path, held, records):
 
 def test_a_state_that_does_not_fit_is_written_piece_by_piece(make, tmp_path, monkeypatch, records):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(folder, "FILE_BYTES", 1)
+    monkeypatch.setattr(writing, "FILE_BYTES", 1)
     seen = []
 
     def writer(*args, **options):
         seen.append(options)
-        return folder.CheckpointWriter(*args, **options)
+        return PartWriter(*args, **options)
 
-    monkeypatch.setattr(saving, "CheckpointWriter", writer)
+    monkeypatch.setattr(saving, "PartWriter", writer)
     saver = make()
     save(saver, 4, snapshot_bytes=501)
     assert steps(tmp_path) == [4], "it has been waited for"
@@ -133,7 +135,10 @@ def test_a_state_that_does_not_fit_is_written_piece_by_piece(make, tmp_path, mon
     assert event["blocked_seconds"] == event["seconds"]
     save(saver, 6, snapshot_bytes=500)
     saver.wait()
-    assert seen == [{"deferred": False}, {"deferred": True}] and steps(tmp_path) == [4, 6]
+    assert seen == [{"part": 0, "deferred": False}, {"part": 0, "deferred": True}] and steps(tmp_path) == [
+        4,
+        6,
+    ]
 
 
 @pytest.mark.parametrize("found", ["at the next step", "at the next save", "at the end"])
@@ -146,7 +151,7 @@ def test_a_write_that_fails_ends_the_run(make, tmp_path, monkeypatch, found, rec
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "save_file", no_space)
+    monkeypatch.setattr(writing, "save_file", no_space)
     save(saver, 6)
     with pytest.raises(UserError, match=r"step_00000006: the checkpoint cannot be written .*No space left"):
         if found == "at the next save":
@@ -162,7 +167,7 @@ def test_a_write_that_fails_ends_the_run(make, tmp_path, monkeypatch, found, rec
 
 def test_a_fault_of_the_program_is_no_message_to_the_user(make, monkeypatch):
     saver = make()
-    monkeypatch.setattr(folder, "save_file", lambda *_: 1 / 0)
+    monkeypatch.setattr(writing, "save_file", lambda *_: 1 / 0)
     save(saver, 4)
     with pytest.raises(ZeroDivisionError):
         saver.wait()

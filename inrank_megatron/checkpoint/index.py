@@ -1,0 +1,167 @@
+"""Where the tensors of a checkpoint lie: its index, held against the headers of the files that it names."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inrank_megatron.checkpoint.slices import Box, Shape, fill, key
+from inrank_megatron.checkpoint.verify import (
+    INDEX,
+    TENSORS,
+    damaged,
+    is_count,
+    read_bytes,
+    read_json,
+    size_of,
+    unreadable,
+)
+
+HEADER_BYTES = 10**8  # the limit of the safetensors library itself
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool},
+}
+
+
+class Stored(NamedTuple):
+    """What a file has under a name; its data begin at the byte ``at``."""
+
+    shape: Shape
+    dtype: str
+    at: int
+
+
+class Piece(NamedTuple):
+    """A slice of a tensor: its file, the byte in it, and where the slice lies in the full tensor."""
+
+    file: str
+    at: int
+    box: Box
+
+
+class Entry(NamedTuple):
+    """A full tensor."""
+
+    shape: Shape
+    dtype: torch.dtype
+    pieces: tuple[Piece, ...]
+
+
+def read_index(folder: Path, files: Mapping[str, dict]) -> dict[str, Entry]:
+    """The tensors of a checkpoint, by name. ``files``: those of its manifest.
+
+    Raises:
+        Damaged: index and headers do not agree, or slices do not make up a tensor.
+    """
+    path, inside = folder / INDEX, {f: _header(folder / f) for f in sorted(files) if TENSORS.fullmatch(f)}
+    try:
+        told = {name: _told(name, entry, inside) for name, entry in read_json(path).items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        damaged(path, "names other files than the manifest, or makes no sense")
+    expected: dict[str, set[str]] = {file: set() for file in inside}
+    for name, (shape, slices) in told.items():
+        for file, box in slices:
+            expected[file].add(key(name, box, shape))
+    for file, stored in inside.items():
+        if stored.keys() != expected[file]:
+            extra, missing = sorted(stored.keys() - expected[file]), sorted(expected[file] - stored.keys())
+            damaged(folder / file, f"lacks {missing[:4]} of the index and has {extra[:4]} beyond it")
+    return {name: _entry(path, name, shape, slices, inside) for name, (shape, slices) in told.items()}
+
+
+def read_tensor(folder: Path, entry: Entry) -> Tensor:
+    """The full tensor, on the CPU; only its own bytes of the files are read."""
+    full = torch.empty(entry.shape, dtype=entry.dtype)
+    for piece in entry.pieces:
+        offset, shape = piece.box
+        target = full[tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))]
+        if target.is_contiguous():
+            _read_into(folder, piece, target)
+        else:
+            values = torch.empty(shape, dtype=entry.dtype)
+            _read_into(folder, piece, values)
+            target.copy_(values)
+    return full
+
+
+def _read_into(folder: Path, piece: Piece, target: Tensor) -> None:
+    path, data = folder / piece.file, target.view(-1).view(torch.uint8).numpy()
+    try:
+        with path.open("rb") as file:
+            file.seek(piece.at)
+            count = file.readinto(data)
+    except OSError as error:
+        unreadable(path, error)
+    if count != data.size:
+        damaged(path, "shorter than its header says")
+
+
+Slices = list[tuple[str, Box]]
+"""File and box of each."""
+
+
+def _told(name: str, entry: Any, inside: Mapping[str, Mapping[str, Stored]]) -> tuple[Shape, Slices]:
+    """What an index says of a tensor. Version 2 names its one file, whose header alone has the shape."""
+    if isinstance(entry, str):
+        shape = inside[entry][name].shape if name in inside[entry] else ()
+        return shape, [(entry, ((0,) * len(shape), shape))]
+    shape, slices = _counts(entry["shape"]), []
+    for piece in entry["slices"]:
+        box = _counts(piece["offset"], axes=len(shape)), _counts(piece["shape"], axes=len(shape))
+        slices.append((piece["file"], box))
+    if not {file for file, _ in slices} <= inside.keys():
+        raise ValueError(slices)
+    return shape, slices
+
+
+def _counts(value: Any, *, axes: int | None = None) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(map(is_count, value)) or axes not in (None, len(value)):
+        raise ValueError(value)
+    return tuple(value)
+
+
+def _entry(
+    path: Path, name: str, shape: Shape, slices: Slices, inside: Mapping[str, Mapping[str, Stored]]
+) -> Entry:
+    stored = [inside[file][key(name, box, shape)] for file, box in slices]
+    alike = len({data.dtype for data in stored}) == 1
+    if not alike or any(data.shape != box[1] for data, (_, box) in zip(stored, slices, strict=True)):
+        damaged(path, f"the slices of {name} are of other types or shapes than their files have")
+    if not fill(shape, [box for _, box in slices]):
+        damaged(path, f"the slices of {name} do not make up a tensor of {list(shape)}")
+    pieces = (Piece(file, data.at, box) for data, (file, box) in zip(stored, slices, strict=True))
+    return Entry(shape, DTYPES[stored[0].dtype], tuple(pieces))
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    """What a safetensors file has, by name; the data have been found to be all there."""
+    total = size_of(path) or 0
+    length = int.from_bytes(read_bytes(path, 8), "little") if total >= 8 else total
+    if length > min(HEADER_BYTES, total - 8):
+        damaged(path, "no tensor file, its header is longer than itself")
+    begin = 8 + length
+    try:
+        header = json.loads(read_bytes(path, begin)[8:])
+        tensors = {name: x for name, x in header.items() if name != "__metadata__"}
+        if all(_is_placed(x, total - begin) for x in tensors.values()):
+            return {
+                name: Stored(tuple(x["shape"]), x["dtype"], begin + x["data_offsets"][0])
+                for name, x in tensors.items()
+            }
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        damaged(path, f"no tensor file, its header makes no sense ({type(error).__name__})")
+    damaged(path, "no tensor file, its header tells of data that it does not have")
+
+
+def _is_placed(tensor: dict, data_bytes: int) -> bool:
+    shape, (start, stop) = tensor["shape"], tensor["data_offsets"]
+    counts = isinstance(shape, list) and all(map(is_count, [*shape, start, stop]))
+    if not counts or not start <= stop <= data_bytes:
+        return False
+    return math.prod(shape) * DTYPES[tensor["dtype"]].itemsize == stop - start

@@ -1,0 +1,114 @@
+"""What each rank writes of an engine's state: slices that it holds already, every entry on one rank.
+
+Nothing is gathered. Which rank holds what:
+
+- tensor parallelism: its part of a parameter that is cut; all of any other (norms, position embeddings, ...);
+- ZeRO 1 to 3: of every master and moment a run of entries of the flattened tensor-parallel part, which no
+  other replica holds; in stage 3 of W0 too;
+- else, as in stage 0, all of it, as every replica does.
+
+What several ranks hold is divided between them: large runs evenly, small ones in turns.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inrank_megatron.checkpoint.slices import Box, Slice, boxes
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.fragments import held_value, local_shape
+from inrank_megatron.engine.state import stored_shape
+
+EVEN_BYTES = 2**16  # a smaller run, divided over many ranks, would be more names than values
+
+
+@dataclass(frozen=True)
+class _Held:
+    """``run``: entries of this rank's flattened tensor-parallel part of ``name`` from ``start`` on.
+
+    ``like``: the parameter that is cut as it is. ``shared``: whether every replica holds the same.
+    """
+
+    name: str
+    run: Tensor
+    start: int
+    like: Tensor
+    shared: bool
+
+
+def held_slices(engine: Engine) -> Iterator[Slice]:
+    """The slices that this rank writes, as they lie on its device; no copies. Those of all ranks make up each
+    tensor of the state, by the names of ``state.py``.
+    """
+    for turn, held in enumerate(_held(engine)):
+        first, last = _to_write(held, turn, engine.parallel)
+        shape, begin = local_shape(held.like), first
+        for box in boxes(shape, held.start + first, held.start + last):
+            count = math.prod(box[1])
+            values = held.run[begin : begin + count].view(box[1])
+            yield from _placed(held, values, box, engine.parallel)
+            begin += count
+
+
+def held_bytes(engine: Engine) -> int:
+    """Bytes of all that :func:`held_slices` gives."""
+    return sum(piece.values.numel() * piece.values.element_size() for piece in held_slices(engine))
+
+
+def _held(engine: Engine) -> Iterator[_Held]:
+    """In the same order on all ranks."""
+    masters = engine.masters
+    shared = not masters.holdings.partitioned
+    for name, parameter in engine.parameters():
+        for key in (None, *masters.kind.moments):
+            run, start = masters.held(parameter, key)
+            yield _Held(name if key is None else f"{name}.{key}", run, start, parameter, shared)
+    for name, layer in engine.layers.items():
+        if layer.weight is not None:
+            run, start = held_value(layer.weight)
+            shared = not hasattr(layer.weight, "ds_tensor")
+            yield _Held(f"{name}.weight", run, start, layer.weight, shared)
+    for name, pair in engine.initial.items():
+        for leaf, initial in zip(("U0", "V0"), pair, strict=True):
+            like = getattr(engine.layers[name], leaf[0])
+            yield _Held(f"{name}.{leaf}", initial.reshape(-1), 0, like, shared=True)
+
+
+def _to_write(held: _Held, turn: int, parallel: Parallel) -> tuple[int, int]:
+    """First and last entry of the run that this rank writes, of the ranks that hold the same."""
+    index, holders = (0, 1) if _is_cut(held.like) else (parallel.tp_rank, parallel.tp_size)
+    if held.shared:
+        index, holders = index * parallel.dp_size + parallel.dp_rank, holders * parallel.dp_size
+    count = held.run.numel()
+    if count * held.run.element_size() < EVEN_BYTES:
+        return (0, count) if turn % holders == index else (0, 0)
+    return count * index // holders, count * (index + 1) // holders
+
+
+def _is_cut(like: Tensor) -> bool:
+    return bool(getattr(like, "tensor_model_parallel", False))
+
+
+def _placed(held: _Held, values: Tensor, box: Box, parallel: Parallel) -> Iterator[Slice]:
+    """``values`` as slices of the full tensor, from their ``box`` in this rank's part of it; without the rows
+    that pad a vocabulary.
+    """
+    full_shape = stored_shape(held.like, parallel)
+    offset = list(box[0])
+    dim, stride, ranks, rank = 0, 1, 1, 0
+    if _is_cut(held.like):
+        dim, stride = held.like.partition_dim, held.like.partition_stride
+        ranks, rank = parallel.tp_size, parallel.tp_rank
+    size = local_shape(held.like)[dim] // stride
+    for part in range(stride):  # one after the other here, with those of the other ranks between them there
+        first = max(offset[dim], part * size)
+        last = min(offset[dim] + box[1][dim], (part + 1) * size)
+        there = [*offset]
+        there[dim] = (part * ranks + rank) * size + first - part * size
+        rows = min(full_shape[0] - there[0], last - first if dim == 0 else box[1][0])
+        if first < last and rows > 0:
+            piece = values.narrow(dim, first - offset[dim], last - first)[:rows]
+            yield Slice(held.name, piece, tuple(there), full_shape)
