@@ -24,6 +24,7 @@ from inrank_megatron.training.job import Job, join
 from inrank_megatron.training.loop import Trainer
 from inrank_megatron.training.run_folder import RunFolder, choose_run_folder, claim
 from inrank_megatron.training.saving import without_best
+from inrank_megatron.training.shared_folder import check_shared
 from inrank_megatron.training.summary import is_finished, write_summary
 
 FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
@@ -91,6 +92,7 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
     config, parallel = job.config, job.parallel
     trainer, data = build(job, folder)
     parallel.from_first_rank(lambda: claim(folder, config, lock, data.tokenizer))
+    check_shared(folder.path, parallel)
     folder.notes.extend(filter(None, [lock.note]))
     job.stop.listen()
     first = parallel.rank == 0

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from inrank_megatron.checkpoint.folder import Checkpoint
 from tests.distributed.launches import TINY, Launch, course, data_flags, last_step, launch, records
+from tests.unit.checkpoint.test_writing import write_version_2
 
 STEPS = 16
 RUN = [
@@ -129,12 +131,16 @@ def test_resume_from_an_older_step_keeps_later_checkpoints(whole, data, tmp_path
     close(course(run), course(whole))
 
 
-def test_bf16_resume_with_dropout_is_bitwise_equal(data, tmp_path):
+def test_bf16_resume_with_dropout_from_version_2_is_bitwise_equal(data, tmp_path):
     args = [*TINY, *data, "--bf16", "--hidden-dropout", "0.1", "--switch-iters", "6", "--save-interval", "4"]
     args += ["--train-iters", "8"]
     assert launch([*args, "--save", str(tmp_path / "a")], num_procs=2).process.returncode == 0
     run = cut(tmp_path / "a", tmp_path / "b", step=4)
     newest = run / "checkpoints" / "step_00000004"
+    checkpoint = Checkpoint(newest)  # as the version before had it
+    tensors = dict(checkpoint.tensors(checkpoint.names))
+    shutil.rmtree(newest)
+    write_version_2(newest, tensors, checkpoint.state)
     broken = shutil.copytree(newest, newest.with_name("step_00000005"))
     (broken / "state.json").write_text("{}")
     (run / "checkpoints" / ".step_00000007.partial").mkdir()

@@ -15,6 +15,7 @@ from inrank_megatron.checkpoint.slices import Slice
 from inrank_megatron.distributed.process_groups import initialise
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.saving import Saver
+from inrank_megatron.training.shared_folder import check_shared
 from tests.distributed.dwelling import DWELL, PHASE_FILE
 from tests.distributed.launches import TINY, Launch, data_flags
 from tests.harness import run_ranks
@@ -77,6 +78,23 @@ def test_a_fault_of_the_program_is_told_where_it_was(tmp_path):
     assert first == "UserError: a rank has failed to save (ZeroDivisionError); its own message says why"
     assert second == "ZeroDivisionError: planted"
     assert [path.name for path in published(tmp_path)] == ["step_00000001"]
+
+
+def see(rank: int, world_size: int, root: Path, is_shared: bool) -> str:
+    folder = root if is_shared or rank == 0 else root / "elsewhere"
+    try:
+        check_shared(folder, initialise(backend="gloo", tensor_model_parallel_size=1), patience=0.0)
+    except UserError as error:
+        return str(error)
+    return "all see it"
+
+
+def test_a_folder_that_a_rank_does_not_see_is_refused_on_all(tmp_path):
+    assert run_ranks(see, 2, tmp_path, True) == ["all see it"] * 2
+    for told in run_ranks(see, 2, tmp_path, False):
+        assert re.search(r": rank 1 on host \S+ does not see what rank 0 has written there", told)
+        assert told.endswith("give --save a folder that all hosts share")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timeout(600)

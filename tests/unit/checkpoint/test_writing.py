@@ -49,13 +49,12 @@ def write(root, step, *, value=0.0, file_bytes=None, parts=range(PARTS)):
     return writers[0].publish([closed[part] for part in parts], {"step": step})
 
 
-def write_version_2(root, step):
+def write_version_2(folder, tensors, state):
     """As the version before wrote it, by one rank that had gathered full tensors."""
-    folder = root / f"step_{step:08d}"
     folder.mkdir(parents=True)
-    save_file(TENSORS, folder / "tensors_00000.safetensors")
-    (folder / "index.json").write_text(json.dumps(dict.fromkeys(TENSORS, "tensors_00000.safetensors")))
-    (folder / "state.json").write_text(json.dumps({"step": step}))
+    save_file(tensors, folder / "tensors_00000.safetensors")
+    (folder / "index.json").write_text(json.dumps(dict.fromkeys(tensors, "tensors_00000.safetensors")))
+    (folder / "state.json").write_text(json.dumps(state))
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in folder.iterdir()}
     (folder / "manifest.json").write_text(json.dumps({"format_version": 2, "files": files}))
     return folder
@@ -64,7 +63,7 @@ def write_version_2(root, step):
 @pytest.mark.parametrize("kind", ["parts", "parts of many files", "version 2"])
 def test_full_tensors_are_read(tmp_path, kind):
     if kind == "version 2":
-        folder = write_version_2(tmp_path, 4)
+        folder = write_version_2(tmp_path / "step_00000004", TENSORS, {"step": 4})
     else:
         folder = write(tmp_path, 4, file_bytes=1 if kind == "parts of many files" else None)
     checkpoint = Checkpoint(folder)

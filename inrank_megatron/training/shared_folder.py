@@ -1,0 +1,50 @@
+"""The run folder is one and the same on all hosts: every rank writes its part of a checkpoint into it."""
+
+import socket
+import time
+import uuid
+from pathlib import Path
+
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.errors import UserError
+
+PATIENCE_SECONDS = 30.0  # NFS may know for so long of no new file in a folder
+
+
+def check_shared(folder: Path, parallel: Parallel, *, patience: float = PATIENCE_SECONDS) -> None:
+    """Every rank sees a file that rank 0 writes in ``folder``, which is there on rank 0. Collective.
+
+    Raises:
+        UserError: on all ranks; names a rank that does not, and its host.
+    """
+    marker = parallel.from_first_rank(lambda: _mark(folder))
+    seen = _appears(folder / marker, within=patience)
+    hosts = parallel.from_every_rank(None if seen else socket.gethostname())
+    if parallel.rank == 0:
+        (folder / marker).unlink(missing_ok=True)
+    blind = [(rank, host) for rank, host in enumerate(hosts) if host is not None]
+    if blind:
+        rank, host = blind[0]
+        more = f" (and {len(blind) - 1} more ranks)" if len(blind) > 1 else ""
+        raise UserError(
+            f"{folder}: rank {rank} on host {host}{more} does not see what rank 0 has written there, and "
+            "every rank writes its part of a checkpoint; give --save a folder that all hosts share"
+        )
+
+
+def _mark(folder: Path) -> str:
+    name = f".seen_by_all_{uuid.uuid4().hex}"
+    try:
+        (folder / name).touch()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --save") from None
+    return name
+
+
+def _appears(path: Path, *, within: float) -> bool:
+    deadline = time.monotonic() + within
+    while not path.exists():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+    return True
