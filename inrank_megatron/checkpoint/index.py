@@ -91,14 +91,14 @@ def read_tensor(folder: Path, entry: Entry) -> Tensor:
 
 
 def _read_into(folder: Path, piece: Piece, target: Tensor) -> None:
-    path, data = folder / piece.file, target.view(-1).view(torch.uint8).numpy()
+    path, data = folder / piece.file, target.view(-1).view(torch.uint8).numpy().data
     try:
         with path.open("rb") as file:
             file.seek(piece.at)
             count = file.readinto(data)
     except OSError as error:
         unreadable(path, error)
-    if count != data.size:
+    if count != data.nbytes:
         damaged(path, "shorter than its header says")
 
 

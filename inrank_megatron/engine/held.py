@@ -13,6 +13,7 @@ What several ranks hold is divided between them: large runs evenly, small ones i
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -100,7 +101,8 @@ def _placed(held: _Held, values: Tensor, box: Box, parallel: Parallel) -> Iterat
     offset = list(box[0])
     dim, stride, ranks, rank = 0, 1, 1, 0
     if _is_cut(held.like):
-        dim, stride = held.like.partition_dim, held.like.partition_stride
+        like: Any = held.like  # with Megatron's attributes
+        dim, stride = like.partition_dim, like.partition_stride
         ranks, rank = parallel.tp_size, parallel.tp_rank
     size = local_shape(held.like)[dim] // stride
     for part in range(stride):  # one after the other here, with those of the other ranks between them there

@@ -37,7 +37,7 @@ class ParameterState:
 class Masters:
     """The FP32 side of one DeepSpeed engine's parameters.
 
-    Reading and writing are collective over the data-parallel group, except :meth:`held`. Every optimizer has
+    Reading and writing are collective over the data-parallel group; :meth:`held` is not. Every optimizer has
     its state from the start: DeepSpeed would create it at the first step.
     """
 

@@ -71,7 +71,7 @@ class SaveTask:
             if self._writer.deferred:
                 self.begin()
             written, own = _attempt(self._writer.close)
-            parts = self._side.to_first(_for_others(own) or written)
+            parts = self._side.to_first((written, _for_others(own)))
             saved, other = _attempt(lambda: self._publish(parts)) if self._is_first else (None, None)
             failed = self._side.from_first(_for_others(other))
             # The same on all ranks, but for a fault of the program, which has its traceback where it was.
@@ -80,13 +80,12 @@ class SaveTask:
         except Exception as fault:  # the main thread raises it
             self.fault = fault
 
-    def _publish(self, parts: list[Part | UserError]) -> Saved:
-        faults = [part for part in parts if isinstance(part, UserError)]
-        if faults:
-            self._writer.discard()
-            raise faults[0]
+    def _publish(self, parts: list[tuple[Part | None, UserError | None]]) -> Saved:
         try:
-            path = self._writer.publish(parts, self._state)
+            for _, fault in parts:
+                if fault is not None:
+                    raise fault
+            path = self._writer.publish([part for part, _ in parts if part is not None], self._state)
         except UserError:
             self._writer.discard()
             raise

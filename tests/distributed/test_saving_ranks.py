@@ -16,8 +16,8 @@ from inrank_megatron.distributed.process_groups import initialise
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.saving import Saver
 from inrank_megatron.training.shared_folder import check_shared
-from tests.distributed.dwelling import DWELL, PHASE_FILE
 from tests.distributed.launches import TINY, Launch, data_flags
+from tests.distributed.pausing import PAUSE, PHASE_FILE
 from tests.harness import run_ranks
 
 ROWS = torch.arange(8.0).view(4, 2)
@@ -103,8 +103,8 @@ def test_a_rank_that_is_killed_in_the_middle_of_its_part(tmp_path):
     folder, phase_file = tmp_path / "run", tmp_path / "phase"
     args = [*TINY, *data_flags(tmp_path / "data"), "--tensor-model-parallel-size", "2", "--save", str(folder)]
     args += ["--train-iters", "40", "--save-interval", "2"]
-    env = {PHASE_FILE: str(phase_file), DWELL: "inside a tensor file/2/20"}
-    script = Path(__file__).with_name("dwelling.py")
+    env = {PHASE_FILE: str(phase_file), PAUSE: "inside a tensor file/2/20"}
+    script = Path(__file__).with_name("pausing.py")
     with Launch(args, launcher="forked", num_procs=2, script=script, env=env) as started:
         started.until(phase_file.exists, "the second save")
         time.sleep(0.2)
