@@ -1,5 +1,6 @@
 """The progress display of rank 0: a live display in a terminal, plain lines anywhere else."""
 
+import errno
 import os
 import sys
 import time
@@ -86,13 +87,15 @@ class Console:
 
 @contextmanager
 def unless_nobody_reads() -> Iterator[None]:
-    """Go on without output when its reader is gone, as behind `head`, or after an interrupt that ended `tee`
-    too.
+    """Go on without output when its reader is gone, as behind `head`, after an interrupt that ended `tee`
+    too, or when the terminal was closed. For what prints, and does nothing else.
     """
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # of a pipe, of a terminal
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -93,16 +93,21 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_output_whose_reader_is_gone_is_no_fault():
-    """As of a plan that goes through `head`: no traceback, and no status of failure."""
+@pytest.mark.parametrize("closed", ["pipe", "terminal"])
+def test_output_whose_reader_is_gone_is_no_fault(closed):
+    """As of a plan that goes through `head`, or of a run whose terminal is closed, which then did not save:
+    no traceback, and no status of failure.
+    """
     code = (
         "from inrank_megatron.reporting.console import unless_nobody_reads\n"
+        "input()\n"
         "with unless_nobody_reads():\n    print('a line that nobody reads' * 10_000)\n"
         "with unless_nobody_reads():\n    print('another')\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
-    process.stderr.close()
+    reader, output = os.pipe() if closed == "pipe" else pty.openpty()
+    pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)
+    os.close(output)
+    os.close(reader)
+    _, errors = process.communicate("go on\n", timeout=60)
+    assert (errors, process.returncode) == ("", 0)
