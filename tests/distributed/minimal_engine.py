@@ -1,14 +1,10 @@
 """The smallest training that meets every third-party symbol that the patches replace.
 
-As a program it shows what a launch prints; as a module it gives the same training to the tests.
+Functions that ranks run.
 """
-
-import argparse
-import os
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -72,15 +68,3 @@ def _model(tensor_model_parallel_size: int, bf16: bool) -> GPTModel:
         share_embeddings_and_output_weights=True,
         position_embedding_type="learned_absolute",
     )
-
-
-def main(argv: list[str]) -> None:
-    """Train at tensor parallelism 2 and print one line on rank 0."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank")
-    parser.parse_args(argv)
-    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    losses = train(rank, world_size, 2, False)
-    if rank == 0:
-        print(f"{len(losses)} steps")
-    dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """Checkpoints of one run, resumed on other topologies, in BF16, after its end, and where that is refused."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.distributed.launches import TINY, Launch, course, data_flags, last_st
 from tests.unit.checkpoint.test_writing import write_version_2
 
 STEPS = 16
+LAUNCHER_LINE = re.compile(r"\[(runner|launch|real_accelerator)\.py:\d+:")
+THIRD_PARTY = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR)\b|Warning:|\[rank\d|\.py:\d+")
+"""How libraries write a line; the run itself writes no such thing."""
 RUN = [
     *TINY,
     "--switch-iters",
@@ -180,6 +184,8 @@ def test_finished_run_prints_a_command_that_extends_it(whole, data, tmp_path):
     assert (command, words[:3]) == ("deepspeed", ["--num_gpus", "2", "launch/pretrain_gpt2.py"])
     longer = launch(words[3:], launcher="deepspeed", num_procs=2)
     assert longer.process.returncode == 0, longer.stderr
+    others = [line for line in longer.stdout.splitlines() if not LAUNCHER_LINE.search(line)]
+    assert longer.stderr == "" and not [line for line in others if THIRD_PARTY.search(line)], others
     assert [r["step"] for r in records(run, "train")] == list(range(1, 2 * STEPS + 1))
     check_records(run, steps=2 * STEPS)
 
