@@ -42,14 +42,16 @@ from inrank_megatron.lowrank.methods.inrank import InRankEfficient
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 
 SOURCES = ("data_path", "train_data_path", "dataset")
-SWITCHES = ("switch_iters", "switch_epochs", "switch_patience")
-RANK_TARGETS = ("output_threshold", "parameter_budget")
 DATA = (*SOURCES, "valid_data_path", "test_data_path")
 # A flag replaces the file's choice, not only the file's setting of the same name.
 ALTERNATIVES = {
     **{source: DATA for source in SOURCES},
-    **{name: tuple(other for other in SWITCHES if other != name) for name in SWITCHES},
-    **{name: tuple(other for other in RANK_TARGETS if other != name) for name in RANK_TARGETS},
+    **{
+        name: tuple(other for other in group if other != name)
+        for method in METHODS.values()
+        for group in method.alternatives
+        for name in group
+    },
     "bf16": ("fp16",),
     "fp16": ("bf16",),
     **{

@@ -61,6 +61,8 @@ class Method:
     """Its flags; a section that several methods read is one class. Others refuse them."""
     presets: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("", {})
     """The setting that names one of its presets, and what each of them implies for other settings."""
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of settings that say the same in several ways: a flag for one replaces a file's choice."""
     adaptations: ClassVar[Rules] = ()
     """Defaults that give way to what the user asked for, in this order."""
     switches: ClassVar[bool] = False

@@ -177,7 +177,6 @@ class InRankEfficient(Switching, InRank):
     settings: ClassVar[Sections] = (*InRank.settings, *Switching.settings, PatienceSettings)
     adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations)
     one_phase: ClassVar[str] = InRank.name
-    triggers: ClassVar[tuple[str, ...]] = (*Switching.triggers, "switch_patience")
     default_final_ranks: ClassVar[str] = "grown"
 
     @classmethod

@@ -7,6 +7,7 @@ from inrank_megatron.lowrank.methods.base import PhaseShape, Rules, Sections
 from inrank_megatron.lowrank.methods.factorising import Factorising
 from inrank_megatron.lowrank.methods.switch import SwitchSettings
 
+TRIGGERS = ("switch_iters", "switch_epochs", "switch_patience")
 RANK_TARGETS = ("output_threshold", "parameter_budget")
 
 
@@ -25,10 +26,11 @@ class Switching(Factorising):
     """
 
     settings: ClassVar[Sections] = (*Factorising.settings, SwitchSettings)
+    alternatives = (TRIGGERS, RANK_TARGETS)
     adaptations: ClassVar[Rules] = (_outputs_choose, *Factorising.adaptations)
     switches = True
     one_phase: ClassVar[str]
-    triggers: ClassVar[tuple[str, ...]] = ("switch_iters", "switch_epochs")
+    triggers: ClassVar[tuple[str, ...]] = TRIGGERS
     default_final_ranks: ClassVar[str]
 
     @classmethod

@@ -22,6 +22,7 @@ class WarmStart(Switching):
     name: ClassVar[str] = "warm-start"
     page: ClassVar[str] = "concepts/methods.md#warm-start"
     one_phase: ClassVar[str] = Dense.name
+    triggers: ClassVar[tuple[str, ...]] = ("switch_iters", "switch_epochs")
     default_final_ranks: ClassVar[str] = "output"
 
     @classmethod

@@ -54,6 +54,12 @@ def test_a_name_in_a_condition_or_in_advice_is_found():
     assert named(source) == {"relora", "warm-start"}
 
 
+def test_two_methods_do_not_give_one_flag_two_meanings():
+    sections = {section for method in METHODS.values() for section in method.settings}
+    names = [name for section in sections for name in section.model_fields]
+    assert len(names) == len(set(names))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_its_place_in_the_docs(name):
     page, _, anchor = METHODS[name].page.partition("#")
