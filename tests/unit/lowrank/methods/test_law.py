@@ -18,6 +18,7 @@ EXCEPTIONS = {
     "inrank_megatron/config/loading.py": {"inrank"},
     "inrank_megatron/experiments/arms.py": {"dense", "fixed-rank", "inrank", "lora", "relora", "warm-start"},
     "inrank_megatron/experiments/compare.py": {"dense"},
+    "inrank_megatron/experiments/results.py": {"dense"},
     "inrank_megatron/inspection/show.py": {"dense"},
     "inrank_megatron/reporting/console.py": {"dense"},
     "inrank_megatron/reporting/learnt.py": {"dense"},
