@@ -35,6 +35,7 @@ from inrank_megatron.distributed import platform
 from inrank_megatron.distributed.launcher import Ranks
 from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
 from inrank_megatron.distributed.rendezvous import Meeting
+from inrank_megatron.distributed.roll import Arrival
 from inrank_megatron.lowrank.linalg import cores, spectra
 from inrank_megatron.training import saving
 from tests.emulated.operators import Operators, install
@@ -98,7 +99,8 @@ def rank_of(
     # Each is shown one device, as `srun --gpus-per-task 1` does it; here under Open MPI.
     os.environ["LOCAL_RANK"] = os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(rank)
     platform.take_device(platform.device_index(Ranks(rank, world_size, rank, world_size), 1))
-    meeting = Meeting(Ranks(rank, world_size, rank, world_size), store or dist.HashStore(), [])
+    arrivals = [Arrival("host", "machine", 0, 0.0, world_size, "127.0.0.1", None, "")] * world_size
+    meeting = Meeting(Ranks(rank, world_size, rank, world_size), store or dist.HashStore(), arrivals)
     log = Log(zero_at=ZERO_AT)
     rules = Rules(log)
     _LOGS[:] = [log]
