@@ -31,7 +31,7 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_words)]
 
 
-def about(text: str, default: Any = ...) -> Any:
+def setting(text: str, default: Any = ...) -> Any:
     """A setting and the line about it; without a default it is required."""
     return Field(default, description=text)
 

@@ -16,7 +16,7 @@ from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import adopt_ranks, unused_tasks
-from inrank_megatron.distributed.watchdog import Neighbours
+from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.stopping import interrupt_by_warnings
 
@@ -29,7 +29,7 @@ def main() -> None:
     except UserError as error:
         _end(f"error: {error}\n")
     rank, world_size = ranks.rank, ranks.world_size
-    neighbours = Neighbours(rank=rank)
+    watchdog = JobWatchdog(rank=rank)
     try:
         if note := unused_tasks():
             print(note, file=sys.stderr)
@@ -45,7 +45,7 @@ def main() -> None:
         )
         from inrank_megatron.training.run import run
 
-        run(launch, neighbours)
+        run(launch, watchdog)
     except UserError as error:
         # The other ranks are about to say the same, and torchrun ends them as soon as one has gone.
         _end(f"rank {rank}: error: {error}\n", patience=2.0 if world_size > 1 else 0.0)

@@ -164,7 +164,7 @@ def _missing(machine: Machine, version: str, index: str, away: list[str]) -> str
 
 def _unusable(reason: str, machine: Machine) -> str:
     if not machine.cards:
-        return f"{reason}; remove .venv and install anew"
+        return f"{reason}; remove .venv and install again"
     mig = "MIG is on: make an instance if there is none (`nvidia-smi mig -cgi`), " if mig_is_on() else ""
     return f"{reason} ({machine.cards[0]}, driver {machine.driver}); {mig}see `nvidia-smi`, {LEAVE_THEM}"
 

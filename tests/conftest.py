@@ -1,4 +1,4 @@
-"""What every test gets: one thread a process, no network, no GPU, caches of its own."""
+"""What every test gets: one thread per process, no network, no GPU, caches of its own."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def _rank_pools() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real corpora and tokenizers beside the checkout; without it the test is skipped."""
+    """The folder with real corpora and tokenizers next to the checkout; without it the test is skipped."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real corpora are absent: there is no folder {folder}")

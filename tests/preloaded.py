@@ -1,6 +1,6 @@
 """Imported by the server whose forks are the ranks of tests: all that a rank would import at its start.
 
-That takes 4 s of a core a rank, most of what a short test takes.
+That takes 4 s of one core per rank, most of what a short test takes.
 """
 
 import gc

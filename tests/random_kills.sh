@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Kill runs at any time and at each moment of a save, of growth and of the switch, and compare each run with the
 # undisturbed one. An hour or more of work on two cores.
-#   bash tests/random_kills.sh [KILLS] [SEED]    100 kills with seed 0 unless told otherwise
+#   bash tests/random_kills.sh [KILLS] [SEED]    100 kills with seed 0 unless asked otherwise
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -28,11 +28,11 @@ def random_weights(
 
     Args:
         ranks: columns of every factorised linear; None: dense.
-        base: W0 stands beside the factors.
-        settings: of the run, flat, beside ``SIZES`` or in their place.
+        base: a frozen W0 is kept next to the factors.
+        settings: of the run, flat, next to ``SIZES`` or in their place.
     """
     config = from_flat(SIZES | dict(settings or {}))
-    spec = FactorSpec(columns=ranks, active=ranks, rank=ranks, base=base) if ranks else None
+    spec = FactorSpec(capacity=ranks, active_columns=ranks, rank=ranks, base=base) if ranks else None
     factors = {name: spec for name in linear_shapes(config)} if spec else {}
     weights = Weights(
         origin="random", config=config, vocab_size=vocab_size, factors=factors, read=None, tokenizer=tokenizer

@@ -81,7 +81,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_model_description(parser)
     arguments = parser.parse_args(argv)
     if arguments.document_separator == "":
-        parser.error("--document-separator is empty; give the text that stands between documents")
+        parser.error("--document-separator is empty; give the text between documents")
     if arguments.data and arguments.dataset:
         parser.error("give --data or --dataset, not both")
     if arguments.data and arguments.split:

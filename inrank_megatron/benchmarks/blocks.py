@@ -31,23 +31,25 @@ class Variant:
     name: str
     columns: int | None
     base: bool = False
-    joint: bool | None = None
+    fused_collectives: bool | None = None
     """Whether the factors join W0's collective; None: as the layer chooses."""
 
     def factors(self, config: Config) -> dict[str, FactorSpec]:
         if self.columns is None:
             return {}
-        spec = FactorSpec(columns=self.columns, active=self.columns, rank=self.columns, base=self.base)
+        spec = FactorSpec(
+            capacity=self.columns, active_columns=self.columns, rank=self.columns, base=self.base
+        )
         return dict.fromkeys(linear_shapes(config), spec)
 
 
 DENSE = Variant("dense", None)
 
 
-def phase_1(columns: int, *, joint: bool | None = None) -> Variant:
-    """Frozen ``W0`` beside ``columns`` columns."""
-    mode = "" if joint is None else "-joint" if joint else "-apart"
-    return Variant(f"phase-1{mode} k={columns}", columns, base=True, joint=joint)
+def phase_1(columns: int, *, fused_collectives: bool | None = None) -> Variant:
+    """Frozen ``W0`` next to ``columns`` columns."""
+    mode = "" if fused_collectives is None else "-fused" if fused_collectives else "-separate"
+    return Variant(f"phase-1{mode} k={columns}", columns, base=True, fused_collectives=fused_collectives)
 
 
 def phase_2(rank: int) -> Variant:
@@ -67,9 +69,9 @@ def build_layer(config: Config, variant: Variant, parallel: Parallel) -> nn.Modu
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
     layer = factory.build(variant.factors(config)).decoder.layers[0]
     fill_factors(layer)
-    if variant.joint is not None:
+    if variant.fused_collectives is not None:
         for linear in factorised_linears(layer):
-            linear.joint = variant.joint
+            linear.fused_collectives = variant.fused_collectives
     # Tensors without data cannot move; on a CPU nothing has to.
     return layer if device().type == "cpu" else layer.to(device())
 

@@ -38,7 +38,7 @@ def measure(preset: str) -> Iterator[Row]:
 
 
 def _rows(case: str, engine: Engine) -> Iterator[Row]:
-    shapes = stored_shapes(engine, engine.masters.kind.moments)
+    shapes = stored_shapes(engine, engine.master_weights.kind.moments)
     state = 4 * sum(math.prod(shape) for shape in shapes.values())
     with tempfile.TemporaryDirectory() as folder:
         writer = PartWriter(Path(folder), 1, part=0, deferred=True)

@@ -3,7 +3,7 @@
 It sits where torch dispatches collectives, below every Python name for them, so it sees those of
 Megatron-Core, of torch and of this project alike, asynchronous ones and those of the backward pass included.
 
-Letters: n ranks of the group, k = (n - 1) / n, X elements of the whole tensor. By the ring algorithm a rank
+Letters: n ranks of the group, k = (n - 1) / n, X elements of the full tensor. By the ring algorithm a rank
 sends k X for an all-gather or a reduce-scatter, and 2 k X for an all-reduce, which is one after the other.
 """
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operator -> how often each element of the whole tensor goes round the ring. A send goes to one rank.
+# Operator -> how often each element of the full tensor goes round the ring. A send goes to one rank.
 ROUNDS = {
     "allreduce_": 2,
     "allreduce_coalesced_": 2,
@@ -38,7 +38,7 @@ SILENT = {"barrier", "monitored_barrier_", "recv_", "recv_any_source_"}
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of one rank. ``elements``: of the whole tensor, X; ``itemsize``: bytes of each;
+    """One collective of one rank. ``elements``: of the full tensor, X; ``itemsize``: bytes of each;
     ``members``: the ranks of its group.
     """
 

@@ -1,6 +1,6 @@
 """What one rank does in one training step: operators that the device computes, collectives, what they send.
 
-The engine as it trains, of 2 micro-batches a step, on rank 0 of 2 replicas, by ZeRO stage, without tensor
+The engine as it trains, of 2 micro-batches per step, on rank 0 of 2 replicas, by ZeRO stage, without tensor
 parallelism and over 2 ranks of it with sequence parallelism; the other ranks do not exist, so that one
 process counts, with or without a GPU. Nothing counted depends on the values, which are wrong.
 
@@ -114,11 +114,11 @@ def _waits(run: Callable[[], object]) -> int:
 
 def _rows(case: str, counts: Counts, dense: Counts) -> Iterator[Row]:
     for quantity, name in (
-        ("operators a step", "operators"),
-        ("kernels a step (torch.profiler)", "kernels"),
-        ("waits of the host a step", "waits"),
-        ("collectives a step", "collectives"),
-        ("bytes sent a step", "sent"),
+        ("operators per step", "operators"),
+        ("kernels per step (torch.profiler)", "kernels"),
+        ("waits of the host per step", "waits"),
+        ("collectives per step", "collectives"),
+        ("bytes sent per step", "sent"),
     ):
         value, other = getattr(counts, name), getattr(dense, name)
         if value is not None:

@@ -1,8 +1,8 @@
 """Time of an MLP and of a whole transformer layer, forward and backward, against dense in the same rounds.
 
-``limit`` of a time is the dense time times the ratio of operations; the gap is what stands between. The
-reference is the same arithmetic in plain torch, ``linear(linear(x, V), U)`` beside ``linear(x, W0)``, without
-the layers of this project.
+``limit`` of a time is the dense time times the ratio of operations; the gap is the difference. The
+reference is the same arithmetic in plain torch, ``linear(linear(x, V), U)`` next to ``linear(x, W0)``,
+without the layers of this project.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +117,7 @@ def _rows(block: str, preset: str, variant: Variant, flops: Mapping[str, int], t
 
 
 def _mlp_flops(preset: str, variant: Variant) -> int:
-    """6 T O I for a dense linear; 6 T k (O + I) for factors, and 4 T O I for a frozen W0 beside them."""
+    """6 T O I for a dense linear; 6 T k (O + I) for factors, and 4 T O I for a frozen W0 next to them."""
     config = preset_config(preset)
     tokens = config.model.seq_length * SEQUENCES[device().type]
     total = 0

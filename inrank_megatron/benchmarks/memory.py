@@ -2,7 +2,7 @@
 
 Measured, not derived: the optimizer takes a step, and every storage that is made in the forward pass is
 watched and counted if it is alive at its end, however it is held. The output is not counted, as its consumer
-keeps it. Masters and moments are those of AdamW in FP32 on one rank, before ZeRO divides them.
+keeps it. Master weights and moments are those of AdamW in FP32 on one rank, before ZeRO divides them.
 """
 
 from collections.abc import Iterator
@@ -96,13 +96,13 @@ def _bytes_of(mlp: nn.Module, preset: str) -> dict[str, float]:
 
 
 def _optimizer_bytes(trained: list[nn.Parameter]) -> int:
-    masters = [p.detach().float().clone().requires_grad_() for p in trained]
-    for master, parameter in zip(masters, trained, strict=True):
+    master_weights = [p.detach().float().clone().requires_grad_() for p in trained]
+    for master, parameter in zip(master_weights, trained, strict=True):
         master.grad = parameter.grad.float()
-    optimizer = torch.optim.AdamW(masters)
+    optimizer = torch.optim.AdamW(master_weights)
     optimizer.step()
     moments = (t for state in optimizer.state.values() for t in state.values() if t.dim())
-    return _total(masters) + _total(moments)
+    return _total(master_weights) + _total(moments)
 
 
 def _total(tensors) -> int:

@@ -10,7 +10,7 @@ from inrank_megatron.config.schema import Config
 
 
 class _Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and beside the residual stream: [B, S, h] to [B, S, h]."""
+    """Attention and MLP, each behind a LayerNorm and next to the residual stream: [B, S, h] to [B, S, h]."""
 
     def __init__(self, width: int, inner: int, heads: int, eps: float):
         super().__init__()

@@ -102,9 +102,9 @@ def decide(spectrum: Tensor, kind: str, columns: int, min_dim: int) -> int:
         output_size=min_dim,
         input_size=min_dim,
         rank=columns - rule.buffer_of(min_dim),
-        active=columns,
+        active_columns=columns,
         capacity=min(min_dim, columns + rule.buffer_of(min_dim)),
-        max_rank=min_dim,
+        attainable_rank=min_dim,
         singular_values=tuple(spectrum.tolist()),
     )
     return method.plan_step(rule.interval, [view]).decide([view])[0].rank
@@ -159,7 +159,7 @@ def _check_rows(preset: str, parallel: Parallel, repeats: int) -> Iterator[Row]:
         yield Row(case, f"seconds of one check, {kind} (one linear measured, added up)", seconds)
         share = 100 * seconds / step
         yield Row(case, f"percent of an interval of {interval} steps, {kind}", share / interval, 1.0)
-        yield Row(case, f"percent of a step, for a check every step, {kind}", share, 1.0)
+        yield Row(case, f"percent of a step, for a check at every step, {kind}", share, 1.0)
 
 
 def step_seconds(preset: str, layer: float) -> float:

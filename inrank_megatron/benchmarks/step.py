@@ -57,11 +57,11 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
         name, case = variant.name, f"step {preset} {variant.name}"
         share = flops[name] / flops[DENSE.name]
         formula = flops_per_token(config, vocabulary, ranks=variant.columns, frozen_base=variant.base)
-        yield Row(case, "FLOP a step", flops[name], formula * tokens, share)
+        yield Row(case, "FLOP per step", flops[name], formula * tokens, share)
         limit = times.median(DENSE.name) * share
         ratio = times.ratio(name, DENSE.name)
         yield Row(case, "seconds a step", times.median(name), limit, ratio)
-        yield Row(case, "tokens a second", tokens / times.median(name), tokens / limit, 1 / ratio)
+        yield Row(case, "tokens per second", tokens / times.median(name), tokens / limit, 1 / ratio)
         if variant is DENSE:
             yield Row(case, "time over a plain PyTorch loop", over_plain, 1.0)
 

@@ -9,7 +9,7 @@ time in the backward pass instead of keeping it; that is a row of its own. ``ove
 ``8 k T r``, the scheme of BOOST (arXiv 2512.12131), the best that is published. What recomputation in the
 backward pass adds is a row of its own. The first phase has two modes, of which a layer takes one by the rule
 in ``lowrank/layers/factorised.py``; both are counted. The gradients of the row layer's bias and of the norms,
-h elements each and the same in every variant, are summed by the engine once a step and are not in these
+h elements each and the same in every variant, are summed by the engine once per step and are not in these
 figures.
 """
 
@@ -56,7 +56,12 @@ def measure(preset: str, rank: int, sizes: tuple[int, ...]) -> Iterator[Row]:
     for n in sizes:
         if width % n:
             raise UserError(f"--tensor-model-parallel-size {n}: must divide the width {width} of {preset}")
-    variants = (phase_2(rank), phase_1(rank, joint=True), phase_1(rank, joint=False), DENSE)
+    variants = (
+        phase_2(rank),
+        phase_1(rank, fused_collectives=True),
+        phase_1(rank, fused_collectives=False),
+        DENSE,
+    )
     serial = {(v, tokens): _count(preset, v, 1, tokens).flops for v in variants for tokens in TOKENS}
     for n in sizes:
         for tokens in TOKENS:
@@ -88,7 +93,7 @@ def mlp_pass(
 
 
 def more_tokens(tokens: int) -> int:
-    """Tokens of the second run that tells activations from parameters."""
+    """Tokens of the second run that separates activations from parameters."""
     return tokens + tokens // 8
 
 
@@ -117,7 +122,7 @@ def _traffic_rows(
     dense, columns = 4 * share * tokens * width, variant.columns or 0
     rank_sized = columns and not variant.base
     activations = 4 * share * tokens * columns if rank_sized else dense
-    if variant.joint is False:
+    if variant.fused_collectives is False:
         activations += 4 * share * tokens * columns
     parameters = 4 * share * columns * width
     boost = 8 * share * tokens * columns if rank_sized else None

@@ -78,7 +78,7 @@ def step_of(folder: Path) -> int:
 
 
 def is_set_aside(folder: Path) -> bool:
-    """Whether the run went back to an earlier step since: it is whole, but no newest one any more."""
+    """Whether the run went back to an earlier step since: it is complete, but no newest one any more."""
     return (folder / SET_ASIDE).exists()
 
 
@@ -95,8 +95,8 @@ def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes verification, and a message for every newer one that is damaged.
 
     Raises:
-        UserError: a newer one may be whole, but this process or this version cannot read it: going on from an
-            older one would in time replace it.
+        UserError: a newer one may be complete, but this process or this version cannot read it: going on from
+            an older one would in time replace it.
     """
     faults: list[str] = []
     for folder in published(root):
@@ -124,11 +124,11 @@ def by_loss(root: Path) -> list[Path]:
 
 
 def best_complete(root: Path) -> tuple[Path | None, list[str]]:
-    """The whole checkpoint with the lowest validation loss on record; where none has one the newest.
+    """The complete checkpoint with the lowest validation loss on record; where none has one the newest.
     None if no checkpoint is whole. With it a message for every better one that is damaged.
 
     Raises:
-        UserError: one may be whole, but this process or this version cannot read it.
+        UserError: one may be complete, but this process or this version cannot read it.
     """
     faults: list[str] = []
     for folder in by_loss(root):

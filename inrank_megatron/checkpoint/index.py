@@ -156,7 +156,7 @@ def _header(path: Path) -> dict[str, Stored]:
             }
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         damaged(path, f"no tensor file, its header makes no sense ({type(error).__name__})")
-    damaged(path, "no tensor file, its header tells of data that it does not have")
+    damaged(path, "no tensor file, its header lists data that it does not have")
 
 
 def _is_placed(tensor: dict, data_bytes: int) -> bool:

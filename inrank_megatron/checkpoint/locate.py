@@ -11,7 +11,7 @@ TOKENIZER = "tokenizer"
 
 
 def locate(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint, list[str]]:
-    """The run folder, its newest whole checkpoint or the one that ``path`` is, and what is to be said of
+    """The run folder, its newest complete checkpoint or the one that ``path`` is, and what is to be said of
     newer (or better) ones that are damaged.
 
     Args:
@@ -34,6 +34,8 @@ def locate(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint, list[st
         return run, Checkpoint(path), []
     folder, faults = (best_complete if best else newest_complete)(path / "checkpoints")
     if folder is None:
-        reason = f"none of its checkpoints is whole: {faults[0]}" if faults else "it has no checkpoint yet"
-        raise UserError(f"{path}: {reason}; name a run with a whole checkpoint, which --save-interval writes")
+        reason = f"none of its checkpoints is complete: {faults[0]}" if faults else "it has no checkpoint yet"
+        raise UserError(
+            f"{path}: {reason}; name a run with a complete checkpoint, which --save-interval writes"
+        )
     return path, Checkpoint(folder, verify=False), faults

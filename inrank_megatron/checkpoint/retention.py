@@ -22,16 +22,17 @@ REMOVED = ".removed"
 
 
 def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> None:
-    """Remove checkpoints before ``newest`` beyond the ``keep_last`` last whole ones and the best whole one.
+    """Remove checkpoints before ``newest`` beyond the ``keep_last`` last complete ones and the best complete
+    one.
 
     ``newest`` has just been published. Nothing is removed before it and all that count as kept have been read
-    back and found whole. Later ones, from before the run went back to an earlier step, are not touched.
+    back and found complete. Later ones, from before the run went back to an earlier step, are not touched.
 
     Args:
-        verified: whole ones that need not be read once more; those found here are added.
+        verified: complete ones that need not be read once more; those found here are added.
 
     Raises:
-        Damaged: ``newest`` is not whole; all others are still there.
+        Damaged: ``newest`` is not complete; all others are still there.
         OSError: one cannot be removed.
     """
     so_far = [folder for folder in published(root) if step_of(folder) <= step_of(newest)]
@@ -41,7 +42,7 @@ def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> N
         return
     Checkpoint(newest)
     verified.add(newest)
-    kept = {*last, *_first_whole(course, keep_last, verified), *_first_whole(judged, 1, verified)}
+    kept = {*last, *_first_complete(course, keep_last, verified), *_first_complete(judged, 1, verified)}
     for folder in so_far:
         if folder in kept or folder.is_symlink():
             continue
@@ -52,8 +53,10 @@ def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> N
         shutil.rmtree(hidden)
 
 
-def _first_whole(folders: Iterable[Path], count: int, verified: set[Path]) -> list[Path]:
-    """The first ``count`` whole ones, and what comes before them and may be whole but cannot be read."""
+def _first_complete(folders: Iterable[Path], count: int, verified: set[Path]) -> list[Path]:
+    """The first ``count`` complete ones, and what comes before them and may be complete but cannot be
+    read.
+    """
     found: list[Path] = []
     unread: list[Path] = []
     for folder in folders:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from inrank_megatron.checkpoint.slices import Shape
 from inrank_megatron.errors import UserError
-from inrank_megatron.lowrank.layers.spec import FactorSpec
+from inrank_megatron.lowrank.layers.spec import FactorSpec, stored_name
 from inrank_megatron.pointers import refuse_pointer
 
 FORMAT_VERSION, OLDEST_VERSION = 3, 2
@@ -41,10 +41,12 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     try:
         manifest = read_json(folder / MANIFEST)
         version, files = manifest["format_version"], manifest["files"]
-        whole = type(version) is int and {INDEX, STATE} <= files.keys() and all(map(_is_entry, files.items()))
+        complete = (
+            type(version) is int and {INDEX, STATE} <= files.keys() and all(map(_is_entry, files.items()))
+        )
     except (Damaged, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        complete = False
+    if not complete:
         raise Damaged(
             f"{folder}: {MANIFEST} is missing or unreadable, so the checkpoint is not complete; "
             "resume from another one"
@@ -80,7 +82,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_state(folder: Path, shapes: Mapping[str, Shape]) -> dict:
-    """What the checkpoint records beside its tensors, with the types that its reader counts on."""
+    """What the checkpoint records next to its tensors, with the types that its reader counts on."""
     path, state = folder / STATE, read_json(folder / STATE)
     if not isinstance(state, dict):
         damaged(path, "no JSON object")
@@ -93,7 +95,7 @@ def read_state(folder: Path, shapes: Mapping[str, Shape]) -> dict:
 
 
 def check_resumable(folder: Path, state: Mapping) -> None:
-    """Whether ``state`` tells all that a run needs to go on from it.
+    """Whether ``state`` has all that a run needs to continue from it.
 
     Raises:
         Damaged: it names what is missing.
@@ -157,7 +159,9 @@ def unreadable(path: Path, error: OSError) -> NoReturn:
 
 def _check_factor(path: Path, name: str, spec: Any, shapes: Mapping[str, Shape]) -> None:
     """A factorised linear's record: its columns are those that its tensors have."""
-    types = {field.name: bool if field.type in (bool, "bool") else int for field in fields(FactorSpec)}
+    types = {
+        stored_name(field.name): bool if field.type in (bool, "bool") else int for field in fields(FactorSpec)
+    }
     sound = (
         isinstance(spec, dict)
         and spec.keys() <= types.keys()
@@ -171,7 +175,7 @@ def _check_factor(path: Path, name: str, spec: Any, shapes: Mapping[str, Shape])
         damaged(
             path,
             f"factors of {name}: rank {spec['rank']}, {spec['active']} of {spec['columns']} columns, "
-            f"beside tensors {list(u)} and {list(v)}",
+            f"next to tensors {list(u)} and {list(v)}",
         )
 
 

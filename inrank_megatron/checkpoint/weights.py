@@ -1,7 +1,6 @@
 """Checkpoints of weights alone, as conversion tools write them: a run goes on with a fresh optimizer."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -23,9 +22,9 @@ def write_weights(
     Args:
         step: optimizer steps that the weights have seen; a run that resumes counts on from there.
         factors: how each factorised linear is factorised; empty for a dense model.
-        tensors: whole tensors by the names of ``engine/state.py``: every trained parameter (FP32), with
+        tensors: full tensors by the names of ``engine/state.py``: every trained parameter (FP32), with
             ``<layer>.U`` [O, K] and ``<layer>.V`` [K, I] of exactly ``columns`` K, ``<layer>.weight`` where
-            W0 stands beside them, ``<layer>.U0`` and ``<layer>.V0`` where initial values are ``tracked``.
+            W0 is kept next to them, ``<layer>.U0`` and ``<layer>.V0`` where initial values are ``tracked``.
         file_bytes: see :class:`CheckpointWriter`.
 
     Raises:
@@ -46,7 +45,7 @@ def write_weights(
             "weights_only": True,
             "validation_loss": None,
             "engine": {
-                "factors": {name: asdict(spec) for name, spec in factors.items()},
+                "factors": {name: spec.to_record() for name, spec in factors.items()},
                 "optimizer_steps": {},
                 "loss_scaling": {},
             },
@@ -66,5 +65,5 @@ def _check(name: str, spec: FactorSpec, shapes: Mapping[str, tuple[int, ...]]) -
         raise ValueError(f"{name}: tensors {sorted(given)} are given, its spec calls for {sorted(leaves)}")
     for leaf in leaves - {"weight"}:
         columns = shapes[f"{name}.{leaf}"][1 if leaf[0] == "U" else 0]
-        if columns != spec.columns:
-            raise ValueError(f"{name}.{leaf}: {columns} columns are given, its spec has {spec.columns}")
+        if columns != spec.capacity:
+            raise ValueError(f"{name}.{leaf}: {columns} columns are given, its spec has {spec.capacity}")

@@ -4,15 +4,17 @@ Korthikanti et al. (2022, equation 2 and section 4) without stored attention sco
 keeps, and with the factors' inner activations. Numbers a token and layer; n tensor-parallel size, h
 hidden_size, f ffn_hidden_size, k columns of a factorised linear:
 
-- outside the tensor-parallel region, cut by n with the tokens alone (sequence parallelism): 4 h, the inputs
+- outside the tensor-parallel region, divided by n with the tokens alone (sequence parallelism): 4 h, the
+inputs
   of both norms and of the linears after them; with hidden dropout a mask of one byte for each of 2 h;
-- inside, cut by n: QKV and attention's output, 4 h; the activation's input and output, 2 f. LLaMA: queries
+- inside, divided by n: QKV and attention's output, 4 h; the activation's input and output, 2 f. LLaMA:
+queries
   and keys once more after RoPE, 2 h, and 5 f: gate and up, up again, the gate's activation, the product;
-- x V^T of each factorised linear, k, on every rank; beside W0 a column-parallel one may keep all tokens of
+- x V^T of each factorised linear, k, on every rank; next to W0 a column-parallel one may keep all tokens of
   its input under sequence parallelism, h instead of h / n.
 
-Besides: input and output of the last norm, 2 h; the logits, cut by n, in FP32, and in half precision as well;
-the gathered halves of the factors where n > 1, h k numbers a linear, no multiple of the tokens.
+Besides: input and output of the last norm, 2 h; the logits, divided by n, in FP32, and in half precision as
+well; the gathered halves of the factors where n > 1, h k numbers a linear, no multiple of the tokens.
 """
 
 from collections.abc import Mapping
@@ -38,21 +40,21 @@ def activation_bytes(
     """
     h, layers, n = config.model.hidden_size, config.model.num_layers, topology.tensor_model_parallel_size
     tokens = config.model.seq_length * config.training.micro_batch_size
-    cut = n if config.parallel.sequence_parallel else 1
+    sequence_shards = n if config.parallel.sequence_parallel else 1
     logits = tokens * topology.padded_vocab_size * (4 if size == 4 else 4 + size) // n
-    last_norm = tokens * 2 * h * size // cut
-    layer = tokens * (_numbers(config, n, cut) * size // n + _masks(config) // cut)
-    kept = layers * layer + _of_factors(config, columns, tokens, n, cut, frozen_base) * size
+    last_norm = tokens * 2 * h * size // sequence_shards
+    layer = tokens * (_numbers(config, n, sequence_shards) * size // n + _masks(config) // sequence_shards)
+    kept = layers * layer + _of_factors(config, columns, tokens, n, sequence_shards, frozen_base) * size
     if config.training.recompute_granularity == "full":
-        return tokens * layers * h * size // cut + last_norm + max(logits, kept // layers)
+        return tokens * layers * h * size // sequence_shards + last_norm + max(logits, kept // layers)
     return kept + last_norm + logits
 
 
-def _numbers(config: Config, n: int, cut: int) -> int:
+def _numbers(config: Config, n: int, sequence_shards: int) -> int:
     """Of a token and dense layer, times n."""
     h, f = config.model.hidden_size, config.model.ffn_hidden_size
     inside = 6 * h + 5 * f if is_llama(config) else 4 * h + 2 * f
-    return 4 * h * n // cut + inside
+    return 4 * h * n // sequence_shards + inside
 
 
 def _masks(config: Config) -> int:
@@ -60,13 +62,18 @@ def _masks(config: Config) -> int:
 
 
 def _of_factors(
-    config: Config, columns: Mapping[str, int] | None, tokens: int, n: int, cut: int, frozen_base: bool
+    config: Config,
+    columns: Mapping[str, int] | None,
+    tokens: int,
+    n: int,
+    sequence_shards: int,
+    frozen_base: bool,
 ) -> int:
     """Numbers that factorised linears keep beyond dense ones, over all layers."""
     if columns is None:
         return 0
     h = config.model.hidden_size
     column_parallel = sum(("linear_fc1" in name or "linear_qkv" in name) for name in linear_shapes(config))
-    inputs = column_parallel * (h - h // cut) if frozen_base else 0
+    inputs = column_parallel * (h - h // sequence_shards) if frozen_base else 0
     gathered = h * sum(columns.values()) if n > 1 else 0
     return tokens * (sum(columns.values()) + inputs) + gathered

@@ -21,7 +21,7 @@ from inrank_megatron.lowrank.methods.settings import Adaptation
 
 @dataclass(frozen=True)
 class Asked:
-    """The run as it stands, the names of the user's own settings, and the number of processes."""
+    """The run as it is, the names of the user's own settings, and the number of processes."""
 
     config: Config
     given: Set[str]
@@ -91,14 +91,14 @@ def _tensor_parallel(asked: Asked) -> Iterator[Adaptation]:
         size = auto_size(asked.config, world)
         yield "tensor_model_parallel_size", size, f"there are {world} processes"
     elif size == "auto" and world % 2 == 0 and auto_size(asked.config, world) == 1:
-        yield "tensor_model_parallel_size", 1, "the model with your settings cannot be cut in two"
+        yield "tensor_model_parallel_size", 1, "the model with your settings cannot be divided by two"
 
 
 def _sequence_parallel(asked: Asked) -> Iterator[Adaptation]:
     parallel, length = asked.config.parallel, asked.config.model.seq_length
     size = parallel.tensor_model_parallel_size
     if size != "auto" and length % size and parallel.sequence_parallel and asked.free("sequence_parallel"):
-        yield "sequence_parallel", False, f"seq_length = {length} cannot be cut into {size}"
+        yield "sequence_parallel", False, f"seq_length = {length} cannot be divided by {size}"
 
 
 def _micro_batch(asked: Asked) -> Iterator[Adaptation]:

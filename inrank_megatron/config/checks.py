@@ -43,7 +43,7 @@ def _check_model(config: Config) -> None:
         )
     if model.model_type == "llama" and h // heads % 2:
         raise UserError(
-            f"num_attention_heads = {heads}: leaves {h // heads} features a head, and RoPE turns pairs of "
+            f"num_attention_heads = {heads}: leaves {h // heads} features per head, and RoPE turns pairs of "
             f"them; {_divisors(h // 2, near=heads) if h % 2 == 0 else 'give an even --hidden-size'}"
         )
     if model.seq_length > model.max_position_embeddings:
@@ -146,8 +146,8 @@ def _check_engine(config: Config) -> None:
         )
     if offload and stage == 0:
         raise UserError(
-            "offload_optimizer with zero_stage = 0: DeepSpeed offloads what ZeRO cuts; give --zero-stage 1, "
-            "2 or 3"
+            "offload_optimizer with zero_stage = 0: DeepSpeed offloads what ZeRO shards; give --zero-stage "
+            "1, 2 or 3"
         )
     if offload and optimizer in ("fused-adam", "apex-fused-adam"):
         raise UserError(

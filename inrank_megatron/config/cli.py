@@ -269,7 +269,7 @@ def kebab(word: str) -> str:
 def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
     names = [word.partition("=")[0] for word in words if word.startswith("-")]
     if not names:
-        return f"{' '.join(words)}: no flag stands before it; settings are given as --name value"
+        return f"{' '.join(words)}: no flag comes before it; settings are given as --name value"
     options = [option for action in parser._actions for option in action.option_strings]
     return "; ".join(f"{name}: no such flag{nearest(name, options)}" for name in names)
 

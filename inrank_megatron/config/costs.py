@@ -16,7 +16,7 @@ from inrank_megatron.lowrank.methods.registry import METHODS
 
 Ranks = int | Mapping[str, int] | None
 
-# Dense peak operations a second, without sparsity, from the vendors' data sheets; the first match counts.
+# Dense peak operations per second, without sparsity, from the vendors' data sheets; the first match counts.
 # BF16 and FP16 are tensor-core rates; FP32 is true FP32, since torch leaves TF32 off unless asked for it.
 # The sheets of H20 and A10G were not at hand: theirs are as others quote them. A800 and H800 differ from A100
 # and H100 in links and FP64 alone.
@@ -86,7 +86,7 @@ def parameters(
         vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
         ranks: columns of the factors, one number for all linears or one for each name of `linear_shapes`;
             None: dense linears.
-        frozen_base: whether a frozen W0 stands beside the factors (the first phase).
+        frozen_base: whether a frozen a frozen W0 is kept next to the factors (the first phase).
     """
     h, model = config.model.hidden_size, config.model
     columns = _columns(config, ranks)
@@ -109,7 +109,7 @@ def flops_per_token(
 ) -> int:
     """Operations of the matrix products of one training token, forward and backward (a multiply-add is two).
 
-    Dense linear 6 O I; factors 6 k (O + I); a frozen W0 beside them 4 O I more, as it needs no weight
+    Dense linear 6 O I; factors 6 k (O + I); a frozen W0 next to them 4 O I more, as it needs no weight
     gradient; attention scores and values 12 S h a layer, not halved for the causal mask; logits 6 h V.
     Recomputation, norms and element-wise work do not count. Arguments as in `parameters`; with the padded
     `vocab_size` it is what the devices do.
@@ -137,7 +137,7 @@ def overlaps_reductions(config: Config, device: str) -> bool:
     """Whether gradients are reduced while the backward pass goes on, unless the user says otherwise.
 
     Not on a CPU, whose collectives have its cores to themselves. Not with offload under stages 1 and 2: there
-    the host waits for each reduced gradient, so that the backward pass would stand still all the same.
+    the host waits for each reduced gradient, so that the backward pass would wait all the same.
 
     Args:
         device: its type or its name; ``cpu``, or any other.
@@ -164,11 +164,12 @@ def memory_per_device(
     frozen_base: bool = False,
     device: str = "cpu",
 ) -> Memory:
-    """Memory of one device: tensor-parallel shards, cut over the data-parallel ranks as the ZeRO stage says.
+    """Memory of one device: tensor-parallel shards, sharded over the data-parallel ranks as the ZeRO stage
+    says.
 
-    Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 masters 4 and each moment of the
-    optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its own
-    master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
+    Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 master weights 4 and each moment of
+    the optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its
+    own master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
     (`reduction_bucket`), in half precision but for ZeRO 1; where that overlaps with the backward pass stages
     1 and 2 have two and a copy of the one being reduced. Activations: `activation_costs.py`. What ZeRO 3
     gathers for a layer does not count.
@@ -177,8 +178,8 @@ def memory_per_device(
     size = 4 if precision(config) == "fp32" else 2
     stage, offload = config.parallel.zero_stage, config.parallel.offload_optimizer
     count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
-    whole = _replicated(config)
-    share, trained = ((number - whole) // n + whole for number in (count.total, count.trainable))
+    replicated = _replicated(config)
+    sharded, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
     columns = _columns(config, ranks)
     shapes = linear_shapes(config)
     factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
@@ -187,7 +188,7 @@ def memory_per_device(
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
     largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
     return Memory(
-        parameters=share * size // (dp if stage == 3 else 1),
+        parameters=sharded * size // (dp if stage == 3 else 1),
         gradients=trained * 4 // (dp if stage >= 2 else 1),
         optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
@@ -223,7 +224,7 @@ def _state_bytes(config: Config) -> int:
 
 
 def device_peak_flops(device_name: str, dtype: str) -> float | None:
-    """Peak dense operations a second of a GPU in `dtype` ("bf16", "fp16", "fp32").
+    """Peak dense operations per second of a GPU in `dtype` ("bf16", "fp16", "fp32").
 
     Args:
         device_name: as `torch.cuda.get_device_name` gives it.

@@ -102,7 +102,9 @@ def resolve(config: Config, *, world_size: int) -> Config:
 
 
 def auto_size(config: Config, world_size: int) -> int:
-    """The tensor-parallel size that "auto" means: 2 where processes and model can be cut in two, else 1."""
+    """The tensor-parallel size that "auto" means: 2 where processes and model can be divided by two, else
+    1.
+    """
     model, parallel, training = config.model, config.parallel, config.training
     cut = [world_size, model.num_attention_heads, model.hidden_size, model.ffn_hidden_size]
     cut += [model.seq_length] if parallel.sequence_parallel else []
@@ -121,7 +123,7 @@ def to_yaml(config: Config) -> str:
 
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a setting given twice, of which it would take the last, and a list or mapping that
-    stands in several places: lists of such lists are billions of entries to whoever shows them.
+    occurs in several places: lists of such lists are billions of entries to whoever shows them.
     """
 
     def construct_mapping(self, node, deep=False):
@@ -149,7 +151,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """The flat mapping in a YAML file, not yet validated."""
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no `name: value` lines; a configuration file has one setting a line")
+        raise UserError(
+            f"{path}: holds no `name: value` lines; a configuration file has one setting per line"
+        )
     _refuse_unknown(content, f"{path}: ")
     return content
 

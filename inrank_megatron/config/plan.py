@@ -179,13 +179,13 @@ def _head(plan: Plan) -> list[str]:
         f"data-parallel {t.data_parallel_size}, ZeRO stage {plan.zero_stage}, on {plan.device}",
         f"batch        {t.global_batch_size} sequences = micro {t.micro_batch_size} x accumulation "
         f"{t.accumulation_steps} x data-parallel {t.data_parallel_size}",
-        f"tokens       {t.global_batch_size} x {plan.seq_length} = {tokens:,} a step, x {plan.train_iters:,} "
-        f"steps = {tokens * plan.train_iters:,}",
+        f"tokens       {t.global_batch_size} x {plan.seq_length} = {tokens:,} per step, x "
+        f"{plan.train_iters:,} steps = {tokens * plan.train_iters:,}",
         f"vocabulary   {t.vocab_size:,}, padded to {t.padded_vocab_size:,}"
         + (f" ({plan.vocabulary})" if plan.vocabulary else ""),
     ]
     if plan.peak_flops:
-        lines.append(f"peak         {plan.peak_flops / 1e12:g} TFLOP/s a device in {plan.precision}")
+        lines.append(f"peak         {plan.peak_flops / 1e12:g} TFLOP/s per device in {plan.precision}")
     elif plan.device_memory is not None:
         lines.append(f"peak         {plan.device} has none in {plan.precision}; give --fp16")
     if plan.device_memory is not None:

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from inrank_megatron.fields import Count, Fraction, Layers, NonNegative, Positive, Section, Steps, Words
-from inrank_megatron.fields import about as _about
+from inrank_megatron.fields import (
+    Count,
+    Fraction,
+    Layers,
+    NonNegative,
+    Positive,
+    Section,
+    Steps,
+    Words,
+    setting,
+)
 from inrank_megatron.lowrank.methods.dense import Dense
 from inrank_megatron.lowrank.methods.registry import METHODS
 
@@ -38,47 +47,47 @@ class ModelConfig(Section):
             "llama-1.3b",
         ]
         | None
-    ) = _about("sizes of a known model; a size that is given explicitly wins", None)
-    model_type: Literal["gpt2", "llama"] = _about(
+    ) = setting("sizes of a known model; a size that is given explicitly wins", None)
+    model_type: Literal["gpt2", "llama"] = setting(
         "architecture; left out: that of the preset, else gpt2", "gpt2"
     )
-    num_layers: Layers = _about("transformer layers")
-    hidden_size: Count = _about("width of the residual stream")
-    num_attention_heads: Count = _about("attention heads")
-    ffn_hidden_size: Count = _about(
+    num_layers: Layers = setting("transformer layers")
+    hidden_size: Count = setting("width of the residual stream")
+    num_attention_heads: Count = setting("attention heads")
+    ffn_hidden_size: Count = setting(
         "width inside the MLP; left out: 4 x hidden-size, for LLaMA 8/3 x, rounded up to 64s"
     )
-    seq_length: Count = _about("tokens in one training sequence")
-    max_position_embeddings: Count = _about("largest position (GPT-2: learned); left out: seq-length")
-    make_vocab_size_divisible_by: Count = _about(
+    seq_length: Count = setting("tokens in one training sequence")
+    max_position_embeddings: Count = setting("largest position (GPT-2: learned); left out: seq-length")
+    make_vocab_size_divisible_by: Count = setting(
         "the embedding is padded to a multiple of this times the tensor-parallel size", 128
     )
-    init_method_std: Positive = _about("standard deviation of the initial weights", 0.02)
-    norm_epsilon: Positive = _about("epsilon of the norms", 1e-5)
-    openai_gelu: bool = _about("GELU by its tanh approximation, for the public GPT-2 weights", False)
-    rotary_base: Positive = _about("base of the angles of RoPE (LLaMA)", 10000.0)
-    hidden_dropout: Fraction = _about("dropout on embeddings and on each block's output", 0.0)
-    attention_dropout: Fraction = _about("dropout on attention probabilities", 0.0)
+    init_method_std: Positive = setting("standard deviation of the initial weights", 0.02)
+    norm_epsilon: Positive = setting("epsilon of the norms", 1e-5)
+    openai_gelu: bool = setting("GELU by its tanh approximation, for the public GPT-2 weights", False)
+    rotary_base: Positive = setting("base of the angles of RoPE (LLaMA)", 10000.0)
+    hidden_dropout: Fraction = setting("dropout on embeddings and on each block's output", 0.0)
+    attention_dropout: Fraction = setting("dropout on attention probabilities", 0.0)
 
 
 class ParallelConfig(Section):
     """How the work is divided over the processes."""
 
-    tensor_model_parallel_size: Count | Literal["auto"] = _about(
+    tensor_model_parallel_size: Count | Literal["auto"] = setting(
         "processes over which each layer is sharded; auto: 2 if processes and model divide by 2, else 1", 1
     )
-    sequence_parallel: bool = _about(
+    sequence_parallel: bool = setting(
         "shard the tokens outside the layers as well (no effect at size 1)", True
     )
-    replica_check_interval: Steps = _about(
+    replica_check_interval: Steps = setting(
         "steps between bitwise comparisons of what ranks hold in common; 0: never", 100
     )
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = _about(
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = setting(
         "what ZeRO shards over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too",
         1,
     )
-    offload_optimizer: bool = _about("keep optimizer state, and step, in the host's memory", False)
-    distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = _about(
+    offload_optimizer: bool = setting("keep optimizer state, and step, in the host's memory", False)
+    distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = setting(
         "minutes after which a silent process ends the run", 10
     )
 
@@ -86,89 +95,89 @@ class ParallelConfig(Section):
 class OptimizerConfig(Section):
     """The optimizer (no decay on biases and norms) and its learning-rate schedule."""
 
-    optimizer: Literal["adamw", "fused-adam", "cpu-adam", "apex-fused-adam", "sgd"] = _about(
+    optimizer: Literal["adamw", "fused-adam", "cpu-adam", "apex-fused-adam", "sgd"] = setting(
         "torch's fused AdamW, DeepSpeed's fused or CPU AdamW, NVIDIA apex's AdamW, or SGD", "adamw"
     )
-    lr: NonNegative = _about("peak learning rate", 6e-4)
-    min_lr: NonNegative = _about("learning rate at the end of the decay", 0.0)
-    lr_decay_style: Literal["linear", "cosine", "constant"] = _about("shape of the decay", "cosine")
-    lr_warmup_iters: Steps = _about("steps of linear warm-up from zero", 0)
-    lr_decay_iters: Count | None = _about(
+    lr: NonNegative = setting("peak learning rate", 6e-4)
+    min_lr: NonNegative = setting("learning rate at the end of the decay", 0.0)
+    lr_decay_style: Literal["linear", "cosine", "constant"] = setting("shape of the decay", "cosine")
+    lr_warmup_iters: Steps = setting("steps of linear warm-up from zero", 0)
+    lr_decay_iters: Count | None = setting(
         "step at which the decay ends, warm-up included; left out: train-iters", None
     )
-    weight_decay: NonNegative = _about("decoupled weight decay", 0.1)
-    adam_beta1: Fraction = _about("decay of the first moment", 0.9)
-    adam_beta2: Fraction = _about("decay of the second moment", 0.95)
-    adam_eps: Positive = _about("epsilon of Adam", 1e-8)
-    sgd_momentum: Fraction = _about("momentum of SGD", 0.9)
-    clip_grad: NonNegative = _about("largest global gradient norm; 0: no clipping", 1.0)
-    factor_lr_multiplier: Positive = _about("learning rate of U and V over that of the rest", 1.0)
+    weight_decay: NonNegative = setting("decoupled weight decay", 0.1)
+    adam_beta1: Fraction = setting("decay of the first moment", 0.9)
+    adam_beta2: Fraction = setting("decay of the second moment", 0.95)
+    adam_eps: Positive = setting("epsilon of Adam", 1e-8)
+    sgd_momentum: Fraction = setting("momentum of SGD", 0.9)
+    clip_grad: NonNegative = setting("largest global gradient norm; 0: no clipping", 1.0)
+    factor_lr_multiplier: Positive = setting("learning rate of U and V over that of the rest", 1.0)
 
 
 class TrainingConfig(Section):
     """Method, batch, length, evaluation and saving."""
 
-    method: MethodName = _about("how the MLP linears train", Dense.name)
-    micro_batch_size: Count = _about("sequences of one forward pass on one data-parallel rank", 1)
-    global_batch_size: Count | None = _about(
+    method: MethodName = setting("how the MLP linears train", Dense.name)
+    micro_batch_size: Count = setting("sequences of one forward pass on one data-parallel rank", 1)
+    global_batch_size: Count | None = setting(
         "sequences of one step; left out: micro-batch-size x data-parallel", None
     )
-    train_iters: Count = _about("optimizer steps")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = _about("seed of weights, data order and dropout", 1234)
-    bf16: bool = _about("compute in bfloat16, with FP32 master weights", False)
-    fp16: bool = _about("compute in float16, with FP32 master weights and dynamic loss scaling", False)
-    initial_loss_scale: Positive = _about("first loss scale, a power of two (fp16)", 65536.0)
-    loss_scale_window: Count = _about("steps without an overflow before the loss scale doubles (fp16)", 1000)
-    hysteresis: Count = _about("overflows before the loss scale halves (fp16)", 2)
-    overflow_limit: Count = _about("stop after this number of steps in a row that overflow (fp16)", 30)
-    deterministic_mode: bool = _about(
+    train_iters: Count = setting("optimizer steps")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = setting("seed of weights, data order and dropout", 1234)
+    bf16: bool = setting("compute in bfloat16, with FP32 master weights", False)
+    fp16: bool = setting("compute in float16, with FP32 master weights and dynamic loss scaling", False)
+    initial_loss_scale: Positive = setting("first loss scale, a power of two (fp16)", 65536.0)
+    loss_scale_window: Count = setting("steps without an overflow before the loss scale doubles (fp16)", 1000)
+    hysteresis: Count = setting("overflows before the loss scale halves (fp16)", 2)
+    overflow_limit: Count = setting("stop after this number of steps in a row that overflow (fp16)", 30)
+    deterministic_mode: bool = setting(
         "repeat bit for bit on GPUs too, with slower attention, embedding gradients and collectives", False
     )
-    eval_interval: Count | None = _about("steps between validations; left out: at the end only", None)
-    eval_iters: Count | None = _about("global batches of one validation; left out: the whole split", None)
-    pretrained_checkpoint: str | None = _about(
+    eval_interval: Count | None = setting("steps between validations; left out: at the end only", None)
+    eval_iters: Count | None = setting("global batches of one validation; left out: the whole split", None)
+    pretrained_checkpoint: str | None = setting(
         "run folder, or a checkpoint in it, of a dense run whose weights a new run starts from", None
     )
-    save: str | None = _about("run folder; left out: a new folder runs/<config>-<method>", None)
-    save_interval: Count | None = _about("steps between checkpoints; left out: at the end only", None)
-    keep_last: Count | None = _about(
+    save: str | None = setting("run folder; left out: a new folder runs/<config>-<method>", None)
+    save_interval: Count | None = setting("steps between checkpoints; left out: at the end only", None)
+    keep_last: Count | None = setting(
         "checkpoints to keep, and the best by validation loss; left out: all of them", None
     )
-    resume: Literal["never", "auto"] | Steps = _about(
+    resume: Literal["never", "auto"] | Steps = setting(
         "auto: continue from the newest complete checkpoint in --save; N: from that of step N", "never"
     )
-    exit_duration_in_mins: Positive | None = _about("save and stop after this many minutes", None)
-    recompute_granularity: Literal["full"] | None = _about(
+    exit_duration_in_mins: Positive | None = setting("save and stop after this many minutes", None)
+    recompute_granularity: Literal["full"] | None = setting(
         "full: recompute each layer's activations in the backward pass", None
     )
-    log_interval: Count = _about("steps between two lines of metrics", 1)
+    log_interval: Count = setting("steps between two lines of metrics", 1)
 
 
 class DataConfig(Section):
     """Text and tokenizer. Without a source the run reads the English of Python's own documentation."""
 
-    data_path: Words | None = _about(
+    data_path: Words | None = setting(
         "files, folders or patterns: PATH ... as one text, or WEIGHT PATH ... as a blend; divided by --split",
         None,
     )
-    train_data_path: Words | None = _about("the same for training alone", None)
-    valid_data_path: Words | None = _about("the same for validation alone", None)
-    test_data_path: Words | None = _about("the same for test alone", None)
-    split: str = _about("parts of the text for training, validation, test", "969,30,1")
-    dataset: str | None = _about("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
-    tokenizer: str | None = _about(
+    train_data_path: Words | None = setting("the same for training alone", None)
+    valid_data_path: Words | None = setting("the same for validation alone", None)
+    test_data_path: Words | None = setting("the same for test alone", None)
+    split: str = setting("parts of the text for training, validation, test", "969,30,1")
+    dataset: str | None = setting("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
+    tokenizer: str | None = setting(
         "hub name, or folder with tokenizer.json or vocab.json + merges.txt; left out: train one", None
     )
-    vocab_size: Annotated[int, Field(ge=1, lt=2**31)] = _about(
+    vocab_size: Annotated[int, Field(ge=1, lt=2**31)] = setting(
         "tokens of the BPE that is trained when --tokenizer is left out", 4096
     )
-    parse_special_tokens: bool = _about(
+    parse_special_tokens: bool = setting(
         "read special tokens written out in the text (such as <|endoftext|>) as those tokens, not as text",
         False,
     )
-    data_cache_path: str = _about("folder of token files", "data_cache")
-    text_column: str = _about("column (parquet, Arrow) or key (JSON) that holds the text", "text")
-    document_separator: Annotated[str, Field(min_length=1)] | None = _about(
+    data_cache_path: str = setting("folder of token files", "data_cache")
+    text_column: str = setting("column (parquet, Arrow) or key (JSON) that holds the text", "text")
+    document_separator: Annotated[str, Field(min_length=1)] | None = setting(
         "text that ends a document wherever it occurs, e.g. <|endoftext|>; it is removed, with a line end "
         "right after it",
         None,

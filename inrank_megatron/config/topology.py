@@ -28,7 +28,7 @@ class Topology:
 
 
 def topology_of(config: Config, *, world_size: int, vocab_size: int | None = None) -> Topology:
-    """The topology of settings that `checks.check` passes on so many processes.
+    """The topology of settings that `checks.check` passes for the given number of processes.
 
     Args:
         vocab_size: of the tokenizer; None: `config.data.vocab_size`, that of a tokenizer still to be trained.

@@ -19,7 +19,7 @@ POLL_SECONDS = 0.05
 ABANDONED_SECONDS = 24 * 3600
 PARTIAL = ".partial"
 SOURCES_LOCK = "sources.lock"
-"""Lies in every cache folder, and tells it from data."""
+"""Lies in every cache folder, and distinguishes it from data."""
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
@@ -85,7 +85,7 @@ def _remove_abandoned(final: Path) -> None:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """A lock tells whether a builder on this machine lives; of another machine's, only time does."""
+    """A lock shows whether a builder on this machine lives; of another machine's, only time does."""
     age = time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     if age > ABANDONED_SECONDS:
         return True

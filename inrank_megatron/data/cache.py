@@ -63,7 +63,9 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict | None:
-    """The object in the file; None where there is no plain file of at most 64 MiB with a whole one in it."""
+    """The object in the file; None where there is no plain file of at most 64 MiB with a complete one in
+    it.
+    """
     try:
         # A device or a pipe would be read without end.
         if not path.is_file() or path.stat().st_size > LARGEST_JSON:

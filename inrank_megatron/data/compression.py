@@ -109,7 +109,9 @@ def unread(path: Path, compression: str) -> UserError:
 
 
 class _Zstd(io.RawIOBase):
-    """Frames one after the other. zstandard's own reader takes a file that was cut short for a whole one."""
+    """Frames one after the other. zstandard's own reader takes a file that was cut short for a complete
+    one.
+    """
 
     PART = 2**10  # bytes read at once: a frame of equal bytes unpacks to 32,768 times its size
 

@@ -11,7 +11,7 @@ from inrank_megatron.data.batches import unigram_perplexity
 from inrank_megatron.data.cache import FileHashes, Progress, file_sha256, read_json, write_json
 from inrank_megatron.data.pieces import Piece
 from inrank_megatron.data.sources import SPLITS, Part, Selection, TokenPrefix, cut
-from inrank_megatron.data.token_file import TokenFile, beside, joined, several, write_tokens
+from inrank_megatron.data.token_file import TokenFile, joined, pair_file, several, write_tokens
 from inrank_megatron.data.token_store import TokenStore
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from inrank_megatron.errors import UserError
@@ -74,7 +74,7 @@ def load(folder: Path, selection: Selection, hashes: FileHashes) -> tuple[Tokeni
     if meta is None or meta.get("format_version") != FORMAT_VERSION:
         raise Unusable("meta.json is missing or not of this version")
     if not {"files", "splits", "unigram_perplexity", "tokenizer"} <= meta.keys():
-        raise Unusable("meta.json is not whole")
+        raise Unusable("meta.json is not complete")
     try:
         _check_record(folder, selection, meta["files"], hashes)
         tokenizer = load_tokenizer(str(folder / "tokenizer"))
@@ -181,7 +181,7 @@ def _checked(prefix: Path, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
             f"{name} holds the token id {largest}; ids must be below the tokenizer's vocabulary of "
             f"{tokenizer.vocab_size}: give the --tokenizer that made the tokens"
         )
-    files = {suffix: beside(prefix, suffix) for suffix in SUFFIXES}
+    files = {suffix: pair_file(prefix, suffix) for suffix in SUFFIXES}
     return {
         "source": name,
         "largest_id": largest,
@@ -198,7 +198,7 @@ def _check_record(folder: Path, selection: Selection, records: list[dict], hashe
     for record, parts in zip(records, layout, strict=True):
         prefix = _prefix(folder, selection, list(parts))
         for suffix, digest in record.get("sha256", {}).items():
-            path = beside(prefix, suffix)
+            path = pair_file(prefix, suffix)
             if not path.is_file() or hashes.sha256(path) != digest:
                 raise Unusable(f"{path.name} is not what was written")
 

@@ -52,7 +52,7 @@ class Source(Protocol):
 def open_source(path: str, *, text_column: str, document_separator: str | None = None) -> Source:
     """The source for one file, read as what it is by its name and content (`kinds.identify`).
 
-    ``document_separator`` ends a document wherever it stands, in texts and in the rows of tables.
+    ``document_separator`` ends a document wherever it occurs, in texts and in the rows of tables.
 
     Raises UserError for a path that is missing, empty or no file, and for what is not read. The content
     beyond the first 64 KiB is checked while it is read.

@@ -60,7 +60,7 @@ def _parts(chunks: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
 
 
 def watched(pieces: Iterable[Piece], name: str, separator: str | None, notes: list[str]) -> Iterator[Piece]:
-    """The pieces; ``notes`` gets a remark if a marker of documents stands in them that splits nothing.
+    """The pieces; ``notes`` gets a remark if a marker of documents occurs in them that splits nothing.
 
     So it does if the separator that was given splits nothing.
     """

@@ -229,8 +229,8 @@ def _load_folder(folder: str, configuration: str | None) -> tuple[Any, list[str]
 
 
 def _is_outdated(tables: Any, files: set[str]) -> bool:
-    """Whether a file has changed since datasets made its tables of it, which it tells by the modification
-    time alone; nobody can set a change time back.
+    """Whether a file has changed since datasets made its tables of it, which it recognises by the
+    modification time alone; nobody can set a change time back.
     """
     made = [
         os.stat(entry["filename"]).st_ctime_ns for split in tables.values() for entry in split.cache_files

@@ -1,4 +1,4 @@
-"""JSON in files: an object a line, an array of objects, or objects over several lines."""
+"""JSON in files: an object per line, an array of objects, or objects over several lines."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ TOKEN = 16
 
 
 class JsonLines(Table):
-    """One JSON object a line. Line ends are those of any system; a blank line is none."""
+    """One JSON object per line. Line ends are those of any system; a blank line is none."""
 
     known = (None, "gzip", "xz")
 
@@ -33,8 +33,8 @@ class JsonLines(Table):
             except UnicodeDecodeError as error:
                 raise not_utf8(self.path, f"line {number}") from error
             except (ValueError, RecursionError) as error:
-                raise malformed(where, error, "give one JSON object a line") from error
-            yield text_of(row, where=where, column=self.column, remedy="give one JSON object a line")
+                raise malformed(where, error, "give one JSON object per line") from error
+            yield text_of(row, where=where, column=self.column, remedy="give one JSON object per line")
 
     def _lines(self) -> Iterator[bytes]:
         with opened(self.path, self.compression) as stream:
@@ -51,7 +51,7 @@ class JsonLines(Table):
 
 
 class JsonArray(Table):
-    """A JSON array of objects, read one by one. ``closed``: it stands in brackets, with commas.
+    """A JSON array of objects, read one by one. ``closed``: it is in brackets, with commas.
 
     The standard decoder reads each object, as it reads JSON lines. (ijson gives "?" for half a surrogate
     pair, and takes memory by the square of the depth.)
@@ -137,8 +137,8 @@ class _Window:
     def fault(self, what: str, at: int | None = None) -> UserError:
         place = self._passed + (self._at if at is None else at)
         return UserError(
-            f"{self._table.path}: malformed JSON at character {place} ({what}); give a whole JSON array of "
-            "objects, or one JSON object a line"
+            f"{self._table.path}: malformed JSON at character {place} ({what}); give a complete JSON array "
+            "of objects, or one JSON object per line"
         )
 
     def _more(self) -> bool:

@@ -128,7 +128,7 @@ def _ends(path: Path, packed_by_name: str | None) -> tuple[str | None, bytes, by
     if packed_by_name and head and compression is None:
         raise UserError(
             f"{path}: cannot be decompressed: its name says {packed_by_name}, its content is not compressed; "
-            "give a whole file, or take the suffix off its name"
+            "give a complete file, or take the suffix off its name"
         )
     if compression:
         with opened(path, compression) as stream:
@@ -142,7 +142,7 @@ def _ends(path: Path, packed_by_name: str | None) -> tuple[str | None, bytes, by
 
 def _format(path: Path, head: bytes, tail: bytes | None, promised: tuple[str, ...] | None) -> str:
     """The format of the content. Raises UserError for content that is known and not read."""
-    # Text may begin with these four letters; a whole parquet file ends with them, and has zeros inside.
+    # Text may begin with these four letters; a complete parquet file ends with them, and has zeros inside.
     if head.startswith(b"PAR1") and (tail == b"PAR1" or (tail is None and b"\0" in head)):
         return PARQUET
     if head.startswith(b"ARROW1\0\0"):

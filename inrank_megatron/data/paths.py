@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from inrank_megatron.data.building import SOURCES_LOCK
-from inrank_megatron.data.token_file import beside
+from inrank_megatron.data.token_file import pair_file
 from inrank_megatron.errors import UserError
 
 PAIR = (".bin", ".idx")
@@ -156,7 +156,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _is_pair(prefix: Path) -> bool:
-    return bool(prefix.name) and all(beside(prefix, suffix).is_file() for suffix in PAIR)
+    return bool(prefix.name) and all(pair_file(prefix, suffix).is_file() for suffix in PAIR)
 
 
 def _is_words(path: Path) -> bool:

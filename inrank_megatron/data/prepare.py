@@ -55,10 +55,10 @@ def prepare(
     """The token files for the settings: those in ``data_cache_path/<key>`` if whole, else made there.
 
     The key is a hash of the content of all sources, their splits and order, and the tokenizer. Any number of
-    processes may call this at once: one makes the files, the others wait and use them. A whole folder is only
-    read, so it may be another user's or on a read-only mount. A folder that an interruption or damage left
-    unusable is made again. Without a tokenizer in the settings, a BPE of ``vocab_size`` tokens is trained on
-    the train split.
+    processes may call this at once: one makes the files, the others wait and use them. A complete folder is
+    only read, so it may be another user's or on a read-only mount. A folder that an interruption or damage
+    left unusable is made again. Without a tokenizer in the settings, a BPE of ``vocab_size`` tokens is
+    trained on the train split.
 
     Args:
         choose: which texts are meant, if not all that a run would use.

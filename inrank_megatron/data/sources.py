@@ -13,7 +13,7 @@ from inrank_megatron.data.corpus import Source, open_source
 from inrank_megatron.data.embedded import EmbeddedText
 from inrank_megatron.data.hub import load_splits
 from inrank_megatron.data.paths import PAIR, Prefix, find
-from inrank_megatron.data.token_file import beside
+from inrank_megatron.data.token_file import pair_file
 from inrank_megatron.errors import UserError
 from inrank_megatron.pointers import refuse_pointer
 
@@ -32,7 +32,7 @@ class TokenPrefix:
         return str(self.prefix)
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        contents = [hashes.sha256(beside(self.prefix, suffix)) for suffix in (".bin", ".idx")]
+        contents = [hashes.sha256(pair_file(self.prefix, suffix)) for suffix in (".bin", ".idx")]
         return f"tokens {' '.join(contents)}"
 
 
@@ -58,7 +58,7 @@ class Part:
 @dataclass(frozen=True)
 class Selection:
     """The parts in the order given, the shares (train, valid, test) that the train parts are cut into, and
-    what to tell the user of how they were found.
+    messages for the user about how they were found.
     """
 
     parts: tuple[Part, ...]
@@ -88,8 +88,8 @@ def select(data: DataConfig) -> Selection:
 
     - ``data_path`` or ``train_data_path``: files, folders and patterns (see `find`). Without weights all of
       them are one component, else there is one for each weight. Each is cut by ``split``, see `cut`. A split
-      that has its own path (``valid_data_path``, ``test_data_path``, allowed beside ``train_data_path``) uses
-      that text whole, and its share of the training text stays training text.
+      that has its own path (``valid_data_path``, ``test_data_path``, allowed together with
+      ``train_data_path``) uses that text whole, and its share of the training text stays training text.
     - ``dataset``: its own splits; one that it lacks is cut from "train" in the same way.
     - neither: the embedded corpus, whose documents have a split of their own.
 
@@ -241,6 +241,6 @@ def _number(word: str) -> float | None:
 def _opened(entry: Path | Prefix, data: DataConfig) -> Source | TokenPrefix:
     if isinstance(entry, Prefix):
         for suffix in PAIR:
-            refuse_pointer(beside(entry.path, suffix))
+            refuse_pointer(pair_file(entry.path, suffix))
         return TokenPrefix(entry.path)
     return open_source(str(entry), text_column=data.text_column, document_separator=data.document_separator)

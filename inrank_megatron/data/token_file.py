@@ -11,9 +11,9 @@ import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from inrank_megatron.data.cache import Progress
+from inrank_megatron.data.document_ids import encode_pieces
 from inrank_megatron.data.pieces import Piece, count_words
 from inrank_megatron.data.tokenizer import Tokenizer
-from inrank_megatron.data.whole_text import encode_pieces
 from inrank_megatron.errors import UserError
 
 NAMES = 3
@@ -113,7 +113,7 @@ def write_tokens(
     UserError where there is no piece.
     """
     dtype = DType.optimal_dtype(tokenizer.vocab_size)
-    builder = IndexedDatasetBuilder(str(beside(prefix, ".bin")), dtype=dtype)
+    builder = IndexedDatasetBuilder(str(pair_file(prefix, ".bin")), dtype=dtype)
     words: list[int] = []
     done = shown = 0
     begins = True
@@ -129,12 +129,12 @@ def write_tokens(
             progress(f"tokenizing {name}", done)
             shown = done
     progress(f"tokenizing {name}", done)
-    builder.finalize(str(beside(prefix, ".idx")))
+    builder.finalize(str(pair_file(prefix, ".idx")))
     if not words:
         raise UserError(f"{name} holds no text; a corpus needs some: correct the file or the split")
-    np.save(beside(prefix, ".words.npy"), np.array(words, dtype=np.int32), allow_pickle=False)
+    np.save(pair_file(prefix, ".words.npy"), np.array(words, dtype=np.int32), allow_pickle=False)
 
 
-def beside(prefix: Path, suffix: str) -> Path:
+def pair_file(prefix: Path, suffix: str) -> Path:
     """The prefix with a suffix added; one that the prefix already has stays."""
     return prefix.with_name(prefix.name + suffix)

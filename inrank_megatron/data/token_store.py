@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType
 
-from inrank_megatron.data.token_file import TokenFile, beside
+from inrank_megatron.data.token_file import TokenFile, pair_file
 from inrank_megatron.errors import UserError
 
 SCAN_TOKENS = 2**22
@@ -19,7 +19,7 @@ INDEX_HEADER = struct.Struct("<9sQBQQ")
 
 
 class TokenStore:
-    """One ``.bin``/``.idx`` pair, with the words of each sequence where ``.words.npy`` lies beside it.
+    """One ``.bin``/``.idx`` pair, with the words of each sequence where ``.words.npy`` lies next to it.
 
     It holds the whole index; the token files that it gives hold a reader of the ``.bin`` alone.
 
@@ -37,11 +37,11 @@ class TokenStore:
         first, last = self._boundaries[[0, -1]]
         if first < 0 or last != self.num_sequences or (np.diff(self._boundaries) < 0).any():
             raise damaged(name, f"its documents are not stretches of its {self.num_sequences} sequences")
-        data = beside(prefix, ".bin")
+        data = pair_file(prefix, ".bin")
         status = data.stat()
         if status.st_size != self.starts[-1] * dtype.itemsize:
             raise damaged(name, f"the .bin file does not hold the {self.starts[-1]} tokens of the index")
-        self._words = _read_words(beside(prefix, ".words.npy"), self.num_sequences, name)
+        self._words = _read_words(pair_file(prefix, ".words.npy"), self.num_sequences, name)
         self._reader = TokenReader(name, str(data), status.st_ino, dtype)
 
     def sequences(self, first: int, last: int) -> TokenFile:
@@ -61,7 +61,7 @@ class TokenStore:
         )
 
     def largest_id(self) -> int:
-        """The largest token id; raises UserError where one is negative. Reads the whole file."""
+        """The largest token id; raises UserError where one is negative. Reads the complete file."""
         largest, end = -1, int(self.starts[-1])
         for start in range(0, end, SCAN_TOKENS):
             tokens = self._reader.read(start, min(start + SCAN_TOKENS, end))
@@ -117,7 +117,7 @@ def _opened(path: str, inode: int, name: str) -> _Descriptor:
 
 def damaged(name: str, what: str) -> UserError:
     return UserError(
-        f"token file {name}: {what}; a .bin/.idx pair must be whole: make it again from its text"
+        f"token file {name}: {what}; a .bin/.idx pair must be complete: make it again from its text"
     )
 
 
@@ -125,7 +125,7 @@ def _read_index(prefix: Path, name: str) -> tuple[np.dtype, np.ndarray, np.ndarr
     """Type of the tokens; lengths (int32) and byte offsets (int64) of the sequences; where documents begin
     and end (int64, in sequences). Nothing is read before its size is known to be there.
     """
-    index, data = beside(prefix, ".idx"), beside(prefix, ".bin")
+    index, data = pair_file(prefix, ".idx"), pair_file(prefix, ".bin")
     for path in (index, data):
         if not path.is_file() or path.stat().st_size == 0:
             raise damaged(name, f"{path} is missing or empty")

@@ -202,11 +202,11 @@ def _added(backend: tokenizers.Tokenizer, name: str) -> tuple[list[int], list[in
     if not backend.num_special_tokens_to_add(is_pair=False):
         return [], []
     for sample in _SAMPLES:
-        own = backend.encode(sample, add_special_tokens=False).ids
-        whole = backend.encode(sample)
-        inner = [index for index, sequence in enumerate(whole.sequence_ids) if sequence is not None]
-        if own and inner and whole.ids[inner[0] : inner[-1] + 1] == own:
-            return whole.ids[: inner[0]], whole.ids[inner[-1] + 1 :]
+        bare = backend.encode(sample, add_special_tokens=False).ids
+        encoded = backend.encode(sample)
+        inner = [index for index, sequence in enumerate(encoded.sequence_ids) if sequence is not None]
+        if bare and inner and encoded.ids[inner[0] : inner[-1] + 1] == bare:
+            return encoded.ids[: inner[0]], encoded.ids[inner[-1] + 1 :]
     raise UserError(
         f"tokenizer {name}: its post-processor adds ids elsewhere than before and after a text; give one "
         "that does not"

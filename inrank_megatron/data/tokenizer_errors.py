@@ -17,7 +17,7 @@ def library_errors(name: str, what: str) -> Iterator[None]:
     except BaseException as error:  # a panic derives from nothing narrower
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"tokenizer {name} {what} ({type(error).__name__}: {reason}); give whole files"
+            f"tokenizer {name} {what} ({type(error).__name__}: {reason}); give complete files"
         ) from error
 
 

@@ -12,7 +12,7 @@ from inrank_megatron.pointers import refuse_pointer
 
 END_OF_TEXT = "<|endoftext|>"
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
-WHOLE, SETTINGS, VOCABULARY, MERGES = FILES = (
+TOKENIZER_FILE, SETTINGS, VOCABULARY, MERGES = FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 FURTHER = ("special_tokens_map.json", "added_tokens.json")
@@ -57,7 +57,7 @@ def read_folder(folder: Path, name: str) -> Reading:
     settings = _object(folder / SETTINGS, name) if SETTINGS in there else {}
     saved = _is_saved(folder, settings)
     backend, declared = _plain(folder, there, name), settings.get("eos_token")
-    if not saved and there - {WHOLE} and there - {VOCABULARY, MERGES}:
+    if not saved and there - {TOKENIZER_FILE} and there - {VOCABULARY, MERGES}:
         theirs, declared = _by_transformers(folder, settings, name)
         if not _same(backend, theirs, declared):  # else tokens that were made before keep their identity
             backend = theirs
@@ -107,7 +107,7 @@ def _check_file(path: Path, name: str) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        raise UserError(f"tokenizer {name}: {path.name} is no plain file; give a folder with whole files")
+        raise UserError(f"tokenizer {name}: {path.name} is no plain file; give a folder with complete files")
     refuse_pointer(path)
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(
@@ -117,11 +117,11 @@ def _check_file(path: Path, name: str) -> None:
 
 
 def _check_there(folder: Path, there: set[str], name: str) -> None:
-    if WHOLE in there or {VOCABULARY, MERGES} <= there:
+    if TOKENIZER_FILE in there or {VOCABULARY, MERGES} <= there:
         return
-    if foreign := sorted(path.name for pattern in FOREIGN for path in folder.glob(pattern)):
+    if other := sorted(path.name for pattern in FOREIGN for path in folder.glob(pattern)):
         raise UserError(
-            f"tokenizer {name} holds {foreign[0]} and no tokenizer.json, which is read here; write one with "
+            f"tokenizer {name} holds {other[0]} and no tokenizer.json, which is read here; write one with "
             f"transformers (pip install sentencepiece tiktoken protobuf): AutoTokenizer.from_pretrained("
             f"{str(folder)!r}).save_pretrained('converted'), then give --tokenizer converted"
         )
@@ -137,14 +137,14 @@ def _object(path: Path, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"tokenizer {name}: {path.name} holds no JSON object; give whole files")
+        raise UserError(f"tokenizer {name}: {path.name} holds no JSON object; give complete files")
     return value
 
 
 def _plain(folder: Path, there: set[str], name: str) -> tokenizers.Tokenizer | None:
-    """The files alone, without the settings beside them."""
-    if WHOLE in there:
-        return tokenizers.Tokenizer.from_file(str(folder / WHOLE))
+    """The files alone, without the settings next to them."""
+    if TOKENIZER_FILE in there:
+        return tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     backend = byte_level(models.BPE.from_file(str(folder / VOCABULARY), str(folder / MERGES)))
     missing = set(pre_tokenizers.ByteLevel.alphabet()) - backend.get_vocab().keys()
     if missing:
@@ -193,7 +193,7 @@ def _loaded(folder: Path, settings: dict[str, Any], transformers: Any) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception:
-        if (folder / WHOLE).is_file():
+        if (folder / TOKENIZER_FILE).is_file():
             raise
         # A vocabulary with merges and no word about its class is as GPT-2's, the first of its kind.
         return transformers.GPT2Tokenizer.from_pretrained(folder, **options)
@@ -227,7 +227,7 @@ def _check(backend: tokenizers.Tokenizer, vocabulary: dict[str, int], name: str)
     if largest is None or largest >= LARGEST_VOCABULARY:
         raise UserError(
             f"tokenizer {name}: its largest id is {largest}, there must be one below {LARGEST_VOCABULARY}; "
-            "give a whole tokenizer"
+            "give a complete tokenizer"
         )
     if dropout := getattr(backend.model, "dropout", None):
         raise UserError(

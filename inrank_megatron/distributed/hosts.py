@@ -23,14 +23,15 @@ class Hosts:
 
     Nothing is sent while all is well. The system answers for a process, however busy, stopped or swapped out
     it is: it closes the connection when the process ends, and its keep-alive probes find a host that does not
-    answer for ``SILENCE_SECONDS``. Rank 0 tells the others what it finds; who loses rank 0 sees that itself.
+    answer for ``SILENCE_SECONDS``. Rank 0 reports to the others what it finds; who loses rank 0 sees that
+    itself.
 
     ``lost`` is the first loss, in words; None while there is none.
     """
 
     def __init__(self, meeting: "Meeting"):
         self.lost: str | None = None
-        self._told = False
+        self._reported = False
         self._meeting = meeting
         if meeting.ranks.rank == 0:
             self._listen()
@@ -61,10 +62,10 @@ class Hosts:
                         selector.register(connection, selectors.EVENT_READ, _Peer(connection))
                     elif not self._receive(key.data):
                         selector.unregister(key.fileobj)
-                        self._tell([k.data for k in selector.get_map().values() if k.data])
+                        self._report([k.data for k in selector.get_map().values() if k.data])
 
     def _receive(self, peer: "_Peer") -> bool:
-        """Whether the connection still stands; the loss is noted if it was a rank's."""
+        """Whether the connection is still open; the loss is noted if it was a rank's."""
         try:
             received = peer.connection.recv(4096)
         except OSError as error:
@@ -77,10 +78,10 @@ class Hosts:
             peer.introduce(received, self._token)
         return True
 
-    def _tell(self, peers: list["_Peer"]) -> None:
-        if self.lost is None or self._told:
+    def _report(self, peers: list["_Peer"]) -> None:
+        if self.lost is None or self._reported:
             return
-        self._told = True
+        self._reported = True
         for peer in peers:
             try:
                 peer.connection.send(self.lost.encode())

@@ -1,4 +1,4 @@
-"""Which process of how many this is: what a launcher tells it through its environment.
+"""Which process of how many this is: what a launcher says through its environment.
 
 ``torchrun`` and ``deepspeed`` set torch's own variables, which always win. What ``srun`` and ``mpirun`` set
 is read where those are absent, and written under torch's names for the libraries. Imports nothing heavy.

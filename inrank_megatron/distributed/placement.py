@@ -17,7 +17,7 @@ def hosts_in_words(meeting: Meeting, parallel: Parallel, *, backend: str, sent: 
     """
     if meeting.is_on_one_machine:
         return []
-    interfaces = parallel.from_every_rank(os.environ.get(f"{backend.upper()}_SOCKET_IFNAME"))
+    interfaces = parallel.gather_from_all_ranks(os.environ.get(f"{backend.upper()}_SOCKET_IFNAME"))
     hosts = [arrival.host for arrival in meeting.arrivals]
     machines = [arrival.machine for arrival in meeting.arrivals]
     lines = [network_in_words(backend, interfaces, hosts=hosts, count=len(set(machines)))]

@@ -56,7 +56,7 @@ class Parallel:
     def dp_size(self) -> int:
         return self.dp_group.size()
 
-    def from_first_rank(self, compute: Callable[[], T]) -> T:
+    def broadcast_from_rank_0(self, compute: Callable[[], T]) -> T:
         """Run ``compute`` on rank 0 only and give its result to every rank.
 
         Decisions pass through here, so that no two ranks can disagree. A UserError on rank 0 is raised on
@@ -77,8 +77,8 @@ class Parallel:
         return box[0]
 
     def from_first_rank_in_its_time(self, compute: Callable[[], T], meeting: Meeting, what: str) -> T:
-        """As :meth:`from_first_rank` for what may take longer than a collective waits, such as reading every
-        byte of a checkpoint; the other ranks say now and then that rank 0 is without ``what``.
+        """As :meth:`broadcast_from_rank_0` for what may take longer than a collective waits, such as reading
+        every byte of a checkpoint; the other ranks say now and then that rank 0 is without ``what``.
         """
         computed: Future[T] = Future()
         if self.rank == 0:
@@ -87,9 +87,9 @@ class Parallel:
             except Exception as error:
                 computed.set_exception(error)
         meeting.wait_for_all(what)
-        return self.from_first_rank(computed.result)
+        return self.broadcast_from_rank_0(computed.result)
 
-    def in_unison(self, compute: Callable[[], T]) -> T:
+    def call_or_raise_on_all_ranks(self, compute: Callable[[], T]) -> T:
         """Run ``compute`` on every rank; a UserError on any of them is raised on all. Collective.
 
         ``compute`` may use collectives of groups on all of whose ranks it fails or succeeds alike.
@@ -99,12 +99,12 @@ class Parallel:
             result = compute()
         except UserError as error:
             failure = str(error)
-        for message in self.from_every_rank(failure):
+        for message in self.gather_from_all_ranks(failure):
             if message is not None:
                 raise UserError(message)
         return result
 
-    def from_every_rank(self, value: T) -> list[T]:
+    def gather_from_all_ranks(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on every rank."""
         values: list = [None] * self.world_size
         dist.all_gather_object(values, value)
@@ -112,7 +112,7 @@ class Parallel:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self.from_every_rank(None)
+        self.gather_from_all_ranks(None)
 
     def seed_random(self, *, seed: int, step: int) -> None:
         """Seed torch and Megatron's random-state tracker for one optimizer step.
@@ -165,7 +165,7 @@ def initialise(
 
 
 def without_tensor_parallelism(*, backend: str) -> Parallel:
-    """The groups of a job without tensor parallelism: those that stand, else new ones.
+    """The groups of a job without tensor parallelism: those that exist, else new ones.
 
     For who computes with one model after another in one process: Megatron forgets its groups without ending
     them, and each set of them holds dozens of threads.
@@ -175,12 +175,12 @@ def without_tensor_parallelism(*, backend: str) -> Parallel:
             tp_group=parallel_state.get_tensor_model_parallel_group(),
             dp_group=parallel_state.get_data_parallel_group(),
         )
-        if groups.tp_size == 1 and _stand(groups):
+        if groups.tp_size == 1 and _exist(groups):
             return groups
     return initialise(backend=backend, tensor_model_parallel_size=1)
 
 
-def _stand(groups: Parallel) -> bool:
+def _exist(groups: Parallel) -> bool:
     """Whether the groups are of the present job, not of one that has been ended since."""
     try:
         return bool(

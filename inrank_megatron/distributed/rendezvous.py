@@ -117,7 +117,7 @@ def _store(ranks: Ranks, deadline: float) -> dist.Store:
             f"MASTER_ADDR = {ranks.master_addr!r}: this host knows no address of it ({error.strerror}); give "
             "the name or the address of rank 0's host"
         ) from None
-    # torchrun's agent has opened the store, which it tells by this variable; else rank 0 does.
+    # torchrun's agent has opened the store, which this variable says; else rank 0 does.
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     opens = ranks.rank == 0 and not of_agent
     while True:

@@ -31,7 +31,7 @@ class Arrival:
     """What a process says of itself.
 
     Attributes:
-        machine: tells apart machines, and containers on one that do not see each other's processes.
+        machine: distinguishes machines, and containers on one that do not see each other's processes.
         pid, created: which process of the machine; created is in seconds since the epoch.
         address: of its machine, as it sets out for the meeting point.
         gpu: identity of its GPU; None on a CPU.

@@ -23,7 +23,7 @@ DEEPSPEED_COMMANDS = {"deepspeed", "ds", "deepspeed.launcher.runner"}
 _SESSION = re.compile(r"sshd(-session)?: \S+@notty")
 
 
-class Neighbours:
+class JobWatchdog:
     """Ends this process when the job around it has fallen apart and nobody else would end it.
 
     The `deepspeed` command does not pass SIGTERM on to the launcher that it started, a killed launcher

@@ -62,8 +62,8 @@ def activation_moments(
         hook.remove()
 
     for index, (name, linear) in enumerate(linears.items()):
-        shares = parallel.tp_size if linear.sequence_parallel else 1
-        total = moments[name].div_(tokens[name] * shares * parallel.dp_size)
+        token_shards = parallel.tp_size if linear.sequence_parallel else 1
+        total = moments[name].div_(tokens[name] * token_shards * parallel.dp_size)
         owner = index % parallel.dp_size
         dist.reduce(total, group=parallel.dp_group, group_dst=owner)
         if owner != parallel.dp_rank:
@@ -98,13 +98,13 @@ def output_gradient_scales(
     def watch(name: str, linear: Linear):
         size = linear.output_size if linear.row_parallel else linear.output_size // parallel.tp_size
         total = totals[name] = torch.zeros(size, device=linear.device)
-        shares = parallel.tp_size if linear.row_parallel and linear.sequence_parallel else 1
+        token_shards = parallel.tp_size if linear.row_parallel and linear.sequence_parallel else 1
 
         def add(gradient: Tensor) -> None:
             g = gradient.reshape(-1, size).float() / scale
             tokens[name] += len(g)
             # The loss is a mean over the tokens of all tensor-parallel ranks.
-            total.add_((g * (len(g) * shares)).square().sum(dim=0))
+            total.add_((g * (len(g) * token_shards)).square().sum(dim=0))
 
         def on_output(module, inputs, outputs):
             if outputs[0].requires_grad:  # not in the first pass of recomputation

@@ -29,8 +29,8 @@ from inrank_megatron.lowrank.methods.changes import (
     Change,
     InitialiseFactors,
     LostCheck,
+    MergeAndReinitialise,
     Refactor,
-    Restart,
     SetRank,
 )
 from inrank_megatron.model.initialise import named_generator
@@ -46,7 +46,7 @@ def carry_out(live: LiveModel, changes: Iterable[Change], *, step: int, batches:
                 set_rank(live, change, step)
             case LostCheck():
                 lose_check(live, change, step)
-            case Restart():
+            case MergeAndReinitialise():
                 restart(live, change, step)
             case Refactor():
                 refactor(live, change, step, batches)
@@ -82,9 +82,9 @@ def _first_columns(live: LiveModel, change: InitialiseFactors, batches: Batches)
     for name, layer in live.layers.items():
         source, norm = str(change.source), change.column_norm
         if source == "random-like-weight":
-            source, norm = "random", norm_like(initial_weight(name), layer.active)
+            source, norm = "random", norm_like(initial_weight(name), layer.active_columns)
         generator = named_generator(seed, f"{name}/first columns")
-        shards[name] = drawn_columns(layer, layer.active, source, norm=norm, generator=generator)
+        shards[name] = drawn_columns(layer, layer.active_columns, source, norm=norm, generator=generator)
     return shards
 
 
@@ -98,26 +98,26 @@ def _first_gradients(live: LiveModel, batches: Batches, scale: float) -> dict[st
 def set_rank(live: LiveModel, change: SetRank, step: int) -> None:
     """Set a layer's decided rank, and fill the columns that come into use with it."""
     layer, module = live.factorised[change.layer], live.layers[change.layer]
-    start, grown = module.active, change.rank > layer.spec.rank
+    start, grown = module.active_columns, change.rank > layer.spec.rank
     layer.spec = replace(
         layer.spec,
         rank=change.rank,
-        active=change.active,
+        active_columns=change.active_columns,
         grown_at=step if grown else layer.spec.grown_at,
     )
-    if change.active == start:
+    if change.active_columns == start:
         return
     left, right = drawn_columns(
         module,
-        change.active - start,
+        change.active_columns - start,
         change.source,
         norm=change.column_norm,
         generator=named_generator(live.config.training.seed, f"{change.layer}/columns from {start}"),
     )
     if change.moments == "mean":
         for parameter, dim in ((module.U, 1), (module.V, 0)):
-            fill_second_moment(parameter, dim, start, change.active)
-    module.activate(change.active)
+            fill_second_moment(parameter, dim, start, change.active_columns)
+    module.activate(change.active_columns)
     _place(layer, left, right, start=start, absorb=change.absorb)
 
 
@@ -136,13 +136,13 @@ def _place(layer: FactorisedLayer, left: Tensor, right: Tensor, *, start: int, a
         u0[:, columns], v0[columns] = left, right
 
 
-def restart(live: LiveModel, change: Restart, step: int) -> None:
-    """Merge every layer's factors into W0 and draw them anew."""
+def restart(live: LiveModel, change: MergeAndReinitialise, step: int) -> None:
+    """Merge every layer's factors into W0 and initialise them again."""
     seed = live.config.training.seed
     for name, layer in live.layers.items():
         factor_updates.merge(layer)
         generator = named_generator(seed, f"{name}/restart at {step}")
-        u, v = drawn_columns(layer, layer.active, "zero-product", generator=generator)
+        u, v = drawn_columns(layer, layer.active_columns, "zero-product", generator=generator)
         for leaf, value in (("U", u), ("V", v)):
             parameter = getattr(layer, leaf)
             generator = named_generator(seed, f"{name}.{leaf}/moments at {step}")
@@ -151,7 +151,7 @@ def restart(live: LiveModel, change: Restart, step: int) -> None:
 
 
 def _moments_after(
-    change: Restart, parameter: Any, group: ProcessGroup, generator: torch.Generator
+    change: MergeAndReinitialise, parameter: Any, group: ProcessGroup, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """The moments of a factor with those entries set to zero that the restart resets."""
     moments = zero_state.read_state(parameter).moments
@@ -172,37 +172,37 @@ def _moments_after(
 def refactor(live: LiveModel, change: Refactor, step: int, batches: Batches) -> None:
     """Build the second-phase model and move over all that it does not replace, moments included."""
     truncated = truncation.truncated_weights(
-        {name: live.linears[name] for name in change.columns},
-        change.columns,
+        {name: live.linears[name] for name in change.target_columns},
+        change.target_columns,
         weighing(live, change.metric, step=step, batches=batches),
         live.parallel,
         step=step,
     )
     live.last_weighing = None  # before two models lie on the device
-    kept, steps = _states_that_stay(live, change), live.masters.steps()
+    kept, steps = _states_that_stay(live, change), live.master_weights.steps()
     live.build(
         {
-            name: FactorSpec(columns=k, active=k, rank=change.ranks[name], base=False, final=True)
-            for name, k in change.columns.items()
+            name: FactorSpec(capacity=k, active_columns=k, rank=change.ranks[name], base=False, final=True)
+            for name, k in change.target_columns.items()
         }
     )
     for name, (left, right) in truncated.items():
-        zero_state.write_master(live.layers[name].U, left)
-        zero_state.write_master(live.layers[name].V, right)
+        zero_state.write_master_weight(live.layers[name].U, left)
+        zero_state.write_master_weight(live.layers[name].V, right)
     for name, parameter in live.parameters():
         if name in kept:
             state = kept[name].map(lambda tensor: tensor.to(live.device))
             zero_state.write_state(parameter, state)
-    live.masters.set_steps(steps | {"factors": 0})
+    live.master_weights.set_steps(steps | {"factors": 0})
     release_memory()  # what held the first phase, or much of it, is free by now
 
 
 def _states_that_stay(live: LiveModel, change: Refactor) -> dict[str, ParameterState]:
-    """Masters and moments of all parameters but those that the switch replaces.
+    """Master weights and moments of all parameters but those that the switch replaces.
 
     On the CPU: for a moment both the old and the new model's states are on the device.
     """
-    replaced = {f"{name}.{leaf}" for name in change.columns for leaf in live.linears[name].replaced}
+    replaced = {f"{name}.{leaf}" for name in change.target_columns for leaf in live.linears[name].replaced}
     return {
         name: zero_state.read_state(parameter).map(Tensor.cpu)
         for name, parameter in live.parameters()

@@ -30,7 +30,7 @@ def decide(engine: Engine, method: Method, *, step: int, batches: Batches) -> De
 
 def _decide(engine: Engine, plan: Plan, *, step: int, batches: Batches) -> Decision:
     views = engine.views(spectrum=plan.spectrum, step=step, batches=batches)
-    return Decision(step, views, engine.parallel.from_first_rank(lambda: plan.decide(views)))
+    return Decision(step, views, engine.parallel.broadcast_from_rank_0(lambda: plan.decide(views)))
 
 
 class Decisions:
@@ -83,4 +83,6 @@ class _Check:
     def finish(self) -> Decision:
         values = self._spectra.finish(step=self._step)
         views = [replace(view, singular_values=tuple(values[view.name].tolist())) for view in self._views]
-        return Decision(self._step, views, self._parallel.from_first_rank(lambda: self._plan.decide(views)))
+        return Decision(
+            self._step, views, self._parallel.broadcast_from_rank_0(lambda: self._plan.decide(views))
+        )

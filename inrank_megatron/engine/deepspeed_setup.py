@@ -19,7 +19,7 @@ from inrank_megatron.engine.deepspeed_mpu import DeepSpeedMPU
 from inrank_megatron.engine.optimizers import build_optimizer, kind_of
 from inrank_megatron.engine.overlap import await_reductions_on_the_device, bf16_as_other_precisions
 from inrank_megatron.engine.step_report import leave_overflow_to_the_norm
-from inrank_megatron.engine.zero_state import Masters
+from inrank_megatron.engine.zero_state import MasterWeights
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 
@@ -141,7 +141,7 @@ def start_deepspeed(
 ):
     """``model`` under a DeepSpeed engine, and the FP32 side of its parameters.
 
-    Each trained parameter carries that as ``parameter.masters``.
+    Each trained parameter carries that as ``parameter.master_weights``.
     """
     groups = parameter_groups(model, config)
     sizes = [parameter.numel() for group in groups for parameter in group["params"]]
@@ -164,11 +164,11 @@ def start_deepspeed(
         )
     await_reductions_on_the_device(engine.optimizer)
     leave_overflow_to_the_norm(engine.optimizer)
-    masters = Masters(engine.optimizer, kind_of(config), parallel.dp_group)
+    master_weights = MasterWeights(engine.optimizer, kind_of(config), parallel.dp_group)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.masters = masters
-    return engine, masters
+            parameter.master_weights = master_weights
+    return engine, master_weights
 
 
 def stop_deepspeed(engine) -> None:

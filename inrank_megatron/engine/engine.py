@@ -54,7 +54,7 @@ class Engine(LiveModel):
 
         Args:
             meanwhile: called when the device has all of the forward and backward passes to do. What it
-                returns is told to all ranks (``StepReport``).
+                returns is sent to all ranks (``StepReport``).
         """
         self.parallel.seed_random(seed=self.config.training.seed, step=step)
         for group in self.deepspeed.optimizer.param_groups:
@@ -90,7 +90,8 @@ class Engine(LiveModel):
             with norms_through(report.fetch):
                 self.deepspeed.step()
             if not getattr(self.deepspeed.optimizer, "persistent_parameters", True):
-                # ZeRO 3 else waits for its update in the gather of parameters that stay whole between steps.
+                # ZeRO 3 else waits for its update in the gather of parameters that stay gathered between
+                # steps.
                 finish_writes()
             norm = self._norm_of_deepspeed()
             if report.loss is None:  # it has seen an overflow before it came to the norm
@@ -119,7 +120,9 @@ class Engine(LiveModel):
         return math.inf if overflow else float(self.deepspeed.get_global_grad_norm())
 
     def _gradient_squares(self) -> Tensor:
-        """Square of the global norm in FP32 without ZeRO, where DeepSpeed clips but does not tell."""
+        """Square of the global norm in FP32 without ZeRO, where DeepSpeed clips but does not report the
+        norm.
+        """
         trained = [p for _, p in self.parameters() if p.grad is not None]
         own = [p for p in trained if getattr(p, "tensor_model_parallel", False) or self.parallel.tp_rank == 0]
         squares = sum((p.grad.square().sum() for p in own), torch.zeros((), device=self.device))
@@ -137,12 +140,12 @@ class Engine(LiveModel):
 
     def _end_step(self) -> None:
         for layer in self.layers.values():
-            layer.whole_factor.end()
+            layer.full_factor.end()
 
     def _begin_micro_batch(self, index: int) -> None:
         last = index + 1 == self.accumulation
         for layer in self.layers.values():
-            layer.whole_factor.begin(first=index == 0, last=last)
+            layer.full_factor.begin(first=index == 0, last=last)
 
     # ---- what methods see and ask for ----
 

@@ -1,11 +1,11 @@
-"""New columns of a layer's factors: drawn whole, so that they do not depend on how the layer is cut."""
+"""New columns of a layer's factors: drawn whole, so that they do not depend on how the layer is sharded."""
 
 import torch
 from torch import Tensor
 
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
-from inrank_megatron.lowrank.linalg.columns import whole_columns
-from inrank_megatron.lowrank.linalg.factors import cut_matrix
+from inrank_megatron.lowrank.linalg.factors import shard_matrix
+from inrank_megatron.lowrank.linalg.new_columns import full_columns
 
 
 def drawn_columns(
@@ -16,8 +16,8 @@ def drawn_columns(
     norm: float | None = None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's shards ``(left [O/n, count], right [count, I/n])`` of ``whole_columns``, FP32."""
-    left, right = whole_columns(
+    """This rank's shards ``(left [O/n, count], right [count, I/n])`` of ``full_columns``, FP32."""
+    left, right = full_columns(
         (layer.output_size, layer.input_size),
         count,
         source,
@@ -25,8 +25,8 @@ def drawn_columns(
         norm=norm,
         generator=generator,
     )
-    left = cut_matrix(left, 0, layer.tp_group, layer.U.partition_stride)
-    right = cut_matrix(right, 1, layer.tp_group)
+    left = shard_matrix(left, 0, layer.tp_group, layer.U.partition_stride)
+    right = shard_matrix(right, 1, layer.tp_group)
     return left.to(layer.U.device), right.to(layer.U.device)
 
 

@@ -1,4 +1,5 @@
-"""What changes of factors are made of, on live parameters, FP32 masters and W0: start, place, merge, spectra.
+"""What changes of factors are made of, on live parameters, FP32 master weights and W0: start, place, merge,
+spectra.
 
 ``layers`` are the factorised linears by name; letters as in ``lowrank/layers/factorised.py``.
 """
@@ -14,11 +15,11 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.factor_init import drawn_columns
 from inrank_megatron.engine.fragments import local_shape, read_value, write_value
 from inrank_megatron.engine.gradients import input_gradients_only
-from inrank_megatron.engine.linears import own_product
+from inrank_megatron.engine.linears import local_product
 from inrank_megatron.engine.truncation import Shards, truncated
-from inrank_megatron.engine.zero_state import read_master, write_master
+from inrank_megatron.engine.zero_state import read_master_weight, write_master_weight
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
-from inrank_megatron.lowrank.linalg.factors import cut_matrix
+from inrank_megatron.lowrank.linalg.factors import shard_matrix
 from inrank_megatron.model.initialise import named_generator
 
 Layers = Mapping[str, FactorisedLinear]
@@ -60,7 +61,7 @@ def gradient_start(
     For a gradient ``sum s u v^T`` they are ``-u`` and ``v^T``: a step along ``-u v^T`` descends (InRank
     algorithm 2, line 3, for the untransposed gradient). Where a gradient has fewer, random ones follow.
     """
-    columns = {name: layer.active for name, layer in layers.items()}
+    columns = {name: layer.active_columns for name, layer in layers.items()}
     pairs = truncated(
         layers,
         gradients.__getitem__,
@@ -72,7 +73,9 @@ def gradient_start(
     )
     for name, (left, right) in pairs.items():
         layer = layers[name]
-        random = drawn_columns(layer, layer.active, "random", norm=1.0, generator=named_generator(seed, name))
+        random = drawn_columns(
+            layer, layer.active_columns, "random", norm=1.0, generator=named_generator(seed, name)
+        )
         left, right = (
             _unit_columns(part, other, parallel.tp_group)
             for part, other in ((left, random[0]), (right.t(), random[1].t()))
@@ -82,21 +85,21 @@ def gradient_start(
 
 
 def spectral_start(layers: Layers, initial_weight: Callable[[str], Tensor], parallel: Parallel) -> Shards:
-    """Truncated SVD of each initial weight; ``initial_weight(name)`` is the whole matrix [O, I]."""
+    """Truncated SVD of each initial weight; ``initial_weight(name)`` is the full matrix [O, I]."""
 
     def shard(name: str) -> Tensor:
-        layer, whole = layers[name], initial_weight(name).to(_device(layers))
+        layer, full = layers[name], initial_weight(name).to(_device(layers))
         if layer.row_parallel:
-            return cut_matrix(whole, 1, parallel.tp_group)
-        return cut_matrix(whole, 0, parallel.tp_group, layer.U.partition_stride)
+            return shard_matrix(full, 1, parallel.tp_group)
+        return shard_matrix(full, 0, parallel.tp_group, layer.U.partition_stride)
 
-    columns = {name: layer.active for name, layer in layers.items()}
+    columns = {name: layer.active_columns for name, layer in layers.items()}
     what = "the initial weight"
     return truncated(layers, shard, columns, parallel, what=what, step=0, device=_device(layers))
 
 
 def _unit_columns(shard: Tensor, replacement: Tensor, group: ProcessGroup) -> Tensor:
-    """Columns cut over ``group``, each scaled to norm 1; those that are zero become ``replacement``'s."""
+    """Columns sharded over ``group``, each scaled to norm 1; those that are zero become ``replacement``'s."""
     squares = shard.square().sum(dim=0)
     dist.all_reduce(squares, group=group)
     return torch.where(squares > 0, shard / squares.sqrt(), replacement)
@@ -106,7 +109,7 @@ def _unit_columns(shard: Tensor, replacement: Tensor, group: ProcessGroup) -> Te
 def place_columns(
     layer: FactorisedLinear, left: Tensor, right: Tensor, *, start: int, absorb: bool
 ) -> tuple[Tensor, Tensor]:
-    """Write shards ``left`` [O/n, c], ``right`` [c, I/n] into columns ``start`` ..., masters included.
+    """Write shards ``left`` [O/n, c], ``right`` [c, I/n] into columns ``start`` ..., master weights included.
 
     With ``absorb`` their product, as rounded to the parameters' dtype, is subtracted from W0. Returns the
     rounded shards.
@@ -117,20 +120,23 @@ def place_columns(
         (layer.U, (slice(None), slice(start, stop)), left),
         (layer.V, (slice(start, stop), slice(None)), right),
     ):
-        whole = read_master(parameter).clone()
-        whole[index] = value.to(whole)
-        write_master(parameter, whole)
+        full = read_master_weight(parameter).clone()
+        full[index] = value.to(full)
+        write_master_weight(parameter, full)
     if absorb:
-        product = own_product(layer, left.float(), right.float())
+        product = local_product(layer, left.float(), right.float())
         write_value(layer.weight, read_value(layer.weight).float() - product)
     return left, right
 
 
 @torch.no_grad()
 def merge(layer: FactorisedLinear) -> None:
-    """Add ``U V``, of the masters' columns in use, to W0. Collective over both groups."""
-    u, v = read_master(layer.U)[:, : layer.active], read_master(layer.V)[: layer.active]
-    write_value(layer.weight, read_value(layer.weight).float() + own_product(layer, u, v))
+    """Add ``U V``, of the master weights' columns in use, to W0. Collective over both groups."""
+    u, v = (
+        read_master_weight(layer.U)[:, : layer.active_columns],
+        read_master_weight(layer.V)[: layer.active_columns],
+    )
+    write_value(layer.weight, read_value(layer.weight).float() + local_product(layer, u, v))
 
 
 def _device(layers: Layers) -> torch.device:

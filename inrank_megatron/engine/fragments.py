@@ -25,42 +25,43 @@ FLAT_GROUPS = (
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements ``start`` to ``start + count`` of a flattened parameter lie in ``owner`` from ``offset`` on.
+    """Elements ``start`` to ``start + count`` of a flattened parameter lie in ``flat_buffer`` from ``offset``
+    on.
 
-    ``owner`` is an FP32 tensor that the inner optimizer steps and keys its state by.
+    ``flat_buffer`` is an FP32 tensor that the inner optimizer steps and keys its state by.
     """
 
-    owner: Tensor
+    flat_buffer: Tensor
     offset: int
     start: int
     count: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """This fragment's elements of ``tensor``, which is laid out as ``owner``; a view."""
+        """This fragment's elements of ``tensor``, which is laid out as ``flat_buffer``; a view."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.count)
 
 
 @dataclass
-class Holdings:
+class ShardMap:
     """What this rank holds of everything that an optimizer trains.
 
     Attributes:
-        owners: the FP32 tensors that the inner optimizer steps, by the name of its parameter group.
+        flat_buffers: the FP32 tensors that the inner optimizer steps, by the name of its parameter group.
         fragments: by ``id`` of the parameter; None where this rank holds no part of it.
         partitioned: whether replicas hold parts (ZeRO), or each holds all.
     """
 
-    owners: dict[str, list[Tensor]] = field(default_factory=dict)
+    flat_buffers: dict[str, list[Tensor]] = field(default_factory=dict)
     fragments: dict[int, Fragment | None] = field(default_factory=dict)
     partitioned: bool = True
 
 
-def holdings(optimizer) -> Holdings:
+def shard_map(optimizer) -> ShardMap:
     """Of DeepSpeed's ``optimizer``, of any stage and precision."""
-    inner, result = inner_optimizer(optimizer), Holdings()
+    inner, result = inner_optimizer(optimizer), ShardMap()
     groups = [group["params"] for group in inner.param_groups]
     names = [group["name"] for group in inner.param_groups]
-    result.owners = {name: [] for name in names}
+    result.flat_buffers = {name: [] for name in names}
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         _stage_3(optimizer, names, result)
     elif optimizer is inner:  # FP32 stage 0: each parameter is its own master
@@ -77,39 +78,41 @@ def inner_optimizer(optimizer):
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
 
-def _one_by_one(groups, masters, names: list[str], result: Holdings) -> None:
+def _one_by_one(groups, master_weights, names: list[str], result: ShardMap) -> None:
     result.partitioned = False
-    for name, group, owners in zip(names, groups, masters, strict=True):
-        result.owners[name] += owners
-        for parameter, owner in zip(group, owners, strict=True):
-            result.fragments[id(parameter)] = Fragment(owner, 0, 0, owner.numel())
+    for name, group, flat_buffers in zip(names, groups, master_weights, strict=True):
+        result.flat_buffers[name] += flat_buffers
+        for parameter, flat_buffer in zip(group, flat_buffers, strict=True):
+            result.fragments[id(parameter)] = Fragment(flat_buffer, 0, 0, flat_buffer.numel())
 
 
-def _flat(optimizer, names: list[str], result: Holdings) -> None:
-    groups, owners = next((g, o) for g, o in FLAT_GROUPS if hasattr(optimizer, o))
+def _flat(optimizer, names: list[str], result: ShardMap) -> None:
+    groups, flat_buffers = next((g, o) for g, o in FLAT_GROUPS if hasattr(optimizer, o))
     result.partitioned = groups != "fp16_groups"
-    for name, group, owner in zip(names, getattr(optimizer, groups), getattr(optimizer, owners), strict=True):
-        result.owners[name].append(owner)
+    for name, group, flat_buffer in zip(
+        names, getattr(optimizer, groups), getattr(optimizer, flat_buffers), strict=True
+    ):
+        result.flat_buffers[name].append(flat_buffer)
         offset = 0
         for parameter in group:
             fragment = None
             if not result.partitioned:
-                fragment = Fragment(owner, offset, 0, parameter.numel())
+                fragment = Fragment(flat_buffer, offset, 0, parameter.numel())
             elif (mapping := parameter._hp_mapping) is not None:
                 here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-                fragment = Fragment(owner, there.start, here.start, here.numel)
+                fragment = Fragment(flat_buffer, there.start, here.start, here.numel)
             offset += parameter.numel()
             result.fragments[id(parameter)] = fragment
 
 
-def _stage_3(optimizer, names: list[str], result: Holdings) -> None:
+def _stage_3(optimizer, names: list[str], result: ShardMap) -> None:
     for index, group in enumerate(optimizer.fp16_groups):
-        owner = optimizer.fp32_partitioned_groups_flat[index]
-        result.owners[names[optimizer.sub_group_to_group_id[index]]].append(owner)
+        flat_buffer = optimizer.fp32_partitioned_groups_flat[index]
+        result.flat_buffers[names[optimizer.sub_group_to_group_id[index]]].append(flat_buffer)
         for parameter in group:
-            start, count = _own_part(parameter)
+            start, count = _local_part(parameter)
             _, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            result.fragments[id(parameter)] = Fragment(owner, offset, start, count)
+            result.fragments[id(parameter)] = Fragment(flat_buffer, offset, start, count)
 
 
 # ---- the working copy ----
@@ -126,8 +129,8 @@ def read_value(parameter: Tensor) -> Tensor:
     """
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
-    own, start = held_value(parameter)
-    return assembled(own.to(parameter.device), start, local_shape(parameter), parameter.ds_process_group)
+    local, start = held_value(parameter)
+    return assembled(local.to(parameter.device), start, local_shape(parameter), parameter.ds_process_group)
 
 
 def held_value(parameter: Tensor) -> tuple[Tensor, int]:
@@ -136,7 +139,7 @@ def held_value(parameter: Tensor) -> tuple[Tensor, int]:
     """
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach().reshape(-1), 0
-    start, count = _own_part(parameter)
+    start, count = _local_part(parameter)
     return parameter.ds_tensor.detach()[:count], start
 
 
@@ -146,9 +149,9 @@ def write_value(parameter: Tensor, value: Tensor) -> None:
     if not hasattr(parameter, "ds_tensor"):
         parameter.data.copy_(value)
         return
-    start, count = _own_part(parameter)
+    start, count = _local_part(parameter)
     parameter.ds_tensor.data[:count].copy_(value.reshape(-1)[start : start + count])
-    if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # small parameters stay whole between steps
+    if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # small parameters stay gathered between steps
         parameter.data.copy_(value)
 
 
@@ -159,15 +162,15 @@ def finish_writes() -> None:
     get_accelerator().synchronize()
 
 
-def assembled(own: Tensor, start: int, shape: tuple[int, ...], group) -> Tensor:
-    """The tensor of which every rank of ``group`` has the run ``own`` from ``start`` on, flattened."""
-    whole = own.new_zeros(torch.Size(shape).numel())
-    whole[start : start + len(own)] = own
-    dist.all_reduce(whole, group=group)  # each element has one contributor: the sum is exact
-    return whole.view(shape)
+def assembled(local: Tensor, start: int, shape: tuple[int, ...], group) -> Tensor:
+    """The tensor of which every rank of ``group`` has the run ``local`` from ``start`` on, flattened."""
+    full = local.new_zeros(torch.Size(shape).numel())
+    full[start : start + len(local)] = local
+    dist.all_reduce(full, group=group)  # each element has one contributor: the sum is exact
+    return full.view(shape)
 
 
-def _own_part(parameter: Tensor) -> tuple[int, int]:
+def _local_part(parameter: Tensor) -> tuple[int, int]:
     """Start and length of this rank's part under ZeRO 3; the last ones are padded, or padding alone."""
     part = parameter.ds_tensor.ds_numel
     start = min(part * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)

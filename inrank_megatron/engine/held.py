@@ -61,11 +61,11 @@ def held_bytes(engine: Engine) -> int:
 
 def _held(engine: Engine) -> Iterator[_Held]:
     """In the same order on all ranks."""
-    masters = engine.masters
-    shared = not masters.holdings.partitioned
+    master_weights = engine.master_weights
+    shared = not master_weights.shard_map.partitioned
     for name, parameter in engine.parameters():
-        for key in (None, *masters.kind.moments):
-            run, start = masters.held(parameter, key)
+        for key in (None, *master_weights.kind.moments):
+            run, start = master_weights.held(parameter, key)
             yield _Held(name if key is None else f"{name}.{key}", run, start, parameter, shared)
     for name, layer in engine.layers.items():
         if layer.weight is not None:

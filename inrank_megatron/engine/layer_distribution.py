@@ -10,32 +10,32 @@ from inrank_megatron.distributed.device_copies import to_device
 from inrank_megatron.distributed.process_groups import Parallel
 
 
-def own_layers(names: list[str], parallel: Parallel) -> list[str]:
+def local_layers(names: list[str], parallel: Parallel) -> list[str]:
     """The layers that this rank's replica computes: every data-parallel replica takes its turn."""
     return names[parallel.dp_rank :: parallel.dp_size]
 
 
-def shared_over_replicas(
+def broadcast_over_replicas(
     shapes: Mapping[str, tuple[int, int, int]],
-    own: Mapping[str, tuple[Tensor, Tensor]],
+    local: Mapping[str, tuple[Tensor, Tensor]],
     parallel: Parallel,
     *,
     device: torch.device,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Every layer's ``(left [o, c], right [c, i])``, this rank's shards in FP32, the same on all replicas.
 
-    ``own``: those of the layers that its replica computed. ``shapes``: (o, c, i) of every layer.
+    ``local``: those of the layers that its replica computed. ``shapes``: (o, c, i) of every layer.
     """
     shards = {}
     for index, (name, (o, c, i)) in enumerate(shapes.items()):
-        left, right = own.get(name) or (torch.empty(o, c, device=device), torch.empty(c, i, device=device))
+        left, right = local.get(name) or (torch.empty(o, c, device=device), torch.empty(c, i, device=device))
         shards[name] = left.contiguous(), right.contiguous()
         for tensor in shards[name]:
             dist.broadcast(tensor, group=parallel.dp_group, group_src=index % parallel.dp_size)
     return shards
 
 
-def shared_spectra(
+def gathered_spectra(
     names: list[str],
     compute: Callable[[str], Tensor],
     parallel: Parallel,
@@ -51,7 +51,7 @@ def shared_spectra(
     """
     table = torch.zeros(len(names), 1 + length, dtype=torch.float64)
     rows = {name: row for row, name in enumerate(names)}
-    for name in own_layers(names, parallel):
+    for name in local_layers(names, parallel):
         values = compute(name)[:length]
         if parallel.tp_rank == 0:
             row = table[rows[name]]

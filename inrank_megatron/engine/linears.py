@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from inrank_megatron.engine.fragments import read_value
-from inrank_megatron.engine.zero_state import read_master
+from inrank_megatron.engine.zero_state import read_master_weight
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
@@ -20,8 +20,8 @@ class Linear:
     """A linear with an effective matrix W [O, I]. This class: Megatron's dense one, of weight W.
 
     Args:
-        row_parallel: whether I is cut over the group, else O is.
-        sequence_parallel: whether the tokens are cut outside of it.
+        row_parallel: whether I is sharded over the group, else O is.
+        sequence_parallel: whether the tokens are sharded outside of it.
         added_bias: the bias that its output has in it already, if any.
     """
 
@@ -41,18 +41,18 @@ class Linear:
         return next(self.module.parameters()).device
 
     @property
-    def max_rank(self) -> int:
+    def attainable_rank(self) -> int:
         """The largest rank that W may have."""
         return min(self.output_size, self.input_size)
 
     def values(self) -> tuple[Tensor, ...]:
-        """What :meth:`matrix` is made of: FP32 masters, this rank's shards. Collective over the data-parallel
-        group.
+        """What :meth:`matrix` is made of: FP32 master weights, this rank's shards. Collective over the
+        data-parallel group.
         """
-        return tuple(read_master(getattr(self.module, leaf)) for leaf in self.replaced)
+        return tuple(read_master_weight(getattr(self.module, leaf)) for leaf in self.replaced)
 
     def matrix(self, values: tuple[Tensor, ...]) -> Tensor:
-        """This rank's share of W, FP64: [O/n, I], or [O, I/n] if row-parallel. Collective over the group."""
+        """This rank's shard of W, FP64: [O/n, I], or [O, I/n] if row-parallel. Collective over the group."""
         return values[0].double()
 
 
@@ -73,7 +73,7 @@ class FactorisedLayer(Linear):
 
     @property
     def max_rank(self) -> int:
-        return self.module.active if self.module.weight is None else super().max_rank
+        return self.module.active_columns if self.module.weight is None else super().attainable_rank
 
     def values(self) -> tuple[Tensor, ...]:
         base = self.module.weight
@@ -82,7 +82,9 @@ class FactorisedLayer(Linear):
     @torch.no_grad()
     def matrix(self, values: tuple[Tensor, ...]) -> Tensor:
         layer, (u, v, *base) = self.module, values
-        product = own_product(layer, u[:, : layer.active].double(), v[: layer.active].double())
+        product = local_product(
+            layer, u[:, : layer.active_columns].double(), v[: layer.active_columns].double()
+        )
         return product.add_(base[0]) if base else product
 
 
@@ -122,8 +124,10 @@ def _zeros(layer: FactorisedLinear) -> tuple[Tensor, Tensor]:
     return u, v
 
 
-def own_product(layer: FactorisedLinear, left: Tensor, right: Tensor) -> Tensor:
-    """This rank's share of a product, cut as W0 is, from shards ``left`` [O/n, k] and ``right`` [k, I/n]."""
+def local_product(layer: FactorisedLinear, left: Tensor, right: Tensor) -> Tensor:
+    """This rank's shard of a product, sharded as W0 is, from shards ``left`` [O/n, k] and ``right`` [k,
+    I/n].
+    """
     if layer.row_parallel:
         return gather_matrix(left, 0, layer.tp_group) @ right
     return left @ gather_matrix(right, 1, layer.tp_group)

@@ -14,7 +14,7 @@ from inrank_megatron.engine.linears import FactorisedLayer, Linear, find_linears
 from inrank_megatron.engine.loss_scaling import LossScaling
 from inrank_megatron.engine.replicated import ReplicatedGradients
 from inrank_megatron.engine.truncation import Weighing
-from inrank_megatron.engine.zero_state import Masters
+from inrank_megatron.engine.zero_state import MasterWeights
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.changes import Metric
@@ -39,20 +39,20 @@ class ModelFactory(Protocol):
 
 
 class LiveModel:
-    """A model under DeepSpeed. The switch builds it anew.
+    """A model under DeepSpeed. The switch builds it again.
 
     Attributes:
         model: the bare model (no DeepSpeed wrapper), for evaluation.
         linears: a record of each factorisable linear by name, a :class:`FactorisedLayer` where it is
             factorised. All that is known of a layer is there.
-        masters: FP32 masters and optimizer state of the trained parameters.
+        master_weights: FP32 master weights and optimizer state of the trained parameters.
         loss_scaling: the loss scale, and the steps that it skipped.
         last_weighing: what ``weighing.py`` measured last, of which metric and step, until weights change.
     """
 
     model: nn.Module
     linears: dict[str, Linear]
-    masters: Masters
+    master_weights: MasterWeights
     _replicated: ReplicatedGradients
 
     def __init__(
@@ -83,15 +83,15 @@ class LiveModel:
             self.loss_scaling.detach()
             deepspeed_setup.stop_deepspeed(self.deepspeed)
             self.deepspeed = None
-            del self.model, self.linears, self.masters, self._replicated
+            del self.model, self.linears, self.master_weights, self._replicated
             gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
         self.model = self.factory.build(factors).to(self.device)
         self.linears = find_linears(self.model, self.factory.linear_shapes, factors, self.parallel.tp_group)
-        self.deepspeed, self.masters = deepspeed_setup.start_deepspeed(
+        self.deepspeed, self.master_weights = deepspeed_setup.start_deepspeed(
             self.model, self.config, self.parallel, accumulation=self.accumulation, extra=self.deepspeed_json
         )
         self._replicated = ReplicatedGradients(
-            self.model, self.deepspeed.optimizer, self.masters.holdings, self.parallel.tp_group
+            self.model, self.deepspeed.optimizer, self.master_weights.shard_map, self.parallel.tp_group
         )
         self.loss_scaling.attach(self.deepspeed.optimizer)
 

@@ -54,7 +54,7 @@ class LossScaling:
             raise UserError(
                 f"step {step}: {self.in_a_row} steps in a row overflowed float16, at last with loss scale "
                 f"{self.scale:g} ({limit}); lower --lr and continue from the last checkpoint with --resume "
-                "auto, or start anew with --bf16"
+                "auto, or start again with --bf16"
             )
 
     def record(self) -> dict:

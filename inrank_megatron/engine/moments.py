@@ -1,11 +1,11 @@
-"""What becomes of Adam's moments when columns are added, and at a restart."""
+"""What becomes of Adam's moments when columns are added, and at a merge."""
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from inrank_megatron.engine.optimizers import ADAM_MOMENTS
-from inrank_megatron.lowrank.linalg.factors import cut_matrix, gather_matrix
+from inrank_megatron.lowrank.linalg.factors import gather_matrix, shard_matrix
 
 
 def fill_second_moment(parameter: Tensor, dim: int, start: int, stop: int) -> None:
@@ -14,12 +14,12 @@ def fill_second_moment(parameter: Tensor, dim: int, start: int, stop: int) -> No
 
     Collective over the data-parallel group. An optimizer without second moments has nothing to fill.
     """
-    key, masters = ADAM_MOMENTS[-1], parameter.masters
-    if key in masters.kind.moments:
-        second = masters.read(parameter, key).clone()
+    key, master_weights = ADAM_MOMENTS[-1], parameter.master_weights
+    if key in master_weights.kind.moments:
+        second = master_weights.read(parameter, key).clone()
         mean = second.narrow(dim, 0, start).mean(dim, keepdim=True)
         second.narrow(dim, start, stop - start).copy_(mean.expand_as(second.narrow(dim, start, stop - start)))
-        masters.write(parameter, second, key)
+        master_weights.write(parameter, second, key)
 
 
 def kept_entries(
@@ -34,9 +34,10 @@ def kept_entries(
 ) -> Tensor:
     """Which entries of a parameter keep both their moments; bool, of the shape of the shard ``second``.
 
-    ``second``: the second moment, cut along ``dim`` over ``group`` with ``stride``, see ``cut_matrix``.
+    ``second``: the second moment, sharded along ``dim`` over ``group`` with ``stride``, see ``shard_matrix``.
     ``reset``: ``full``, none; ``random``, each but with probability ``share``; ``magnitude``, all but the
-    ``share`` of the whole tensor with the smallest second moment. Does not depend on how the tensor is cut.
+    ``share`` of the full tensor with the smallest second moment. Does not depend on how the tensor is
+    sharded.
 
     The two moments of an entry go together: an entry that lost its second moment alone would take a step of
     its first moment over Adam's epsilon, for V has no gradient as long as U is zero.
@@ -47,7 +48,7 @@ def kept_entries(
         shape = list(second.shape)
         shape[dim] *= group.size()
         kept = torch.rand(shape, generator=generator) >= share
-        return cut_matrix(kept, dim, group, stride).to(second.device)
+        return shard_matrix(kept, dim, group, stride).to(second.device)
     entries = gather_matrix(second, dim, group).flatten()
     # Not `kthvalue`, which torch's deterministic mode refuses on CUDA for the sake of its indices.
     return second > entries.sort().values[max(1, round(share * entries.numel())) - 1]

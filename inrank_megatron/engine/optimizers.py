@@ -107,7 +107,7 @@ def unbuilt(optimizer: str, error: BaseException) -> str:
     telling = (line for line in lines if re.search(r"\berror:|not found|No such file", line))
     reason = next(telling, " ".join(lines)).rstrip(".")[:300]
     if optimizer == "apex-fused-adam":
-        remedy = f"build apex anew for torch {torch.__version__}"
+        remedy = f"rebuild apex for torch {torch.__version__}"
     elif re.search("nvcc|CUDA", reason):
         version = f"CUDA toolkit {torch.version.cuda}, which this torch is built with"
         remedy = f"install the {version}, and set CUDA_HOME to its folder"

@@ -1,13 +1,13 @@
 """Whether what ranks hold in common is still the same, to the bit.
 
 Trained parameters, W0 and initial factor values are equal on the data-parallel replicas (ranks of one place
-in their tensor-parallel groups); parameters that tensor parallelism does not cut, and the ranks and columns
+in their tensor-parallel groups); parameters that tensor parallelism does not shard, and the ranks and columns
 of every layer, are equal on all ranks. Nothing fails when they come apart, by a bit that flips in one memory
 or a collective with two results: the job then trains two models that share gradients. ZeRO writes trained
-parameters anew from its partitioned masters after every step, but each tensor-parallel rank has a master of
-what is not cut, and nothing ever writes W0 or initial values again.
+parameters again from its partitioned master weights after every step, but each tensor-parallel rank has a
+master weight of what is not sharded, and nothing ever writes W0 or initial values again.
 
-Every rank reduces its tensors to two numbers on its own device, and one all-gather of three numbers a rank
+Every rank reduces its tensors to two numbers on its own device, and one all-gather of three numbers per rank
 compares them; on the wire is nothing else, however large the model. Only if they differ are the hashes of
 single tensors gathered, to name tensor and ranks.
 """
@@ -56,8 +56,8 @@ def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
     if len({tuple(row[:2]) for row in rows}) == len(set(places)) and len({row[2] for row in rows}) == 1:
         return
     named = {name: (common, int(value.item())) for common in hashes for name, value in hashes[common].items()}
-    faults = differences(parallel.from_every_rank(named), places)
-    kinds = sorted(set(parallel.from_every_rank(device_name())))
+    faults = differences(parallel.gather_from_all_ranks(named), places)
+    kinds = sorted(set(parallel.gather_from_all_ranks(device_name())))
     raise UserError(_message(faults, step=step, last_good=last_good, kinds=kinds))
 
 
@@ -72,7 +72,7 @@ def held(engine: Engine, *, common: bool) -> Iterator[tuple[str, Tensor]]:
             yield name, read_value(parameter)
     if common:
         for name, layer in engine.layers.items():
-            numbers = (engine.ranks[name], layer.active, layer.capacity)
+            numbers = (engine.ranks[name], layer.active_columns, layer.capacity)
             yield f"the rank of {name}", torch.tensor(numbers, device=engine.device)
     else:
         for name, pair in engine.initial.items():

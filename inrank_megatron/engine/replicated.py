@@ -8,11 +8,11 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.engine.fragments import Holdings
+from inrank_megatron.engine.fragments import ShardMap
 
 
 class ReplicatedGradients:
-    """Sums, once a step and in one all-reduce, the gradients of all parameters that ``sequence_parallel``
+    """Sums, once per step and in one all-reduce, the gradients of all parameters that ``sequence_parallel``
     marks over the group.
 
     Under sequence parallelism nobody else does: neither Megatron (outside its own optimizer) nor DeepSpeed.
@@ -23,8 +23,8 @@ class ReplicatedGradients:
         optimizer: DeepSpeed's. held: what it holds of the model's parameters.
     """
 
-    def __init__(self, model: nn.Module, optimizer, held: Holdings, group: ProcessGroup):
-        self._optimizer, self._held, self._group = optimizer, held, group
+    def __init__(self, model: nn.Module, optimizer, shard_map: ShardMap, group: ProcessGroup):
+        self._optimizer, self._shard_map, self._group = optimizer, shard_map, group
         trained = (p for p in model.parameters() if p.requires_grad)
         self._parameters = [p for p in trained if getattr(p, "sequence_parallel", False)]
 
@@ -56,12 +56,12 @@ class ReplicatedGradients:
 
     def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """What this rank has of the averaged gradient of each, flat."""
-        if not self._held.partitioned:
+        if not self._shard_map.partitioned:
             yield from ((parameter, parameter.grad.view(-1)) for parameter in self._parameters)
         elif self._offloaded:
             for parameter in self._parameters:
-                if (fragment := self._held.fragments[id(parameter)]) is not None:
-                    yield parameter, fragment.of(fragment.owner.grad)
+                if (fragment := self._shard_map.fragments[id(parameter)]) is not None:
+                    yield parameter, fragment.of(fragment.flat_buffer.grad)
         else:
             gradients = dict(self._averaged())
             yield from ((p, gradients[id(p)].view(-1)) for p in self._parameters if id(p) in gradients)
@@ -69,20 +69,20 @@ class ReplicatedGradients:
     def _averaged(self) -> Iterator[tuple[int, Tensor]]:
         """(``id`` of the parameter, gradient) of all that DeepSpeed has averaged for this rank.
 
-        Stage 1 in BF16 can keep gradients whole, stage 3 has a list for each group, and stages 1 and 2 have
-        one of the parameters that this rank has a part of, with padding between and after them.
+        Stage 1 in BF16 can keep gradients unsharded, stage 3 has a list for each group, and stages 1 and 2
+        have one of the parameters that this rank has a part of, with padding between and after them.
         """
         optimizer = self._optimizer
         if hasattr(optimizer, "fp32_groups_gradients"):
-            for parameters, wholes in zip(
+            for parameters, full_gradients in zip(
                 optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True
             ):
-                yield from zip(map(id, parameters), wholes, strict=True)
+                yield from zip(map(id, parameters), full_gradients, strict=True)
             return
         groups = getattr(optimizer, "params_in_partition", None) or optimizer.fp16_groups
         for index, parameters in enumerate(groups):
             parts = optimizer.averaged_gradients[index]
             real = (part for part in parts if not getattr(part, "_zero_padding", False))
             for parameter, part in zip(parameters, real, strict=False):
-                if (fragment := self._held.fragments[id(parameter)]) is not None:
+                if (fragment := self._shard_map.fragments[id(parameter)]) is not None:
                     yield id(parameter), part.view(-1)[: fragment.count]  # stage 3 pads each of them

@@ -1,12 +1,14 @@
-"""Spectra of all factorised layers from their FP32 masters, each layer computed once in the whole job."""
+"""Spectra of all factorised layers from their FP32 master weights, each layer computed once in the whole
+job.
+"""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.engine.layer_distribution import own_layers, shared_spectra
-from inrank_megatron.engine.zero_state import read_master
+from inrank_megatron.engine.layer_distribution import gathered_spectra, local_layers
+from inrank_megatron.engine.zero_state import read_master_weight
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.linalg.spectra import Product, SpectraUnderWay, Update
 
@@ -32,11 +34,11 @@ class LayerSpectra:
         overlap: bool = False,
     ):
         self._names, self._parallel = list(layers), parallel
-        self._length = max(min(2 * x.active, x.output_size, x.input_size) for x in layers.values())
+        self._length = max(min(2 * x.active_columns, x.output_size, x.input_size) for x in layers.values())
         self._device = next(iter(layers.values())).U.device
         products: list[Product | Update] = []
-        for name, pair in _own_masters(layers, parallel).items():
-            k = layers[name].active
+        for name, pair in _local_master_weights(layers, parallel).items():
+            k = layers[name].active_columns
             u, v = pair[0][:, :k], pair[1][:k]
             if overlap:
                 u, v = u.clone(), v.clone()
@@ -50,19 +52,19 @@ class LayerSpectra:
 
     def finish(self, *, step: int) -> dict[str, Tensor]:
         """By layer, FP64, the same on every rank. ``step``: after which they are, for messages."""
-        results = self._parallel.in_unison(lambda: self._under_way.finish(step=step))
+        results = self._parallel.call_or_raise_on_all_ranks(lambda: self._under_way.finish(step=step))
         values = dict(zip(self._own, results, strict=True))
-        return shared_spectra(
+        return gathered_spectra(
             self._names, values.__getitem__, self._parallel, length=self._length, device=self._device
         )
 
 
-def _own_masters(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, Tensor]]:
-    """FP32 masters of U and V, this rank's shards, of the layers that its replica computes."""
-    own = set(own_layers(list(layers), parallel))
-    masters = {}
+def _local_master_weights(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, Tensor]]:
+    """FP32 master weights of U and V, this rank's shards, of the layers that its replica computes."""
+    own = set(local_layers(list(layers), parallel))
+    master_weights = {}
     for name, layer in layers.items():  # collective over the data-parallel group: every rank goes through all
-        pair = read_master(layer.U), read_master(layer.V)
+        pair = read_master_weight(layer.U), read_master_weight(layer.V)
         if name in own:
-            masters[name] = pair
-    return masters
+            master_weights[name] = pair
+    return master_weights

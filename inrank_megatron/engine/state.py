@@ -7,7 +7,6 @@ factor values.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -20,30 +19,30 @@ from inrank_megatron.engine.fragments import finish_writes, write_value
 from inrank_megatron.engine.zero_state import ParameterState
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.model.initialise import shard, whole_shape
-from inrank_megatron.model.vocabulary import WholeTensors
+from inrank_megatron.model.initialise import full_shape, shard
+from inrank_megatron.model.vocabulary import FullTensors
 
 
 def engine_record(engine: Engine) -> dict:
-    """What :func:`load_engine` needs beside the tensors: structure, ranks, step counts, the loss scale."""
+    """What :func:`load_engine` needs next to the tensors: structure, ranks, step counts, the loss scale."""
     return {
-        "factors": {name: asdict(spec) for name, spec in engine.factor_specs().items()},
-        "optimizer_steps": engine.masters.steps(),
+        "factors": {name: spec.to_record() for name, spec in engine.factor_specs().items()},
+        "optimizer_steps": engine.master_weights.steps(),
         "loss_scaling": engine.loss_scaling.record(),
     }
 
 
 def recorded_structure(record: Mapping) -> dict[str, FactorSpec]:
     """The structure to build the engine with that :func:`load_engine` fills."""
-    return {name: FactorSpec(**spec) for name, spec in record["factors"].items()}
+    return {name: FactorSpec.from_record(spec) for name, spec in record["factors"].items()}
 
 
 @torch.no_grad()
-def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weights_only: bool = False) -> None:
+def load_engine(engine: Engine, record: Mapping, source: FullTensors, *, weights_only: bool = False) -> None:
     """Fill an engine that was built with the recorded structure.
 
     Args:
-        source: whole tensors, exactly those that the engine has.
+        source: full tensors, exactly those that the engine has.
         weights_only: there are no moments in ``source`` and no counts in ``record``: the optimizer and the
             loss scale stay as they begin. Factors whose initial values ``source`` lacks begin here.
 
@@ -51,14 +50,14 @@ def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weight
         UserError: before anything is filled; it names the tensors that are absent or of another shape.
     """
     parameters, frozen, initial = dict(engine.parameters()), _frozen_weights(engine), _initial_values(engine)
-    moments = () if weights_only else engine.masters.kind.moments
+    moments = () if weights_only else engine.master_weights.kind.moments
     optional = initial.keys() if weights_only else set()
     _account(stored_shapes(engine, moments), source, optional=optional)
     for name, parameter in parameters.items():
         names = [f"{name}{suffix}" for suffix in _suffixes(moments)]
         shards = {key: _shard(tensor, parameter, engine) for key, tensor in source.tensors(names)}
         if weights_only:
-            zero_state.write_master(parameter, shards[name])
+            zero_state.write_master_weight(parameter, shards[name])
         else:
             state = ParameterState(shards[name], {key: shards[f"{name}.{key}"] for key in moments})
             zero_state.write_state(parameter, state)
@@ -70,7 +69,7 @@ def load_engine(engine: Engine, record: Mapping, source: WholeTensors, *, weight
         target.copy_(_shard(tensor, factor, engine))
     finish_writes()
     if not weights_only:
-        engine.masters.set_steps(record["optimizer_steps"])
+        engine.master_weights.set_steps(record["optimizer_steps"])
         engine.loss_scaling.load(record["loss_scaling"])
 
 
@@ -100,7 +99,7 @@ def _initial_values(engine: Engine) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _account(
-    expected: Mapping[str, tuple[int, ...]], source: WholeTensors, *, optional: Collection[str]
+    expected: Mapping[str, tuple[int, ...]], source: FullTensors, *, optional: Collection[str]
 ) -> None:
     """Every tensor of ``source`` has its place in the engine, and it lacks none but ``optional`` ones."""
     there = {name: source.shape(name) for name in source.names}
@@ -114,12 +113,12 @@ def _account(
 
 def stored_shape(like: Tensor, parallel: Parallel) -> tuple[int, ...]:
     """Shape of the full tensor that a checkpoint has for ``like``, without rows that pad a vocabulary."""
-    rows, *others = whole_shape(like, parallel)
+    rows, *others = full_shape(like, parallel)
     return (getattr(like, "true_rows", rows), *others)
 
 
 def _shard(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
-    padding = whole_shape(like, engine.parallel)[0] - tensor.shape[0]
+    padding = full_shape(like, engine.parallel)[0] - tensor.shape[0]
     if padding:
         tensor = torch.cat([tensor, tensor.new_zeros(padding, *tensor.shape[1:])])
     return shard(tensor, like, engine.parallel).to(like.device)

@@ -36,7 +36,7 @@ class StepReport:
     Args:
         total: this rank's sum of the losses of its micro-batches, a scalar in FP64 on the device.
         count: micro-batches of all replicas together.
-        notice: what this rank has to tell the others, 0 (nothing) to ``NOTICES``.
+        notice: what this rank has to report to the others, 0 (nothing) to ``NOTICES``.
         need_finite: whether a loss that is not finite forbids the update.
 
     Attributes:

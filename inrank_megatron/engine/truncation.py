@@ -1,7 +1,7 @@
 """Truncations and output energies of many linears' matrices, each computed once in the whole job.
 
 Fisher-weighted, with d = D^(1/2) a weight for each output feature: the minimiser of ``E |d (W - M) x|^2`` is
-``M = d^-1 M'`` with M' the activation-aware truncation of ``d W``. Scaling rows keeps every share local, and
+``M = d^-1 M'`` with M' the activation-aware truncation of ``d W``. Scaling rows keeps every shard local, and
 the moment of a row layer's output scales by d on both sides.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.engine.layer_distribution import own_layers, shared_over_replicas, shared_spectra
+from inrank_megatron.engine.layer_distribution import broadcast_over_replicas, gathered_spectra, local_layers
 from inrank_megatron.engine.linears import Linear
 from inrank_megatron.lowrank.linalg.orthogonal import product_svd
 from inrank_megatron.lowrank.linalg.truncation import ShardedMatrix, output_energies, truncate
@@ -50,9 +50,9 @@ class Weighing:
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def scaled(self, name: str, shard: Callable[[str], Tensor]) -> Tensor:
-        """This rank's share of ``d W``."""
-        share = shard(name)
-        return share * self.outputs[name][:, None].double() if name in self.outputs else share
+        """This rank's shard of ``d W``."""
+        local = shard(name)
+        return local * self.outputs[name][:, None].double() if name in self.outputs else local
 
     def moment(self, name: str, *, row_parallel: bool) -> Tensor | None:
         """That of the input of a column layer, of the scaled output of a row layer."""
@@ -63,7 +63,7 @@ class Weighing:
         return d[:, None] * moment.double() * d
 
     def own_outputs(self, name: str, layer: Sized, parallel: Parallel) -> Tensor:
-        """d of the output features [O/n] that this rank's share of U* has, FP64."""
+        """d of the output features [O/n] that this rank's shard of U* has, FP64."""
         d = self.outputs[name].double()
         return d.tensor_split(parallel.tp_size)[parallel.tp_rank] if layer.row_parallel else d
 
@@ -79,18 +79,19 @@ def truncated(
     device: torch.device,
     weighing: Weighing | None = None,
 ) -> Shards:
-    """Every layer's matrix truncated to so many columns, computed by the replica that owns the layer.
+    """Every layer's matrix truncated to the given numbers of columns, computed by the replica that owns the
+    layer.
 
-    ``shard(name)``: this rank's share of it, cut as W0 is; called on all ranks of that replica.
+    ``shard(name)``: this rank's shard of it, sharded as W0 is; called on all ranks of that replica.
     """
     weighing = weighing or Weighing()
-    own, group = own_layers(list(layers), parallel), parallel.tp_group
+    local, group = local_layers(list(layers), parallel), parallel.tp_group
 
     def compute() -> Shards:
-        matrices = _matrices(layers, shard, own, weighing, what=what)
-        results = truncate(matrices, [columns[name] for name in own], group, step=step)
+        matrices = _matrices(layers, shard, local, weighing, what=what)
+        results = truncate(matrices, [columns[name] for name in local], group, step=step)
         shards = {}
-        for name, t in zip(own, results, strict=True):
+        for name, t in zip(local, results, strict=True):
             left, right = t.left, t.right
             if name in weighing.outputs:
                 d = weighing.own_outputs(name, layers[name], parallel)
@@ -100,7 +101,9 @@ def truncated(
 
     n = parallel.tp_size
     shapes = {name: (x.output_size // n, columns[name], x.input_size // n) for name, x in layers.items()}
-    return shared_over_replicas(shapes, parallel.in_unison(compute), parallel, device=device)
+    return broadcast_over_replicas(
+        shapes, parallel.call_or_raise_on_all_ranks(compute), parallel, device=device
+    )
 
 
 def truncated_weights(
@@ -111,10 +114,10 @@ def truncated_weights(
     *,
     step: int,
 ) -> Shards:
-    """``U*``, ``V*``: every linear's matrix truncated to so many columns."""
+    """``U*``, ``V*``: every linear's matrix truncated to the given numbers of columns."""
     return truncated(
         linears,
-        _shards_of_masters(linears, parallel),
+        _master_weight_shards(linears, parallel),
         columns,
         parallel,
         what="the weight",
@@ -131,15 +134,15 @@ def energies_of_outputs(
 
     Those past r add up to the least error of rank r; unweighed they are squared singular values.
     """
-    own, shard = own_layers(list(linears), parallel), _shards_of_masters(linears, parallel)
+    local, shard = local_layers(list(linears), parallel), _master_weight_shards(linears, parallel)
 
     def compute() -> list[Tensor]:
-        matrices = _matrices(linears, shard, own, weighing, what="the weight")
+        matrices = _matrices(linears, shard, local, weighing, what="the weight")
         return output_energies(matrices, parallel.tp_group, step=step)
 
-    energies = dict(zip(own, parallel.in_unison(compute), strict=True))
+    energies = dict(zip(local, parallel.call_or_raise_on_all_ranks(compute), strict=True))
     sizes = {name: min(x.output_size, x.input_size) for name, x in linears.items()}
-    return shared_spectra(
+    return gathered_spectra(
         list(linears),
         lambda name: energies[name][: sizes[name]],
         parallel,
@@ -151,12 +154,12 @@ def energies_of_outputs(
 def _matrices(
     layers: Mapping[str, Sized],
     shard: Callable[[str], Tensor],
-    own: list[str],
+    local: list[str],
     weighing: Weighing,
     *,
     what: str,
 ) -> Iterator[ShardedMatrix]:
-    for name in own:
+    for name in local:
         row_parallel = layers[name].row_parallel
         yield ShardedMatrix(
             f"{what} of {name}",
@@ -166,13 +169,13 @@ def _matrices(
         )
 
 
-def _shards_of_masters(linears: Mapping[str, Linear], parallel: Parallel) -> Callable[[str], Tensor]:
-    """From a name to this rank's share of the linear's matrix, for the layers that its replica computes."""
-    own = set(own_layers(list(linears), parallel))
+def _master_weight_shards(linears: Mapping[str, Linear], parallel: Parallel) -> Callable[[str], Tensor]:
+    """From a name to this rank's shard of the linear's matrix, for the layers that its replica computes."""
+    local = set(local_layers(list(linears), parallel))
     values = {}
     for name, linear in linears.items():  # collective over the data-parallel group: every rank reads them all
         tensors = linear.values()
-        if name in own:
+        if name in local:
             values[name] = tensors
     return lambda name: linears[name].matrix(values[name])
 

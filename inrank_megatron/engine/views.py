@@ -30,9 +30,9 @@ def layer_views(
             output_size=linear.output_size,
             input_size=linear.input_size,
             rank=spec.rank,
-            active=spec.active,
-            capacity=spec.columns,
-            max_rank=linear.max_rank,
+            active_columns=spec.active_columns,
+            capacity=spec.capacity,
+            attainable_rank=linear.attainable_rank,
             final=spec.final,
             grown_at=spec.grown_at,
             updated=live.loss_scaling.in_a_row == 0,
@@ -46,7 +46,7 @@ def layer_views(
 def _dense(linear: Linear) -> FactorSpec:
     """Of a dense linear, whose ranks and columns all are min(O, I)."""
     size = min(linear.output_size, linear.input_size)
-    return FactorSpec(columns=size, active=size, rank=size)
+    return FactorSpec(capacity=size, active_columns=size, rank=size)
 
 
 def _singular_values(live: LiveModel, spectrum: Spectrum | None, step: int) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import Model, find_model
 from inrank_megatron.evaluation.perplexity import Score, total_loss
-from inrank_megatron.evaluation.texts import Text, check_tokens, dataset_split, files, own_split
+from inrank_megatron.evaluation.texts import Text, check_tokens, dataset_split, files, run_split
 from inrank_megatron.evaluation.windows import SlidingWindows
 from inrank_megatron.interop.core.options import options_of
 from inrank_megatron.reporting.console import unless_nobody_reads
@@ -40,11 +40,11 @@ def evaluate(arguments: argparse.Namespace, parallel: Parallel) -> dict:
     Raises:
         UserError: on all ranks, for what the user can correct, if possible before weights are read.
     """
-    model, text, windows = parallel.in_unison(lambda: _prepared(arguments))
+    model, text, windows = parallel.call_or_raise_on_all_ranks(lambda: _prepared(arguments))
     if parallel.rank == 0:
         for note in (*model.notes, *text.notes):
             print(note, file=sys.stderr)
-    forward = parallel.in_unison(
+    forward = parallel.call_or_raise_on_all_ranks(
         lambda: within_memory(
             lambda: model.load(device()),
             lambda: f"the weights do not fit; free memory{or_on_the_cpu(device())}",
@@ -80,7 +80,7 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
             raise UserError(
                 f"{model.name}: is no run, so it has no split of its own; give --data or --dataset"
             )
-        return own_split(Path(model.name).expanduser(), split)
+        return run_split(Path(model.name).expanduser(), split)
     tokenizer = arguments.tokenizer or model.tokenizer
     if tokenizer is None:
         raise UserError(
@@ -125,7 +125,7 @@ def _as_lines(record: dict) -> str:
         f"{record['windows']:,} windows of {record['seq_length']} tokens, a new one every {record['stride']}",
     ]
     formats: dict[str, Callable] = {
-        "loss": "{:.6f} nats a token".format,
+        "loss": "{:.6f} nats per token".format,
         "perplexity": "{:.6g}".format,
         "word_perplexity": "{:.6g}".format,
         "bits_per_byte": "{:.6f}".format,

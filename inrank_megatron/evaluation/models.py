@@ -19,7 +19,7 @@ from inrank_megatron.interop.huggingface.factorised import in_memory
 from inrank_megatron.interop.huggingface.files import SafetensorsFolder
 from inrank_megatron.interop.huggingface.model import auto_model, forward_of
 
-FOREIGN = "transformers"
+TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_model(name: str, options: Options) -> Model:
         module, weights = read_weights(path, options)
     except Unsupported:
         if (path / CONFIG).is_file():
-            return _foreign_model(name, path)
+            return _transformers_model(name, path)
         raise
 
     def load(device: torch.device) -> Forward:
@@ -80,19 +80,19 @@ def find_model(name: str, options: Options) -> Model:
     )
 
 
-def _foreign_model(name: str, path: Path) -> Model:
+def _transformers_model(name: str, path: Path) -> Model:
     """A causal model of transformers that no run can have."""
     from transformers import AutoConfig
 
     SafetensorsFolder(path)  # refuses pickles, and an index that leads elsewhere
-    with reading(path, FOREIGN):
+    with reading(path, TRANSFORMERS):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         raise UserError(f"{name}: its {CONFIG} has no max_position_embeddings; name a causal model that has")
     return Model(
         name=name,
-        kind=FOREIGN,
+        kind=TRANSFORMERS,
         step=0,
         vocab_size=config.vocab_size,
         positions=positions,
@@ -105,5 +105,5 @@ def _foreign_model(name: str, path: Path) -> Model:
 
 
 def _loaded(path: Path) -> Any:
-    with reading(path, FOREIGN):
+    with reading(path, TRANSFORMERS):
         return auto_model(path)

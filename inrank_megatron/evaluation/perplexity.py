@@ -29,7 +29,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean nats a token."""
+        """Mean nats per token."""
         return self.nats / self.tokens
 
     @property
@@ -56,7 +56,9 @@ def total_loss(
     Raises:
         UserError: on all ranks, for a loss that is no finite number, or where memory runs out on one.
     """
-    sums = parallel.in_unison(lambda: _own_sums(forward, windows, rows, parallel.dp_group, device))
+    sums = parallel.call_or_raise_on_all_ranks(
+        lambda: _local_sums(forward, windows, rows, parallel.dp_group, device)
+    )
     dist.all_reduce(sums, group=parallel.dp_group)
     total = sums.sum().item()
     if not math.isfinite(total):
@@ -68,7 +70,7 @@ def total_loss(
 
 
 @torch.inference_mode()
-def _own_sums(
+def _local_sums(
     forward: Forward, windows: SlidingWindows, rows: int, group: ProcessGroup, device: torch.device
 ) -> Tensor:
     """The sum of each batch that falls to this rank of ``group``, zero for the others."""
@@ -93,12 +95,12 @@ def _smaller_passes(rows: int, seq_length: int) -> str:
 
 def _batch_loss(forward: Forward, windows: list[tuple[np.ndarray, int, int]], device: torch.device) -> Tensor:
     """Summed FP64 loss of the targets that the windows score."""
-    whole = np.stack([tokens for tokens, _, _ in windows])
-    places = np.arange(whole.shape[1] - 1)
+    stacked = np.stack([tokens for tokens, _, _ in windows])
+    places = np.arange(stacked.shape[1] - 1)
     first, last = (np.array([[w[i]] for w in windows]) for i in (1, 2))
     # Places and not a mask, whose count the host would have to read from the device.
     scored = to_device(torch.from_numpy(np.flatnonzero((places >= first) & (places < last))), device)
-    tokens = to_device(torch.from_numpy(whole), device)
+    tokens = to_device(torch.from_numpy(stacked), device)
     logits = forward(tokens[:, :-1]).flatten(0, 1)[scored]
     return F.cross_entropy(logits, tokens[:, 1:].flatten()[scored], reduction="none").double().sum()
 

@@ -33,7 +33,7 @@ class Text:
     notes: tuple[str, ...] = ()
 
     def num_bytes(self) -> int | None:
-        """UTF-8 bytes of the text, ends of documents left out; None where the tokenizer does not tell."""
+        """UTF-8 bytes of the text, ends of documents left out; None where the tokenizer does not say."""
         lengths = self.tokenizer.byte_lengths()
         if lengths is None:
             return None
@@ -44,7 +44,7 @@ class Text:
         return sum(int(lengths[tokens].sum()) for tokens in chunks)
 
 
-def own_split(path: Path, split: str) -> Text:
+def run_split(path: Path, split: str) -> Text:
     """The split "valid" or "test" of the run at ``path``, from its own settings, made again if need be.
 
     Raises:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         only=options.only,
         steps=options.steps,
         multiplier=options.factor_lr_multiplier,
-        tell=partial(print, file=sys.stderr),
+        notify=partial(print, file=sys.stderr),
     )
     shutdown()
     if options.json:
@@ -62,7 +62,7 @@ def _compare(options: argparse.Namespace) -> None:
         budget=options.budget,
         multiplier=options.factor_lr_multiplier,
         jobs=options.jobs,
-        tell=partial(print, file=sys.stderr, flush=True),
+        notify=partial(print, file=sys.stderr, flush=True),
     )
     tables = measure(study, options.only or list(ARMS), equal_flops=options.equal_flops)
     if options.json:
@@ -74,7 +74,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _print_table(title: str, rows: list[dict]) -> None:
-    """Markdown, so that a table can stand in a document as it is printed."""
+    """Markdown, so that a table can go into a document as it is printed."""
     heads = [head.replace("_", " ") for head in rows[0]]
     print(f"{title}\n\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for row in rows:

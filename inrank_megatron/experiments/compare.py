@@ -53,7 +53,7 @@ class Study:
     budget: float
     multiplier: float
     jobs: int
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
 
     @property
     def config(self) -> Config:
@@ -193,7 +193,7 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Map
     own = flags(arm, steps=steps, multiplier=study.multiplier, width=width, **sizes)
     if has_ended(folder) or own is None:
         return
-    study.tell(f"{folder.relative_to(study.output)} ...")
+    study.notify(f"{folder.relative_to(study.output)} ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
     last = ["--lr", f"{rate:g}", "--seed", str(seed), "--train-iters", str(steps), "--save", str(folder)]
     with log_of(folder).open("w", encoding="utf-8") as log:
@@ -208,7 +208,7 @@ def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Map
             f"what the end of {log_of(folder)} says, and give the command again"
         )
     if ended.returncode:
-        study.tell(f"the rate is too high: {log_of(folder)}")
+        study.notify(f"the rate is too high: {log_of(folder)}")
 
 
 def _budget(study: Study) -> Size:

@@ -21,7 +21,7 @@ from inrank_megatron.data.prepare import PreparedData, prepare
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.experiments.driver import Batches, Outcome, chosen, refound, train
+from inrank_megatron.experiments.driver import Batches, Outcome, chosen, re_estimated, train
 from inrank_megatron.inspection.untrained import untrained_ranks
 from inrank_megatron.lowrank.methods.inrank import InRank
 from inrank_megatron.model.gpt import GPTFactory
@@ -113,7 +113,7 @@ def measure(
     only: Sequence[str] | None,
     steps: int | None,
     multiplier: float,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[dict]:
     """A row for each variant.
 
@@ -130,7 +130,7 @@ def measure(
         configs = [from_flat(base | changes | {"seed": seed}) for seed in seeds]
         found = [learn(c, parallel, data, control=settings.get("control")) for c in configs]
         rows.append({"variant": name} | _summary(found, configs[0], first=rows[0] if rows else None))
-        tell(f"{name}: mean rank {rows[-1]['rank']}")
+        notify(f"{name}: mean rank {rows[-1]['rank']}")
     return rows
 
 
@@ -146,10 +146,10 @@ def _by_block(found: list[Outcome]) -> list[float]:
 def _summary(found: list[Outcome], config: Config, *, first: dict | None) -> dict:
     threshold = config.inrank.threshold
     ranks = [fmean(one.ranks.values()) for one in found]
-    again = [fmean(refound(one.last, threshold=threshold)) for one in found]
+    again = [fmean(re_estimated(one.last, threshold=threshold)) for one in found]
     return {
         "untrained": fmean(untrained_ranks(config).values()),
-        "first_check": [fmean(refound(one.first, threshold=threshold)) for one in found],
+        "first_check": [fmean(re_estimated(one.first, threshold=threshold)) for one in found],
         "rank": ranks,
         "by_block": [round(rank, 1) for rank in _by_block(found)],
         "moved_percent": 100 * (fmean(ranks) / fmean(first["rank"]) - 1) if first else 0.0,

@@ -59,7 +59,7 @@ def train(
     structure: Mapping[str, FactorSpec] = method.structure(min_dims)
     engine = Engine(factory, structure, config=config, parallel=parallel, device=device(), accumulation=1)
     prepare(engine)
-    engine.apply(method.start(), step=0, batches=batches)
+    engine.apply(method.initialisation(), step=0, batches=batches)
     for step in range(1, config.training.train_iters + 1):
         result = engine.train_step(batches(step - 1), step=step, lr=learning_rate(step, config))
         outcome.losses.append(result.loss)
@@ -77,7 +77,7 @@ def smallest_rank(values: Sequence[float], *, threshold: float, length: int) -> 
     return grow(lambda r: update_ratio(values, r, length=length), 1, threshold=threshold, limit=length).rank
 
 
-def refound(views: Iterable[LayerView], *, threshold: float) -> list[int]:
+def re_estimated(views: Iterable[LayerView], *, threshold: float) -> list[int]:
     """:func:`smallest_rank` of every layer."""
     return [smallest_rank(v.singular_values, threshold=threshold, length=v.min_dim) for v in views]
 

@@ -22,8 +22,8 @@ def has_ended(folder: Path) -> bool:
     if read_result(folder) is not None:
         return True
     log = log_of(folder)
-    told = log.read_text(encoding="utf-8") if log.exists() else ""
-    return told.endswith("exit status 1\n") and any(words in told for words in DIVERGED)
+    log_text = log.read_text(encoding="utf-8") if log.exists() else ""
+    return log_text.endswith("exit status 1\n") and any(words in log_text for words in DIVERGED)
 
 
 def read_result(folder: Path) -> Result | None:

@@ -16,7 +16,7 @@ from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.experiments.driver import chosen, refound, smallest_rank, train
+from inrank_megatron.experiments.driver import chosen, re_estimated, smallest_rank, train
 from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.inrank import InRank
@@ -120,7 +120,7 @@ class Learned:
     """
 
     rank: int
-    refound: int
+    re_estimated: int
     target: int
     loss: float
 
@@ -137,7 +137,7 @@ def learn(teacher: Teacher, config: Config, parallel: Parallel) -> Learned:
     target = torch.linalg.svdvals(matrix - factory.initial_weight(LINEAR)).tolist()
     return Learned(
         rank=outcome.ranks[LINEAR],
-        refound=refound(outcome.last, threshold=threshold)[0],
+        re_estimated=re_estimated(outcome.last, threshold=threshold)[0],
         target=smallest_rank(target, threshold=threshold, length=teacher.width),
         loss=outcome.losses[-1],
     )
@@ -169,7 +169,7 @@ def measure(
     only: Sequence[str] | None,
     steps: int | None,
     multiplier: float,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[dict]:
     """A row for each variant and teacher; lists have one entry a seed."""
     rows = []
@@ -189,10 +189,10 @@ def measure(
                     "criterion_on_teacher": own,
                     "criterion_on_target": [one.target for one in found],
                     "rank": [one.rank for one in found],
-                    "refound": [one.refound for one in found],
+                    "refound": [one.re_estimated for one in found],
                     "within_10_percent": all(abs(one.rank - own) <= 0.1 * own for one in found),
                     "loss": [one.loss for one in found],
                 }
             )
-            tell(f"{name}, rank {rank}: {rows[-1]['rank']}, criterion on the teacher {own}")
+            notify(f"{name}, rank {rank}: {rows[-1]['rank']}, criterion on the teacher {own}")
     return rows

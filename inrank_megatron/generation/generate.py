@@ -29,7 +29,7 @@ class Sampling:
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a prompt, after those that a document begins with. Where those are none, an empty prompt is
-    what stands before a document: the end of another.
+    what precedes a document: the end of another.
     """
     return tokenizer.before + tokenizer.encode(text) or [tokenizer.eod]
 
@@ -38,7 +38,7 @@ def new_tokens(asked: int | None, *, prompt: int, positions: int) -> int:
     """How many tokens to make after ``prompt`` tokens; None asks for as many as fit, at most 128.
 
     Raises:
-        UserError: there is no room, or not for so many.
+        UserError: there is no room, or too little.
     """
     room = positions - prompt
     if room < 1:

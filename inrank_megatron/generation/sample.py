@@ -55,7 +55,7 @@ def _sample(run_dir: Path, valid: TokenFile) -> dict:
 
 
 def _beginning(valid: TokenFile, tokenizer: Tokenizer) -> str:
-    """The first words of the first validation document, whole ones."""
+    """The first words of the first validation document, complete ones."""
     ids = valid.tokens(0, min(PROMPT_TOKENS, valid.num_tokens)).tolist()
     if ids[: len(tokenizer.before)] == tokenizer.before:  # which `prompt_ids` puts there again
         ids = ids[len(tokenizer.before) :]

@@ -68,7 +68,7 @@ class Inspection:
         method: of the run; for an export the name of its format.
         criterion: by which ratios are taken, ``threshold``: what they shall reach; ``own_settings``: the
             run's own, with its buffer, else the defaults or those that were given.
-        notes: what a user should be told, as of better checkpoints that are damaged.
+        notes: messages for the user, as of better checkpoints that are damaged.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ def inspect(path: Path, options: Options) -> Inspection:
     module, weights = read_weights(path, options)
     is_run = module.NAME == "run"
     config, specs = weights.config, weights.factors
-    ranks = {name: spec.active for name, spec in specs.items()} or None
+    ranks = {name: spec.active_columns for name, spec in specs.items()} or None
     base, vocabulary = any(spec.base for spec in specs.values()), weights.vocab_size
     return Inspection(
         folder=Path(weights.origin),
@@ -143,12 +143,12 @@ def _dense_row(name: str, weight: Tensor, rule: GrowthRule, *, step: int) -> Lay
         output_size=out,
         input_size=inp,
         rank=least,
-        active=least,
+        active_columns=least,
         capacity=least,
-        max_rank=least,
+        attainable_rank=least,
         singular_values=tuple(torch.linalg.svdvals(weight.double()).tolist()),
     )
-    rank, flops = rule.refound(view), costs.linear_flops_per_token((out, inp), None)
+    rank, flops = rule.re_estimated_rank(view), costs.linear_flops_per_token((out, inp), None)
     return LayerRow(
         layer=name,
         rank=rank,
@@ -193,23 +193,23 @@ def _factorised_row(
         output_size=shape[0],
         input_size=shape[1],
         rank=spec.rank,
-        active=spec.active,
-        capacity=spec.columns,
-        max_rank=min(shape) if spec.base else spec.active,
+        active_columns=spec.active_columns,
+        capacity=spec.capacity,
+        attainable_rank=min(shape) if spec.base else spec.active_columns,
         singular_values=values[: min(shape)],
     )
     return LayerRow(
         layer=name,
         rank=spec.rank,
-        columns=spec.active,
+        columns=spec.active_columns,
         untrained_rank=untrained,
         explained_ratio=GrowthRule.from_config(weights.config).explained_ratio(view, spec.rank),
         spectrum_of=kind,
         singular_values=view.singular_values,
-        parameters=spec.active * sum(shape),
+        parameters=spec.active_columns * sum(shape),
         frozen_parameters=shape[0] * shape[1] if spec.base else 0,
         dense_parameters=shape[0] * shape[1],
-        flops_per_token=costs.linear_flops_per_token(shape, spec.active, frozen_base=spec.base),
+        flops_per_token=costs.linear_flops_per_token(shape, spec.active_columns, frozen_base=spec.base),
         dense_flops_per_token=costs.linear_flops_per_token(shape, None),
     )
 

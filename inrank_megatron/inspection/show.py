@@ -36,7 +36,7 @@ def to_json(found: Inspection) -> str:
 
 
 def print_tables(found: Inspection, *, leading: int) -> None:
-    """A row a layer with its ``leading`` singular values, then the whole model against the dense one."""
+    """One row per layer with its ``leading`` singular values, then the whole model against the dense one."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -86,7 +86,7 @@ def _model_table(found: Inspection) -> Table:
     table = Table("whole model", "this", "dense", "share", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, own, dense in (
         ("parameters", found.parameters, found.dense_parameters),
-        ("FLOPs a token, forward and backward", found.flops_per_token, found.dense_flops_per_token),
+        ("FLOPs per token, forward and backward", found.flops_per_token, found.dense_flops_per_token),
     ):
         table.add_row(name, f"{own:,}", f"{dense:,}", _share(own, dense))
     return table
@@ -97,7 +97,8 @@ def _share(own: int, dense: int) -> str:
 
 
 def write_figure(found: Inspection, path: Path) -> None:
-    """Ranks by depth, of factors beside the untrained fixed point, and spectra, a column a kind of linear.
+    """Ranks by depth, of factors next to the untrained fixed point, and spectra, one column per kind of
+    linear.
 
     Raises:
         UserError: the file cannot be written.

@@ -17,7 +17,7 @@ from inrank_megatron.config.checks import check
 from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
-from inrank_megatron.lowrank.linalg.columns import whole_columns
+from inrank_megatron.lowrank.linalg.new_columns import full_columns
 from inrank_megatron.lowrank.methods.changes import LayerView
 from inrank_megatron.lowrank.methods.inrank import InRank
 
@@ -35,7 +35,7 @@ class UntrainedProduct:
     def __init__(self, shape: tuple[int, int], *, capacity: int, seed: int):
         self.shape, self.capacity = shape, capacity
         generator = torch.Generator().manual_seed(seed)
-        left, right = whole_columns(shape, capacity, "kaiming", capacity=capacity, generator=generator)
+        left, right = full_columns(shape, capacity, "kaiming", capacity=capacity, generator=generator)
         left, right = left.double(), right.double()
         self._left, self._right = left.T @ left, right @ right.T
         self.spectrum = cache(self._spectrum)
@@ -52,22 +52,22 @@ class UntrainedProduct:
         """The rank at which the checks of ``method`` leave this product unchanged."""
         step, name = method.growth.interval, "untrained"
         spec = method.structure({name: min(self.shape)})[name]
-        rank, active = spec.rank, spec.active
+        rank, active = spec.rank, spec.active_columns
         while True:
             view = LayerView(
                 name=name,
                 output_size=self.shape[0],
                 input_size=self.shape[1],
                 rank=rank,
-                active=active,
+                active_columns=active,
                 capacity=self.capacity,
-                max_rank=active,
+                attainable_rank=active,
                 singular_values=self.spectrum(active),
             )
             [decided] = method.plan_step(step, [view]).decide([view])
-            if (decided.rank, decided.active) == (rank, active):
+            if (decided.rank, decided.active_columns) == (rank, active):
                 return rank
-            rank, active = decided.rank, min(decided.active, self.capacity)
+            rank, active = decided.rank, min(decided.active_columns, self.capacity)
 
 
 def released_method(config: Config) -> InRank:
@@ -89,7 +89,7 @@ def untrained_ranks(config: Config) -> dict[tuple[int, int], float]:
 def _products(config: Config) -> dict[tuple[int, int], list[UntrainedProduct]]:
     method = released_method(config)
     shapes = dict.fromkeys(linear_shapes(config).values())
-    capacities = {s: method.structure({"untrained": min(s)})["untrained"].columns for s in shapes}
+    capacities = {s: method.structure({"untrained": min(s)})["untrained"].capacity for s in shapes}
     return {s: [UntrainedProduct(s, capacity=k, seed=i) for i in SEEDS] for s, k in capacities.items()}
 
 

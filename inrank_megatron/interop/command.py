@@ -14,12 +14,12 @@ from inrank_megatron.interop.hub import local_notes, located
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
     source, target = located(arguments.source), Path(arguments.target).expanduser()
-    tell = partial(print, file=sys.stderr, flush=True)
+    notify = partial(print, file=sys.stderr, flush=True)
     for note in local_notes(arguments.source):
-        tell(note)
+        notify(note)
     options = replace(options_of(arguments), pad_ranks=arguments.pad_ranks, tolerance=arguments.tolerance)
     if arguments.check_only:
         found = check_only(source, target, options)
     else:
-        found = convert(source, target, arguments.format, options, tell=tell)
+        found = convert(source, target, arguments.format, options, notify=notify)
     print(f"{target}: same model as {source}: {found}")

@@ -18,7 +18,7 @@ from inrank_megatron.interop.formats import Format, format_of, forward_of, read_
 
 
 def convert(
-    source: Path, target: Path, format_name: str, options: Options, *, tell: Callable[[str], None]
+    source: Path, target: Path, format_name: str, options: Options, *, notify: Callable[[str], None]
 ) -> Difference:
     """Write ``source`` to the new folder ``target``. Nothing is left there if anything fails.
 
@@ -33,9 +33,9 @@ def convert(
     _check_target(target)
     (reader, weights), writer = read_weights(source, options), formats[format_name]
     for note in weights.notes:
-        tell(note)
+        notify(note)
     step = f", step {weights.step}" if weights.step else ""  # 0: nobody knows
-    tell(f"{weights.origin} ({reader.NAME}{step}) -> {target} ({format_name})")
+    notify(f"{weights.origin} ({reader.NAME}{step}) -> {target} ({format_name})")
     with _aside(target) as partial:
         writer.write(weights, partial, options)
         return _checked(reader, source, writer, partial, options, weights, name=target)
@@ -69,7 +69,7 @@ def _check_target(target: Path) -> None:
 
 @contextmanager
 def _aside(target: Path) -> Iterator[Path]:
-    """A folder of this process beside ``target``, which gets its name at the end; gone if anything fails."""
+    """A folder of this process next to ``target``, which gets its name at the end; gone if anything fails."""
     for left in target.parent.glob(f".{target.name}.*.partial"):
         owner = left.name.split(".")[-2]
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):  # killed in the middle

@@ -39,7 +39,7 @@ class Format(Protocol):
         """Whether ``path`` looks like this format; a quick look, nothing is read whole."""
 
     def open_weights(self, path: Path, options: Options) -> Weights:
-        """The weights, each read when it is asked for. Raises UserError for what is no whole model."""
+        """The weights, each read when it is asked for. Raises UserError for what is no complete model."""
 
     def forward(self, path: Path, options: Options) -> Forward:
         """Logits by the software that the format is for, where that is other than this project's model."""
@@ -120,5 +120,5 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: cannot be read as {kind} ({type(error).__name__}: {reason}); its files are damaged or "
-            "those of another program: name a whole model"
+            "those of another program: name a complete model"
         ) from error

@@ -44,7 +44,7 @@ def located(name: str) -> Path:
 
 
 def local_notes(name: str) -> tuple[str, ...]:
-    """What to tell the user of a model that lies here under a name that may be meant as the hub's."""
+    """Messages for the user about a model that lies here under a name that may be meant as the hub's."""
     path = Path(name).expanduser()
     return (_hides(name, path),) if HUB_NAME.fullmatch(name) and (path / CONFIG).is_file() else ()
 

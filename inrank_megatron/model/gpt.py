@@ -93,15 +93,17 @@ class GPTFactory:
         if self.pretrained is not None:
             shapes = initial_shapes(model, self.parallel, vocab_size=self.vocab_size)
             self.pretrained.account(shapes | {f"{name}.weight": self.linear_shapes[name] for name in factors})
-        initialise_parameters(model, self.parallel, vocab_size=self.vocab_size, whole=self._whole)
+        initialise_parameters(
+            model, self.parallel, vocab_size=self.vocab_size, draw=self._full_initial_tensor
+        )
         return model
 
     def initial_weight(self, name: str) -> torch.Tensor:
-        """The whole initial matrix [O, I] of the factorisable linear ``name``, FP32."""
-        return self._whole(f"{name}.weight", self.linear_shapes[name])
+        """The full initial matrix [O, I] of the factorisable linear ``name``, FP32."""
+        return self._full_initial_tensor(f"{name}.weight", self.linear_shapes[name])
 
-    def _whole(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The whole initial tensor of the parameter ``name``, FP32."""
+    def _full_initial_tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The full initial tensor of the parameter ``name``, FP32."""
         if self.pretrained is not None:
             return self.pretrained(name, shape)
         model = self.config.model

@@ -1,6 +1,6 @@
 """Initial weights that depend on the seed and a parameter's name alone.
 
-Every rank draws the whole matrix from a generator seeded by (seed, name) and takes its shard, so the start
+Every rank draws the full matrix from a generator seeded by (seed, name) and takes its shard, so the start
 does not depend on the tensor-parallel size, on the padding of the vocabulary, or on which linears are
 factorised.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.lowrank.linalg.factors import cut_matrix
+from inrank_megatron.lowrank.linalg.factors import shard_matrix
 from inrank_megatron.model.separate_qkv import rows_of
 from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY
 
@@ -28,16 +28,16 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 
 
 def shard(full: Tensor, parameter: Tensor, parallel: Parallel) -> Tensor:
-    """This rank's part of the whole tensor ``full``, cut as ``parameter`` is; all of it if it is
+    """This rank's part of the full tensor ``full``, sharded as ``parameter`` is; all of it if it is
     replicated.
     """
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
-    return cut_matrix(full, parameter.partition_dim, parallel.tp_group, parameter.partition_stride)
+    return shard_matrix(full, parameter.partition_dim, parallel.tp_group, parameter.partition_stride)
 
 
-def whole_shape(parameter: Tensor, parallel: Parallel) -> tuple[int, ...]:
-    """Shape of the whole tensor of which ``parameter`` is a shard."""
+def full_shape(parameter: Tensor, parallel: Parallel) -> tuple[int, ...]:
+    """Shape of the full tensor of which ``parameter`` is a shard."""
     shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 empties the parameter itself
     if getattr(parameter, "tensor_model_parallel", False):
         shape[parameter.partition_dim] *= parallel.tp_size
@@ -47,7 +47,7 @@ def whole_shape(parameter: Tensor, parallel: Parallel) -> tuple[int, ...]:
 def draw_weight(
     name: str, shape: tuple[int, ...], *, seed: int, std: float, num_layers: int, heads: int
 ) -> Tensor:
-    """The whole initial matrix of the parameter ``name``, FP32: N(0, std), or N(0, std / sqrt(2 layers))
+    """The full initial matrix of the parameter ``name``, FP32: N(0, std), or N(0, std / sqrt(2 layers))
     where the linear writes to the residual stream. Separate linears of query, key and value have the rows
     that the fused one would have.
     """
@@ -64,7 +64,7 @@ def _normal(name: str, shape: tuple[int, ...], *, seed: int, std: float) -> Tens
 
 
 def draw_tensor(name: str, shape: tuple[int, ...], **distribution) -> Tensor:
-    """The whole initial tensor of the parameter ``name``, FP32: GPT-2's start, for both architectures, with
+    """The full initial tensor of the parameter ``name``, FP32: GPT-2's start, for both architectures, with
     matrices from :func:`draw_weight`, biases 0, norms 1.
     """
     if name.endswith(".bias"):
@@ -73,9 +73,9 @@ def draw_tensor(name: str, shape: tuple[int, ...], **distribution) -> Tensor:
 
 
 def initial_shapes(model: nn.Module, parallel: Parallel, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Whole shape of every parameter but factors, by name; without the rows that pad a vocabulary."""
+    """Full shape of every parameter but factors, by name; without the rows that pad a vocabulary."""
     shapes = {
-        name: whole_shape(parameter, parallel)
+        name: full_shape(parameter, parallel)
         for name, parameter in model.named_parameters()
         if not name.endswith(FACTORS)
     }
@@ -84,7 +84,7 @@ def initial_shapes(model: nn.Module, parallel: Parallel, *, vocab_size: int) -> 
 
 @torch.no_grad()
 def initialise_parameters(
-    model: nn.Module, parallel: Parallel, *, vocab_size: int, whole: Callable[[str, tuple[int, ...]], Tensor]
+    model: nn.Module, parallel: Parallel, *, vocab_size: int, draw: Callable[[str, tuple[int, ...]], Tensor]
 ) -> None:
     """Fill every parameter with its part of ``whole(name, shape)``, as :func:`draw_tensor` gives it.
 
@@ -96,9 +96,9 @@ def initialise_parameters(
         if name.endswith(FACTORS):
             parameter.zero_()
             continue
-        full = whole(name, shapes[name])
+        full = draw(name, shapes[name])
         if name in OF_THE_VOCABULARY:
             parameter.true_rows = vocab_size
-            padding = whole_shape(parameter, parallel)[0] - vocab_size
+            padding = full_shape(parameter, parallel)[0] - vocab_size
             full = torch.cat([full, full.new_zeros(padding, *full.shape[1:])])
         parameter.copy_(shard(full, parameter, parallel))

@@ -46,7 +46,7 @@ class SDPACoreAttention(nn.Module):
     """Causal core attention through ``scaled_dot_product_attention``: the S x S scores are never stored.
 
     Takes the place of Megatron's ``DotProductAttention``: query, key, value [S, B, heads/n, d] in,
-    [S, B, heads/n x d] out, heads cut over the tensor-parallel group.
+    [S, B, heads/n x d] out, heads sharded over the tensor-parallel group.
     """
 
     def __init__(

@@ -10,11 +10,11 @@ from inrank_megatron.config.shapes import QKV
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.initialise import QKV_LINEAR
 from inrank_megatron.model.separate_qkv import rows_of
-from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, WholeTensors, WithoutSpareRows
+from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY, FullTensors, WithoutSpareRows
 
 
 class PretrainedWeights:
-    """The FP32 masters of a checkpoint without factors; its moments are left alone.
+    """The FP32 master weights of a checkpoint without factors; its moments are left alone.
 
     A model whose query, key and value are separate linears takes the rows of a fused one, and one with a
     smaller vocabulary leaves the rows that pad the other's.
@@ -23,7 +23,7 @@ class PretrainedWeights:
         heads: attention heads of both models.
     """
 
-    def __init__(self, checkpoint: WholeTensors, *, heads: int):
+    def __init__(self, checkpoint: FullTensors, *, heads: int):
         self._checkpoint, self._heads = checkpoint, heads
         names = checkpoint.names
         # A moment's name is that of its parameter with one word more.
@@ -35,7 +35,7 @@ class PretrainedWeights:
         return self._checkpoint.folder
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The whole tensor of the parameter ``name``, FP32; :meth:`account` has compared its ``shape``."""
+        """The full tensor of the parameter ``name``, FP32; :meth:`account` has compared its ``shape``."""
         source, part = self._source(name)
         [(_, tensor)] = self._checkpoint.tensors([source])
         return tensor if part is None else rows_of(tensor, part, heads=self._heads)
@@ -44,7 +44,7 @@ class PretrainedWeights:
         """Every tensor of the checkpoint has its place in the model, and the model lacks none.
 
         Args:
-            expected: whole shape of every parameter that the dense model of the run has, by name; without
+            expected: full shape of every parameter that the dense model of the run has, by name; without
                 the rows that pad a vocabulary.
 
         Raises:

@@ -49,7 +49,7 @@ class SeparateQKV(nn.Module):
 
 
 def rows_of(fused: Tensor, part: str, *, heads: int) -> Tensor:
-    """The rows [h, ...] of query, key or value (``part`` of ``q``, ``k``, ``v``) of a whole fused tensor
+    """The rows [h, ...] of query, key or value (``part`` of ``q``, ``k``, ``v``) of a full fused tensor
     [3 h, ...] in Megatron's order, which is head by head.
     """
     return fused.unflatten(0, (heads, 3, -1))[:, QKV.index(part)].flatten(0, 1)

@@ -13,8 +13,8 @@ MOST_SPARE_ROWS = 1024
 """More are another vocabulary; models are padded by up to 905 rows."""
 
 
-class WholeTensors(Protocol):
-    """Where whole tensors are read; see ``checkpoint/folder.py``."""
+class FullTensors(Protocol):
+    """Where full tensors are read; see ``checkpoint/folder.py``."""
 
     folder: Path
 
@@ -26,11 +26,11 @@ class WholeTensors(Protocol):
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]: ...
 
 
-def spare_rows(source: WholeTensors, *, vocab_size: int) -> int:
+def spare_rows(source: FullTensors, *, vocab_size: int) -> int:
     """The rows of the embedding of ``source`` beyond ``vocab_size`` tokens.
 
     Raises:
-        UserError: it has fewer rows than there are tokens, or so many more that they are other tokens.
+        UserError: it has fewer rows than there are tokens, or too many more for padding.
     """
     rows = source.shape(OF_THE_VOCABULARY[0])[0]
     if rows < vocab_size:
@@ -52,7 +52,7 @@ class WithoutSpareRows:
     ``MOST_SPARE_ROWS`` rows follow it.
     """
 
-    def __init__(self, source: WholeTensors, *, vocab_size: int):
+    def __init__(self, source: FullTensors, *, vocab_size: int):
         self._source, self._vocab_size = source, vocab_size
         self.folder, self.names = source.folder, source.names
 

@@ -32,7 +32,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, objects with a step, in order; none where it is absent or empty.
 
     A line that is no complete JSON object is left out: a process that is killed while it writes leaves
-    such a line behind, and what stands before it is still good.
+    such a line behind, and what precedes it is still good.
 
     Raises:
         UserError: it is no file, or cannot be read.

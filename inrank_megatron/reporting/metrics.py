@@ -85,7 +85,7 @@ class MetricsWriter:
         elapsed_seconds: float,
         part: dict[str, float] | None = None,
     ) -> None:
-        """Loss (nats a token) and perplexities of ``split`` (``valid`` or ``test``) after ``step`` steps.
+        """Loss (nats per token) and perplexities of ``split`` (``valid`` or ``test``) after ``step`` steps.
         ``part``: ``loss`` and ``tokens`` of the part that earlier evaluations were over, if they were.
         """
         _append(

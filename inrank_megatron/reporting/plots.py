@@ -1,6 +1,6 @@
 """The figures of a run, as Matplotlib figures without any global state.
 
-Colours are Okabe and Ito's and, for depth, viridis: both can be told apart with any colour vision.
+Colours are Okabe and Ito's and, for depth, viridis: both can be distinguished with any colour vision.
 """
 
 import math
@@ -72,7 +72,9 @@ def loss_figure(run: Run) -> Figure:
 
 
 def rank_figure(run: Run) -> Figure:
-    """Rank over steps: a line a layer, a panel a kind of linear, colour by depth (InRank, figures 5-7)."""
+    """Rank over steps: one line per layer, a panel a kind of linear, colour by depth (InRank, figures
+    5-7).
+    """
     layers = run.ranks_by_layer()
     kinds = sorted({kind_of(layer) for layer in layers})
     deepest = max(map(depth, layers))
@@ -114,7 +116,7 @@ def spectrum_figure(run: Run) -> Figure:
 
 
 def cost_figure(run: Run) -> Figure:
-    """Parameters and FLOPs a token of each phase beside the dense model."""
+    """Parameters and FLOPs per token of each phase next to the dense model."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     quantities = (("parameters", "parameters"), ("flops_per_token", "FLOPs per token, forward and backward"))
@@ -133,7 +135,7 @@ def cost_figure(run: Run) -> Figure:
 
 
 def throughput_figure(run: Run) -> Figure:
-    """Tokens a second of the job, and TFLOP/s of one device."""
+    """Tokens per second of the job, and TFLOP/s of one device."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     columns = (("tokens_per_second", "tokens/s"), ("tflops_per_second", "TFLOP/s per device"))
     for axes, (name, label) in zip(figure.subplots(1, 2), columns, strict=True):
@@ -196,7 +198,7 @@ def _checks(run: Run) -> dict[str, list[Record]]:
 
 
 def _comparable(run: Run) -> bool:
-    """Whether both costs are known for the dense model and for a phase to set beside it."""
+    """Whether both costs are known for the dense model and for a phase to set next to it."""
     costs = [_costs(run, name) for name in ("parameters", "flops_per_token")]
     return all("dense" in cost and len(cost) > 1 for cost in costs)
 

@@ -40,7 +40,7 @@ CAPTIONS = {
         "the first and the last block. Solid: kept at the layer's rank.",
     ),
     "cost": ("Size and cost against the dense model", "Per cent of the dense model of the same shape."),
-    "throughput": ("Throughput", "Tokens a second of the whole job, and what one device computes."),
+    "throughput": ("Throughput", "Tokens per second of the whole job, and what one device computes."),
 }
 
 

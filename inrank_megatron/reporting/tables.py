@@ -14,7 +14,7 @@ COST_KEYS = {0: "dense", 1: "phase_1", 2: "phase_2"}
 
 
 class Table(NamedTuple):
-    """With ``heads`` a row a line; without, names and values, which stand in two columns if ``wide``."""
+    """With ``heads`` one row per line; without, names and values, which are in two columns if ``wide``."""
 
     title: str
     heads: list[str]

@@ -27,7 +27,7 @@ from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrain
 from inrank_megatron.training.progress import Progress, resume_progress
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
 from inrank_megatron.training.run_folder import RunFolder
-from inrank_megatron.training.run_logger import Journal
+from inrank_megatron.training.run_logger import RunLogger
 
 
 def build(job: Job, folder: RunFolder) -> tuple[Trainer, PreparedData]:
@@ -41,14 +41,14 @@ def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, Pretr
     """The checkpoint that the run goes on from, or weights that it starts from, if any."""
     config, parallel = job.config, job.parallel
     if (path := folder.checkpoint) is not None:
-        return parallel.in_unison(lambda: Checkpoint(path, verify=False)), None
+        return parallel.call_or_raise_on_all_ranks(lambda: Checkpoint(path, verify=False)), None
     if config.training.pretrained_checkpoint is None:
         return None, None
     source, notes = parallel.from_first_rank_in_its_time(
         lambda: choose_pretrained(config), job.meeting, "a verified pretrained checkpoint"
     )
     folder.notes.extend(notes)
-    return None, parallel.in_unison(lambda: read_pretrained(source, config))
+    return None, parallel.call_or_raise_on_all_ranks(lambda: read_pretrained(source, config))
 
 
 def _prepare_data(
@@ -58,7 +58,7 @@ def _prepare_data(
     config, parallel = job.config, job.parallel
     name, parses = config.data.tokenizer, config.data.parse_special_tokens
     if weights is not None and name is not None:  # before the text is read
-        parallel.from_first_rank(
+        parallel.broadcast_from_rank_0(
             lambda: check_tokenizer(weights.folder, load_tokenizer(name, parse_special_tokens=parses))
         )
     identity = weights.state.get("identity") if isinstance(weights, Checkpoint) else None
@@ -66,10 +66,12 @@ def _prepare_data(
     with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
         data = prepare(config.data, progress=progress, recorded=recorded)
     job.meeting.wait_for_all("data")  # nodes that each make their own may differ by more than a timeout
-    _check_equal(parallel.from_every_rank(data.folder.name))
+    _check_equal(parallel.gather_from_all_ranks(data.folder.name))
     folder.notes.extend(data.notes)
     if weights is not None:
-        folder.notes.extend(parallel.from_first_rank(lambda: check_tokenizer(weights.folder, data.tokenizer)))
+        folder.notes.extend(
+            parallel.broadcast_from_rank_0(lambda: check_tokenizer(weights.folder, data.tokenizer))
+        )
     return data
 
 
@@ -119,7 +121,7 @@ def _trainer(
     method = make_method(config, switch_step=identity["switch_step"])
     engine = _engine(job, topology, method, checkpoint=checkpoint, pretrained=pretrained)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
-    journal = Journal(
+    run_logger = RunLogger(
         folder,
         active=parallel.rank == 0,
         total_steps=config.training.train_iters,
@@ -134,7 +136,7 @@ def _trainer(
         batches=batches,
         windows=windows,
         folder=folder,
-        journal=journal,
+        run_logger=run_logger,
         stop=job.stop,
         identity=identity,
         progress=progress,

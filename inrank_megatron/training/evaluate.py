@@ -19,7 +19,7 @@ PASSES_BETWEEN_QUESTIONS = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``loss``: mean nats a token over ``tokens`` targets. ``word_perplexity``: None without words.
+    """``loss``: mean nats per token over ``tokens`` targets. ``word_perplexity``: None without words.
     ``part``: the same over the first windows alone, if that was asked for.
     """
 

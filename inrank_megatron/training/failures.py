@@ -7,7 +7,7 @@ from inrank_megatron.config.out_of_memory import advice, within_memory
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.distributed.platform import device
-from inrank_megatron.distributed.watchdog import GRACE_SECONDS, Neighbours
+from inrank_megatron.distributed.watchdog import GRACE_SECONDS, JobWatchdog
 from inrank_megatron.errors import UserError
 
 # What the machine refuses, rather than the program.
@@ -16,7 +16,7 @@ TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 def explained(
-    compute: Callable[[], None], *, config: Config, topology: Topology, neighbours: Neighbours
+    compute: Callable[[], None], *, config: Config, topology: Topology, watchdog: JobWatchdog
 ) -> None:
     """``compute()``; a UserError where memory runs out, another rank has ended, or the machine refuses a
     file.
@@ -24,8 +24,8 @@ def explained(
     try:
         within_memory(compute, lambda: advice(config, topology, on_cpu=device().type == "cpu"))
     except RuntimeError:
-        # What a collective raises when the rank at its other end has ended tells the user nothing.
-        if (lost := neighbours.explain(patience=GRACE_SECONDS)) is None:
+        # What a collective raises when the rank at its other end has ended says nothing to the user.
+        if (lost := watchdog.explain(patience=GRACE_SECONDS)) is None:
             raise
         raise UserError(lost) from None
     except OSError as error:

@@ -16,7 +16,7 @@ class FolderLock:
     """Keeps a second job out of a run folder until this process ends; taken on the one rank that writes.
 
     Attributes:
-        note: what to tell the user where files cannot be locked, as on Lustre mounted without ``flock``.
+        note: messages for the user where files cannot be locked, as on Lustre mounted without ``flock``.
     """
 
     def __init__(self):

@@ -8,7 +8,7 @@ from inrank_megatron.distributed import process_groups
 from inrank_megatron.distributed.platform import backend
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.distributed.rendezvous import Meeting, meet
-from inrank_megatron.distributed.watchdog import Neighbours
+from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.training.resume_rules import settings_in_common
 from inrank_megatron.training.stopping import StopRequest
 
@@ -25,16 +25,16 @@ class Job:
     stop: StopRequest
 
 
-def join(config: Config, topology: Topology, deepspeed_json: dict, neighbours: Neighbours) -> Job:
+def join(config: Config, topology: Topology, deepspeed_json: dict, watchdog: JobWatchdog) -> Job:
     """Meet the other processes and build the groups. Collective.
 
     Raises:
         UserError: processes are missing, or their settings differ.
     """
-    stop = StopRequest(neighbours, limit_minutes=config.training.exit_duration_in_mins)
+    stop = StopRequest(watchdog, limit_minutes=config.training.exit_duration_in_mins)
     timeout_minutes = config.parallel.distributed_timeout_minutes
     meeting = meet(timeout_minutes=timeout_minutes, settings=settings_in_common(config))
-    neighbours.join(meeting)
+    watchdog.join(meeting)
     parallel = process_groups.initialise(
         backend=backend(),
         tensor_model_parallel_size=topology.tensor_model_parallel_size,

@@ -25,8 +25,8 @@ from inrank_megatron.training.evaluate import evaluate
 from inrank_megatron.training.micro_batches import MicroBatches
 from inrank_megatron.training.progress import Progress
 from inrank_megatron.training.run_folder import RunFolder
-from inrank_megatron.training.run_logger import Journal
-from inrank_megatron.training.saving import Saver, Standing
+from inrank_megatron.training.run_logger import RunLogger
+from inrank_megatron.training.saving import Saver, SaveStatus
 from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.step_metrics import StepMetrics, phase
 from inrank_megatron.training.stopping import StopRequest
@@ -55,7 +55,7 @@ class Trainer:
     batches: TrainBatches
     windows: dict[str, EvalWindows]
     folder: RunFolder
-    journal: Journal
+    run_logger: RunLogger
     stop: StopRequest
     identity: dict
     peak_flops: float | None
@@ -74,12 +74,12 @@ class Trainer:
         )
         self._unrecorded: list[Callable[[], None]] = []
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
-        self._compared_step = self.progress.step  # whole tensors were loaded, or drawn on all ranks alike
+        self._compared_step = self.progress.step  # full tensors were loaded, or drawn on all ranks alike
         self._saver = Saver(
             self.folder.checkpoints,
             parallel=parallel,
             device=device,
-            journal=self.journal,
+            run_logger=self.run_logger,
             keep_last=self.config.training.keep_last,
             verified=self.folder.checkpoint,
         )
@@ -105,19 +105,19 @@ class Trainer:
             self._initialise()
         else:
             if engine.layers:  # of weights alone no session has recorded it
-                self.journal.structure(step, "init", engine.views(), once=True)
+                self.run_logger.structure(step, "init", engine.views(), once=True)
             if self.progress.check_under_way:
                 self._apply_method()
             self._between_steps()  # a stop may have cut them short
         self._memory.begin(PARTS[phase(engine)])
 
     def _initialise(self) -> None:
-        self.engine.apply(self.method.start(), step=0, batches=self._micro_batches)
+        self.engine.apply(self.method.initialisation(), step=0, batches=self._micro_batches)
         # A model that is built from here on gets the run's own state; by then the folder may be gone.
         factory: Any = self.engine.factory  # a `GPTFactory`
         self.engine.factory = replace(factory, pretrained=None)
         if self.engine.layers:
-            self.journal.structure(0, "init", self.engine.views())
+            self.run_logger.structure(0, "init", self.engine.views())
 
     # ---- one step ----
 
@@ -130,12 +130,12 @@ class Trainer:
         )
         self.progress = Progress(step, self._seconds())
         self._log(result, lr=lr, seconds=time.monotonic() - began)
-        stopping = self._saver.heeds(result.notice)
+        stopping = self._saver.should_stop(result.notice)
         self._apply_method()
         self._compare_replicas()
         return stopping
 
-    def _meanwhile(self) -> Standing:
+    def _meanwhile(self) -> SaveStatus:
         """While the device computes a step: record the check before it, get the next one's tokens on their
         way, and say whether this rank was asked to stop.
         """
@@ -143,17 +143,17 @@ class Trainer:
         following = self.progress.step + 1
         if following < self.config.training.train_iters:
             self._micro_batches.fetch(following)
-        return self._saver.standing(self.stop.reason() is not None)
+        return self._saver.status(self.stop.reason() is not None)
 
     def _log(self, result: StepResult, *, lr: float, seconds: float) -> None:
         step, training = self.progress.step, self.config.training
         if _due(step, training.log_interval) or step == training.train_iters:
             metrics = self._metrics.of(result, step=step, lr=lr, seconds=seconds)
             elapsed = {"elapsed_seconds": self.progress.seconds}
-            self.journal.train(metrics | elapsed | self._memory.since_last())
+            self.run_logger.train(metrics | elapsed | self._memory.since_last())
         if result.skipped:
             scale = self.engine.loss_scaling.scale
-            self.journal.message(
+            self.run_logger.message(
                 f"step {step}: overflow, nothing is updated; the loss scale is {scale:g} now"
             )
 
@@ -163,7 +163,7 @@ class Trainer:
             changes = decision.changes
             checks = [change for change in changes if isinstance(change, SetRank)]
             switches = any(isinstance(change, Refactor) for change in changes)
-            self._unrecorded.append(partial(self.journal.checks, step, decision.views, checks))
+            self._unrecorded.append(partial(self.run_logger.checks, step, decision.views, checks))
             if switches or not self._overlaps:
                 self._record_checks()
             if switches:
@@ -182,14 +182,14 @@ class Trainer:
         begins = "; second phase" if engine.in_first_phase or not engine.layers else ""
         self._memory.begin("switch")
         if engine.in_first_phase:
-            columns = {view.name: view.active for view in decision.views}
+            columns = {view.name: view.active_columns for view in decision.views}
             self.identity = self.identity | {PHASE_1_COLUMNS: columns}
         engine.apply(decision.changes, step=step, batches=self._micro_batches)
         self._memory.begin(PARTS[phase(engine)])
         views, seconds = engine.views(), time.monotonic() - began
         mean = sum(view.rank for view in views) / len(views)
-        self.journal.structure(step, "switch", views)
-        self.journal.event(
+        self.run_logger.structure(step, "switch", views)
+        self.run_logger.event(
             "switch",
             step,
             f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s){begins}",
@@ -223,7 +223,7 @@ class Trainer:
         A split without text is done at once.
         """
         training, step = self.config.training, self.progress.step
-        windows, journal = self.windows.get(split), self.journal
+        windows, run_logger = self.windows.get(split), self.run_logger
         if windows is None:
             return True
         usual = limit = len(windows)
@@ -231,8 +231,8 @@ class Trainer:
             usual = min(usual, training.eval_iters * self.topology.global_batch_size)
             limit = usual if step < training.train_iters else limit
         tokens = min(limit * windows.seq_length, windows.num_targets)
-        recorded = self.engine.parallel.from_first_rank(
-            lambda: journal.recorded_evaluation(step, split, tokens=tokens)
+        recorded = self.engine.parallel.broadcast_from_rank_0(
+            lambda: run_logger.recorded_evaluation(step, split, tokens=tokens)
         )
         rows = self.topology.micro_batch_size
         result = recorded or evaluate(
@@ -242,7 +242,7 @@ class Trainer:
             return False
         if recorded is None:
             self.progress = replace(self.progress, seconds=self._seconds())
-            journal.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
+            run_logger.evaluation(step, split, result, elapsed_seconds=self.progress.seconds)
         if split == "valid":
             common = result.part or result
             self.progress = replace(
@@ -256,7 +256,7 @@ class Trainer:
         Raises:
             UserError: on all ranks, if the checkpoint being written could not be.
         """
-        return self._saver.stops(self.stop.reason() is not None)
+        return self._saver.any_rank_stops(self.stop.reason() is not None)
 
     def _save(self) -> None:
         """Have a checkpoint of the present step written, unless the newest one is of this step already.
@@ -291,13 +291,15 @@ class Trainer:
         finished = finished and self._evaluate("test")
         step, parallel = self.progress.step, self.engine.parallel
         if not finished:
-            reason = parallel.from_first_rank(lambda: self.stop.reason() or "another rank was asked to stop")
-            self.journal.message(f"stopping after step {step}: {reason}")
+            reason = parallel.broadcast_from_rank_0(
+                lambda: self.stop.reason() or "another rank was asked to stop"
+            )
+            self.run_logger.message(f"stopping after step {step}: {reason}")
         elif left := self.method.unfinished(self.engine.views()):
-            self.journal.event("unfinished", step, f"step {step}: {left}")
+            self.run_logger.event("unfinished", step, f"step {step}: {left}")
         self._saver.wait()
         self._memory.since_last()
-        self.peak_memory = largest(parallel.from_every_rank(self._memory.parts))
+        self.peak_memory = largest(parallel.gather_from_all_ranks(self._memory.parts))
         return finished
 
     @contextmanager

@@ -16,7 +16,7 @@ SAME = ("model_type", "num_attention_heads", "norm_epsilon", "openai_gelu", "rot
 
 
 def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
-    """The checkpoint folder that ``pretrained_checkpoint`` means, verified, and what to tell the user.
+    """The checkpoint folder that ``pretrained_checkpoint`` means, verified, and messages for the user.
     Called on one rank.
 
     Raises:
@@ -51,7 +51,7 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> list[str]:
     or goes on. Runs keep their tokenizer; those from before they did are not compared.
 
     Returns:
-        What to tell the user.
+        Messages for the user.
 
     Raises:
         UserError: the tokenizers differ, or the weights lack rows for some tokens.

@@ -10,11 +10,11 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.model.vocabulary import WholeTensors, WithoutSpareRows
+from inrank_megatron.model.vocabulary import FullTensors, WithoutSpareRows
 
 
 def identity_of(checkpoint: Checkpoint, derived: dict, *, train_iters: int) -> dict:
-    """The recorded identity; it stands over a newly ``derived`` one, so that the switch keeps its step.
+    """The recorded identity; it wins over a newly ``derived`` one, so that the switch keeps its step.
     Weights alone belong to no run yet and take the derived one.
     """
     if is_weights_only(checkpoint.state):
@@ -23,13 +23,13 @@ def identity_of(checkpoint: Checkpoint, derived: dict, *, train_iters: int) -> d
     if recorded["data"] != derived["data"]:
         raise UserError(
             f"{checkpoint.folder}: was trained on data {recorded['data'][:12]}, the settings now give "
-            f"{derived['data'][:12]}; restore the text and tokenizer, or start anew with another --save"
+            f"{derived['data'][:12]}; restore the text and tokenizer, or start again with another --save"
         )
     switch = recorded["switch_step"]
     if switch is not None and switch >= train_iters:
         raise UserError(
             f"train_iters = {train_iters}: the run in {checkpoint.folder.parent.parent} switches after step "
-            f"{switch}, which must come before the last; raise --train-iters, or start anew with another "
+            f"{switch}, which must come before the last; raise --train-iters, or start again with another "
             "--save"
         )
     return recorded
@@ -47,10 +47,10 @@ def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> di
     growing = {name: spec for name, spec in recorded.items() if not spec.final}
     for name, spec in growing.items():
         own = wanted.get(name)
-        if own is None or (own.columns, own.base) != (spec.columns, spec.base):
+        if own is None or (own.capacity, own.base) != (spec.capacity, spec.base):
             raise UserError(
-                f"{checkpoint.folder}: {name} has {spec.columns} columns {_base(spec)}, this method begins "
-                f"with {'no factors' if own is None else f'{own.columns} {_base(own)}'}; give that run's "
+                f"{checkpoint.folder}: {name} has {spec.capacity} columns {_base(spec)}, this method begins "
+                f"with {'no factors' if own is None else f'{own.capacity} {_base(own)}'}; give that run's "
                 "method and rank settings, or name final ranks when the weights are converted"
             )
     return recorded | {n: replace(spec, tracked=wanted[n].tracked) for n, spec in growing.items()}
@@ -59,7 +59,7 @@ def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> di
 def fill(engine: Engine, checkpoint: Checkpoint) -> None:
     """Give an engine of that structure the values of ``checkpoint``."""
     state = checkpoint.state
-    source: WholeTensors = checkpoint
+    source: FullTensors = checkpoint
     factory: Any = engine.factory  # a run's, which knows the vocabulary
     if weights_only := is_weights_only(state):  # a converted model's vocabulary may be padded
         source = WithoutSpareRows(checkpoint, vocab_size=factory.vocab_size)
@@ -67,4 +67,4 @@ def fill(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def _base(spec: FactorSpec) -> str:
-    return "beside W0" if spec.base else "without W0"
+    return "next to W0" if spec.base else "without W0"

@@ -12,7 +12,7 @@ from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed import process_groups
 from inrank_megatron.distributed.placement import hosts_in_words
 from inrank_megatron.distributed.platform import backend, check_precision, device_name, mixed_devices
-from inrank_megatron.distributed.watchdog import Neighbours
+from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.reporting.console import unless_nobody_reads
@@ -30,7 +30,7 @@ from inrank_megatron.training.summary import is_finished, write_summary
 FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
 
 
-def run(launch: Launch, neighbours: Neighbours) -> None:
+def run(launch: Launch, watchdog: JobWatchdog) -> None:
     """Train as ``launch`` asks, or print the plan. UserError for everything that the user can correct.
 
     ``config.checks.check`` has passed its settings.
@@ -48,26 +48,26 @@ def run(launch: Launch, neighbours: Neighbours) -> None:
     check_installed(config)
     check_precision(bf16=config.training.bf16)
     explained(
-        lambda: _run(launch, topology, deepspeed_json, neighbours),
+        lambda: _run(launch, topology, deepspeed_json, watchdog),
         config=config,
         topology=topology,
-        neighbours=neighbours,
+        watchdog=watchdog,
     )
 
 
-def _run(launch: Launch, topology: Topology, deepspeed_json: dict, neighbours: Neighbours) -> None:
+def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: JobWatchdog) -> None:
     """Meet the other processes, choose the folder, train unless that is done, report."""
-    job = join(launch.config, topology, deepspeed_json, neighbours)
+    job = join(launch.config, topology, deepspeed_json, watchdog)
     config, parallel, lock, told = job.config, job.parallel, FolderLock(), ""
     folder = parallel.from_first_rank_in_its_time(
         lambda: choose_run_folder(config, lock, name=launch.config_path.stem), job.meeting, "a verified run"
     )
     folder.notes.extend([*launch.notes, *_machines_in_words(job)])
-    if parallel.from_first_rank(lambda: is_finished(folder, config)):
+    if parallel.broadcast_from_rank_0(lambda: is_finished(folder, config)):
         told = f"the run has all its {config.training.train_iters} steps already\n"
     else:
         _train(job, folder, lock)
-    neighbours.leave(parallel)
+    watchdog.leave(parallel)
     if parallel.rank == 0:
         # Imported here: no other rank draws, and Matplotlib takes a second.
         from inrank_megatron.reporting.report import write_report
@@ -82,7 +82,7 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, neighbours: N
 
 def _machines_in_words(job: Job) -> list[str]:
     """What to say of the machines of a job that has several, or several kinds."""
-    mixed = mixed_devices(job.parallel.from_every_rank((socket.gethostname(), device_name())))
+    mixed = mixed_devices(job.parallel.gather_from_all_ranks((socket.gethostname(), device_name())))
     sent = shown_size(costs.tensor_parallel_bytes(job.config, job.topology))
     return [*mixed, *hosts_in_words(job.meeting, job.parallel, backend=backend(), sent=sent)]
 
@@ -91,19 +91,19 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
     """Build everything, then train to the end or to a stop."""
     config, parallel = job.config, job.parallel
     trainer, data = build(job, folder)
-    parallel.from_first_rank(lambda: claim(folder, config, lock, data.tokenizer))
+    parallel.broadcast_from_rank_0(lambda: claim(folder, config, lock, data.tokenizer))
     check_shared(folder.path, parallel)
     folder.notes.extend(filter(None, [lock.note]))
     job.stop.listen()
     first = parallel.rank == 0
     if first:
         write_summary(trainer, data, finished=False)
-    with trainer.journal as journal:
+    with trainer.run_logger as run_logger:
         for note in folder.notes:
-            journal.note(note)
+            run_logger.note(note)
         if "valid" in trainer.windows and (warning := without_best(config)):
-            journal.note(warning)
-        journal.message(_headline(trainer))
+            run_logger.note(warning)
+        run_logger.message(_headline(trainer))
         finished = trainer.train()
     if first:
         write_summary(trainer, data, finished=finished)
@@ -115,7 +115,7 @@ def _write_sample(trainer: Trainer, data: PreparedData) -> None:
     # Imported here: transformers' models take a second, on rank 0 alone.
     from inrank_megatron.generation.sample import write_sample
 
-    columns = {name: layer.active for name, layer in trainer.engine.layers.items()} or None
+    columns = {name: layer.active_columns for name, layer in trainer.engine.layers.items()} or None
     parameters = costs.parameters(trainer.config, trainer.topology.vocab_size, ranks=columns).total
     if reason := write_sample(trainer.folder.path, data.valid, parameters=parameters):
         print(f"no sample of its text: {reason}")
@@ -128,5 +128,5 @@ def _headline(trainer: Trainer) -> str:
         f"{start} in {trainer.folder.path}: {training.method}, {t.world_size} x {device_name()} = "
         f"{t.tensor_model_parallel_size} tensor-parallel x {t.data_parallel_size} data-parallel; batch "
         f"{t.global_batch_size} = {t.micro_batch_size} x {t.accumulation_steps} accumulated x "
-        f"{t.data_parallel_size} sequences; {trainer.batches.steps_per_epoch} steps an epoch"
+        f"{t.data_parallel_size} sequences; {trainer.batches.steps_per_epoch} steps per epoch"
     )

@@ -32,7 +32,7 @@ from inrank_megatron.training.schedule import changed_rate
 @dataclass(frozen=True)
 class RunFolder:
     """``is_new``: no run is there yet. ``checkpoint``: where to go on; ``goes_back``: it was asked for by its
-    step, so later ones are no part of the run any more. ``notes``: what to tell the user.
+    step, so later ones are no part of the run any more. ``notes``: messages for the user.
     """
 
     path: Path
@@ -151,7 +151,7 @@ def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder
     check_resumable(checkpoint, state)
     if is_weights_only(state):
         notes.append(
-            f"{checkpoint} holds weights alone: moments, their step counts and the loss scale begin anew"
+            f"{checkpoint} holds weights alone: moments, their step counts and the loss scale start from zero"
         )
     if changed:
         notes.append(f"changed since the run began: {', '.join(changed)}")
@@ -168,7 +168,7 @@ def _without_checkpoint(path: Path, faults: list[str]) -> RunFolder:
     if faults:
         raise UserError(
             f"{path}: none of its checkpoints is complete ({'; '.join(faults)}); "
-            "start anew with another --save"
+            "start again with another --save"
         )
     if aside := [step_of(folder) for folder in published(path / "checkpoints")]:
         raise UserError(
@@ -178,8 +178,8 @@ def _without_checkpoint(path: Path, faults: list[str]) -> RunFolder:
     saved = [r["step"] for r in read_records(path / METRICS) if r.get("kind") == "checkpoint"]
     if saved:
         raise UserError(
-            f"{path}: its records tell of a checkpoint at step {saved[-1]}, and there is none; put it "
-            "back, or start anew with another --save"
+            f"{path}: its records name a checkpoint at step {saved[-1]}, and there is none; put it "
+            "back, or start again with another --save"
         )
     notes = [f"{path} holds no checkpoint yet: the run starts from the beginning"]
     return RunFolder(path, is_new=False, notes=notes)

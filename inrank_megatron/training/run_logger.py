@@ -1,4 +1,4 @@
-"""What the run tells: records in the run folder and lines for the user, from rank 0 alone."""
+"""What the run reports: records in the run folder and lines for the user, from rank 0 alone."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from inrank_megatron.training.run_folder import RunFolder
 LEADING_VALUES = 64
 
 
-class Journal:
+class RunLogger:
     """A context manager; on other ranks than 0 every call does nothing.
 
     Args:
@@ -30,7 +30,7 @@ class Journal:
         self._total_steps, self._start_step = total_steps, start_step
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "RunLogger":
         if self._active:
             resumed = None if self._folder.is_new else self._start_step
             self._metrics = MetricsWriter(self._folder.path, resume_step=resumed)
@@ -95,7 +95,7 @@ class Journal:
                         step=step,
                         event="check",
                         rank=d.rank,
-                        active=d.active,
+                        active_columns=d.active_columns,
                         explained_ratio=d.explained_ratio,
                         capped=d.capped,
                     )
@@ -121,7 +121,7 @@ class Journal:
                         step=step,
                         event=event,
                         rank=v.rank,
-                        active=v.active,
+                        active_columns=v.active_columns,
                         explained_ratio=None,
                         capped=False,
                     )
@@ -152,7 +152,7 @@ def _rank_record(
     step: int,
     event: str,
     rank: int,
-    active: int,
+    active_columns: int,
     explained_ratio: float | None,
     capped: bool,
 ) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _rank_record(
         "rank": rank,
         "previous_rank": view.rank,
         "explained_ratio": explained_ratio,
-        "active_columns": active,
+        "active_columns": active_columns,
         "capacity": view.capacity,
         "capped": capped,
         "singular_values": list(view.singular_values[:LEADING_VALUES]),

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: each rank waits for a copy of its part, not for the disk."""
+"""Checkpoints written while training goes on: each rank waits for a copy of its part, not for the disk."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from inrank_megatron.distributed.memory import available_memory
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.distributed.side_group import SideGroup
 from inrank_megatron.errors import UserError
-from inrank_megatron.training.run_logger import Journal
+from inrank_megatron.training.run_logger import RunLogger
 from inrank_megatron.training.save_task import SaveTask
 
 MEMORY_SHARE = 0.5  # of what is available: the rest is for batches and page cache
@@ -25,11 +25,11 @@ END_SECONDS = 60.0  # until a thread has noticed that those of other ranks have 
 POLL_SECONDS = 1.0  # ranks that wait meet so often: no collective waits for the disk until its timeout
 
 
-class Standing(IntEnum):
-    """How a rank stands; over all ranks the largest counts."""
+class SaveStatus(IntEnum):
+    """The state of one rank; over all ranks the largest counts."""
 
-    GOES_ON = 0
-    STOPS = 1  # or writes, while all wait for that
+    CONTINUE = 0
+    STOP = 1  # or writes, while all wait for that
     FAILED = 2
 
 
@@ -37,8 +37,8 @@ class Saver:
     """Saves a training's state; made and called on all ranks alike. At most one checkpoint is in flight.
 
     Args:
-        root: where checkpoints lie, in the run folder. keep_last: how many stay beside the best; None: all.
-        verified: a checkpoint that this process has read and found whole.
+        root: where checkpoints lie, in the run folder. keep_last: how many stay next to the best; None: all.
+        verified: a checkpoint that this process has read and found complete.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class Saver:
         *,
         parallel: Parallel,
         device: torch.device,
-        journal: Journal,
+        run_logger: RunLogger,
         keep_last: int | None,
         verified: Path | None,
     ):
         self._root, self._keep_last = root, keep_last
         self._verified = set() if verified is None else {verified}
-        self._parallel, self._device, self._journal = parallel, device, journal
+        self._parallel, self._device, self._run_logger = parallel, device, run_logger
         self._side = SideGroup(parallel)
         self._task: SaveTask | None = None  # while a checkpoint is in flight
-        self._ended = False  # whether it had ended when this rank last said how it stands
+        self._ended = False  # whether it had ended when this rank last reported its status
 
     def save(self, slices: Iterable[Slice], state: dict, *, snapshot_bytes: int) -> None:
         """Copy ``slices`` and have them written; return before that, unless the copies would not fit.
 
         Args:
-            slices: of this rank; those of all ranks make up every tensor. state: recorded beside them.
+            slices: of this rank; those of all ranks make up every tensor. state: recorded next to them.
             snapshot_bytes: of all slices of this rank.
         """
         began = time.monotonic()
@@ -89,10 +89,10 @@ class Saver:
         """
         while True:
             writing = self._task is not None and not self._task.has_ended(within=POLL_SECONDS)
-            own = Standing.STOPS if writing else self._outcome()
-            worst = self._parallel.largest(own, self._device)
+            status = SaveStatus.STOP if writing else self._outcome()
+            worst = self._parallel.largest(status, self._device)
             self._raise_if_failed(worst)
-            if worst != Standing.STOPS:
+            if worst != SaveStatus.STOP:
                 break
         self._record()
 
@@ -103,21 +103,21 @@ class Saver:
         if self._task is not None:
             self._task.has_ended(within=None)
 
-    def stops(self, asked: bool) -> bool:
-        """Whether any rank was ``asked`` to stop; it also tells what became of a save. Collective.
+    def any_rank_stops(self, asked: bool) -> bool:
+        """Whether any rank was ``asked`` to stop; it also reports what became of a save. Collective.
 
         Raises:
             UserError: on all ranks, if a checkpoint could not be written.
         """
-        return self.heeds(self._parallel.largest(self.standing(asked), self._device))
+        return self.should_stop(self._parallel.largest(self.status(asked), self._device))
 
-    def standing(self, asked: bool) -> Standing:
-        """What this rank has to tell the others, for :meth:`heeds`, which comes next."""
+    def status(self, asked: bool) -> SaveStatus:
+        """What this rank has to report to the others, for :meth:`heeds`, which comes next."""
         self._ended = self._task is not None and self._task.has_ended()
-        return max(self._outcome() if self._ended else Standing.GOES_ON, Standing(asked))
+        return max(self._outcome() if self._ended else SaveStatus.CONTINUE, SaveStatus(asked))
 
-    def heeds(self, worst: int) -> bool:
-        """Whether to stop, now that ``worst`` is the largest standing of all ranks.
+    def should_stop(self, worst: int) -> bool:
+        """Whether to stop, now that ``worst`` is the largest status of all ranks.
 
         Raises:
             UserError: on all ranks, if a checkpoint could not be written.
@@ -125,24 +125,24 @@ class Saver:
         self._raise_if_failed(worst)
         if self._ended:
             self._record()
-        return worst == Standing.STOPS
+        return worst == SaveStatus.STOP
 
     def _clear_away(self, newest: Path) -> None:
         if self._keep_last is not None:
             prune(self._root, keep_last=self._keep_last, newest=newest, verified=self._verified)
 
-    def _outcome(self) -> Standing:
+    def _outcome(self) -> SaveStatus:
         failed = self._task is not None and self._task.fault is not None
-        return Standing.FAILED if failed else Standing.GOES_ON
+        return SaveStatus.FAILED if failed else SaveStatus.CONTINUE
 
     def _raise_if_failed(self, worst: int) -> None:
-        if worst != Standing.FAILED:
+        if worst != SaveStatus.FAILED:
             return
         task, self._task = self._task, None
         if task is not None:
             task.has_ended(within=END_SECONDS)
         fault = None if task is None else task.fault
-        messages = self._parallel.from_every_rank(None if fault is None else str(fault))
+        messages = self._parallel.gather_from_all_ranks(None if fault is None else str(fault))
         if fault is not None:
             raise fault
         raise UserError(next(filter(None, messages)))
@@ -154,7 +154,7 @@ class Saver:
             return
         saved = task.saved
         path = str(saved.path.relative_to(self._root.parent))
-        self._journal.event(
+        self._run_logger.event(
             "checkpoint",
             saved.step,
             f"step {saved.step}: saved {path} ({saved.seconds:.1f} s, training waited "
@@ -164,7 +164,7 @@ class Saver:
             blocked_seconds=saved.blocked_seconds,
         )
         for note in saved.notes:
-            self._journal.message(note)
+            self._run_logger.message(note)
 
 
 def fits_in_memory(snapshot_bytes: int) -> bool:

@@ -17,9 +17,9 @@ def check_shared(folder: Path, parallel: Parallel, *, patience: float = PATIENCE
     Raises:
         UserError: on all ranks; names a rank that does not, and its host.
     """
-    marker = parallel.from_first_rank(lambda: _mark(folder))
+    marker = parallel.broadcast_from_rank_0(lambda: _mark(folder))
     seen = _appears(folder / marker, within=patience)
-    hosts = parallel.from_every_rank(None if seen else socket.gethostname())
+    hosts = parallel.gather_from_all_ranks(None if seen else socket.gethostname())
     if parallel.rank == 0:
         (folder / marker).unlink(missing_ok=True)
     blind = [(rank, host) for rank, host in enumerate(hosts) if host is not None]

@@ -51,5 +51,5 @@ class StepMetrics:
             self.config,
             self.topology.padded_vocab_size,
             frozen_base=any(layer.weight is not None for layer in layers.values()),
-            ranks={name: layer.active for name, layer in layers.items()} or None,
+            ranks={name: layer.active_columns for name, layer in layers.items()} or None,
         )

@@ -4,7 +4,7 @@ import signal
 import time
 from types import FrameType
 
-from inrank_megatron.distributed.watchdog import Neighbours
+from inrank_megatron.distributed.watchdog import JobWatchdog
 
 # Batch systems warn of a time limit with one of these, which end a process unless it listens.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -25,15 +25,15 @@ class StopRequest:
         limit_minutes: how long the program may run, from the making of this object; None: no limit.
     """
 
-    def __init__(self, neighbours: Neighbours, *, limit_minutes: float | None = None):
-        self._neighbours = neighbours
+    def __init__(self, watchdog: JobWatchdog, *, limit_minutes: float | None = None):
+        self._watchdog = watchdog
         self._deadline = None if limit_minutes is None else time.monotonic() + 60 * limit_minutes
         self._signal: int | None = None
         self._interrupts = 0
 
     def listen(self) -> None:
         """From here on a signal asks for a stop instead of ending the process; a second SIGINT ends it."""
-        self._neighbours.hand_over()
+        self._watchdog.hand_over()
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
                 signal.signal(number, self._note)
@@ -55,6 +55,6 @@ class StopRequest:
             return signal.Signals(self._signal).name
         if self._deadline is not None and time.monotonic() > self._deadline:
             return "exit_duration_in_mins has passed"
-        if self._neighbours.launcher_is_gone:
+        if self._watchdog.launcher_is_gone:
             return "the launcher has ended"
         return None

@@ -1,4 +1,4 @@
-"""``summary.json``: what the report and a later session need to know of a run beside its records."""
+"""``summary.json``: what the report and a later session need to know of a run next to its records."""
 
 import json
 import platform as python_platform
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "datasets")
 
 
 def is_finished(folder: RunFolder, config: Config) -> bool:
-    """Whether the run came to its end, and its newest whole checkpoint has all the steps asked for."""
+    """Whether the run came to its end, and its newest complete checkpoint has all the steps asked for."""
     if folder.checkpoint is None:
         return False
     steps = Checkpoint(folder.checkpoint, verify=False).state["step"]
@@ -33,7 +33,7 @@ def is_finished(folder: RunFolder, config: Config) -> bool:
 
 
 def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> None:
-    """Write the summary of the run as it stands."""
+    """Write the summary of the run as it is."""
     config, topology = trainer.config, trainer.topology
     summary = {
         "method": config.training.method,
@@ -67,9 +67,9 @@ def _peaks_before(trainer: Trainer) -> dict[str, Peak]:
 
 
 def _costs(trainer: Trainer) -> dict:
-    """Parameters and FLOPs a token: dense, and of either phase once it has been reached."""
+    """Parameters and FLOPs per token: dense, and of either phase once it has been reached."""
     config, topology, engine = trainer.config, trainer.topology, trainer.engine
-    columns = {name: layer.active for name, layer in engine.layers.items()} or None
+    columns = {name: layer.active_columns for name, layer in engine.layers.items()} or None
     first = columns if engine.in_first_phase else trainer.identity.get(PHASE_1_COLUMNS)
     phases = {
         "dense": (None, False),

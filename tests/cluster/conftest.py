@@ -35,7 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, _caches: None) -> Iterator
 
 @pytest.fixture(scope="session")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where run folders lie, beside the corpus that they share."""
+    """Where run folders lie, next to the corpus that they share."""
     return tmp_path_factory.mktemp("trainings")
 
 

@@ -20,7 +20,7 @@ PLACES = (0, 0, 1)  # the hosts of the ranks
 
 @dataclass
 class Job:
-    """Ranks on two hosts, each as an own launcher there would start it."""
+    """Ranks on two hosts, each as its own launcher there would start it."""
 
     hosts: Cluster
     folder: Path

@@ -31,7 +31,7 @@ _PORTS = itertools.count(29500)
 
 
 def flags(folder: Path, *more: str) -> list[str]:
-    """Of a training into ``folder``; the corpus lies beside it."""
+    """Of a training into ``folder``; the corpus lies next to it."""
     return [*SETTINGS, *data_flags(folder.parent / "data"), "--save", str(folder), *more]
 
 

@@ -102,7 +102,7 @@ GROWING = {"rank_check_interval": CHECK, "buffer": 8, "initial_column_norm": 0.1
 LLAMA = {"model_type": "llama"}
 ATTENTION = {"factorised_linears": "mlp-attention"}
 SEPARATE = {**ATTENTION, "qkv_factors": "separate"}
-RESTARTS = {"rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2}
+MERGES = {"rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2}
 RECOMPUTE = {"recompute_granularity": "full"}
 
 CASES = {
@@ -112,7 +112,7 @@ CASES = {
     "fixed-rank-attention": _case("fixed-rank", steps=15, rank=15, **SEPARATE),
     "lora": _case("lora", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE, steps=15, rank=8),
     "lora-attention": _case("lora", steps=15, rank=8, **ATTENTION),
-    "relora": _case("relora", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE, **RESTARTS),
+    "relora": _case("relora", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE, **MERGES),
     "inrank": _case("inrank", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_LOWER, steps=20, **GROWING),
     "inrank-random": _case(
         "inrank",
@@ -150,7 +150,7 @@ CASES = {
         Tag.STARTS_AS_DENSE,
         **LLAMA,
         **ATTENTION,
-        **RESTARTS,
+        **MERGES,
         relora_reset="random",
     ),
     "llama-inrank-efficient": _case(

@@ -42,14 +42,16 @@ def first_step_of_new_columns(rank: int, world_size: int, layout: Layout, settin
             for moment, beta in zip(state.moments.values(), (adam.adam_beta1, adam.adam_beta2), strict=True)
         )
         write_state(parameter, ParameterState(state.master, {"exp_avg": first, "exp_avg_sq": second}))
-    session.engine.masters.set_steps(dict.fromkeys(session.engine.masters.steps(), 100_000))
+    session.engine.master_weights.set_steps(dict.fromkeys(session.engine.master_weights.steps(), 100_000))
     changes = session.decide()
-    active = {name: layer.active for name, layer in session.engine.layers.items()}
+    active = {name: layer.active_columns for name, layer in session.engine.layers.items()}
     session.apply(changes)
     before = states(session)
     session.train_step()
     updates = [
-        (state["master"] - before[name]["master"]).narrow(dim, old, session.engine.layers[layer].active - old)
+        (state["master"] - before[name]["master"]).narrow(
+            dim, old, session.engine.layers[layer].active_columns - old
+        )
         for name, state in states(session).items()
         for layer, _, leaf in [name.rpartition(".")]
         if leaf in ("U", "V")
@@ -83,7 +85,7 @@ def around_growth(rank: int, world_size: int, layout: Layout, settings: dict) ->
     session = build("inrank", layout, **settings).start().train(CHECK - 1)
     session.train_step()
     changes = session.decide()
-    active = {name: layer.active for name, layer in session.engine.layers.items()}
+    active = {name: layer.active_columns for name, layer in session.engine.layers.items()}
     before, loss = states(session), session.fixed_loss()
     session.apply(changes)
     return {
@@ -91,7 +93,7 @@ def around_growth(rank: int, world_size: int, layout: Layout, settings: dict) ->
         "after": states(session),
         "loss": (loss, session.fixed_loss()),
         "active": active,
-        "grown": {name: layer.active for name, layer in session.engine.layers.items()},
+        "grown": {name: layer.active_columns for name, layer in session.engine.layers.items()},
     }
 
 
@@ -103,12 +105,12 @@ def beyond_use(rank: int, world_size: int, name: str, layout: Layout, settings: 
     largest, active = 0.0, []
     for _ in range(steps):
         session.train(1)
-        active.append({key: layer.active for key, layer in session.engine.layers.items()})
+        active.append({key: layer.active_columns for key, layer in session.engine.layers.items()})
     for layer in session.engine.layers.values():
         for dim, parameter in ((1, layer.U), (0, layer.V)):
             state = read_state(parameter)
             for tensor in (read_value(parameter), state.master, *state.moments.values()):
-                unused = tensor.narrow(dim, layer.active, layer.capacity - layer.active)
+                unused = tensor.narrow(dim, layer.active_columns, layer.capacity - layer.active_columns)
                 largest = max([largest, *unused.abs().flatten().tolist()])
     return {"largest": largest, "active": active}
 
@@ -126,7 +128,7 @@ def spectra(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     return seen
 
 
-def around_restart(
+def around_merge(
     rank: int, world_size: int, layout: Layout, settings: dict, resets: list[tuple[str, float]]
 ) -> list[dict]:
     """State, effective weights and loss before and after ReLoRA's first restart, for each way of it."""

@@ -16,7 +16,7 @@ from tests.contract.sessions import Session, build
 
 @dataclass(frozen=True)
 class Tensors:
-    """Whole tensors in memory, as a checkpoint has them."""
+    """Full tensors in memory, as a checkpoint has them."""
 
     by_name: dict[str, Tensor]
     folder: Path = Path("step_00000001")

@@ -59,7 +59,7 @@ def _single() -> Iterator[Comparison]:
     for name in tagged(Tag.WITHOUT_SP):
         yield {"method": name, "layout": "TP2 without SP", **PLAIN}
     for name in tagged(Tag.MORE_LAYOUTS):
-        yield {"method": name, "layout": "TP2 SP apart", **PLAIN}
+        yield {"method": name, "layout": "TP2 SP separate", **PLAIN}
         yield {"method": name, "layout": "TP4 SP", **PLAIN}
     for name in tagged(Tag.APEX):
         apex = {"method": name, "layout": "DP2", **PLAIN, "optimizer": "apex-fused-adam"}

@@ -12,17 +12,17 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.held import held_slices
 from inrank_megatron.engine.state import engine_record
-from inrank_megatron.engine.zero_state import read_master
+from inrank_megatron.engine.zero_state import read_master_weight
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
 
 
-def whole_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+def full_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the state, whole. Collective: every rank goes through all of them in the same order."""
-    masters = engine.masters
+    master_weights = engine.master_weights
     for name, parameter in engine.parameters():
-        yield name, _whole(read_master(parameter), parameter, engine)
-        for key in masters.kind.moments:
-            yield f"{name}.{key}", _whole(masters.read(parameter, key), parameter, engine)
+        yield name, _whole(read_master_weight(parameter), parameter, engine)
+        for key in master_weights.kind.moments:
+            yield f"{name}.{key}", _whole(master_weights.read(parameter, key), parameter, engine)
     for name, layer in engine.layers.items():
         if layer.weight is not None:
             yield f"{name}.weight", _whole(read_value(layer.weight), layer.weight, engine)
@@ -71,7 +71,7 @@ def write_checkpoint(engine: Engine, root: Path, step: int) -> None:
     parallel.barrier()
     for piece in held_slices(engine):
         writer.add(piece)
-    parts = parallel.from_every_rank(writer.close())
+    parts = parallel.gather_from_all_ranks(writer.close())
     if parallel.rank == 0:
         writer.publish(parts, {"step": step, "engine": engine_record(engine)})
     parallel.barrier()

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 class Layout:
     """Data-parallel over what tensor parallelism leaves of ``world_size``.
 
-    ``apart``: factors next to W0 stay in rank space, which these small layers would not choose.
+    ``separate_collectives``: factors next to W0 stay in rank space, which these small layers would not
+        choose.
     """
 
     world_size: int = 1
     tensor_parallel: int = 1
     sequence_parallel: bool = True
-    apart: bool = False
+    separate_collectives: bool = False
 
     @property
     def data_parallel(self) -> int:
@@ -26,6 +27,6 @@ LAYOUTS = {
     "TP2 without SP": Layout(2, 2, sequence_parallel=False),
     "DP2": Layout(2, 1),
     "TP2 SP DP2": Layout(4, 2),
-    "TP2 SP apart": Layout(2, 2, apart=True),
+    "TP2 SP separate": Layout(2, 2, separate_collectives=True),
     "TP4 SP": Layout(4, 4),
 }

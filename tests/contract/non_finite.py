@@ -46,12 +46,12 @@ def plant(session: Session, place: str, value: float, *, here: bool):
 
 
 def everything(session: Session) -> dict[str, Tensor]:
-    """Working copies, masters, moments and step counts, without a NaN, which equals nothing."""
+    """Working copies, master weights, moments and step counts, without a NaN, which equals nothing."""
     tensors = {
         f"{name}.{key}": tensor for name, state in states(session).items() for key, tensor in state.items()
     }
     tensors |= {f"{name} in use": read_value(p).clone() for name, p in session.engine.parameters()}
-    tensors |= {f"steps of {k}": torch.tensor(v) for k, v in session.engine.masters.steps().items()}
+    tensors |= {f"steps of {k}": torch.tensor(v) for k, v in session.engine.master_weights.steps().items()}
     return {name: tensor.nan_to_num(nan=12345.0) for name, tensor in tensors.items()}
 
 

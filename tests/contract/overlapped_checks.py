@@ -74,7 +74,7 @@ def compare(rank: int, world_size: int, layout: Layout, settings: dict) -> dict[
 
 
 def _trained(session: Session, decisions, *, steps: int = STEPS) -> dict:
-    """By step: ranks, when they grew, losses and the spectra that checks saw; whole tensors at the end."""
+    """By step: ranks, when they grew, losses and the spectra that checks saw; full tensors at the end."""
     seen = {"ranks": {}, "grown_at": {}, "losses": {}, "spectra": {}}
     while session.step < steps:
         loss = session.train_step().loss

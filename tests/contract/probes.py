@@ -8,7 +8,7 @@ from torch import Tensor
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.zero_state import read_state
 from inrank_megatron.errors import UserError
-from tests.contract.gathered import whole_tensors
+from tests.contract.gathered import full_tensors
 from tests.contract.layouts import Layout
 from tests.contract.sessions import Session, build
 
@@ -23,7 +23,7 @@ def states(session: Session) -> dict[str, dict[str, Tensor]]:
 
 
 def snapshot(session: Session) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in whole_tensors(session.engine)}
+    return {name: tensor.detach().clone() for name, tensor in full_tensors(session.engine)}
 
 
 @torch.no_grad()

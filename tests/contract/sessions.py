@@ -70,7 +70,7 @@ class Session:
         return all(view.final for view in self.engine.views())
 
     def start(self) -> "Session":
-        self.engine.apply(self.method.start(), step=0, batches=self.batch)
+        self.engine.apply(self.method.initialisation(), step=0, batches=self.batch)
         return self
 
     def train(self, steps: int) -> "Session":
@@ -162,7 +162,7 @@ def build(
         deepspeed_json=deepspeed_json,
     )
     for layer in engine.layers.values():
-        layer.joint = layer.joint and not layout.apart
+        layer.fused_collectives = layer.fused_collectives and not layout.separate_collectives
     _open.append(engine)
     at_end.append(stop)
     return Session(engine, method)

@@ -85,7 +85,7 @@ SETUPS = (
         multiplier=True,
     ),
     Setup("TP2 SP", {}, switches=(ACTIVATION_AWARE,), spectra=True),
-    Setup("TP2 SP apart", {}, switches=(ACTIVATION_AWARE,)),
+    Setup("TP2 SP separate", {}, switches=(ACTIVATION_AWARE,)),
     Setup("TP2 without SP", {}, switches=(ACTIVATION_AWARE, *FISHER)),
     Setup("TP2 without SP", BF16, switches=(ACTIVATION_AWARE,)),
     Setup("TP2 SP DP2", {}, switches=(ACTIVATION_AWARE, *FISHER, LLAMA_FISHER), spectra=True),

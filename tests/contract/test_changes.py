@@ -11,7 +11,7 @@ from inrank_megatron.lowrank.linalg import oracle
 from tests.contract.cases import CHECK
 from tests.contract.changes import (
     around_growth,
-    around_restart,
+    around_merge,
     around_switch,
     beyond_use,
     first_step_of_new_columns,
@@ -193,7 +193,7 @@ def test_factor_lr_multiplier_scales_updates(setup):
 @functools.cache
 def restarts(setup: Setup) -> dict[tuple[str, float], list[dict]]:
     """By reset, of every rank: one training, which goes back to its state before each."""
-    seen = run_ranks(around_restart, setup.layout.world_size, setup.layout, setup.settings, setup.restarts)
+    seen = run_ranks(around_merge, setup.layout.world_size, setup.layout, setup.settings, setup.restarts)
     return dict(zip(setup.restarts, zip(*seen, strict=True), strict=True))
 
 
@@ -236,7 +236,7 @@ def test_restart_keeps_weights_and_clears_the_stated_moments(setup, restart):
                 had = (before[name]["exp_avg"] != 0) & (before[name]["exp_avg_sq"] != 0)
                 lost = [after[name][moment][had] == 0 for moment in ("exp_avg", "exp_avg_sq")]
                 assert torch.equal(*lost)
-                # Where this rank holds the whole tensor:
+                # Where this rank holds the full tensor:
                 if reset == "magnitude" and key == "exp_avg_sq" and setup.layout.tensor_parallel == 1:
                     assert new[kept].abs().min() > old[~kept].abs().max()
         old, new = result["tensors"]
@@ -288,10 +288,10 @@ def test_switch_truncates_and_starts_adam_anew_for_factors_alone(setup, switch):
                 assert_same(before, after, name)
         old, new = result["tensors"]
         for layer, rank in result["ranks"].items():
-            whole = effective_weight(old, layer)
+            full = effective_weight(old, layer)
             u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
             assert (u.shape[1], v.shape[0]) == (rank, rank)
-            a, s, b = torch.linalg.svd(whole, full_matrices=False)
+            a, s, b = torch.linalg.svd(full, full_matrices=False)
             best = a[:, :rank] * s[:rank] @ b[:rank]
             assert (u @ v - best).norm() < 1e-6 * best.norm()
             torch.testing.assert_close(u.square().sum(0), v.square().sum(1), rtol=1e-5, atol=0)
@@ -308,26 +308,26 @@ def test_weighted_switch_matches_the_dense_oracle(setup, switch):
     result = alone if setup.layout.world_size == 1 else switched(setup, method, truncation)[0]
     old, new = result["tensors"]
     for layer, rank in result["ranks"].items():
-        whole, C, D = effective_weight(old, layer), moments[layer], gradients[layer]
+        full, C, D = effective_weight(old, layer), moments[layer], gradients[layer]
         if truncation != "fisher":
             D = torch.ones_like(D)
         u, v = new[f"{layer}.U"].double(), new[f"{layer}.V"].double()
         assert (u.shape[1], v.shape[0]) == (rank, rank)
         d = D.sqrt()[:, None]
         error, best, unweighted = (
-            oracle.output_error(d * whole, d * (left @ right), C)
+            oracle.output_error(d * full, d * (left @ right), C)
             for left, right in (
                 (u, v),
-                oracle.truncate_for_loss(whole, C, D, rank),
-                oracle.truncate_for_activations(whole, C, rank)
+                oracle.truncate_for_loss(full, C, D, rank),
+                oracle.truncate_for_activations(full, C, rank)
                 if truncation == "fisher"
-                else oracle.truncate(whole, rank),
+                else oracle.truncate(full, rank),
             )
         )
         assert error < best + 1e-3 * (unweighted - best)
         torch.testing.assert_close(u.square().sum(0), v.square().sum(1), rtol=1e-5, atol=0)
         if not setup.half:
-            energies = oracle.output_energies(d * whole, C)
+            energies = oracle.output_energies(d * full, C)
             found = torch.tensor(result["energies"][layer], dtype=torch.float64)
             torch.testing.assert_close(
                 found, energies[: len(found)], rtol=1e-4, atol=1e-5 * float(energies[0])
@@ -344,9 +344,9 @@ def effective_weight(tensors: dict, layer: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("setup", [setup for setup in SETUPS if setup.spectra], ids=str)
 def test_spectra_that_methods_decide_on_match_dense_ones(setup):
-    """Those of dense matrices formed from the whole state, FP32 masters in every precision. What was never
-    trained is no update: neither the first columns at the start nor columns that have just been added show in
-    that spectrum.
+    """Those of dense matrices formed from the whole state, FP32 master weights in every precision. What was
+    never trained is no update: neither the first columns at the start nor columns that have just been added
+    show in that spectrum.
     """
     results = run_ranks(spectra, setup.layout.world_size, setup.layout, setup.settings)
     seen = results[0]

@@ -43,7 +43,7 @@ def student(rank: int, world_size: int, steps: int, interval: int) -> Learned:
 def test_student_learns_the_rank_of_the_teacher():
     [found] = run_ranks(student, 1, 600, 300)
     own = TEACHER.own_rank(0.9)
-    assert found.rank == found.refound == own
+    assert found.rank == found.re_estimated == own
     assert found.loss < 0.05 * 8**2 * 6 / 48  # of the targets' own mean square
 
 
@@ -68,7 +68,7 @@ def noisy(rank: int, world_size: int) -> dict:
         model.zero_grad()
         sum(session.engine.loss(model, batch) for batch in session.batch(0)).backward()
         seen.append({name: p.grad.clone() for name, p in session.engine.parameters() if p.grad is not None})
-    active = {name: layer.active for name, layer in session.engine.layers.items()}
+    active = {name: layer.active_columns for name, layer in session.engine.layers.items()}
     return {"plain": seen[0], "noise": seen[1], "active": active}
 
 

@@ -50,7 +50,10 @@ def test_training_can_apply_the_changes_of_another():
     given = own["changes"][:steps]
     first = given[CHECK - 1]
     layer = first[0].layer
-    given[CHECK - 1] = [replace(first[0], rank=first[0].rank + 1, active=first[0].active + 1), *first[1:]]
+    given[CHECK - 1] = [
+        replace(first[0], rank=first[0].rank + 1, active_columns=first[0].active_columns + 1),
+        *first[1:],
+    ]
     result = run_ranks(run, 1, "inrank-efficient", LAYOUTS["TP1 DP1"], {}, steps, given)[0]
     assert result["changes"][:CHECK] == own["changes"][:CHECK], "the same state, the same decisions"
     assert result["ranks"][CHECK - 1] == own["ranks"][CHECK - 1] | {layer: first[0].rank + 1}

@@ -42,7 +42,7 @@ def train_dense(rank: int, world_size: int, layout: Layout, settings: dict, root
 
 
 def start(rank: int, world_size: int, name: str, layout: Layout, settings: dict, pretrained: Path) -> dict:
-    """Loss, whole tensors and step counts before the first step."""
+    """Loss, full tensors and step counts before the first step."""
     session = build(name, layout, pretrained=pretrained, **settings).start()
     loss, tensors = session.fixed_loss(), snapshot(session)
     steps = engine_record(session.engine)["optimizer_steps"]
@@ -175,7 +175,7 @@ def start_and_go_on(rank: int, world_size: int, layout: Layout, settings: dict, 
 
 @pytest.mark.parametrize(("layout", "settings"), [("TP1 DP1", {}), ("TP2 SP DP2", LLAMA)])
 def test_vocabulary_padding_rows_are_dropped(dense, tmp_path, layout, settings):
-    """With a tied head and one of its own, whole and cut over the ranks."""
+    """With a tied head and one of its own, full and sharded over the ranks."""
     loss, _, there = dense(layout, "fp32", **settings)
     writer = CheckpointWriter(tmp_path, STEPS)
     for name, tensor in there.items():

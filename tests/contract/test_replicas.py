@@ -36,7 +36,7 @@ def planted(tensor: torch.Tensor | None) -> Iterator[None]:
     if tensor is None:
         yield
         return
-    whole = tensor.clone()
+    original = tensor.clone()
     flat = tensor.view(-1)
     other = int((flat != flat[0]).nonzero()[0]) if (flat != flat[0]).any() else None
     if other is None:  # a norm that has not been trained is all ones
@@ -44,7 +44,7 @@ def planted(tensor: torch.Tensor | None) -> Iterator[None]:
     else:
         flat[[0, other]] = flat[[other, 0]]
     yield
-    tensor.copy_(whole)
+    tensor.copy_(original)
 
 
 def verdict(session: Session) -> str:

@@ -1,4 +1,4 @@
-"""A training's state as whole tensors: it goes on from there on any layout of ranks."""
+"""A training's state as full tensors: it goes on from there on any layout of ranks."""
 
 from dataclasses import dataclass
 
@@ -205,7 +205,7 @@ class Live(TorchDispatchMode):
 
 
 def most_copies(rank: int, world_size: int) -> int:
-    """Copies of the embedding's size while all slices are gone through, beside what trains."""
+    """Copies of the embedding's size while all slices are gone through, next to what trains."""
     session = build("dense", LAYOUTS["TP1 DP1"], num_layers=1, zero_stage=1, bf16=True)
     embedding = dict(session.engine.parameters())["embedding.word_embeddings.weight"]
     with Live(4 * embedding.numel()) as live:
@@ -215,5 +215,5 @@ def most_copies(rank: int, world_size: int) -> int:
 
 
 def test_slices_to_save_take_no_memory_of_the_device():
-    """A save comes long after a run has begun, and what ranks hold needs no copy beside it."""
+    """A save comes long after a run has begun, and what ranks hold needs no copy next to it."""
     assert run_ranks(most_copies, 1) == [0]

@@ -39,7 +39,7 @@ def go_on(rank: int, world_size: int, name: str, layout: Layout, folder: Path, s
     session.step = CHECK + 1
     fill(session.engine, checkpoint)
     tensors, fixed = snapshot(session), session.fixed_loss()
-    steps, scaling = session.engine.masters.steps(), engine_record(session.engine)["loss_scaling"]
+    steps, scaling = session.engine.master_weights.steps(), engine_record(session.engine)["loss_scaling"]
     session.train(2)
     return {"tensors": tensors, "fixed": fixed, "steps": steps, "scaling": scaling, "losses": session.losses}
 

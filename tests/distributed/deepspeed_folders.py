@@ -5,7 +5,7 @@ from torch import Tensor
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
-from tests.contract.gathered import whole_tensors
+from tests.contract.gathered import full_tensors
 from tests.contract.layouts import Layout
 from tests.contract.sessions import build
 
@@ -20,14 +20,14 @@ def save(
     folder: str,
     client: dict,
 ) -> dict[str, dict[str, Tensor]]:
-    """Train by a method, save by DeepSpeed: whole masters (W0: as it is stored) and whole working copies,
-    without the padding of the vocabulary.
+    """Train by a method, save by DeepSpeed: full FP32 master weights (W0: as it is stored) and full working
+    copies, without the padding of the vocabulary.
     """
     session = build(name, layout, switch=2, **settings).start().train(steps)
     engine = session.engine
     engine.deepspeed.save_checkpoint(folder, client_state=client)
-    masters = {key: tensor for key, tensor in whole_tensors(engine) if not key.endswith(STATE)}
-    return {"masters": masters, "copies": {key: _copy(engine, key) for key in masters}}
+    master_weights = {key: tensor for key, tensor in full_tensors(engine) if not key.endswith(STATE)}
+    return {"masters": master_weights, "copies": {key: _copy(engine, key) for key in master_weights}}
 
 
 STATE = (".exp_avg", ".exp_avg_sq", ".U0", ".V0")

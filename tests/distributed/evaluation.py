@@ -1,4 +1,4 @@
-"""Runs on ranks for test_evaluate: the product's evaluation beside a plain loop over the same tokens."""
+"""Runs on ranks for test_evaluate: the product's evaluation next to a plain loop over the same tokens."""
 
 import dataclasses
 import math

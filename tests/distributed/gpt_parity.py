@@ -12,7 +12,7 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.linalg.factors import gather_matrix
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.model.initialise import named_generator, shard, whole_shape
+from inrank_megatron.model.initialise import full_shape, named_generator, shard
 from tests.groups import join
 
 VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 100, 2, 32, 4, 16
@@ -40,24 +40,26 @@ def factor_specs(config: Config, base: bool | None) -> dict[str, FactorSpec]:
     """Of every factorisable linear; none if ``base`` is None."""
     if base is None:
         return {}
-    return {name: FactorSpec(columns=9, active=5, rank=3, base=base) for name in linear_shapes(config)}
+    return {
+        name: FactorSpec(capacity=9, active_columns=5, rank=3, base=base) for name in linear_shapes(config)
+    }
 
 
-def whole(tensor: Tensor, like: Tensor, parallel: Parallel) -> Tensor:
+def gathered(tensor: Tensor, like: Tensor, parallel: Parallel) -> Tensor:
     if getattr(like, "tensor_model_parallel", False):
         tensor = gather_matrix(tensor, like.partition_dim, parallel.tp_group, like.partition_stride)
     return tensor.detach().clone()
 
 
 def weights(model: torch.nn.Module, parallel: Parallel) -> dict[str, Tensor]:
-    return {name: whole(p, p, parallel) for name, p in model.named_parameters()}
+    return {name: gathered(p, p, parallel) for name, p in model.named_parameters()}
 
 
 @torch.no_grad()
 def disturb(model: torch.nn.Module, parallel: Parallel) -> None:
     """Noise on every parameter, so that no bias, norm or factor is trivial; columns out of use stay zero."""
     for name, parameter in model.named_parameters():
-        full = torch.zeros(whole_shape(parameter, parallel))  # drawn on the CPU: alike on every device
+        full = torch.zeros(full_shape(parameter, parallel))  # drawn on the CPU: alike on every device
         rows = getattr(parameter, "true_rows", full.shape[0])
         used = full[:, :5] if name.endswith(".U") else full[:5] if name.endswith(".V") else full[:rows]
         used.normal_(0.0, 0.1, generator=named_generator(7, name))
@@ -94,7 +96,7 @@ def forward_and_backward(
     padded: int = PADDED,
     changes: dict | None = None,
 ) -> dict:
-    """Logits, token losses, whole weights and whole gradients of a disturbed model."""
+    """Logits, token losses, full weights and full gradients of a disturbed model."""
     parallel = join(world_size)
     config = configuration(world_size, sequence_parallel, **(changes or {}))
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=padded)
@@ -113,7 +115,7 @@ def forward_and_backward(
             gradient = p.grad
             if getattr(p, "sequence_parallel", False) and world_size > 1:
                 torch.distributed.all_reduce(gradient)
-            gradients[name] = whole(gradient, p, parallel)
+            gradients[name] = gathered(gradient, p, parallel)
     return {
         "logits": gather_matrix(logits, 2, parallel.tp_group),
         "losses": losses.detach(),

@@ -20,7 +20,7 @@ def kept_and_planned(rank: int, world_size: int, settings: dict, columns: int, b
     """Bytes on this rank, of a tensor-parallel group of all: measured, and by the plan's arithmetic.
 
     Args:
-        columns: of every factorised linear; 0: dense. base: W0 stands beside the factors.
+        columns: of every factorised linear; 0: dense. base: a frozen W0 is kept next to the factors.
     """
     flat = SIZES | {"micro_batch_size": 4, "tensor_model_parallel_size": world_size} | settings
     config = resolve(from_flat(flat), world_size=world_size)
@@ -29,7 +29,7 @@ def kept_and_planned(rank: int, world_size: int, settings: dict, columns: int, b
     factory = GPTFactory(
         config, parallel, vocab_size=VOCABULARY, padded_vocab_size=topology.padded_vocab_size
     )
-    spec = FactorSpec(columns=columns, active=columns, rank=columns, base=base)
+    spec = FactorSpec(capacity=columns, active_columns=columns, rank=columns, base=base)
     model = factory.build(dict.fromkeys(linear_shapes(config), spec) if columns else {})
     model.to(DTYPES[precision(config)]).train()
     parallel.seed_random(seed=1, step=1)

@@ -16,7 +16,7 @@ import psutil
 from tests.forked import Forked
 from tests.harness import PRETRAIN, ROOT, free_port, start_script
 
-# Both phases of InRank-Efficient in a model that takes milliseconds a step.
+# Both phases of InRank-Efficient in a model that takes milliseconds per step.
 TINY = [
     *("--inrank", "--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"),
     *("--seq-length", "64", "--vocab-size", "512", "--micro-batch-size", "2", "--global-batch-size", "4"),

@@ -28,14 +28,14 @@ STEPS, GROWTH_STEP = 20, 10
 
 @dataclass(frozen=True)
 class Case:
-    """One variant of the layer. ``apart``: factors beside W0 stay in rank space."""
+    """One variant of the layer. ``separate_collectives``: factors next to W0 stay in rank space."""
 
     row: bool
     base: bool
     bias: bool
     sequence_parallel: bool
     dtype: torch.dtype = torch.float64
-    apart: bool = False
+    separate_collectives: bool = False
 
     def axis(self, name: str) -> int | None:
         """The axis on which the ranks share a tensor; None: every rank has all of it."""
@@ -51,7 +51,7 @@ class Case:
         return axes[name]
 
 
-def whole_tensors(case: Case) -> dict[str, Tensor | None]:
+def full_tensors(case: Case) -> dict[str, Tensor | None]:
     """W0, U, V and bias; the columns of the factors from ``ACTIVE`` on are zero."""
     numbers = torch.Generator().manual_seed(5)
 
@@ -98,10 +98,10 @@ def build_layer(case: Case, *, tp_group: dist.ProcessGroup, output_size: int = O
         config=config,
         bias=case.bias,
         tp_group=tp_group,
-        factors=FactorSpec(columns=CAPACITY, active=ACTIVE, rank=2, base=case.base),
+        factors=FactorSpec(capacity=CAPACITY, active_columns=ACTIVE, rank=2, base=case.base),
     )
-    if case.apart:
-        layer.joint = False
+    if case.separate_collectives:
+        layer.fused_collectives = False
     return layer.to(device())
 
 
@@ -118,7 +118,7 @@ def cutter(case: Case, group: dist.ProcessGroup) -> Callable[[str, Tensor], Tens
 def filled_layer(case: Case, group: dist.ProcessGroup) -> nn.Module:
     layer, cut = build_layer(case, tp_group=group), cutter(case, group)
     with torch.no_grad():
-        for name, whole in whole_tensors(case).items():
+        for name, whole in full_tensors(case).items():
             if whole is not None:
                 getattr(layer, name).copy_(cut(name, whole))
     return layer
@@ -169,11 +169,11 @@ def train_shards(rank: int, world_size: int, case: Case, optimizer: str) -> dict
 
 
 def train_oracle(case: Case, optimizer: str) -> dict[str, Tensor]:
-    return train(SerialFactorised(**whole_tensors(case)), case, optimizer, lambda name, whole: whole)
+    return train(SerialFactorised(**full_tensors(case)), case, optimizer, lambda name, whole: whole)
 
 
 def merge(shards: list[dict[str, Tensor]], case: Case) -> dict[str, Tensor]:
-    """Whole tensors from those of all ranks; replicated ones must agree to the bit."""
+    """Full tensors from those of all ranks; replicated ones must agree to the bit."""
     merged = {}
     for key, first in shards[0].items():
         axis = case.axis(key.split()[1].removeprefix("d"))
@@ -197,7 +197,7 @@ def exact_products(rank: int, world_size: int, case: Case) -> tuple[list[int], l
             return torch.randint(-1, 2, shape, generator=numbers).to(case.dtype)
 
         with torch.no_grad():
-            for name, tensor in whole_tensors(case).items():
+            for name, tensor in full_tensors(case).items():
                 if tensor is not None:
                     getattr(layer, name).copy_(cut(name, whole(*tensor.shape) * (tensor != 0)))
         x = cut("x", whole(SEQUENCE, BATCH, INPUTS)).clone().requires_grad_()

@@ -49,7 +49,7 @@ def save(
     folder: str,
     only_factors: bool = False,
 ) -> dict[str, Tensor]:
-    """Save a disturbed model by Megatron-Core; its whole weights, without the vocabulary's padding."""
+    """Save a disturbed model by Megatron-Core; its full weights, without the vocabulary's padding."""
     parallel = join(tensor_parallel)
     config = configuration(tensor_parallel, **changes)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
@@ -65,8 +65,8 @@ def save(
         dist_checkpointing.save(
             state, folder, content_metadata=layout, validate_access_integrity=not only_factors
         )
-    whole = {name: value.cpu() for name, value in weights(model, parallel).items()}
-    return {name: value[:VOCABULARY] if name in OF_VOCABULARY else value for name, value in whole.items()}
+    full = {name: value.cpu() for name, value in weights(model, parallel).items()}
+    return {name: value[:VOCABULARY] if name in OF_VOCABULARY else value for name, value in full.items()}
 
 
 def load(
@@ -100,7 +100,7 @@ def loaded_logits(rank: int, world_size: int, folder: str, options: Options) -> 
 def uneven(specs: dict) -> dict:
     """Ranks that differ from layer to layer, as they do after a first phase."""
     return {
-        name: replace(spec, columns=3 + index % 5, active=3 + index % 5)
+        name: replace(spec, capacity=3 + index % 5, active_columns=3 + index % 5)
         for index, (name, spec) in enumerate(specs.items())
     }
 

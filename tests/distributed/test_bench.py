@@ -15,8 +15,8 @@ from tests.harness import ROOT, run_ranks
 
 VARIANTS = {
     "phase-2": phase_2(RANKS["tiny"]),
-    "phase-1-joint": phase_1(RANKS["tiny"], joint=True),
-    "phase-1-apart": phase_1(RANKS["tiny"], joint=False),
+    "phase-1-fused": phase_1(RANKS["tiny"], fused_collectives=True),
+    "phase-1-separate": phase_1(RANKS["tiny"], fused_collectives=False),
     "dense": DENSE,
 }
 TOKENS = 1024
@@ -24,18 +24,18 @@ TOKENS = 1024
 
 def each_collective(rank: int, world_size: int) -> dict[str, float]:
     """Elements sent for a tensor of 12 (whole), by every name in use."""
-    whole, part = torch.ones(12), torch.ones(12 // world_size)
+    full, part = torch.ones(12), torch.ones(12 // world_size)
     parts = [torch.ones(12 // world_size) for _ in range(world_size)]
     calls = {
-        "all_reduce": lambda: dist.all_reduce(whole),
-        "all_reduce, asynchronous": lambda: dist.all_reduce(whole, async_op=True).wait(),
+        "all_reduce": lambda: dist.all_reduce(full),
+        "all_reduce, asynchronous": lambda: dist.all_reduce(full, async_op=True).wait(),
         "all_gather": lambda: dist.all_gather(parts, part),
-        "all_gather_into_tensor": lambda: dist.all_gather_into_tensor(whole, part),
-        "_all_gather_base": lambda: dist._all_gather_base(whole, part),
+        "all_gather_into_tensor": lambda: dist.all_gather_into_tensor(full, part),
+        "_all_gather_base": lambda: dist._all_gather_base(full, part),
         "reduce_scatter": lambda: dist.reduce_scatter(part, parts),
-        "reduce_scatter_tensor": lambda: dist.reduce_scatter_tensor(part, whole),
-        "_reduce_scatter_base": lambda: dist._reduce_scatter_base(part, whole),
-        "broadcast": lambda: dist.broadcast(whole, src=0),
+        "reduce_scatter_tensor": lambda: dist.reduce_scatter_tensor(part, full),
+        "_reduce_scatter_base": lambda: dist._reduce_scatter_base(part, full),
+        "broadcast": lambda: dist.broadcast(full, src=0),
         "barrier": dist.barrier,
     }
     return {name: sum(c.sent for c in count(call)) for name, call in calls.items()}
@@ -110,16 +110,18 @@ def test_single_process_count_matches_real_ranks(figures, ranks, name):
 @pytest.mark.parametrize("tokens", [1024, 8192])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_traffic_is_within_the_design_bounds(figures, ranks, tokens):
-    """Second phase 4 k T r; first phase joint at most 4 k T h, apart 4 k T r more; dense Megatron 5 k T h."""
+    """Second phase 4 k T r; first phase fused at most 4 k T h, separate 4 k T r more; dense Megatron 5 k T
+    h.
+    """
     share, width = (ranks - 1) / ranks, 192
     sent = {
         name: {r["quantity"]: r for r in figures if r["case"] == f"{name} tiny n={ranks} T={tokens}"}
         for name in VARIANTS
     }
     assert sent["phase-2"]["activation elements"]["measured"] <= 4 * share * tokens * RANKS["tiny"]
-    assert sent["phase-1-joint"]["activation elements"]["measured"] <= 4 * share * tokens * width
-    apart = 4 * share * tokens * (width + RANKS["tiny"])
-    assert sent["phase-1-apart"]["activation elements"]["measured"] == apart
+    assert sent["phase-1-fused"]["activation elements"]["measured"] <= 4 * share * tokens * width
+    separate = 4 * share * tokens * (width + RANKS["tiny"])
+    assert sent["phase-1-separate"]["activation elements"]["measured"] == separate
     assert sent["dense"]["activation elements"]["measured"] == 5 * share * tokens * width
     assert sent["dense"]["parameter elements"]["measured"] == 0
 

@@ -147,7 +147,7 @@ def test_missing_optimizer_files_are_refused(tmp_path):
 
 
 def test_half_precision_copies_are_read_where_master_weights_are_unnamed(tmp_path):
-    """Without ZeRO DeepSpeed stores FP32 masters as one nameless tensor."""
+    """Without ZeRO DeepSpeed stores FP32 master weights as one nameless tensor."""
     folder = check(tmp_path, "dense", DP2, what="copies", zero_stage=0, bf16=True)
     [note] = deepspeed_folder.open_weights(folder, described(tmp_path, "dense")).notes
     assert "working copies" in note
@@ -253,7 +253,7 @@ def test_megatron_deepspeed_names_and_arguments_are_understood(tmp_path, name):
 
 
 def test_model_config_is_read_from_the_folder(tmp_path):
-    """Megatron's arguments, as its programs put them beside the weights; without them the user says it."""
+    """Megatron's arguments, as its programs put them next to the weights; without them the user says it."""
     arguments = Namespace(
         num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, seq_length=32,
         max_position_embeddings=32, norm_epsilon=1e-5, normalization="LayerNorm", swiglu=False,

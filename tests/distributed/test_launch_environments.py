@@ -78,11 +78,11 @@ def test_ranks_of_another_launcher_train_together_and_stop_when_warned(tmp_path,
     finally:
         for rank in started:
             os.kill(rank.ranks[0].pid, warning)
-    (status, told, errors), (other, silent, _) = ends(started)
+    (status, output, errors), (other, silent, _) = ends(started)
     assert (status, other) == (0, 0), errors
     step = last_step(folder)
-    assert f"stopping after step {step}: {warning.name}" in told and "2 x cpu" in told and silent == ""
-    assert "holds log.txt, which the run leaves alone" in told
+    assert f"stopping after step {step}: {warning.name}" in output and "2 x cpu" in output and silent == ""
+    assert "holds log.txt, which the run leaves alone" in output
     assert (folder / "checkpoints" / f"step_{step:08d}").is_dir()
     written = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     assert written <= NAMES | {"log.txt"} and (folder / "log.txt").read_text() == "mine"

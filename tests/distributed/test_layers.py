@@ -20,10 +20,10 @@ from tests.distributed.layer_parity import (
     collectives,
     exact_products,
     filled_layer,
+    full_tensors,
     merge,
     train_oracle,
     train_shards,
-    whole_tensors,
 )
 from tests.groups import join
 from tests.harness import run_ranks
@@ -37,8 +37,8 @@ def variants(ranks: int, *biases: bool) -> list:
             name = "-".join([*words, f"TP{ranks}", *["SP"] * parallel])
             result.append(pytest.param(ranks, Case(row, base, bias, parallel), id=name))
             if base and parallel:
-                case = Case(row, base, bias, parallel, apart=True)
-                result.append(pytest.param(ranks, case, id=f"{name}-apart"))
+                case = Case(row, base, bias, parallel, separate_collectives=True)
+                result.append(pytest.param(ranks, case, id=f"{name}-separate"))
     return result
 
 
@@ -84,7 +84,7 @@ def test_active_columns_train_and_w0_is_frozen(ranks, case):
         assert right[:used].any(dim=1).all()
         assert f"{step} dweight" not in merged
     if case.base:
-        assert torch.equal(merged["final weight"], whole_tensors(case)["weight"])
+        assert torch.equal(merged["final weight"], full_tensors(case)["weight"])
 
 
 @pytest.mark.parametrize(("ranks", "case"), [*variants(1, True), *variants(2, True)])
@@ -115,7 +115,7 @@ def test_fp32_matches_fp64_to_rounding(row, base):
 TOKENS = SEQUENCE * BATCH
 COLUMN_FACTOR, ROW_FACTOR = ACTIVE * INPUTS, ACTIVE * OUTPUTS
 ON_THE_WIRE = {
-    # (row, base, sequence parallel, apart): (forward, backward), each in elements
+    # (row, base, sequence parallel, separate): (forward, backward), each in elements
     (False, True, True, True): (
         [("gather", COLUMN_FACTOR), ("gather", TOKENS * INPUTS), ("gather", TOKENS * ACTIVE)],
         [("scatter", COLUMN_FACTOR), ("scatter", TOKENS * INPUTS), ("scatter", TOKENS * ACTIVE)],
@@ -153,10 +153,12 @@ ON_THE_WIRE = {
 @pytest.mark.parametrize("variant", ON_THE_WIRE, ids=str)
 def test_collectives_carry_the_documented_shapes(variant):
     """The documented collectives and no others. Without W0, activations travel at the width of the rank."""
-    row, base, parallel, *apart = variant
+    row, base, parallel, *separate = variant
     forward, backward = ON_THE_WIRE[variant]
     for sent in run_ranks(
-        collectives, 2, Case(row, base, bias=False, sequence_parallel=parallel, apart=bool(apart))
+        collectives,
+        2,
+        Case(row, base, bias=False, sequence_parallel=parallel, separate_collectives=bool(separate)),
     ):
         assert sent == (sorted(forward), sorted(backward))
 

@@ -193,7 +193,7 @@ def test_initial_weights_do_not_depend_on_ranks_or_factorisation(model, ranks):
 
 
 def sharded_state(rank: int, world_size: int, model: str) -> list[tuple]:
-    """Name, whole shape, offset and values of every piece of the first layer's linears on this rank."""
+    """Name, full shape, offset and values of every piece of the first layer's linears on this rank."""
     parallel = join(world_size)
     config = configuration(world_size, **MODELS[model])
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)

@@ -115,7 +115,7 @@ def test_logits_match_the_authors_modules(tmp_path, pruned):
     assert weights.step == 130 and not any(spec.base for spec in specs.values())
     for layer in range(LAYERS):
         spec = specs[f"decoder.layers.{layer}.mlp.linear_fc2"]
-        assert spec.rank == 3 + layer and spec.active == spec.rank + (0 if pruned else BUFFER)
+        assert spec.rank == 3 + layer and spec.active_columns == spec.rank + (0 if pruned else BUFFER)
         assert spec.final == pruned
     fc1 = model.transformer.h[1].mlp.fc1
     used = fc1.used
@@ -154,7 +154,7 @@ def test_buffer_is_read_from_the_saved_configuration(tmp_path, monkeypatch):
     )
     monkeypatch.undo()
     weights = reference.open_weights(path, described(tmp_path))
-    assert weights.factors["decoder.layers.0.mlp.linear_fc1"].active == 3 + BUFFER
+    assert weights.factors["decoder.layers.0.mlp.linear_fc1"].active_columns == 3 + BUFFER
 
 
 def _omegaconf(monkeypatch):

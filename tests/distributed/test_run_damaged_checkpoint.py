@@ -56,7 +56,7 @@ CASES = {
         True,
     ),
     "not published": (unpublish, OLDER, False),
-    "a partial one beside it": (leave_a_partial, NEWEST, False),
+    "a partial one next to it": (leave_a_partial, NEWEST, False),
     "pointers of other programs": (point_elsewhere, NEWEST, False),
 }
 

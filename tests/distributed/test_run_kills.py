@@ -113,11 +113,13 @@ def go_on(run: Sequence[str], folder: Path, *, moment: Moment | None = None, **r
 
 
 def expected_start(folder: Path) -> str | None:
-    """The step of the newest whole checkpoint; None if none has been published."""
+    """The step of the newest complete checkpoint; None if none has been published."""
     root = folder / "checkpoints"
     replaced = {path.name[1:].partition(".")[0] for path in root.glob(".*.replaced")}
     whole = [path for path in published(root) if Checkpoint(path)]
-    assert whole or not (root.is_dir() and replaced), "a whole checkpoint is only there under a hidden name"
+    assert whole or not (root.is_dir() and replaced), (
+        "a complete checkpoint is only there under a hidden name"
+    )
     newest, faults = newest_complete(root)
     assert not faults, "a kill has left a damaged checkpoint under a final name"
     return str(step_of(newest)) if newest else None

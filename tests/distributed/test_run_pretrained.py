@@ -25,7 +25,7 @@ def test_relora_and_inrank_start_from_a_dense_run(tmp_path):
     assert f"starts from the weights of {dense}" in done.stdout
     assert load(relora / "config.yaml").training.pretrained_checkpoint == str(dense)
     losses = [record["loss"] for record in records(relora, "train")]
-    # The data begin anew, so its first batch is the dense run's first, which lowered its loss since.
+    # The data start from zero, so its first batch is the dense run's first, which lowered its loss since.
     assert losses[0] < 0.9 * dense_losses[0]
     assert len(losses) == 6
 

@@ -31,7 +31,7 @@ class Records:
 def save_twice(rank: int, world_size: int, root: Path, fault: Exception | None) -> str:
     """Each rank has two of the four rows. In the second save rank 1 cannot write."""
     parallel, cpu = initialise(backend="gloo", tensor_model_parallel_size=1), torch.device("cpu")
-    saver = Saver(root, parallel=parallel, device=cpu, journal=Records(), keep_last=None, verified=None)
+    saver = Saver(root, parallel=parallel, device=cpu, run_logger=Records(), keep_last=None, verified=None)
     save_file = writing.save_file
     try:
         for step in (1, 2):

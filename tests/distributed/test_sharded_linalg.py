@@ -46,20 +46,20 @@ PAIRS = [
 ]
 
 
-def own_products(rank: int, shares: tuple[list[int], list[int]]) -> list[Product | Update]:
+def local_products(rank: int, shares: tuple[list[int], list[int]]) -> list[Product | Update]:
     """The products of PAIRS and a small update of each, from this rank's shares."""
     products = []
     for number, (u, v) in enumerate(PAIRS):
-        u_own, v_own = u.split(shares[0])[rank], v.split(shares[1], dim=1)[rank]
-        products.append(Product(f"layer {number}", u_own, v_own))
+        u_local, v_local = u.split(shares[0])[rank], v.split(shares[1], dim=1)[rank]
+        products.append(Product(f"layer {number}", u_local, v_local))
         u1, v1 = (1 + 1e-5) * u.double(), v.double() + 1e-6 * normal(*v.shape, seed=7)
         u1, v1 = u1.split(shares[0])[rank], v1.split(shares[1], dim=1)[rank]
-        products.append(Update(f"layer {number}", u1, v1, u_own, v_own))
+        products.append(Update(f"layer {number}", u1, v1, u_local, v_local))
     return products
 
 
 def expected_spectra() -> list[Tensor]:
-    products = own_products(0, ([O], [I]))
+    products = local_products(0, ([O], [I]))
     return [
         oracle.singular_values(p.U, p.V)
         if isinstance(p, Product)
@@ -69,7 +69,7 @@ def expected_spectra() -> list[Tensor]:
 
 
 def all_spectra(rank: int, world_size: int, shares) -> list[Tensor]:
-    return spectra.singular_values(own_products(rank, shares), dist.group.WORLD, step=3)
+    return spectra.singular_values(local_products(rank, shares), dist.group.WORLD, step=3)
 
 
 @BOTH
@@ -147,7 +147,7 @@ def messages_of_spectra(rank: int, world_size: int, layers: int, round_elements:
 
 @pytest.mark.parametrize("layers", [1, 2, 7])
 def test_two_collectives_serve_all_layers(layers):
-    """A reduce-scatter of two Gram matrices a layer, of which an owner keeps its own, and an all-gather."""
+    """A reduce-scatter of two Gram matrices per layer, of which an owner keeps its own, and an all-gather."""
     for seen, _ in run_ranks(messages_of_spectra, 2, layers, 2**25):
         own = (layers + 1) // 2
         assert seen == [("reduce_scatter", own * 2 * 16 * 16), ("all_gather", 2 * own * (4 + 16))]
@@ -159,8 +159,8 @@ def test_layers_beyond_the_memory_limit_are_batched():
     assert all(map(torch.equal, rounds[0][1], whole[0][1]))
 
 
-def told(rank: int, world_size: int, poisoned: int) -> str:
-    products = own_products(rank, SHARES["even"])
+def failure_message(rank: int, world_size: int, poisoned: int) -> str:
+    products = local_products(rank, SHARES["even"])
     if rank == poisoned:
         products[4].V[2, 1] = float("inf")
     try:
@@ -172,11 +172,11 @@ def told(rank: int, world_size: int, poisoned: int) -> str:
 
 @pytest.mark.parametrize("poisoned", [0, 1])
 def test_non_finite_shard_is_reported_by_all_ranks(poisoned):
-    for message in run_ranks(told, 2, poisoned):
+    for message in run_ranks(failure_message, 2, poisoned):
         assert message.startswith("factor V of layer 2 at step 3 holds NaN or Inf")
 
 
-def own_triples(rank: int, world_size: int, shares, pair: tuple[Tensor, Tensor], r: int):
+def local_triples(rank: int, world_size: int, shares, pair: tuple[Tensor, Tensor], r: int):
     u, v = pair[0].split(shares[0])[rank], pair[1].split(shares[1], dim=1)[rank]
     return product_svd(u, v, r, dist.group.WORLD)
 
@@ -188,7 +188,7 @@ def test_singular_vectors_of_a_product_match_the_dense_ones(shares, deficient):
     u, v = normal(O, 8), normal(8, I, seed=1)
     if deficient:
         u[:, 2:7] = 0
-    results = run_ranks(own_triples, len(SHARES[shares][0]), SHARES[shares], (u, v), 8)
+    results = run_ranks(local_triples, len(SHARES[shares][0]), SHARES[shares], (u, v), 8)
     a, b = torch.cat([x[0] for x in results]), torch.cat([x[2] for x in results], dim=1)
     s = results[0][1]
     for gram in (a.t() @ a, b @ b.t()):
@@ -197,7 +197,7 @@ def test_singular_vectors_of_a_product_match_the_dense_ones(shares, deficient):
     assert all(torch.equal(x[1], s) for x in results)
 
 
-def own_columns(rank: int, world_size: int, matrix: Tensor, sizes: list[int]) -> Tensor:
+def local_columns(rank: int, world_size: int, matrix: Tensor, sizes: list[int]) -> Tensor:
     return orthonormal_columns(matrix.split(sizes)[rank], dist.group.WORLD)
 
 
@@ -205,7 +205,7 @@ def own_columns(rank: int, world_size: int, matrix: Tensor, sizes: list[int]) ->
 def test_orthonormal_columns_of_dependent_ones(shares):
     matrix = normal(O, 9)
     matrix[:, 3], matrix[:, 5:] = matrix[:, 1], 0
-    q = torch.cat(run_ranks(own_columns, len(SHARES[shares][0]), matrix, SHARES[shares][0]))
+    q = torch.cat(run_ranks(local_columns, len(SHARES[shares][0]), matrix, SHARES[shares][0]))
     torch.testing.assert_close(q.t() @ q, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-13)
     torch.testing.assert_close(q @ (q.t() @ matrix), matrix, rtol=0, atol=1e-13)
 
@@ -230,7 +230,7 @@ def model(dim: int) -> list[tuple[Tensor, Tensor | None, int]]:
     return layers
 
 
-def own_truncations(rank: int, world_size: int, dim: int, sizes: list[int]):
+def local_truncations(rank: int, world_size: int, dim: int, sizes: list[int]):
     layers = model(dim)
     matrices = [
         ShardedMatrix(f"layer {n}", lambda W=W: W.split(sizes, dim)[rank], dim, moment)
@@ -251,8 +251,8 @@ def assembled(results, number: int) -> tuple[Tensor, Tensor]:
 @BOTH
 @pytest.mark.parametrize("dim", [0, 1], ids=["column", "row"])
 def test_truncation_from_shards_matches_dense(shares, dim):
-    """The minimum of the whole matrix, for several layers that their owners decompose side by side."""
-    results = run_ranks(own_truncations, len(SHARES[shares][0]), dim, SHARES[shares][0])
+    """The minimum of the full matrix, for several layers that their owners decompose side by side."""
+    results = run_ranks(local_truncations, len(SHARES[shares][0]), dim, SHARES[shares][0])
     for number, (W, moment, r) in enumerate(model(dim)):
         left, right = assembled(results, number)
         assert left.shape == (W.shape[0], r)
@@ -274,5 +274,5 @@ def test_truncation_from_shards_matches_dense(shares, dim):
 @pytest.mark.parametrize("dim", [0, 1], ids=["column", "row"])
 def test_collectives_carry_no_full_matrix(dim):
     """The largest one is a square of the narrow side (twice: a Gram matrix of each rank), not O x I."""
-    for _, _, largest in run_ranks(own_truncations, 2, dim, SHARES["even"][0]):
+    for _, _, largest in run_ranks(local_truncations, 2, dim, SHARES["even"][0]):
         assert largest <= 2 * I * (I + 1) < O * I

@@ -163,8 +163,8 @@ def _install() -> None:
     set_accelerator(_Accelerator())
     install(operators)
     partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
-    Parallel.from_first_rank = _from_first_rank
-    Parallel.from_every_rank = _from_every_rank
+    Parallel.broadcast_from_rank_0 = _broadcast_from_rank_0
+    Parallel.gather_from_all_ranks = _gather_from_all_ranks
     saving.PartWriter, saving.SideGroup = _Writer, _Side
     # Modules have the functions of platform.py as names of their own.
     for module in [module for name, module in sys.modules.items() if name.startswith("inrank_megatron")]:
@@ -250,7 +250,7 @@ def _shown(tensor: Tensor, **kwargs) -> str:
     return f"tensor({tuple(tensor.shape)}, {tensor.dtype}, {tensor.device})"
 
 
-def _from_first_rank(self, compute):
+def _broadcast_from_rank_0(self, compute):
     """Every rank computes; what is meant for rank 0 alone depends on nothing that ranks do not share."""
     _exchanges("broadcast_object")
     return compute()
@@ -262,7 +262,7 @@ def _exchanges(name: str) -> None:
     _LOGS[-1].wait(name)
 
 
-def _from_every_rank(self, value):
+def _gather_from_all_ranks(self, value):
     _exchanges("all_gather_object")
     return [value] * self.world_size
 

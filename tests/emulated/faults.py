@@ -39,7 +39,7 @@ def _step(rank: int, fault: Callable[[torch.Tensor], None]) -> tuple[str, Log]:
         shared_parallel[:] = [parallel]
         config = configuration("inrank", LAYOUT, num_layers=1, bf16=True)
         factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-        spec = FactorSpec(columns=32, active=10, rank=2)
+        spec = FactorSpec(capacity=32, active_columns=10, rank=2)
         engine = Engine(
             factory,
             dict.fromkeys(factory.linear_shapes, spec),
@@ -137,7 +137,7 @@ def _prints_a_tensor(hidden):
 
 
 def _agrees_on_an_object(hidden):
-    shared_parallel[-1].from_first_rank(lambda: 0)
+    shared_parallel[-1].broadcast_from_rank_0(lambda: 0)
 
 
 def _uses_a_sum_before_it_is_there(hidden):

@@ -64,7 +64,7 @@ def stepping() -> Stepped:
         factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
         engine = Engine(
             factory,
-            dict.fromkeys(factory.linear_shapes, FactorSpec(columns=32, active=10, rank=2)),
+            dict.fromkeys(factory.linear_shapes, FactorSpec(capacity=32, active_columns=10, rank=2)),
             config=config,
             parallel=parallel,
             device=device(),

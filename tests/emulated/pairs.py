@@ -1,4 +1,4 @@
-"""One step each of trainings beside the complete ones; a top-level function that ``run_emulated`` calls.
+"""One step each of trainings next to the complete ones; a top-level function that ``run_emulated`` calls.
 
 Nothing changes in them: growth, switch, restart, saving and resuming are those of the complete trainings.
 """

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from inrank_megatron.distributed.device_copies import to_device
-from inrank_megatron.engine.layer_distribution import own_layers, shared_spectra
+from inrank_megatron.engine.layer_distribution import gathered_spectra, local_layers
 from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
 from tests.emulated.device import device, rank_of
 from tests.emulated.rules import Wait
@@ -30,10 +30,10 @@ def _waits(layers: int, place: Callable[[Tensor], Tensor]) -> list[Wait]:
         names = [f"layer {i}" for i in range(layers)]
         products = {name: _product(name, 8 + i) for i, name in enumerate(names)}
         log.phase = "check"
-        own = own_layers(names, parallel)
+        own = local_layers(names, parallel)
         values = singular_values([products[name] for name in own], parallel.tp_group, step=1)
         values = dict(zip(own, values, strict=True))
-        found = shared_spectra(
+        found = gathered_spectra(
             names, lambda name: place(values[name]), parallel, length=OUTPUTS, device=device()
         )
         assert found.keys() == set(names) and dist.get_world_size() == WORLD

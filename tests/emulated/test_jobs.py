@@ -1,4 +1,4 @@
-"""What a job does on a GPU before and beside its training steps."""
+"""What a job does on a GPU before and next to its training steps."""
 
 import functools
 
@@ -41,5 +41,6 @@ def test_an_evaluation_waits_at_its_end_and_for_few_questions():
     assert own == ["inrank_megatron.training.evaluate:_mean"] * 2
     assert (stepped().passes, stepped().questions) == (9, 2)
     own = [wait.place for wait in stepped().waits["perplexity"] if wait.place.startswith("inrank_megatron.")]
-    agreed = "inrank_megatron.distributed.process_groups:in_unison"  # that no rank has failed
+    # that no rank has failed
+    agreed = "inrank_megatron.distributed.process_groups:call_or_raise_on_all_ranks"
     assert own == [agreed, "inrank_megatron.evaluation.perplexity:total_loss"]

@@ -9,7 +9,7 @@ WAITS = {
     "inrank_megatron.distributed.device_copies:wait": 2,
     "inrank_megatron.lowrank.linalg.spectra:rows": 1,
     "inrank_megatron.lowrank.linalg.spectra:_householder": 1,
-    "inrank_megatron.engine.layer_distribution:shared_spectra": 1,
+    "inrank_megatron.engine.layer_distribution:gathered_spectra": 1,
 }
 """The cores, everybody's rows; cores and values once more on the Householder way, which a constant for every
 error bound asks for; everybody's spectra.
@@ -22,7 +22,7 @@ def test_a_check_waits_as_often_however_many_layers_there_are(layers):
 
 
 def test_values_that_are_read_one_by_one_are_found():
-    extra = {"inrank_megatron.engine.layer_distribution:shared_spectra": 1 + 12 // rank_checks.WORLD}
+    extra = {"inrank_megatron.engine.layer_distribution:gathered_spectra": 1 + 12 // rank_checks.WORLD}
     assert counted(rank_checks.waits_of_values_on_the_device, 12) == WAITS | extra
 
 

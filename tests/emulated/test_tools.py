@@ -15,8 +15,8 @@ def test_both_models_of_a_conversion_stay_on_the_cpu(tmp_path, family):
     of one failed there.
     """
     source = write_run(make_weights(family, "dense"), tmp_path / "run")
-    status, told = run_emulated(tools.converted, str(source), str(tmp_path / "exported"))
-    assert status == 0 and "same model as" in told, told
+    status, printed = run_emulated(tools.converted, str(source), str(tmp_path / "exported"))
+    assert status == 0 and "same model as" in printed, printed
 
 
 def test_an_evaluation_computes_on_the_device(tmp_path):
@@ -25,9 +25,9 @@ def test_an_evaluation_computes_on_the_device(tmp_path):
     (tmp_path / "text.txt").write_text("The quick brown fox. " * 50)
     words = ["--data", str(tmp_path / "text.txt"), "--data-cache-path", str(tmp_path / "cache"), "--json"]
     words += ["--tokenizer", str(tmp_path / "tokenizer"), "--stride", "8"]
-    told = run_emulated(tools.evaluated, str(run), *words)
-    assert json.loads(told.output)["stride"] == 8
-    assert told.products == {"gpu"}
+    printed = run_emulated(tools.evaluated, str(run), *words)
+    assert json.loads(printed.output)["stride"] == 8
+    assert printed.products == {"gpu"}
 
 
 @pytest.mark.parametrize("how", ["--greedy", "--num-return-sequences=2"])
@@ -43,5 +43,5 @@ def test_text_is_made_on_the_device(tmp_path, how):
         "--num-return-sequences",
         "2",
     ]
-    told = run_emulated(tools.generated, str(run), *words)
-    assert told.output.startswith("The quick") and told.products == {"gpu"}
+    printed = run_emulated(tools.generated, str(run), *words)
+    assert printed.output.startswith("The quick") and printed.products == {"gpu"}

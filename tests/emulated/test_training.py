@@ -1,5 +1,5 @@
 """Whole trainings on a GPU that is not there: what CUDA and NCCL ask holds, ranks agree on their collectives,
-and the host waits for the device once a step.
+and the host waits for the device once per step.
 """
 
 import functools
@@ -36,14 +36,14 @@ CASES = {
 }
 ON_SEVERAL_RANKS = [case for case, (_, layout, _) in CASES.items() if LAYOUTS[layout].world_size > 1]
 OTHER_RANK = {"fp16 ZeRO 1": 1, "bf16 ZeRO 2": 2}
-"""Beside rank 0; elsewhere the last of the job. So rank 0 is compared with every rank of a job of four."""
+"""Next to rank 0; elsewhere the last of the job. So rank 0 is compared with every rank of a job of four."""
 
 FETCH = "inrank_megatron.engine.step_report:fetch"
 GROUPS = 3
 """Parameter groups, at most."""
 BUDGET: dict[str, dict[str, int]] = {
-    # DeepSpeed awaits its own streams: the reduction's once a micro-batch, the gathering's once a step; and
-    # it makes the mark of a norm that is not finite on the host, for each group.
+    # DeepSpeed awaits its own streams: the reduction's once per micro-batch, the gathering's once per step;
+    # and it makes the mark of a norm that is not finite on the host, for each group.
     "ZeRO 3": {
         "deepspeed.runtime.zero.stage3:independent_gradient_partition_epilogue": ACCUMULATION,
         "deepspeed.runtime.zero.partition_parameters:_allgather_params_coalesced": 1,
@@ -202,7 +202,7 @@ def test_a_difference_of_two_ranks_is_found(fault):
 
 @pytest.mark.parametrize("case", ["bf16 ZeRO 1", "fp16 ZeRO 2"])
 def test_replicated_gradients_are_summed_at_once(case):
-    """Under sequence parallelism: those of three norms and two biases, of width 64, once a step."""
+    """Under sequence parallelism: those of three norms and two biases, of width 64, once per step."""
     entries = [entry for entry in seen(case).collectives[BEFORE] if entry.group.startswith("tp")]
     shapes = [entry.tensors[0][0] for entry in entries if entry.name == "allreduce_"]
     assert [shape for shape in shapes if len(shape) == 1 and shape[0] % 64 == 0] == [(8 * 64,)]
@@ -213,7 +213,7 @@ def test_the_cases_cover_what_there_is():
     assert {METHODS[method]["method"] for method, *_ in CASES.values()} == REGISTRY.keys()
     kinds = {(s["zero_stage"], next((p for p in ("bf16", "fp16") if s.get(p)), "fp32")) for s in settings}
     assert kinds == {(z, p) for z in range(4) for p in ("fp32", "bf16", "fp16")} - {(0, "fp16")}
-    assert {layout for _, layout, _ in CASES.values()} >= LAYOUTS.keys() - {"TP2 SP apart", "TP4 SP"}
+    assert {layout for _, layout, _ in CASES.values()} >= LAYOUTS.keys() - {"TP2 SP separate", "TP4 SP"}
     assert {s["zero_stage"] for s in settings if s.get("offload_optimizer")} == {1, 2, 3}
     assert {s["optimizer"] for s in settings if "optimizer" in s} == {"sgd", "fused-adam", "cpu-adam"}
 
@@ -227,8 +227,8 @@ OUTCOME = {
     # The Householder way, which a constant for every error bound asks for.
     "inrank_megatron.distributed.device_copies:wait": 1,
     "inrank_megatron.lowrank.linalg.spectra:_householder": 1,
-    "inrank_megatron.distributed.process_groups:in_unison": 1,
-    "inrank_megatron.engine.layer_distribution:shared_spectra": 1,
+    "inrank_megatron.distributed.process_groups:call_or_raise_on_all_ranks": 1,
+    "inrank_megatron.engine.layer_distribution:gathered_spectra": 1,
     "inrank_megatron.engine.decisions:finish": 1,
     "inrank_megatron.engine.fragments:finish_writes": 1,
 }

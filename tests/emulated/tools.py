@@ -15,7 +15,7 @@ from tests.emulated.device import rank_of
 
 
 @dataclass(frozen=True)
-class Told:
+class Output:
     """What was printed, and the devices on which matrices were multiplied."""
 
     output: str
@@ -26,12 +26,12 @@ def converted(source: str, target: str) -> tuple[int, str]:
     """The conversion tool's status and what it wrote to stderr; it computes on the CPU, with values."""
     from tools.convert_checkpoint import main
 
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-        return main([source, target, "--format", "hf-dense"]), told.getvalue()
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+        return main([source, target, "--format", "hf-dense"]), printed.getvalue()
 
 
-def evaluated(*words: str) -> Told:
+def evaluated(*words: str) -> Output:
     """What ``tools/evaluate.py`` does with these words after it has joined the job."""
     from inrank_megatron.evaluation import command
     from tools.evaluate import parse
@@ -41,7 +41,7 @@ def evaluated(*words: str) -> Told:
     return _on_device(lambda parallel: command.run(arguments, parallel))
 
 
-def generated(*words: str) -> Told:
+def generated(*words: str) -> Output:
     """What ``tools/generate.py`` does with these words; the first token ends it, as a 1 stands for every
     answer to whether all is done.
     """
@@ -51,13 +51,13 @@ def generated(*words: str) -> Told:
     return _on_device(lambda parallel: command.run(parse(list(words))))
 
 
-def _on_device(work: Callable[[Parallel], None]) -> Told:
+def _on_device(work: Callable[[Parallel], None]) -> Output:
     models.read_weights = _without_values
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' threads would share the one FakeTensorMode
-    told = io.StringIO()
-    with rank_of(0, 1, 1) as (parallel, log), contextlib.redirect_stdout(told):
+    printed = io.StringIO()
+    with rank_of(0, 1, 1) as (parallel, log), contextlib.redirect_stdout(printed):
         work(parallel)
-    return Told(told.getvalue(), log.products)
+    return Output(printed.getvalue(), log.products)
 
 
 _read_weights = models.read_weights

@@ -24,7 +24,7 @@ from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.training.loop import OVERLAP, Trainer
-from inrank_megatron.training.run_logger import Journal
+from inrank_megatron.training.run_logger import RunLogger
 from tests.contract.checkpoints import Tensors
 from tests.contract.layouts import LAYOUTS
 from tests.contract.sessions import VOCABULARY, configuration
@@ -98,7 +98,7 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         trainer = trainer_of(config, parallel, Path(folder))
         trainer.log = log
         assert trainer.train()
-        record, kind = engine_record(trainer.engine), trainer.engine.masters.kind
+        record, kind = engine_record(trainer.engine), trainer.engine.master_weights.kind
         saved = {n: torch.empty(shape) for n, shape in stored_shapes(trainer.engine, kind.moments).items()}
         stop_deepspeed(trainer.engine.deepspeed)
         log.phase = "resumed"
@@ -112,7 +112,7 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
 
 
 def _held(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, W0 and initial values, masters and moments; all of them are new after a switch."""
+    """Parameters, W0 and initial values, master weights and moments; all of them are new after a switch."""
     yield from engine.model.named_parameters()
     for name, pair in engine.initial.items():
         yield from ((f"initial {name}", tensor) for tensor in pair)
@@ -158,7 +158,7 @@ def trainer_of(config: Config, parallel: Parallel, folder: Path) -> Watched:
         batches=batches,
         windows={"valid": EvalWindows(Tokens(), seq_length=config.model.seq_length)},
         folder=place,
-        journal=Journal(place, active=False, total_steps=STEPS, start_step=0, vocab_size=512),
+        run_logger=RunLogger(place, active=False, total_steps=STEPS, start_step=0, vocab_size=512),
         stop=SimpleNamespace(reason=lambda: None),
         identity={OVERLAP: True},
         peak_flops=None,

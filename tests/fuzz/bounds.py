@@ -35,7 +35,7 @@ def outcome(read: Callable[[], Any]) -> Any:
         except UserError as error:
             result = error
         grown = _bytes("VmHWM") - before
-    assert grown <= RESIDENT, f"{grown / 2**20:.0f} MiB more, beside {result!r:.300}"
+    assert grown <= RESIDENT, f"{grown / 2**20:.0f} MiB more, next to {result!r:.300}"
     if isinstance(result, UserError):
         assert str(result) and "\n" not in str(result), repr(str(result))
         assert not _exhausted(result), f"asked for more memory than {RESERVED} bytes: {result!r:.300}"

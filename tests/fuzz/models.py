@@ -57,7 +57,7 @@ distributed = exported(megatron, "gpt2", "second phase")
 def foreign(root: Path) -> Path:
     """As Megatron-LM leaves it: its arguments say what the model is."""
     folder = distributed(root)
-    (folder / megatron.OWN).unlink()
+    (folder / megatron.RUN_RECORD).unlink()
     common = folder / "iter_0000007" / megatron.COMMON
     torch.save({"iteration": 7, "args": _arguments()}, common)
     return folder
@@ -69,8 +69,8 @@ def engine(root: Path) -> Path:
     (root / "engine" / "latest").write_text("global_step7")
     model = weights("gpt2", "dense")
     module = {name: model.read(name).bfloat16() for name in model.shapes}
-    masters = torch.cat([tensor.float().flatten() for tensor in module.values()])
-    masters = torch.cat([masters, masters.new_zeros(masters.numel() % 2)])
+    master_weights = torch.cat([tensor.float().flatten() for tensor in module.values()])
+    master_weights = torch.cat([master_weights, master_weights.new_zeros(master_weights.numel() % 2)])
     state = {
         "module": module,
         "param_shapes": [OrderedDict((name, tensor.shape) for name, tensor in module.items())],
@@ -78,7 +78,7 @@ def engine(root: Path) -> Path:
         **{"global_steps": 7, "skipped_steps": 0, "iteration": 7, "mp_world_size": 1, "dp_world_size": 2},
     }
     torch.save(state, folder / "mp_rank_00_model_states.pt")
-    for rank, share in enumerate(masters.chunk(2)):
+    for rank, share in enumerate(master_weights.chunk(2)):
         groups = {
             "single_partition_of_fp32_groups": [share.clone()],
             "base_optimizer_state": {"state": {0: {"step": torch.tensor(7.0)}}},

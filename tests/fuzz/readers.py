@@ -24,7 +24,7 @@ class Reader:
 
     Args:
         name: what is read.
-        make: writes a whole one into an empty folder; gives the path that is named to the reader.
+        make: writes a complete one into an empty folder; gives the path that is named to the reader.
         read: reads it, uses what it has read, and asserts what must be true of that.
         damage: the changes to it.
         examples: how many in the suite.
@@ -73,7 +73,7 @@ def attack(
     What becomes of them is counted in ``tally``.
 
     Raises:
-        AssertionError, Unending, or what the reader raised: hypothesis shows the damage beside it.
+        AssertionError, Unending, or what the reader raised: hypothesis shows the damage next to it.
     """
     tally, trap = tally or Tally(), scratch / TRAP
     scratch.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def tokenizer(root: Path) -> Path:
 
 
 def texts(name: str, content: bytes):
-    """What writes a file of texts, with a tokenizer beside it so that none is trained."""
+    """What writes a file of texts, with a tokenizer next to it so that none is trained."""
 
     def make(root: Path) -> Path:
         (root / "texts").mkdir()
@@ -71,7 +71,7 @@ def read_texts(path: Path) -> Any:
 
 
 def _tokenizer_folder(path: Path) -> Path:
-    """One for all inputs of a test, beside them."""
+    """One for all inputs of a test, next to them."""
     root = next(parent for parent in path.parents if re.match("(test_|fuzz-)", parent.name))
     if not (folder := root / "tokenizer-of-all").exists():
         make_tokenizer().save(folder)

@@ -170,7 +170,7 @@ def _counts(gpus: int) -> Iterator[Case]:
 
 
 def _benchmarks(memory_gib: float, rehearse: bool) -> Iterator[Case]:
-    """`tools/bench.py`; `step` on the largest model whose four engines fit (18 bytes a parameter each)."""
+    """`tools/bench.py`; `step` on the largest model whose four engines fit (18 bytes per parameter each)."""
     step = "large" if memory_gib >= 75 else "medium" if memory_gib >= 36 else "small"
     presets = {"step": step, "counts": "tiny"}
     for what in NOTES:

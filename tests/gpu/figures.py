@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured, beside what it may be.
+    """What was measured, next to what it may be.
 
     Args:
         limit: the largest value that passes; None: shown for itself.

@@ -21,7 +21,7 @@ def main() -> None:
         dist.reduce_scatter_tensor(scattered, ones, group=parallel.dp_group)
         dist.broadcast(ones, src=0)
         assert torch.equal(gathered, ones) and torch.equal(scattered, ones) and ones.sum().item() == 8
-        assert parallel.from_first_rank(lambda: 3) == 3 and parallel.from_every_rank(4) == [4]
+        assert parallel.broadcast_from_rank_0(lambda: 3) == 3 and parallel.gather_from_all_ranks(4) == [4]
         parallel.barrier()
 
 

@@ -19,15 +19,15 @@ from tests.gpu.ranks import layer_case, optimizer_of, serial
 
 
 def losses(rank: int, world_size: int, settings: dict, results: list[dict]) -> list[Figure]:
-    """Every rank's losses and norms beside those of the serial training, which follows the case's ranks where
-    they are others than its own.
+    """Every rank's losses and norms next to those of the serial training, which follows the case's ranks
+    where they are others than its own.
     """
     changes = settings["changes"]
     precision = next((name for name in ("bf16", "fp16") if changes.get(name)), "fp32")
     reference = _serial(settings["method"], tuple(_sizes(changes).items()))
-    apart = max(rank_difference(result["ranks"], reference["ranks"]) for result in results)
+    difference = max(rank_difference(result["ranks"], reference["ranks"]) for result in results)
     agree = all(result["ranks"] == results[0]["ranks"] for result in results)
-    if apart:
+    if difference:
         reference = serial(settings["method"], _sizes(changes), results[0]["changes"])
     loss, norm = (
         max(largest_difference(result[key], reference[key]) for result in results)
@@ -36,13 +36,13 @@ def losses(rank: int, world_size: int, settings: dict, results: list[dict]) -> l
     return [
         Figure("largest relative difference of a loss", loss, limits.LOSS[precision]),
         Figure("largest relative difference of a gradient norm", norm, limits.NORM[precision]),
-        Figure("largest difference of a rank", apart, limits.RANK),
+        Figure("largest difference of a rank", difference, limits.RANK),
         Figure("ranks that disagree among the processes", int(not agree), 0),
     ]
 
 
 def layer(rank: int, world_size: int, settings: dict, results: list[dict]) -> list[Figure]:
-    """Outputs, gradients and values beside those of the serial layer in FP64."""
+    """Outputs, gradients and values next to those of the serial layer in FP64."""
     case = layer_case(settings)
     expected = layer_parity.train_oracle(layer_case(settings | {"dtype": "float64"}), optimizer_of(settings))
     merged = layer_parity.merge(results, case)
@@ -84,10 +84,10 @@ def megatron_checkpoints(rank: int, world_size: int, settings: dict, results: li
         shutil.rmtree(folder)
     expected = megatron_folders.gpt_forward(megatron_folders.drawn(configuration(1, **settings), None))
     logits = expected(megatron_folders.sample()[0])
-    apart = _largest([(result["logits"] - logits).abs().max().item() for result in results])
+    difference = _largest([(result["logits"] - logits).abs().max().item() for result in results])
     return [
         Figure("tensors saved by Megatron-Core that are read wrong", wrong, 0),
-        Figure("largest difference of a logit after Megatron-Core's load", apart, limits.LOGITS),
+        Figure("largest difference of a logit after Megatron-Core's load", difference, limits.LOGITS),
     ]
 
 

@@ -1,7 +1,7 @@
 """Ranks that live through many cases, each a program of its own that sees its GPU, or on the CPU none.
 
-``tests/harness.py`` forks its ranks, which CUDA does not bear. Here each is started anew, reads requests, one
-on each line, and answers with lines. After a failure all are ended, and the next request starts new ones.
+``tests/harness.py`` forks its ranks, which CUDA does not bear. Here each is started again, reads requests,
+one on each line, and answers with lines. After a failure all are ended, and the next request starts new ones.
 """
 
 import contextlib

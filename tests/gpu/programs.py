@@ -118,7 +118,7 @@ class Programs:
         return [
             Figure("losses that are not the same to the bit", changed, 0),
             Figure("losses that are not the same to the bit, resumed", _different(once, again), 0),
-            Figure("tokens a second, median of the second phase", _rate(once)),
+            Figure("tokens per second, median of the second phase", _rate(once)),
         ]
 
     def _program(self, settings: dict) -> list[Figure]:
@@ -133,25 +133,25 @@ class Programs:
         return steps[settings["what"]](settings["model"], settings["gpus"])
 
     def _train(self, model: str, gpus: int) -> list[Figure]:
-        """Each step of a run beside the same run by one process of the CPU."""
+        """Each step of a run next to the same run by one process of the CPU."""
         shutil.rmtree(self._run(model), ignore_errors=True)
         run, serial = self._trained(model, gpus), self._folder / f"{model} serial"
         if not _is_finished(serial):
             shutil.rmtree(serial, ignore_errors=True)
             self._call([sys.executable, "launch/pretrain_gpt2.py", *self._flags(model, serial)], hidden=True)
         return [
-            Figure("largest relative difference of a loss", _apart(run, serial), limits.PROGRAM_LOSS),
+            Figure("largest relative difference of a loss", _difference(run, serial), limits.PROGRAM_LOSS),
             Figure("largest difference of a rank", _ranks_apart(run, serial), limits.RANK),
             Figure(
                 "relative difference of the last validation",
                 _validations_apart(run, serial),
                 limits.PROGRAM_LOSS,
             ),
-            Figure("tokens a second, median of the second phase", _rate(run)),
+            Figure("tokens per second, median of the second phase", _rate(run)),
         ]
 
     def _resume(self, model: str, gpus: int) -> list[Figure]:
-        """From step 20 on, in the first phase, beside the run that was not interrupted."""
+        """From step 20 on, in the first phase, next to the run that was not interrupted."""
         return self._resumed(model, gpus, f"{model} resumed", gpus, [], limits.RESUMED_LOSS)
 
     def _resume_elsewhere(self, model: str, gpus: int) -> list[Figure]:
@@ -168,7 +168,7 @@ class Programs:
         _cut(copy)
         self._torchrun(processes, [*self._flags(model, copy), *_shards(gpus), *flags, "--resume", "auto"])
         return [
-            Figure("largest relative difference of a loss", _apart(copy, run), limit),
+            Figure("largest relative difference of a loss", _difference(copy, run), limit),
             Figure("largest difference of a rank", _ranks_apart(copy, run), 0),
             Figure("losses that are not the same to the bit", _different(copy, run)),
         ]
@@ -178,8 +178,8 @@ class Programs:
         command = [*_torchrun(gpus), "tools/evaluate.py", run, "--json"]
         here = json.loads(self._call(command))
         there = json.loads(self._tool("evaluate.py", run, "--json", hidden=True))
-        apart = abs(here["perplexity"] / there["perplexity"] - 1)
-        return [Figure("relative difference of the perplexity from the CPU's", apart, limits.PERPLEXITY)]
+        difference = abs(here["perplexity"] / there["perplexity"] - 1)
+        return [Figure("relative difference of the perplexity from the CPU's", difference, limits.PERPLEXITY)]
 
     def _generate(self, model: str, gpus: int) -> list[Figure]:
         run = str(self._trained(model, gpus))
@@ -332,7 +332,7 @@ def _losses(run: Path) -> list[float]:
     return [record["loss"] for record in _records(run, "metrics.jsonl", "train")]
 
 
-def _apart(run: Path, other: Path) -> float:
+def _difference(run: Path, other: Path) -> float:
     """The largest relative difference of a step's loss."""
     return max(abs(a / b - 1) for a, b in zip(_losses(run), _losses(other), strict=True))
 

@@ -1,4 +1,4 @@
-"""The folder of results: one line a case, and the one file to send back."""
+"""The folder of results: one line per case, and the one file to send back."""
 
 import json
 import subprocess

@@ -12,7 +12,9 @@ from inrank_megatron.config.loading import replace
 from inrank_megatron.interop.core.weights import Weights
 
 Forward = Callable[[Tensor], Tensor]
-"""Token ids [B, S] to FP32 logits [B, S, vocab_size]; without gradients, on the CPU unless told otherwise."""
+"""Token ids [B, S] to FP32 logits [B, S, vocab_size]; without gradients, on the CPU unless asked
+otherwise.
+"""
 
 
 def gpt_forward(weights: Weights, *, device: torch.device | str = "cpu") -> Forward:
@@ -57,7 +59,8 @@ def load_gpt(weights: Weights):
         pretrained=filling,
     )
     specs = {
-        name: changed(spec, columns=spec.active, tracked=False) for name, spec in weights.factors.items()
+        name: changed(spec, capacity=spec.active_columns, tracked=False)
+        for name, spec in weights.factors.items()
     }
     model = factory.build(specs)
     with torch.no_grad():

@@ -70,9 +70,9 @@ def load_metadata(path: Path, *, allow_pickle: bool) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
-        raise UserError(f"{path}: is damaged ({type(error).__name__}); name a whole checkpoint") from None
+        raise UserError(f"{path}: is damaged ({type(error).__name__}); name a complete checkpoint") from None
     if type(metadata) is not Metadata or not isinstance(metadata.state_dict_metadata, dict):
-        raise UserError(f"{path}: is no list of a checkpoint's tensors; name a whole checkpoint")
+        raise UserError(f"{path}: is no list of a checkpoint's tensors; name a complete checkpoint")
     return metadata
 
 

@@ -21,7 +21,7 @@ from inrank_megatron.lowrank.layers.spec import FactorSpec
 NAME = "run"
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
 STATE_LEAVES = ("U0", "V0")
-"""Beside weights and moments a checkpoint holds the first values of tracked factors."""
+"""Next to weights and moments a checkpoint holds the first values of tracked factors."""
 
 
 def matches(path: Path) -> bool:
@@ -30,16 +30,18 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """The FP32 masters, and W0 as stored, of a run's best checkpoint, or of the one ``path``.
+    """The FP32 master weights, and W0 as stored, of a run's best checkpoint, or of the one ``path``.
 
     Raises:
-        UserError: there is no such folder, no run or no whole checkpoint in it, or its tensors are not those
-            that its configuration asks for.
+        UserError: there is no such folder, no run or no complete checkpoint in it, or its tensors are not
+            those that its configuration asks for.
     """
     run, checkpoint, faults = locate(path, best=True)
     config = load(run / CONFIG)
     check_layers(str(checkpoint.folder), config, tensors=len(checkpoint.names))
-    specs = {name: FactorSpec(**spec) for name, spec in checkpoint.state["engine"]["factors"].items()}
+    specs = {
+        name: FactorSpec.from_record(spec) for name, spec in checkpoint.state["engine"]["factors"].items()
+    }
     weights = Weights(
         origin=str(checkpoint.folder),
         config=config,
@@ -50,11 +52,11 @@ def open_weights(path: Path, options: Options) -> Weights:
         tokenizer=_tokenizer(run, config, checkpoint.state.get("identity") or {}),
         notes=tuple(f"passed over: {fault}" for fault in faults),
     )
-    whole = {name: changed(spec, active=spec.columns) for name, spec in specs.items()}
+    with_all_columns = {name: changed(spec, active_columns=spec.capacity) for name, spec in specs.items()}
     account(
         weights.origin,
         there={name: checkpoint.shape(name) for name in _weight_names(checkpoint)},
-        here=changed(weights, factors=whole).shapes,
+        here=changed(weights, factors=with_all_columns).shapes,
     )
     return weights
 
@@ -64,10 +66,10 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     methods from (``--pretrained-checkpoint``).
     """
     specs = {
-        name: changed(spec, columns=spec.active, tracked=False, final=not spec.base, grown_at=0)
+        name: changed(spec, capacity=spec.active_columns, tracked=False, final=not spec.base, grown_at=0)
         for name, spec in weights.factors.items()
     }
-    rank = max((spec.active for spec in specs.values()), default=None)
+    rank = max((spec.active_columns for spec in specs.values()), default=None)
     config = replace(
         weights.config, method=training_method(specs), rank=rank, save=None, pretrained_checkpoint=None
     )
@@ -106,7 +108,7 @@ def _reader(checkpoint: Checkpoint, specs: dict[str, FactorSpec]):
         [(_, tensor)] = checkpoint.tensors([name])
         linear, _, leaf = name.rpartition(".")
         if leaf in ("U", "V", *STATE_LEAVES):
-            columns = specs[linear].active
+            columns = specs[linear].active_columns
             tensor = tensor[:, :columns] if leaf[0] == "U" else tensor[:columns]
         return tensor
 

@@ -27,7 +27,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in copied:
         shutil.copyfile(source / name, target / name)
     if not all(name in copied for name in FILES[:2]) or not _is(tokenizer.identity, target):
-        # What the files mean may depend on the model beside them, and that of the target is another one.
+        # What the files mean may depend on the model next to them, and that of the target is another one.
         for name in copied:
             (target / name).unlink()
         tokenizer.save(target)

@@ -55,7 +55,7 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path}: cannot be opened as a file of torch.save ({reason}); name a whole one"
+            f"{path}: cannot be opened as a file of torch.save ({reason}); name a complete one"
         ) from None
 
 
@@ -65,13 +65,13 @@ def as_data(path: Path, options: Options, *, known: Collection[str] = ()) -> Abs
     Raises:
         UserError: the file names something that is not ``known``, and the options do not allow it.
     """
-    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    if (unknown := sorted(set(foreign) - set(known))) and not options.allow_pickle:
+    unsafe_globals = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    if (unknown := sorted(set(unsafe_globals) - set(known))) and not options.allow_pickle:
         raise UserError(
             f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left it, "
             "give --allow-pickle (such objects are left out, and nothing of theirs runs)"
         )
-    return torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign])
+    return torch.serialization.safe_globals([(_stand_in(name), name) for name in unsafe_globals])
 
 
 class _PlainDict:
@@ -90,7 +90,7 @@ def check_plain(path: Path) -> None:
     if path.is_symlink():
         raise UserError(f"{path}: is a symbolic link; put the file itself there")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; name a whole checkpoint")
+        raise UserError(f"{path}: there is no such file; name a complete checkpoint")
     refuse_pointer(path)
 
 

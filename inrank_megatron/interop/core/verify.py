@@ -16,7 +16,7 @@ class Difference:
 
     Args:
         largest: difference of any logit. magnitude: of the largest logit.
-        kl: mean Kullback-Leibler divergence of the second's predictions from the first's, nats a token.
+        kl: mean Kullback-Leibler divergence of the second's predictions from the first's, nats per token.
         tolerance: what ``largest`` may be.
     """
 
@@ -39,7 +39,7 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"largest logit difference {self.largest:.2e} (at most {self.tolerance:g}), "
-            f"KL {self.kl:.2e} nats a token (at most {self.kl_bound:g})"
+            f"KL {self.kl:.2e} nats per token (at most {self.kl_bound:g})"
         )
 
 

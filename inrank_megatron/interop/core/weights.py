@@ -30,10 +30,10 @@ class Weights:
         vocab_size: rows of the embedding, without padding.
         factors: the factorised linears; of ``columns`` those in use (``active``) are stored. Only those of a
             run may be ``tracked``: their ``U0`` and ``V0`` can be read too.
-        read: the whole tensor of a name in :attr:`shapes`, on the CPU, in the precision of its file.
+        read: the full tensor of a name in :attr:`shapes`, on the CPU, in the precision of its file.
         step: optimizer steps that made the weights; 0 where that is not known.
         tokenizer: a folder with tokenizer files, if there is one.
-        notes: what a user should be told.
+        notes: messages for the user.
     """
 
     origin: str
@@ -52,7 +52,7 @@ class Weights:
 
 
 def weight_shapes(config: Config, vocab_size: int, factors: Mapping[str, FactorSpec]) -> Shapes:
-    """Name and whole shape of every weight of a run's model: no moments, no initial values of factors."""
+    """Name and full shape of every weight of a run's model: no moments, no initial values of factors."""
     model, llama = config.model, is_llama(config)
     h, f = model.hidden_size, model.ffn_hidden_size
     shapes: Shapes = {"embedding.word_embeddings.weight": (vocab_size, h)}
@@ -85,7 +85,9 @@ QKV_0 = "decoder.layers.0.self_attention.linear_qkv"
 
 def _linear(shape: tuple[int, int], spec: FactorSpec | None, *, bias: bool) -> Shapes:
     out, inp = shape
-    leaves: Shapes = {} if spec is None else {"U": (out, spec.active), "V": (spec.active, inp)}
+    leaves: Shapes = (
+        {} if spec is None else {"U": (out, spec.active_columns), "V": (spec.active_columns, inp)}
+    )
     if spec is None or spec.base:
         leaves["weight"] = shape
     return leaves | ({"bias": (out,)} if bias else {})
@@ -100,7 +102,7 @@ def check_layers(origin: str, config: Config, *, tensors: int) -> None:
     if config.model.num_layers > tensors:
         raise UserError(
             f"{origin}: num_layers = {config.model.num_layers}, and its files hold {tensors} tensors; name a "
-            "whole checkpoint"
+            "complete checkpoint"
         )
 
 
@@ -119,7 +121,7 @@ def account(
     if differing := differences(there, here, expected="expected"):
         raise UserError(
             f"{origin}: tensors that differ from those of its model: {differing}; its files and its "
-            "configuration do not belong together: name a whole checkpoint"
+            "configuration do not belong together: name a complete checkpoint"
         )
 
 

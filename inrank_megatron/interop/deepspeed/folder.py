@@ -35,15 +35,16 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """FP32 masters where the folder has them, else the working copies (of W0 always); padding rows are cut.
+    """FP32 master weights where the folder has them, else the working copies (of W0 always); padding rows are
+    cut.
 
     Raises:
-        UserError: no whole checkpoint, one that does not say what its model is, tensors of another model,
+        UserError: no complete checkpoint, one that does not say what its model is, tensors of another model,
             files that name something else than data or, also on reading a tensor, that are of several saves.
     """
     folder = _tag(path)
     ranks = open_ranks(folder, options)
-    there = {name: _whole_shape(name, shape, len(ranks)) for name, shape in _shapes(ranks).items()}
+    there = {name: _full_shape(name, shape, len(ranks)) for name, shape in _shapes(ranks).items()}
     state = ranks[0].state
     config, vocab_size, factors = model_of(str(folder), arguments_of(state), there, options)
     for name in OF_VOCABULARY:
@@ -55,8 +56,8 @@ def open_weights(path: Path, options: Options) -> Weights:
         if (axis := _axis(name)) is None:
             return _replicated(name, ranks)
         gate_and_up = 2 if llama and ".linear_fc1." in name and axis == 0 else 1
-        whole = _joined([rank.read(name) for rank in ranks], axis, gate_and_up)
-        return whole[:vocab_size] if name in OF_VOCABULARY else whole
+        full = _joined([rank.read(name) for rank in ranks], axis, gate_and_up)
+        return full[:vocab_size] if name in OF_VOCABULARY else full
 
     weights = Weights(
         origin=str(folder),
@@ -83,20 +84,20 @@ def _tag(path: Path) -> Path:
 
 
 def _notes(folder: Path, ranks: Sequence[TensorParallelRank]) -> Iterator[str]:
-    if not all(rank.masters for rank in ranks):
-        yield f"{folder}: has no FP32 masters by name; working copies are read"
+    if not all(rank.master_weights for rank in ranks):
+        yield f"{folder}: has no FP32 master weights by name; working copies are read"
     made, updates = ranks[0].state.get("global_steps"), ranks[0].updates
     if made is not None and updates is not None:
         made -= ranks[0].state.get("skipped_steps") or 0
         if updates != made:
             yield (
                 f"{folder}: the optimizer counts {updates:g} updates, the engine {made}; either it was "
-                "started anew, or *_optim_states.pt, which hold the weights, are of another save"
+                "started again, or *_optim_states.pt, which hold the weights, are of another save"
             )
 
 
 def _shapes(ranks: Sequence[TensorParallelRank]) -> dict[str, tuple[int, ...]]:
-    """Of each weight's share, which Megatron makes of one size on all ranks."""
+    """Of each weight's shard, which Megatron makes of one size on all ranks."""
     first, *others = (
         {name: shape for name, shape in rank.shapes.items() if NO_WEIGHT not in name} for rank in ranks
     )
@@ -119,7 +120,7 @@ def _replicated(name: str, ranks: Sequence[TensorParallelRank]) -> Tensor:
 
 
 def _axis(name: str) -> int | None:
-    """The axis on which ranks have their shares; None: each has all."""
+    """The axis on which ranks have their shards; None: each has all."""
     module, _, leaf = name.rpartition(".")
     module = PART_OF_QKV.sub(".linear_qkv", module)
     if name in OF_VOCABULARY or leaf == "U":
@@ -131,13 +132,13 @@ def _axis(name: str) -> int | None:
     return 1 if module.endswith(ROW) and leaf == "weight" else None
 
 
-def _whole_shape(name: str, shape: tuple[int, ...], ranks: int) -> tuple[int, ...]:
+def _full_shape(name: str, shape: tuple[int, ...], ranks: int) -> tuple[int, ...]:
     axis = _axis(name)
     return tuple(size * ranks if index == axis else size for index, size in enumerate(shape))
 
 
 def _joined(shards: Sequence[Tensor], axis: int, stride: int) -> Tensor:
-    """Of ``stride`` matrices one above the other every rank has its share of each."""
+    """Of ``stride`` matrices one above the other every rank has its shard of each."""
     if len(shards) == 1:
         return shards[0]
     pieces = [shard.chunk(stride, axis) for shard in shards]

@@ -2,9 +2,10 @@
 them.
 
 ``mp_rank_XX_model_states.pt`` holds the working copies of tensor-parallel rank XX, frozen ones included.
-``[bf16_]zero_pp_rank_Y_mp_rank_XX_optim_states.pt`` holds the share of data-parallel rank Y in its FP32
-masters. Under ZeRO 1 and 2 each parameter group is one flat tensor, cut into even shares; under ZeRO 3 every
-parameter is cut by itself, and ``zero_pp_rank_Y_mp_rank_XX_model_states.pt`` holds the shares of frozen ones.
+``[bf16_]zero_pp_rank_Y_mp_rank_XX_optim_states.pt`` holds the shard of data-parallel rank Y of its FP32
+master weights. Under ZeRO 1 and 2 each parameter group is one flat tensor, divided into equal shards; under
+ZeRO 3 every parameter is sharded by itself, and ``zero_pp_rank_Y_mp_rank_XX_model_states.pt`` holds the
+shards of frozen ones.
 """
 
 import math
@@ -36,10 +37,10 @@ KNOWN = frozenset(
 )
 """What DeepSpeed, and the arguments of a Megatron program, need."""
 FLAT_1, FLAT_3 = "single_partition_of_fp32_groups", "fp32_flat_groups"
-"""FP32 masters under ZeRO 1 and 2, and under ZeRO 3."""
+"""FP32 master weights under ZeRO 1 and 2, and under ZeRO 3."""
 STEPS = ("global_steps", "iteration")
 """How far model states say that they are."""
-MIXED = "files of several saves are mixed: name a whole checkpoint"
+MIXED = "files of several saves are mixed: name a complete checkpoint"
 Read = Callable[[], Tensor]
 
 
@@ -49,14 +50,14 @@ class TensorParallelRank:
     Args:
         model: model states by data-parallel rank; without ZeRO 3 the one that there is.
         optim: optimizer states by data-parallel rank, or none.
-        partitioned: whether ZeRO 3 wrote them, which has no whole working copies.
+        partitioned: whether ZeRO 3 wrote them, which has no full working copies.
         file: the first of the model states.
 
     Attributes:
-        state: what the engine saved beside the weights.
+        state: what the engine saved next to the weights.
         shapes: of each weight.
-        masters: whether FP32 masters are read where there are some.
-        updates: steps that the optimizer has made by its own count, where that is all that tells whether the
+        master_weights: whether FP32 master weights are read where there are some.
+        updates: steps that the optimizer has made by its own count, where that is all that shows whether the
             masters are of the same save: under ZeRO 3, which has no working copies.
     """
 
@@ -66,17 +67,19 @@ class TensorParallelRank:
         self._copies: dict[str, Read] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         groups = [part.get("optimizer_state_dict", {}) for part in optim]
-        self.masters = bool(groups) and all(FLAT_1 in g or FLAT_3 in g for g in groups)
+        self.master_weights = bool(groups) and all(FLAT_1 in g or FLAT_3 in g for g in groups)
         self.updates = max(_optimizer_steps(groups), default=None) if partitioned else None
         if not partitioned:
             for name, tensor in flat(model[0]["module"]):
                 self._add(name, tensor.shape, lambda tensor=tensor: tensor)  # type: ignore[misc]
         else:
             self._add_frozen(model)
-        if self.masters and FLAT_3 in groups[0]:
-            self._add_masters_by_parameter([g[FLAT_3] for g in groups])
-        elif self.masters:
-            self._add_masters_by_group([g[FLAT_1] for g in groups], groups[0].get("param_alignment_paddings"))
+        if self.master_weights and FLAT_3 in groups[0]:
+            self._add_master_weights_by_parameter([g[FLAT_3] for g in groups])
+        elif self.master_weights:
+            self._add_master_weights_by_group(
+                [g[FLAT_1] for g in groups], groups[0].get("param_alignment_paddings")
+            )
         elif partitioned:
             raise UserError(
                 f"{self._origin}: ZeRO 3 keeps the weights in *_optim_states.pt; put these files back"
@@ -102,12 +105,12 @@ class TensorParallelRank:
 
     def _add_frozen(self, model: Sequence[dict]) -> None:
         for name, shape in (model[0].get("frozen_param_shapes") or {}).items():
-            shares = [part["frozen_param_fragments"][name].flatten() for part in model]
-            self._add(name, shape, lambda shares=shares, shape=shape: _unpadded(torch.cat(shares), shape))  # type: ignore[misc]
+            shards = [part["frozen_param_fragments"][name].flatten() for part in model]
+            self._add(name, shape, lambda shards=shards, shape=shape: _unpadded(torch.cat(shards), shape))  # type: ignore[misc]
 
-    def _add_masters_by_group(self, shares: Sequence[Sequence[Tensor]], paddings: Any) -> None:
+    def _add_master_weights_by_group(self, shards: Sequence[Sequence[Tensor]], paddings: Any) -> None:
         for index, shapes in enumerate(self.state["param_shapes"]):
-            parts = [share[index] for share in shares]
+            parts = [shard[index] for shard in shards]
             begin = 0
             for position, (name, shape) in enumerate(shapes.items()):
                 size = math.prod(shape)
@@ -115,18 +118,18 @@ class TensorParallelRank:
                 begin += size + (paddings[index][position] if paddings else 0)
             self._check(begin, sum(part.numel() for part in parts))
 
-    def _add_masters_by_parameter(self, shares: Sequence[Sequence[Tensor]]) -> None:
-        begin, ranks = 0, len(shares)
+    def _add_master_weights_by_parameter(self, shards: Sequence[Sequence[Tensor]]) -> None:
+        begin, ranks = 0, len(shards)
         for shapes in self.state["param_shapes"]:
             for name, shape in shapes.items():
-                share = -(-math.prod(shape) // ranks)
+                shard = -(-math.prod(shape) // ranks)
 
-                def read(begin: int = begin, share: int = share, shape: Any = shape) -> Tensor:
-                    return _unpadded(torch.cat([cut(parts, begin, share) for parts in shares]), shape)
+                def read(begin: int = begin, shard: int = shard, shape: Any = shape) -> Tensor:
+                    return _unpadded(torch.cat([cut(parts, begin, shard) for parts in shards]), shape)
 
                 self._add(name, shape, read)
-                begin += share
-        self._check(begin, sum(part.numel() for part in shares[0]))
+                begin += shard
+        self._check(begin, sum(part.numel() for part in shards[0]))
 
     def _check(self, needed: int, there: int) -> None:
         if needed > there:
@@ -149,16 +152,16 @@ def open_ranks(folder: Path, options: Options) -> list[TensorParallelRank]:
     if not ranks:
         raise UserError(f"{folder}: has no *mp_rank_*_model_states.pt; name a folder that DeepSpeed saved")
     opened: list[TensorParallelRank] = []
-    told: dict[str, tuple[Path, Any]] = {}
+    seen: dict[str, tuple[Path, Any]] = {}
     for rank in ranks:
         files = {kind: found.get((rank, kind), {}) for kind in ("model", "optim")}
         model, optim = (_in_order(folder, files[kind], options) for kind in files)
         _check_numbers(folder, model[0], ranks=ranks, model=model, optim=optim)
         for index, state in enumerate(model):
-            _check_steps(files["model"][index], {name: state.get(name) for name in STEPS}, told)
+            _check_steps(files["model"][index], {name: state.get(name) for name in STEPS}, seen)
         for index, state in enumerate(optim):
             steps = sorted(set(_optimizer_steps(state.get("optimizer_state_dict"))))
-            _check_steps(files["optim"][index], {"the optimizer's step": steps}, told)
+            _check_steps(files["optim"][index], {"the optimizer's step": steps}, seen)
         opened.append(TensorParallelRank(model, optim, partitioned=partitioned, file=files["model"][0]))
     with_optim = sorted({rank for rank, kind in found if kind == "optim"})
     if with_optim not in ([], ranks):
@@ -198,14 +201,14 @@ def _check_numbers(folder: Path, state: dict, *, ranks: list[int], model: list, 
         raise UserError(
             f"{folder}: saved by {sizes[0]} tensor-parallel ranks x {sizes[1]} replicas, and there are files "
             f"of {len(ranks)} x {len(optim) or len(model)}; some are missing, or files of several saves are "
-            "mixed: name a whole checkpoint"
+            "mixed: name a complete checkpoint"
         )
 
 
-def _check_steps(path: Path, steps: Mapping[str, Any], told: dict[str, tuple[Path, Any]]) -> None:
-    """UserError unless ``path`` says what the first of its kind said, which ``told`` keeps."""
+def _check_steps(path: Path, steps: Mapping[str, Any], seen: dict[str, tuple[Path, Any]]) -> None:
+    """UserError unless ``path`` says what the first of its kind said, which ``seen`` keeps."""
     for name, value in steps.items():
-        first, expected = told.setdefault(name, (path, value))
+        first, expected = seen.setdefault(name, (path, value))
         if value != expected:
             raise UserError(f"{path}: {name} = {value}, in {first.name} {expected}; {MIXED}")
 

@@ -83,7 +83,7 @@ def hf_settings(weights: Weights) -> dict[str, Any]:
 
 
 def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int, tuple[str, ...]]:
-    """The settings of a dense run with the model in ``folder``, its vocabulary, and what to tell the user.
+    """The settings of a dense run with the model in ``folder``, its vocabulary, and messages for the user.
 
     Args:
         family: ``gpt2`` or ``llama``. settings: further ones of the run.
@@ -117,7 +117,7 @@ def _read(folder: Path, family: str):
 
     values = read_json(folder / CONFIG)
     if values is None:
-        raise UserError(f"{folder / CONFIG}: is missing or no JSON object; name a whole folder")
+        raise UserError(f"{folder / CONFIG}: is missing or no JSON object; name a complete folder")
     if (method := values.get("quantization_config")) is not None:
         raise UserError(
             f"{folder / CONFIG}: quantization_config {method}: quantised weights cannot be read; name the "

@@ -79,7 +79,7 @@ def dense_tensors(weights: Weights) -> tuple[Shapes, Callable[[str], Tensor]]:
 
 
 def dense_config(weights: Weights):
-    """The ``GPT2Config`` or ``LlamaConfig`` of the model with whole matrices."""
+    """The ``GPT2Config`` or ``LlamaConfig`` of the model with full matrices."""
     from transformers import GPT2Config, LlamaConfig
 
     if is_llama(weights.config):

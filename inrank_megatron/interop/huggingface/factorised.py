@@ -118,12 +118,12 @@ def _assembled(
     shape: tuple[int, ...], parts: list[tuple[str, Place]], stored: SafetensorsFolder, *, heads: int
 ) -> Tensor:
     """The run's tensor from the rows of it that lie in several places."""
-    whole = None
+    full = None
     for name, place in parts:
         values = stored.read(name)
-        whole = values.new_empty(shape) if whole is None else whole
-        put(whole, place.rows, values.T if place.transposed else values, heads=heads)
-    return whole
+        full = values.new_empty(shape) if full is None else full
+        put(full, place.rows, values.T if place.transposed else values, heads=heads)
+    return full
 
 
 def _config(weights: Weights):
@@ -134,8 +134,14 @@ def _config(weights: Weights):
     specs = {name: weights.factors.get(source) for name, source in factorisable(weights.config).items()}
     return kind(
         **hf_settings(weights),
-        factors={name: {"rank": spec.active, "base": spec.base} for name, spec in specs.items() if spec},
-        buffers={n: spec.active - spec.rank for n, spec in specs.items() if spec and spec.active > spec.rank},
+        factors={
+            name: {"rank": spec.active_columns, "base": spec.base} for name, spec in specs.items() if spec
+        },
+        buffers={
+            n: spec.active_columns - spec.rank
+            for n, spec in specs.items()
+            if spec and spec.active_columns > spec.rank
+        },
         separate_qkv=has_separate_qkv(weights.config),
     )
 
@@ -152,13 +158,15 @@ def _class_of(weights: Weights):
 
 
 def _values(path: Path) -> dict:
-    """``config.json``, with ``factors`` and ``buffers`` checked as far as they stand alone."""
+    """``config.json``, with ``factors`` and ``buffers`` checked as far as that is possible without the
+    tensors.
+    """
     values = read_json(path / CONFIG) or {}
     factors = values.get("factors")
     entries = factors.values() if isinstance(factors, dict) else [None]
     for entry in entries:
-        whole = isinstance(entry, dict) and type(entry.get("rank")) is int and entry["rank"] > 0
-        if not (whole and type(entry.get("base")) is bool):
+        complete = isinstance(entry, dict) and type(entry.get("rank")) is int and entry["rank"] > 0
+        if not (complete and type(entry.get("base")) is bool):
             raise UserError(
                 f"{path / CONFIG}: factors: must give rank and base of each linear; name an export of "
                 "this project"

@@ -12,7 +12,7 @@ from torch import Tensor
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.errors import UserError
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 2 * 10**9
 """A model that is larger is cut into files of at most this size, or of one tensor."""
 ELEMENT = 4  # bytes of FP32
@@ -38,10 +38,10 @@ class SafetensorsFolder:
             self._list(file)
         index = read_json(folder / INDEX)
         if index is not None and index.get("weight_map") != self._files:
-            raise UserError(f"{folder / INDEX}: does not list the files next to it; name a whole folder")
+            raise UserError(f"{folder / INDEX}: does not list the files next to it; name a complete folder")
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU, in the precision in which it is stored."""
+        """The full tensor, on the CPU, in the precision in which it is stored."""
         with safe_open(self.folder / self._files[name], framework="pt") as handle:
             return handle.get_tensor(name)
 
@@ -51,7 +51,7 @@ class SafetensorsFolder:
             return sorted({Path(str(file)).name for file in index["weight_map"].values()})
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if found:
-            return [WHOLE] if WHOLE in found else found
+            return [SINGLE_FILE] if SINGLE_FILE in found else found
         if pickles := sorted(path.name for path in self.folder.glob("*.bin")):
             raise UserError(
                 f"{self.folder / pickles[0]}: a pickle, which can run any code when it is opened; if you "
@@ -72,10 +72,12 @@ class SafetensorsFolder:
                             f"{', '.join(READABLE)}; name the model in floating point"
                         )
                     if name in self._files:
-                        raise UserError(f"{path}: {name} is in {self._files[name]} too; name a whole folder")
+                        raise UserError(
+                            f"{path}: {name} is in {self._files[name]} too; name a complete folder"
+                        )
                     self._files[name], self.shapes[name] = file, tuple(tensor.get_shape())
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); name a whole folder") from None
+            raise UserError(f"{path}: cannot be read ({error}); name a complete folder") from None
 
 
 def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
@@ -87,7 +89,7 @@ def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], read: Cal
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = WHOLE if len(shards) == 1 else several
+        file = SINGLE_FILE if len(shards) == 1 else several
         write_file(folder / file, {name: shapes[name] for name in names}, read)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:

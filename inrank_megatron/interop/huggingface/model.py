@@ -1,4 +1,4 @@
-"""What the formats for ``transformers`` share: the files beside the weights, and loading."""
+"""What the formats for ``transformers`` share: the files next to the weights, and loading."""
 
 import re
 import warnings
@@ -16,7 +16,7 @@ from inrank_megatron.interop.core.tokenizer_files import copy_tokenizer
 from inrank_megatron.interop.core.weights import Weights
 from inrank_megatron.pointers import refuse_pointer
 
-# Tables that older versions of transformers stored beside the weights and that the model computes.
+# Tables that older versions of transformers stored next to the weights and that the model computes.
 BUFFERS = re.compile(
     r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)|"
     r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"

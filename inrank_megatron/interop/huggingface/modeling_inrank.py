@@ -2,8 +2,8 @@
 
 This file needs torch and transformers alone: a copy of it lies in every exported folder, so that the model
 loads where nothing else is installed. ``config.factors`` names the factorised linears, from the base model on
-(such as ``h.0.mlp.c_fc`` or ``layers.0.mlp.gate_up_proj``), with ``rank`` and ``base``: whether a frozen W0
-stands beside.
+(such as ``h.0.mlp.c_fc`` or ``layers.0.mlp.gate_up_proj``), with ``rank`` and ``base``: whether there is
+a frozen W0.
 
 Letters: I input features, O output features, k the rank. Tensors of a factorised linear: ``weight`` W0 [O, I]
 where there is one, ``U`` [O, k], ``V`` [k, I], ``bias`` [O].

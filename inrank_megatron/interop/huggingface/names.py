@@ -18,8 +18,8 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import QKV, factorises_attention, is_llama
 
 HALVES = ("gate", "up")
-SHARES = {**dict.fromkeys(QKV, 3), **dict.fromkeys(HALVES, 2)}
-"""Part of a whole tensor's rows that a piece takes, as a divisor."""
+PARTS = {**dict.fromkeys(QKV, 3), **dict.fromkeys(HALVES, 2)}
+"""Part of a full tensor's rows that a piece takes, as a divisor."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def hf_shapes(config: Config, run_shapes: Mapping[str, tuple[int, ...]]) -> dict
             sources = [f"{piece.source}.{leaf}" for piece in module.pieces]
             used.update(sources)
             heights = [
-                run_shapes[source][0] // SHARES.get(piece.rows, 1)
+                run_shapes[source][0] // PARTS.get(piece.rows, 1)
                 for source, piece in zip(sources, module.pieces, strict=True)
             ]
             shape = (sum(heights), *run_shapes[sources[0]][1:])
@@ -129,10 +129,10 @@ def hf_shapes(config: Config, run_shapes: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def hf_tensor(module: HFModule, leaf: str, read: Callable[[str], Tensor], *, heads: int) -> Tensor:
-    """The tensor ``leaf`` of ``module`` from whole tensors of the run, which ``read`` gives by name."""
+    """The tensor ``leaf`` of ``module`` from full tensors of the run, which ``read`` gives by name."""
     parts = [take(read(f"{piece.source}.{leaf}"), piece.rows, heads=heads) for piece in module.pieces]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return (whole.T if module.transposed and leaf == "weight" else whole).contiguous()
+    full = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return (full.T if module.transposed and leaf == "weight" else full).contiguous()
 
 
 def feeders(modules: Mapping[str, HFModule]) -> dict[str, list[tuple[HFModule, Piece]]]:
@@ -152,7 +152,7 @@ def run_tensor(
     fed_by: Mapping[str, list[tuple[HFModule, Piece]]],
     heads: int,
 ) -> Tensor:
-    """The whole tensor ``name`` of a run from those of a dense Hugging Face model, which ``read`` gives.
+    """The full tensor ``name`` of a run from those of a dense Hugging Face model, which ``read`` gives.
 
     Args:
         shape: of the run's tensor. fed_by: from :func:`feeders`, of a configuration with one fused QKV.
@@ -161,31 +161,31 @@ def run_tensor(
         KeyError: no tensor there has such a place.
     """
     source, _, leaf = name.rpartition(".")
-    whole = None
+    full = None
     for module, piece in fed_by[source]:
         stored = read(f"{module.name}.{leaf}")
         values = stored.T if module.transposed and leaf == "weight" else stored
-        whole = values.new_empty(shape) if whole is None else whole
-        put(whole, piece.rows, values, heads=heads)
-    return whole
+        full = values.new_empty(shape) if full is None else full
+        put(full, piece.rows, values, heads=heads)
+    return full
 
 
-def take(whole: Tensor, rows: str, *, heads: int) -> Tensor:
+def take(full: Tensor, rows: str, *, heads: int) -> Tensor:
     """The rows that ``rows`` (see :class:`Piece`) names of a weight [O, I], a factor U [O, k] or bias [O]."""
-    return _view(whole, rows, heads).reshape(-1, *whole.shape[1:])
+    return _view(full, rows, heads).reshape(-1, *full.shape[1:])
 
 
-def put(whole: Tensor, rows: str, values: Tensor, *, heads: int) -> None:
+def put(full: Tensor, rows: str, values: Tensor, *, heads: int) -> None:
     """Write ``values``, as :func:`take` would give them, into those rows of ``whole``."""
-    view = _view(whole, rows, heads)
+    view = _view(full, rows, heads)
     view.copy_(values.reshape(view.shape))
 
 
-def _view(whole: Tensor, rows: str, heads: int) -> Tensor:
+def _view(full: Tensor, rows: str, heads: int) -> Tensor:
     """A view of those rows, with one more or two more axes in place of the first."""
     if rows == "":
-        return whole
+        return full
     if rows in HALVES:
-        return whole.unflatten(0, (2, -1))[HALVES.index(rows)]
-    by_part = whole.unflatten(0, (heads, 3, -1)).transpose(0, 1)  # [3, a, h / a, ...]
+        return full.unflatten(0, (2, -1))[HALVES.index(rows)]
+    by_part = full.unflatten(0, (heads, 3, -1)).transpose(0, 1)  # [3, a, h / a, ...]
     return by_part if rows == "qkv" else by_part[QKV.index(rows)]

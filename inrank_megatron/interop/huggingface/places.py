@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import QKV, linear_shapes
 from inrank_megatron.interop.core.weights import Shapes
-from inrank_megatron.interop.huggingface.names import HALVES, SHARES, HFModule, Piece, hf_modules
+from inrank_megatron.interop.huggingface.names import HALVES, PARTS, HFModule, Piece, hf_modules
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 SHARED = {**dict.fromkeys(QKV, "qkv_proj"), **dict.fromkeys(HALVES, "gate_up_proj")}
@@ -49,7 +49,7 @@ def _name(module: HFModule, piece: Piece) -> str:
 
 
 def _owner(name: str, piece: Piece) -> str:
-    """The module with V: the linear itself, or the one beside those that share it."""
+    """The module with V: the linear itself, or the one next to those that share it."""
     return f"{name.rpartition('.')[0]}.{SHARED[piece.rows]}" if piece.rows in SHARED else name
 
 
@@ -74,6 +74,6 @@ def placed_shapes(there: Mapping[str, Place], run_shapes: Shapes) -> Shapes:
     shapes = {}
     for name, place in there.items():
         rows, *rest = run_shapes[place.source]
-        shape = (rows // SHARES.get(place.rows, 1), *rest)
+        shape = (rows // PARTS.get(place.rows, 1), *rest)
         shapes[name] = shape[::-1] if place.transposed else shape
     return shapes

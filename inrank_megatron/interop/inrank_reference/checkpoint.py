@@ -71,7 +71,7 @@ def forward(path: Path, options: Options) -> Forward:
     tensors, saved = open_file(path, options)
     model = model_config(path, tensors, saved, options)[0].model
     used = {
-        f"h.{i}.{name}": layer_spec(path, tensors, f"h.{i}.{name}", saved, options).active
+        f"h.{i}.{name}": layer_spec(path, tensors, f"h.{i}.{name}", saved, options).active_columns
         for i in range(model.num_layers)
         for name in FACTORISED.values()
     }
@@ -128,7 +128,7 @@ def _weight(
     if own in NORMS:
         return tensors[f"h.{layer}.{NORMS[own]}.{leaf}"]
     if own in FACTORISED:
-        there, k = f"h.{layer}.{FACTORISED[own]}", factors[module].active
+        there, k = f"h.{layer}.{FACTORISED[own]}", factors[module].active_columns
         if leaf == "bias":
             return tensors[f"{there}.bias"]
         return tensors[f"{there}.B"][:, :k] if leaf == "U" else tensors[f"{there}.A"][:k]

@@ -1,5 +1,5 @@
 """The InRank authors' Lightning checkpoint as a file: its tensors, and what of the model has to be found
-beside them.
+next to them.
 """
 
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ def layer_spec(
         rows, rank = tensors[f"{name}.A"].shape[0], int(tensors[f"{name}.current_modes_tensor"].item())
     except (KeyError, RuntimeError):
         raise UserError(
-            f"{path}: lacks A or current_modes_tensor of {name}; name a whole checkpoint"
+            f"{path}: lacks A or current_modes_tensor of {name}; name a complete checkpoint"
         ) from None
     used = rows
     if rank != rows:
@@ -111,8 +111,8 @@ def layer_spec(
             )
         used = min(rank + buffer, rows)
     if not 1 <= rank <= rows:
-        raise UserError(f"{path}: {name} has {rank} modes of {rows}; name a whole checkpoint")
-    return FactorSpec(columns=used, active=used, rank=rank, base=False, final=rank == rows)
+        raise UserError(f"{path}: {name} has {rank} modes of {rows}; name a complete checkpoint")
+    return FactorSpec(capacity=used, active_columns=used, rank=rank, base=False, final=rank == rows)
 
 
 def _setting(saved: Mapping[str, Any], *keys: str) -> Any:

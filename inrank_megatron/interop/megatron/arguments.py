@@ -41,13 +41,13 @@ def model_of(
 
     Args:
         arguments: those of Megatron-LM, if the checkpoint holds them.
-        shapes: whole shape of each of its tensors, by the names of a run's model.
+        shapes: full shape of each of its tensors, by the names of a run's model.
 
     Raises:
         UserError: neither it nor the options say what the model is, or it is none that is known here.
     """
     if EMBEDDING not in shapes:
-        raise UserError(f"{origin}: has no {EMBEDDING}; name the checkpoint of a whole GPT model")
+        raise UserError(f"{origin}: has no {EMBEDDING}; name the checkpoint of a complete GPT model")
     if options.model_config is not None:
         config = load(options.model_config)
     elif arguments:
@@ -56,8 +56,8 @@ def model_of(
         raise UserError(f"{origin}: does not say what its model is; {REMEDY}")
     factors = {
         name.removesuffix(".U"): FactorSpec(
-            columns=shape[1],
-            active=shape[1],
+            capacity=shape[1],
+            active_columns=shape[1],
             rank=shape[1],
             base=f"{name.removesuffix('.U')}.weight" in shapes,
             final=f"{name.removesuffix('.U')}.weight" not in shapes,

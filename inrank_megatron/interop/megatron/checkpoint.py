@@ -2,14 +2,13 @@
 any tensor-parallel size and loaded at any other.
 
 Written here: ``iter_NNNNNNN`` with the folder's four kinds of files, ``latest_checkpointed_iteration.txt``
-beside it as Megatron-LM has it, and ``inrank_megatron.json`` (and the tokenizer), from which the run can be
+next to it as Megatron-LM has it, and ``inrank_megatron.json`` (and the tokenizer), from which the run can be
 made again.
 """
 
 import json
 import pickle
 import warnings
-from dataclasses import asdict
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from inrank_megatron.interop.core.weights import Weights, account, check_layers
 from inrank_megatron.interop.megatron.arguments import arguments_of, model_of
 from inrank_megatron.interop.megatron.keys import (
     extra_states,
+    full_shape,
     is_stacked,
     key_of,
     places,
-    whole_shape,
 )
 from inrank_megatron.interop.megatron.torch_dist import LIST, Storage, write_storage
 from inrank_megatron.lowrank.layers.spec import FactorSpec
@@ -40,9 +39,9 @@ from inrank_megatron.pointers import refuse_pointer
 
 NAME = "megatron"
 LATEST, BACKEND, COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.pt"
-OWN, OWN_VERSION, TOKENIZER = "inrank_megatron.json", 1, "tokenizer"
+RUN_RECORD, RUN_RECORD_VERSION, TOKENIZER = "inrank_megatron.json", 1, "tokenizer"
 LAYOUT = {"non_homogeneous_layers": True}
-"""As Megatron-Core wants to be told: each layer by itself, because ranks differ from layer to layer."""
+"""What Megatron-Core has to be given: each layer by itself, because ranks differ from layer to layer."""
 OF_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 # Enumerations, paths and settings in Megatron-LM's arguments, of which none is needed.
 KNOWN = frozenset(
@@ -67,16 +66,16 @@ def open_weights(path: Path, options: Options) -> Weights:
     cut.
 
     Raises:
-        UserError: no whole checkpoint of this kind, one that does not say what its model is, or files that
+        UserError: no complete checkpoint of this kind, one that does not say what its model is, or files that
             name something else than data.
     """
     folder = _iteration(path)
     common = _common(folder, options)
     storage = Storage(folder, options)
     found = places(storage.shapes)
-    there = {name: whole_shape(place, storage.shapes) for name, place in found.items()}
-    own = _own(folder)
-    config, vocab_size, factors = own or model_of(str(folder), arguments_of(common), there, options)
+    there = {name: full_shape(place, storage.shapes) for name, place in found.items()}
+    record = _run_record(folder)
+    config, vocab_size, factors = record or model_of(str(folder), arguments_of(common), there, options)
     check_layers(str(folder), config, tensors=len(there))
     for name in OF_VOCABULARY:
         if name in there and there[name][0] >= vocab_size:
@@ -85,8 +84,8 @@ def open_weights(path: Path, options: Options) -> Weights:
     def read(name: str) -> Tensor:
         place = found[name]
         parts = [storage.read(key, layer=place.layer) for key in place.keys]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)  # gate above up
-        return whole[:vocab_size] if name in OF_VOCABULARY else whole
+        full = parts[0] if len(parts) == 1 else torch.cat(parts)  # gate above up
+        return full[:vocab_size] if name in OF_VOCABULARY else full
 
     step = common.get("iteration")
     weights = Weights(
@@ -125,7 +124,7 @@ def forward(path: Path, options: Options) -> Forward:
     except (CheckpointingException, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{folder}: Megatron-Core cannot load it ({reason}); name a whole checkpoint"
+            f"{folder}: Megatron-Core cannot load it ({reason}); name a complete checkpoint"
         ) from None
     model.load_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
     return gpt_logits(model, vocab_size=weights.vocab_size)
@@ -149,12 +148,12 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
         json.dumps(backend | {"common_backend": "torch", "common_backend_version": 1})
     )
     factors = {
-        name: asdict(changed(spec, columns=spec.active, tracked=False))
+        name: changed(spec, capacity=spec.active_columns, tracked=False).to_record()
         for name, spec in weights.factors.items()
     }
-    own = {"format_version": OWN_VERSION, "vocab_size": weights.vocab_size, "factors": factors}
-    own["config"] = flatten(weights.config) | {"save": None, "pretrained_checkpoint": None}
-    (folder / OWN).write_text(json.dumps(own, indent=1))
+    record = {"format_version": RUN_RECORD_VERSION, "vocab_size": weights.vocab_size, "factors": factors}
+    record["config"] = flatten(weights.config) | {"save": None, "pretrained_checkpoint": None}
+    (folder / RUN_RECORD).write_text(json.dumps(record, indent=1))
     if weights.tokenizer is not None:
         copy_tokenizer(weights.tokenizer, folder / TOKENIZER)
     (folder / LATEST).write_text(str(weights.step))
@@ -186,22 +185,22 @@ def _common(folder: Path, options: Options) -> dict[str, Any]:
     return common if isinstance(common, dict) else {}
 
 
-def _own(folder: Path) -> tuple[Config, int, dict[str, FactorSpec]] | None:
-    path = next((p / OWN for p in (folder, folder.parent) if (p / OWN).is_file()), None)
+def _run_record(folder: Path) -> tuple[Config, int, dict[str, FactorSpec]] | None:
+    path = next((p / RUN_RECORD for p in (folder, folder.parent) if (p / RUN_RECORD).is_file()), None)
     if path is None:
         return None
     refuse_pointer(path)
     try:
-        own = read_json(path) or {}
-        version = own["format_version"]
-        factors = {name: FactorSpec(**spec) for name, spec in own["factors"].items()}
-        found = (from_flat(own["config"]), int(own["vocab_size"]), factors)
-        if not all(1 <= spec.rank <= spec.active <= spec.columns for spec in factors.values()):
+        record = read_json(path) or {}
+        version = record["format_version"]
+        factors = {name: FactorSpec.from_record(spec) for name, spec in record["factors"].items()}
+        found = (from_flat(record["config"]), int(record["vocab_size"]), factors)
+        if not all(1 <= spec.rank <= spec.active_columns <= spec.capacity for spec in factors.values()):
             raise ValueError("a rank must lie between 1 and its columns")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); convert again") from None
-    if version != OWN_VERSION:
+    if version != RUN_RECORD_VERSION:
         raise UserError(
-            f"{path}: version {version}, this program reads {OWN_VERSION}; use the one that wrote it"
+            f"{path}: version {version}, this program reads {RUN_RECORD_VERSION}; use the one that wrote it"
         )
     return found

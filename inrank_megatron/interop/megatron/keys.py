@@ -2,7 +2,7 @@
 
 Keys are those of a Transformer-Engine model, also where the model is another: norms belong to the linear
 after them. A program may have stacked all layers into one tensor, which Megatron-Core does by default, and
-may have cut SwiGLU's gate and up apart.
+may have split SwiGLU's gate and up.
 """
 
 import re
@@ -37,13 +37,13 @@ def key_of(name: str) -> str:
 
 def extra_states(shapes: Mapping[str, tuple[int, ...]], factors: Iterable[str]) -> list[str]:
     """Keys of the objects, without content, that Megatron's own linears ask for."""
-    own = set(factors)
+    ours = set(factors)
     linears = [
         name.removesuffix(".weight")
         for name, shape in shapes.items()
         if LAYER.fullmatch(name) and name.endswith(".weight") and len(shape) == 2
     ]
-    return [f"{linear}._extra_state/shard_0_1" for linear in linears if linear not in own]
+    return [f"{linear}._extra_state/shard_0_1" for linear in linears if linear not in ours]
 
 
 def is_stacked(keys: Iterable[str]) -> bool:
@@ -74,7 +74,7 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
     return found
 
 
-def whole_shape(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def full_shape(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of the weight at ``place``."""
     parts = [shapes.get(key, (0,)) for key in place.keys]
     parts = parts if place.layer is None else [part[1:] for part in parts]
@@ -82,13 +82,13 @@ def whole_shape(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> tuple[in
 
 
 def _inner(name: str) -> str:
-    for own, key in NORMS.items():
-        if name.startswith(own):
-            return key + name.removeprefix(own)
+    for ours, key in NORMS.items():
+        if name.startswith(ours):
+            return key + name.removeprefix(ours)
     return name
 
 
 def _outer(key: str) -> str:
-    for own, fused in NORMS.items():
-        key = key.replace(f".{fused}", f".{own}")
+    for ours, fused in NORMS.items():
+        key = key.replace(f".{fused}", f".{ours}")
     return key

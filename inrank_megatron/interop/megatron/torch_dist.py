@@ -58,33 +58,35 @@ class Storage:
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
         for name in {str(place.relative_path) for place in self._places.values()}:
             if Path(name).name != name:
-                raise UserError(f"{folder / LIST}: {name} lies outside the folder; name a whole checkpoint")
+                raise UserError(
+                    f"{folder / LIST}: {name} lies outside the folder; name a complete checkpoint"
+                )
             check_plain(folder / name)
         for key, entry in self._tensors.items():
-            self._check_whole(key, entry)
+            self._check_complete(key, entry)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Whole shape of every tensor; other objects are not listed."""
+        """Full shape of every tensor; other objects are not listed."""
         return {key: tuple(entry.size) for key, entry in self._tensors.items()}
 
     def read(self, key: str, *, layer: int | None = None) -> Tensor:
-        """A whole tensor as it is stored, or its entry ``layer`` on the first axis, without that axis."""
+        """A full tensor as it is stored, or its entry ``layer`` on the first axis, without that axis."""
         entry = self._tensors[key]
         first = 0 if layer is None else layer
         rows = entry.size[0] if layer is None and len(entry.size) else 1
-        whole = torch.empty((rows, *entry.size[1:]) if len(entry.size) else (), dtype=entry.properties.dtype)
+        full = torch.empty((rows, *entry.size[1:]) if len(entry.size) else (), dtype=entry.properties.dtype)
         for chunk in entry.chunks:
             if not len(entry.size):
-                whole.copy_(self._chunk(key, chunk))
+                full.copy_(self._chunk(key, chunk))
                 continue
             begin = max(chunk.offsets[0], first)
             end = min(chunk.offsets[0] + chunk.sizes[0], first + rows)
             if begin < end:
                 rest = [slice(o, o + n) for o, n in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True)]
                 part = self._chunk(key, chunk)[begin - chunk.offsets[0] : end - chunk.offsets[0]]
-                whole[(slice(begin - first, end - first), *rest)] = part
-        return whole if layer is None else whole[0]
+                full[(slice(begin - first, end - first), *rest)] = part
+        return full if layer is None else full[0]
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         place = self._places[MetadataIndex(key, chunk.offsets)]
@@ -99,13 +101,13 @@ class Storage:
             check_tensors(tensor, file_bytes=len(data.getbuffer()))
         except Exception as error:  # a damaged pickle can fail in any way
             raise UserError(
-                f"{path}: {key} cannot be read ({type(error).__name__}); name a whole one"
+                f"{path}: {key} cannot be read ({type(error).__name__}); name a complete one"
             ) from None
         if not isinstance(tensor, Tensor) or tensor.shape != torch.Size(chunk.sizes):
-            raise UserError(f"{path}: {key} is not as {LIST} lists it; name a whole checkpoint")
+            raise UserError(f"{path}: {key} is not as {LIST} lists it; name a complete checkpoint")
         return tensor
 
-    def _check_whole(self, key: str, entry: TensorStorageMetadata) -> None:
+    def _check_complete(self, key: str, entry: TensorStorageMetadata) -> None:
         chunks = entry.chunks
         inside = all(
             len(c.offsets) == len(c.sizes) == len(entry.size)
@@ -147,7 +149,7 @@ def _overlap(one: ChunkStorageMetadata, other: ChunkStorageMetadata) -> bool:
 def write_storage(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], *, empty: list[str]
 ) -> None:
-    """Write whole tensors, one in memory at a time, in one process without a process group.
+    """Write full tensors, one in memory at a time, in one process without a process group.
 
     Args:
         read: the tensor of each key in ``shapes``; called twice, as its element type goes into the plan.

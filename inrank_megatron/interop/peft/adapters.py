@@ -57,7 +57,7 @@ def open_weights(path: Path, options: Options) -> Weights:
 
 
 def forward(path: Path, options: Options) -> Forward:
-    """Logits of PEFT's ``PeftModel`` on the base that lies beside the adapter."""
+    """Logits of PEFT's ``PeftModel`` on the base that lies next to the adapter."""
     _require_peft()
     from peft import PeftModel
 
@@ -147,7 +147,7 @@ def _adapters(weights: Weights) -> dict[str, Adapter]:
         if module.pieces[0].source in weights.factors:
             shape = shapes[f"{module.name}.weight"]
             out, inp = shape[::-1] if module.transposed else shape
-            rank = sum(weights.factors[piece.source].active for piece in module.pieces)
+            rank = sum(weights.factors[piece.source].active_columns for piece in module.pieces)
             adapters[module.name] = Adapter(rank, out, inp, lambda module=module: _factors(module, weights))  # type: ignore[misc]
     return adapters
 

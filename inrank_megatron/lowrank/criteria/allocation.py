@@ -60,6 +60,6 @@ def share_budget(demands: Mapping[str, Demand], budget: int, *, tile: int = 1) -
 
 
 def _offer(name: str, demand: Demand, columns: int, tile: int) -> tuple[float, str]:
-    """The next tile's energy a parameter, negative because the heap gives the smallest first."""
+    """The next tile's energy per parameter, negative because the heap gives the smallest first."""
     width = max(1, min(tile, demand.most - columns))
     return -sum(demand.energies[columns : columns + width]) / (width * demand.cost), name

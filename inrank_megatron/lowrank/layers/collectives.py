@@ -1,6 +1,6 @@
 """Collectives over the first axis, synchronous or begun early and awaited late.
 
-Letters: n ranks of the group; ``x`` [m/n, ...] is this rank's share of [m, ...].
+Letters: n ranks of the group; ``x`` [m/n, ...] is this rank's shard of [m, ...].
 """
 
 import torch
@@ -49,6 +49,6 @@ def begin_all_reduce(x: Tensor, group: ProcessGroup) -> Pending:
     return Pending(x, dist.all_reduce(x, group=group, async_op=True))
 
 
-def own_share(x: Tensor, group: ProcessGroup) -> Tensor:
+def local_shard(x: Tensor, group: ProcessGroup) -> Tensor:
     """This rank's [m/n, ...] of [m, ...] that every rank has."""
     return x if group.size() == 1 else x.chunk(group.size(), dim=0)[group.rank()]

@@ -1,19 +1,19 @@
 """The factorised linear ``y = (W0 + U V) x + b``, serial and tensor-parallel by the same code.
 
 Letters: T tokens (S x B), I input features, O output features, k columns in use, K columns allocated,
-n tensor-parallel ranks. A trailing ``/n`` is this rank's share of an axis.
+n tensor-parallel ranks. A trailing ``/n`` is this rank's shard of an axis.
 
 Stored on each rank (``weight`` is W0 and is absent in the second phase)::
 
     column-parallel   weight [O/n, I]   U [O/n, K]   V [K, I/n]   bias [O/n]
     row-parallel      weight [O, I/n]   U [O/n, K]   V [K, I/n]   bias [O]
 
-Both factors are cut on their feature axis, never on K, so that a growing or odd rank moves no shard,
+Both factors are sharded on their feature axis, never on K, so that a growing or odd rank moves no shard,
 and each rank stores and optimises 1/n of both. The output features of a column layer may be those of several
-matrices, one after the other (``stride``: gate and up of SwiGLU); a rank then has its share of each. The
-factor that meets local tokens (V of a column layer, U of a row layer) is gathered: k I or k O elements a
+matrices, one after the other (``stride``: gate and up of SwiGLU); a rank then has its shard of each. The
+factor that meets local tokens (V of a column layer, U of a row layer) is gathered: k I or k O elements per
 step, and its gradient is reduce-scattered back (RS_I, RS_O), or, where every rank could compute the whole,
-each computes its slice. With sequence parallelism (SP) the tokens are cut outside the layers. AG, RS, AR:
+each computes its slice. With sequence parallelism (SP) the tokens are sharded outside the layers. AG, RS, AR:
 all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
 
 Column layer, x [T/n, I] under SP, else x [T, I] on every rank; y [T, O/n]:
@@ -24,10 +24,10 @@ U V, SP
 U V
     forward   z = x V^T; y = z U^T
     backward  dz = AR(dy U); dx = dz V; dV = dz^T slice_I(x)
-W0 + U V, SP, apart
+W0 + U V, SP, separate
     forward   X = AG_T(x); z = AG_T(x V^T); y = X W0^T + z U^T
     backward  dz = RS_T(dy U); dx = RS_T(dy W0) + dz V; dV = RS_I(dz^T x)
-W0 + U V, SP, joint
+W0 + U V, SP, fused
     forward   X = AG_T(x); z = X V^T; y = X W0^T + z U^T
     backward  dz = dy U; dx = RS_T(dy W0 + dz V); dV = RS_I(dz^T X)
 W0 + U V
@@ -42,10 +42,10 @@ U V, SP
 U V
     forward   z = AR(x V^T); y = z U^T
     backward  dz = dy U; dx = dz V; dU = slice_O(dy)^T z
-W0 + U V, SP, apart
+W0 + U V, SP, separate
     forward   z = RS_T(x V^T); y = RS_T(x W0^T) + z U^T
     backward  dz = AG_T(dy U); dx = AG_T(dy) W0 + dz V; dU = RS_O(dy^T z)
-W0 + U V, SP, joint
+W0 + U V, SP, fused
     forward   z = x V^T; y = RS_T(x W0^T + z U^T)
     backward  dY = AG_T(dy); dz = dY U; dx = dY W0 + dz V; dU = RS_O(dY^T z)
 W0 + U V
@@ -55,11 +55,12 @@ W0 + U V
 and always dV = dz^T x.
 
 Without W0 only rank-sized activations travel, and under SP no product is computed twice. With W0 there is a
-choice. *Apart*, the factors stay in rank space: 2 (n-1)/n T k more elements a layer and pass through it, no
-product twice, and only x [T/n, I] is saved for the backward pass. *Joint*, the factors' partial sums ride in
-W0's own collective: no activation beyond the dense layer's, but the products with the gathered factor run
-over all T on every rank and X [T, I] is saved. Apart saves 6 (n-1)/n T k h operations for its 2 (n-1)/n T k
-elements: 3 h for each, whatever n, T and k. :func:`prefers_joint` is the rule made of that.
+choice. With *separate* collectives the factors stay in rank space: each pass through the layer sends
+2 (n-1)/n T k more elements, no product is computed twice, and only x [T/n, I] is saved for the backward pass.
+With *fused* collectives the factors' partial sums travel with those of W0: no activation is sent beyond the
+dense layer's, but every rank computes the products with the gathered factor over all T, and X [T, I] is
+saved. Separate collectives save 6 (n-1)/n T k h operations for 2 (n-1)/n T k elements, 3 h for each element,
+whatever n, T and k are. :func:`prefers_fused_collectives` is that rule.
 """
 
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.lowrank.layers.full_factor import WholeFactor
+from inrank_megatron.lowrank.layers.full_factor import FullFactor
 from inrank_megatron.lowrank.layers.products import ColumnProduct, RowProduct
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
@@ -90,7 +91,7 @@ UNUSED = {"skip_bias_add", "init_method", "tp_comm_buffer_name"}
 TILE_BYTES = 16
 
 
-def prefers_joint(hidden: int, group: ProcessGroup) -> bool:
+def prefers_fused_collectives(hidden: int, group: ProcessGroup) -> bool:
     """Whether the factors of a first-phase layer should join W0's collective instead of staying in rank
     space.
 
@@ -108,9 +109,9 @@ class FactorisedLinear(nn.Module):
 
     Attributes:
         weight: frozen ``W0`` without gradient, or None.
-        U, V: the trained factors. Columns from ``active`` on are zero and change nothing.
-        active, capacity: columns in use, k, and allocated, K. Raise the first with :meth:`activate`.
-        input_size, output_size: I and O of the whole matrix.
+        U, V: the trained factors. Columns from ``active_columns`` on are zero and change nothing.
+        active_columns, capacity: columns in use, k, and allocated, K. Raise the first with :meth:`activate`.
+        input_size, output_size: I and O of the full matrix.
     """
 
     row_parallel: bool
@@ -135,11 +136,11 @@ class FactorisedLinear(nn.Module):
         self.tp_group = tp_group
         self.sequence_parallel = config.sequence_parallel and tp_group.size() > 1
         # Without sequence parallelism every rank has all tokens anyway: joining costs nothing.
-        self.joint = factors.base and (
-            not self.sequence_parallel or prefers_joint(min(input_size, output_size), tp_group)
+        self.fused_collectives = factors.base and (
+            not self.sequence_parallel or prefers_fused_collectives(min(input_size, output_size), tp_group)
         )
-        self.whole_factor = WholeFactor(tp_group)
-        self.active, self.capacity = factors.active, factors.columns
+        self.full_factor = FullFactor(tp_group)
+        self.active_columns, self.capacity = factors.active_columns, factors.capacity
         n = tp_group.size()
         for size, parts in ((input_size, n), (output_size, n * stride)):
             if size % parts:
@@ -154,8 +155,8 @@ class FactorisedLinear(nn.Module):
                 result.partition_stride = stride
             return result
 
-        self.U = parameter((output_size // n, factors.columns), partition_dim=0, stride=stride)
-        self.V = parameter((factors.columns, input_size // n), partition_dim=1)
+        self.U = parameter((output_size // n, factors.capacity), partition_dim=0, stride=stride)
+        self.V = parameter((factors.capacity, input_size // n), partition_dim=1)
         self.weight = None
         if factors.base:
             shape = (output_size, input_size // n) if self.row_parallel else (output_size // n, input_size)
@@ -177,15 +178,18 @@ class FactorisedLinear(nn.Module):
 
     def activate(self, columns: int) -> None:
         """Use ``columns`` columns from now on. Parameter shapes, and so optimizer state, stay as they are."""
-        if not self.active <= columns <= self.capacity:
+        if not self.active_columns <= columns <= self.capacity:
             raise ValueError(
-                f"columns {columns} must lie between {self.active} in use and {self.capacity} allocated"
+                f"columns {columns} must lie between {self.active_columns} in use and {self.capacity} "
+                "allocated"
             )
-        self.active = columns
+        self.active_columns = columns
 
     @property
     def tile(self) -> int:
-        """Columns are taken so many at a time: in half precision rows then begin at multiples of 16 bytes."""
+        """Columns are taken in multiples of this: in half precision rows then begin at multiples of 16
+        bytes.
+        """
         return TILE_BYTES // self.U.itemsize if self.U.itemsize < 4 else 1
 
     @property
@@ -193,7 +197,7 @@ class FactorisedLinear(nn.Module):
         """Columns that the products run over: those in use, and as many of the zeros after them as fill the
         tile. They change no sum, and their gradients, products with each other, are zero: they stay zero.
         """
-        return min(self.capacity, -(-self.active // self.tile) * self.tile)
+        return min(self.capacity, -(-self.active_columns // self.tile) * self.tile)
 
     def used_u(self, u: Tensor, width: int) -> Tensor:
         """The first ``width`` columns of U [O/n, K]."""
@@ -223,20 +227,22 @@ class FactorisedLinear(nn.Module):
             tp_group=self.tp_group,
             dp_cp_group=(metadata or {}).get("dp_cp_group"),
         )
-        if self.U.partition_stride == 2:  # of weight and bias Megatron's MLP itself cuts gate and up apart
-            apart = (metadata or {}).get("singleton_local_shards", False)
-            shards[f"{prefix}U"] = apply_swiglu_sharded_factory(shards[f"{prefix}U"], sharded_offsets, apart)
+        if self.U.partition_stride == 2:  # of weight and bias Megatron's MLP itself splits gate and up
+            singleton = (metadata or {}).get("singleton_local_shards", False)
+            shards[f"{prefix}U"] = apply_swiglu_sharded_factory(
+                shards[f"{prefix}U"], sharded_offsets, singleton
+            )
         return shards
 
     def extra_repr(self) -> str:
         return (
-            f"I={self.input_size}, O={self.output_size}, active={self.active}, capacity={self.capacity}, "
-            f"base={self.weight is not None}"
+            f"I={self.input_size}, O={self.output_size}, active={self.active_columns}, "
+            f"capacity={self.capacity}, base={self.weight is not None}"
         )
 
 
 class ColumnParallelFactorised(FactorisedLinear):
-    """Output features are cut over the group. See the module's table for shapes and collectives."""
+    """Output features are sharded over the group. See the module's table for shapes and collectives."""
 
     row_parallel = False
     product = ColumnProduct
@@ -244,7 +250,7 @@ class ColumnParallelFactorised(FactorisedLinear):
 
 
 class RowParallelFactorised(FactorisedLinear):
-    """Input features are cut over the group. See the module's table for shapes and collectives."""
+    """Input features are sharded over the group. See the module's table for shapes and collectives."""
 
     row_parallel = True
     product = RowProduct

@@ -7,39 +7,39 @@ from torch.distributed import ProcessGroup
 from inrank_megatron.lowrank.layers.collectives import Pending, begin_all_gather, begin_reduce_scatter
 
 
-class WholeFactor:
+class FullFactor:
     """Gathers a factor [m/n, k] to [m, k], and returns its gradient to the shards.
 
     Outside of a step every forward pass gathers and every backward pass reduces. Between :meth:`begin` and
     :meth:`end` the factor is gathered once and its gradient, summed in FP32 over the micro-batches, is
-    reduced once, with the last of them: 2 (n-1)/n m k elements a step, however many gradients accumulate.
+    reduced once, with the last of them: 2 (n-1)/n m k elements per step, however many gradients accumulate.
     """
 
     def __init__(self, group: ProcessGroup):
         self._group = group
         self._step = self._last = False
-        self._whole: Tensor | None = None
+        self._full: Tensor | None = None
         self._gradient: Tensor | None = None
 
     def begin(self, *, first: bool, last: bool) -> None:
         """Announce a micro-batch of an optimizer step: the first, the last, both or neither."""
         self._step, self._last = True, last
         if first:
-            self._whole = self._gradient = None
+            self._full = self._gradient = None
 
     def end(self) -> None:
         """The step is over: the factor is about to change."""
         self._step = False
-        self._whole = self._gradient = None
+        self._full = self._gradient = None
 
     def gather(self, shard: Tensor) -> Tensor:
         """``shard`` [m/n, k] -> [m, k]."""
         if self._group.size() == 1:
             return shard
-        whole = begin_all_gather(shard, self._group).wait() if self._whole is None else self._whole
+        full = begin_all_gather(shard, self._group).wait() if self._full is None else self._full
         if self._step:
-            self._whole = whole
-        return whole
+            self._full = full
+        return full
 
     def begin_reduce(self, gradient: Tensor, *, shared: bool = False) -> Pending:
         """Gradient of the whole [m, k], this rank's part of the sum -> that of the shard [m/n, k].

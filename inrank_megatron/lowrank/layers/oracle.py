@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class SerialFactorised(nn.Module):
-    """``y = x (W0 + U V)^T + b`` on one device, whole matrices, plain autograd.
+    """``y = x (W0 + U V)^T + b`` on one device, full matrices, plain autograd.
 
     Args:
         weight: W0 [O, I] or None (second phase). U: [O, k]. V: [k, I]. bias: [O] or None.

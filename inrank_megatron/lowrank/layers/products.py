@@ -16,7 +16,7 @@ from inrank_megatron.lowrank.layers.collectives import (
     begin_all_gather,
     begin_all_reduce,
     begin_reduce_scatter,
-    own_share,
+    local_shard,
 )
 
 
@@ -27,23 +27,23 @@ class ColumnProduct(torch.autograd.Function):
     def forward(ctx, x, weight, all_u, all_v, bias, layer) -> Tensor:
         width = layer.width
         u, v = layer.used_u(all_u, width), layer.used_v(all_v, width)
-        group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
+        group, sequence_parallel, fused = layer.tp_group, layer.sequence_parallel, layer.fused_collectives
         gathering_x = (
             begin_all_gather(x, group) if sequence_parallel and weight is not None else Pending(x, None)
         )
-        whole = layer.whole_factor.gather(v.t())  # [I, k]
-        if joint:
+        full = layer.full_factor.gather(v.t())  # [I, k]
+        if fused:
             x = gathering_x.wait()
-            z = x @ whole
+            z = x @ full
             y = F.linear(x, weight, bias).addmm_(z, u.t())
         else:
-            z = x @ whole
+            z = x @ full
             gathering_z = begin_all_gather(z, group) if sequence_parallel else None
             y = None if weight is None else F.linear(gathering_x.wait(), weight, bias)
             z = gathering_z.wait() if gathering_z else z
             y = F.linear(z, u, bias) if y is None else y.addmm_(z, u.t())
-        ctx.layer, ctx.joint, ctx.has_bias, ctx.width = layer, joint, bias is not None, width
-        ctx.save_for_backward(x, z, weight, all_u, all_v if group.size() == 1 else whole)
+        ctx.layer, ctx.fused_collectives, ctx.has_bias, ctx.width = layer, fused, bias is not None, width
+        ctx.save_for_backward(x, z, weight, all_u, all_v if group.size() == 1 else full)
         return y
 
     @staticmethod
@@ -51,12 +51,12 @@ class ColumnProduct(torch.autograd.Function):
         x, z, weight, all_u, kept = ctx.saved_tensors
         layer, group, sequence_parallel = ctx.layer, ctx.layer.tp_group, ctx.layer.sequence_parallel
         u = layer.used_u(all_u, ctx.width)
-        whole = layer.used_v(kept, ctx.width).t() if group.size() == 1 else kept
+        full = layer.used_v(kept, ctx.width).t() if group.size() == 1 else kept
         begin_sum = begin_reduce_scatter if sequence_parallel else begin_all_reduce
         dz = dy @ u  # [T, k], a part of the sum over ranks
-        if ctx.joint:
-            summing = begin_sum((dy @ weight).addmm_(dz, whole.t()), group)
-            reducing = layer.whole_factor.begin_reduce((dz.t() @ x).t())
+        if ctx.fused_collectives:
+            summing = begin_sum((dy @ weight).addmm_(dz, full.t()), group)
+            reducing = layer.full_factor.begin_reduce((dz.t() @ x).t())
             du = dy.t() @ z
             dx = summing.wait()
         else:
@@ -65,15 +65,15 @@ class ColumnProduct(torch.autograd.Function):
             du = dy.t() @ z
             dz = summing_z.wait()
             if sequence_parallel:
-                reducing = layer.whole_factor.begin_reduce((dz.t() @ x).t())
+                reducing = layer.full_factor.begin_reduce((dz.t() @ x).t())
             else:
-                own_x = own_share(x.t(), group).t()
-                reducing = layer.whole_factor.begin_reduce((dz.t() @ own_x).t(), shared=True)
-            dx = dz @ whole.t() if summing_x is None else summing_x.wait().addmm_(dz, whole.t())
+                local_x = local_shard(x.t(), group).t()
+                reducing = layer.full_factor.begin_reduce((dz.t() @ local_x).t(), shared=True)
+            dx = dz @ full.t() if summing_x is None else summing_x.wait().addmm_(dz, full.t())
         dv = reducing.wait()
         dw = None
         if ctx.needs_input_grad[1]:  # only for the start from gradients: W0 is frozen in training
-            every = x if ctx.joint or not sequence_parallel else begin_all_gather(x, group).wait()
+            every = x if ctx.fused_collectives or not sequence_parallel else begin_all_gather(x, group).wait()
             dw = dy.t() @ every
         db = dy.sum(0) if ctx.has_bias else None
         du, dv = _of_all_columns(du, dv.t(), layer.capacity)
@@ -87,21 +87,21 @@ class RowProduct(torch.autograd.Function):
     def forward(ctx, x, weight, all_u, all_v, bias, layer) -> Tensor:
         width = layer.width
         u, v = layer.used_u(all_u, width), layer.used_v(all_v, width)
-        group, sequence_parallel, joint = layer.tp_group, layer.sequence_parallel, layer.joint
+        group, sequence_parallel, fused = layer.tp_group, layer.sequence_parallel, layer.fused_collectives
         begin_sum = begin_reduce_scatter if sequence_parallel else begin_all_reduce
-        whole = layer.whole_factor.gather(u)  # [O, k]
+        full = layer.full_factor.gather(u)  # [O, k]
         z = F.linear(x, v)  # [T, k], a part of the sum over ranks
-        if joint:
-            y = begin_sum(F.linear(x, weight).addmm_(z, whole.t()), group).wait()
+        if fused:
+            y = begin_sum(F.linear(x, weight).addmm_(z, full.t()), group).wait()
             y = y if bias is None else y.add_(bias)
         else:
             summing_z = begin_sum(z, group)
             summing_y = begin_sum(F.linear(x, weight), group) if weight is not None else None
             z = summing_z.wait()
-            y = F.linear(z, whole, bias)
+            y = F.linear(z, full, bias)
             y = y if summing_y is None else y.add_(summing_y.wait())
-        ctx.layer, ctx.joint, ctx.has_bias, ctx.width = layer, joint, bias is not None, width
-        ctx.save_for_backward(x, z, weight, all_v, all_u if group.size() == 1 else whole)
+        ctx.layer, ctx.fused_collectives, ctx.has_bias, ctx.width = layer, fused, bias is not None, width
+        ctx.save_for_backward(x, z, weight, all_v, all_u if group.size() == 1 else full)
         return y
 
     @staticmethod
@@ -109,22 +109,22 @@ class RowProduct(torch.autograd.Function):
         x, z, weight, all_v, kept = ctx.saved_tensors
         layer, group, sequence_parallel = ctx.layer, ctx.layer.tp_group, ctx.layer.sequence_parallel
         v = layer.used_v(all_v, ctx.width)
-        whole = layer.used_u(kept, ctx.width) if group.size() == 1 else kept
+        full = layer.used_u(kept, ctx.width) if group.size() == 1 else kept
         every = dy  # [T, O]
-        if ctx.joint:
+        if ctx.fused_collectives:
             every = begin_all_gather(dy, group).wait() if sequence_parallel else dy
-            dz = every @ whole
-            reducing = layer.whole_factor.begin_reduce(every.t() @ z)
+            dz = every @ full
+            reducing = layer.full_factor.begin_reduce(every.t() @ z)
         elif sequence_parallel:
-            dz = dy @ whole
+            dz = dy @ full
             gathering_z = begin_all_gather(dz, group)
             gathering_y = begin_all_gather(dy, group) if weight is not None else None
-            reducing = layer.whole_factor.begin_reduce(dy.t() @ z)
+            reducing = layer.full_factor.begin_reduce(dy.t() @ z)
             dz = gathering_z.wait()
             every = gathering_y.wait() if gathering_y else dy
         else:
-            dz = dy @ whole
-            reducing = layer.whole_factor.begin_reduce(own_share(dy.t(), group) @ z, shared=True)
+            dz = dy @ full
+            reducing = layer.full_factor.begin_reduce(local_shard(dy.t(), group) @ z, shared=True)
         dv = dz.t() @ x
         dx = dz @ v
         if weight is not None:

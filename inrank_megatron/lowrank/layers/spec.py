@@ -1,6 +1,16 @@
 """How a linear is factorised: what methods decide on and layers are built from. Imports nothing heavy."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_STORED = {"capacity": "columns", "active_columns": "active"}
+"""Fields that checkpoints store under other names."""
+
+
+def stored_name(field: str) -> str:
+    """The key of a field in checkpoints."""
+    return _STORED.get(field, field)
 
 
 @dataclass(frozen=True)
@@ -8,19 +18,29 @@ class FactorSpec:
     """How one linear is factorised.
 
     Args:
-        columns: columns of U (rows of V) to allocate, K.
-        active: columns in use at the start, k <= K.
+        capacity: columns of U (rows of V) to allocate, K.
+        active_columns: columns in use at initialisation, k <= K.
         rank: decided rank r <= k; the rest of the columns in use are buffer.
-        base: whether a frozen ``W0`` stands beside the factors.
+        base: whether a frozen ``W0`` is kept next to the factors.
         tracked: whether every column's initial value is kept, for the spectrum of the update.
         final: whether the rank stays as it is to the end of the run.
         grown_at: the step after which the rank last grew or a check was lost, 0 if neither ever was.
     """
 
-    columns: int
-    active: int
+    capacity: int
+    active_columns: int
     rank: int
     base: bool = True
     tracked: bool = False
     final: bool = False
     grown_at: int = 0
+
+    def to_record(self) -> dict[str, int | bool]:
+        """What checkpoints store, under the names of their format."""
+        return {stored_name(name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "FactorSpec":
+        """The inverse of :meth:`to_record`; takes the field names too."""
+        names = {stored: name for name, stored in _STORED.items()}
+        return cls(**{names.get(name, name): value for name, value in record.items()})

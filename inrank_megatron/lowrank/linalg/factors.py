@@ -1,6 +1,6 @@
-"""What the algebra of sharded factors stands on: spread QR, gathering, checks.
+"""What the algebra of sharded factors is built on: spread QR, gathering, checks.
 
-Letters: O, I features, k columns, n ranks of the group; ``/n`` is this rank's share. Every function is
+Letters: O, I features, k columns, n ranks of the group; ``/n`` is this rank's shard. Every function is
 collective over ``group``; with a group of one it is the serial algorithm. All arithmetic is FP64.
 """
 
@@ -36,20 +36,20 @@ def triangular_factor(rows: Tensor, group: ProcessGroup) -> Tensor:
     return torch.linalg.qr(torch.cat(parts), mode="r").R
 
 
-def cut_matrix(whole: Tensor, dim: int, group: ProcessGroup, stride: int = 1) -> Tensor:
-    """This rank's even share of ``whole`` along ``dim``.
+def shard_matrix(full: Tensor, dim: int, group: ProcessGroup, stride: int = 1) -> Tensor:
+    """This rank's even shard of ``full`` along ``dim``.
 
     With ``stride`` 2 the axis has two parts of equal length one after the other (gate and up of SwiGLU), and
-    every rank has its share of each, one after the other; so for more.
+    every rank has its shard of each, one after the other; so for more.
     """
     if group.size() == 1:
-        return whole
-    pieces = whole.chunk(stride * group.size(), dim)[group.rank() :: group.size()]
+        return full
+    pieces = full.chunk(stride * group.size(), dim)[group.rank() :: group.size()]
     return pieces[0] if stride == 1 else torch.cat(pieces, dim)
 
 
 def gather_matrix(shard: Tensor, dim: int, group: ProcessGroup, stride: int = 1) -> Tensor:
-    """The whole matrix from what :func:`cut_matrix` gives each rank, on every rank of the group."""
+    """The full matrix from what :func:`shard_matrix` gives each rank, on every rank of the group."""
     if group.size() == 1:
         return shard
     parts = [torch.empty_like(shard) for _ in range(group.size())]

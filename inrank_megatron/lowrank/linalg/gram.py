@@ -24,7 +24,7 @@ def packed_gram(columns: Tensor) -> Tensor:
 
 
 def unpack_gram(packed: Tensor, k: int) -> Tensor:
-    """[k, k] with the lower triangle of the Gram matrix; what stands above the diagonal has no meaning."""
+    """[k, k] with the lower triangle of the Gram matrix; what is above the diagonal has no meaning."""
     square = torch.zeros(k, k, dtype=packed.dtype, device=packed.device)
     for start, stop, part in _block_rows(k):
         square[start:stop, :stop] = packed[part].view(stop - start, stop)

@@ -1,9 +1,9 @@
 """Three ways to make ``U* V*`` of a sharded matrix W: the minimisers of its plain and of its weighed error.
 
-Letters: O, I features, r rank, n ranks of the group, h the feature axis that is not cut (I of a column layer,
-O of a row layer: the narrower one in an MLP), m the axis that is cut; a share m/n may be uneven or empty.
-``X`` [h, m/n] is this rank's share with the cut axis last: W^T of a column layer, W of a row layer. All in
-FP64.
+Letters: O, I features, r rank, n ranks of the group, h the feature axis that is not sharded (I of a column
+layer, O of a row layer: the narrower one in an MLP), m the axis that is sharded; a shard m/n may be uneven or
+empty. ``X`` [h, m/n] is this rank's shard with the sharded axis last: W^T of a column layer, W of a row
+layer. All in FP64.
 
 Each class is an algorithm of two steps. The *owner* of the matrix, one rank of the group, finds the leading
 directions of the axis h (:meth:`directions`) and broadcasts them. Then all ranks make the factors of them

@@ -1,8 +1,8 @@
 """Orthonormal factors and singular vectors of sharded matrices, by Householder QR all the way (TSQR).
 
-Letters: O, I, m features, k columns, r rank, n ranks of the group; ``/n`` is this rank's share, which may be
+Letters: O, I, m features, k columns, r rank, n ranks of the group; ``/n`` is this rank's shard, which may be
 uneven or empty. Small factorisations are done by the first rank and broadcast: where columns are dependent
-the orthogonal factor is not unique, and shares of two different ones would not fit together.
+the orthogonal factor is not unique, and shards of two different ones would not fit together.
 """
 
 import torch
@@ -17,8 +17,8 @@ def product_svd(left: Tensor, right: Tensor, r: int, group: ProcessGroup) -> tup
     """The r leading singular triples of ``left @ right`` as shards: A [O/n, r], s [r], B [r, I/n], FP64.
 
     ``left`` [O/n, k] = Q1 R1, ``right`` [k, I/n] = (Q2 R2)^T, ``R1 R2^T = a s b^T``, ``A = Q1 a``,
-    ``B = (Q2 b)^T``; r <= min(O, k, I). Elements on the wire a rank: two all-gathers of ``(n-1) k (k+1)``, a
-    broadcast of ``2 n k r + r``.
+    ``B = (Q2 b)^T``; r <= min(O, k, I). Elements on the wire per rank: two all-gathers of ``(n-1) k (k+1)``,
+    a broadcast of ``2 n k r + r``.
     """
     k, n = right.shape[0], group.size()
     q1, stack1 = _local_qr(left, group)
@@ -29,15 +29,15 @@ def product_svd(left: Tensor, right: Tensor, r: int, group: ProcessGroup) -> tup
         a, s, b = host_svd(r1 @ r2.t())
         torch.cat([inner1 @ a[:, :r], inner2 @ b[:r].t(), s[None, :r]], out=message)
     dist.broadcast(message, group=group, group_src=0)
-    own = slice(group.rank() * k, (group.rank() + 1) * k)
-    return q1 @ message[: n * k][own], message[-1], (q2 @ message[n * k : -1][own]).t()
+    local = slice(group.rank() * k, (group.rank() + 1) * k)
+    return q1 @ message[: n * k][local], message[-1], (q2 @ message[n * k : -1][local]).t()
 
 
 def orthonormal_columns(rows: Tensor, group: ProcessGroup) -> Tensor:
     """Q [m/n, k] of the QR factorisation of a matrix whose rows [m/n, k] are spread over the group, k <= m.
 
-    Orthonormal to rounding also where the matrix has dependent or zero columns. Elements on the wire a rank:
-    an all-gather of ``(n-1) k (k+1)``, a broadcast of ``n k^2``.
+    Orthonormal to rounding also where the matrix has dependent or zero columns. Elements on the wire per
+    rank: an all-gather of ``(n-1) k (k+1)``, a broadcast of ``n k^2``.
     """
     k = rows.shape[1]
     q, stack = _local_qr(rows, group)
@@ -51,7 +51,7 @@ def orthonormal_columns(rows: Tensor, group: ProcessGroup) -> Tensor:
 def _local_qr(rows: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Q [m/n, k] of this rank's rows, and every rank's R [k, k] below one another with a column of ones.
 
-    With fewer than k rows both are padded with zeros, and the ones tell the true rows.
+    With fewer than k rows both are padded with zeros, and the ones mark the true rows.
     """
     m, k = rows.shape
     q, r = torch.linalg.qr(rows.double())

@@ -1,6 +1,6 @@
 """Singular values of many sharded products ``U V`` at once, without forming any.
 
-Letters: O, I features, k columns, n ranks of the group, L products; ``/n`` is this rank's share, which may be
+Letters: O, I features, k columns, n ranks of the group, L products; ``/n`` is this rank's shard, which may be
 uneven or empty. Every function is collective over its group and computes in FP64.
 
 Gram way, for every product from its shards U [O/n, k], V [k, I/n]::
@@ -26,9 +26,9 @@ On a GPU the products, Gram matrices and cores are its own work, the values of t
 threads may compute them while the device goes on with something else. The host waits for the device a fixed
 number of times a round, however many layers there are.
 
-Elements on the wire a rank, k' = (n-1)/n, up to block edges and padding: reduce-scatter of the Gram matrices'
-lower triangles, ``k' sum over L of k^2``; all-gather of the values, ``k' sum over L of k``. A product on the
-Householder way adds two all-gathers of ``(n-1) k^2`` and its k values to one more broadcast.
+Elements on the wire per rank, k' = (n-1)/n, up to block edges and padding: reduce-scatter of the Gram
+matrices' lower triangles, ``k' sum over L of k^2``; all-gather of the values, ``k' sum over L of k``. A
+product on the Householder way adds two all-gathers of ``(n-1) k^2`` and its k values to one more broadcast.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -167,10 +167,12 @@ class _Round:
         n, rank = group.size(), group.rank()
         parts = [_local_grams(products[r::n], products[0].U.device) for r in range(n)]
         parts = [_padded(p, parts[0].numel()) for p in parts]
-        own = torch.empty_like(parts[0])
-        dist.reduce_scatter(own, parts, group=group)
-        self._group, self._count, self._device = group, len(products), own.device
-        own_rows = _owner_rows([p.columns for p in products[rank::n]], own, width=_HEAD + products[0].columns)
+        local = torch.empty_like(parts[0])
+        dist.reduce_scatter(local, parts, group=group)
+        self._group, self._count, self._device = group, len(products), local.device
+        own_rows = _owner_rows(
+            [p.columns for p in products[rank::n]], local, width=_HEAD + products[0].columns
+        )
         self._own_rows = in_background(own_rows) if overlap else own_rows
 
     def rows(self) -> list[Tensor]:

@@ -1,9 +1,10 @@
-"""Rank-r factors ``W -> U* V*`` of sharded dense matrices; no device ever holds a whole one.
+"""Rank-r factors ``W -> U* V*`` of sharded dense matrices; no device ever holds a full one.
 
-Letters: O, I features, r rank, n ranks of the group, h the feature axis that is not cut (I of a column layer,
-O of a row layer: the narrower one in an MLP), m the axis that is cut; a share m/n may be uneven or empty.
-``X`` [h, m/n] is this rank's share with the cut axis last: W^T of a column layer, W of a row layer.
-U* [O/n, r] and V* [r, I/n] come out cut in both kinds of layer, along h by taking the own slice. All in FP64.
+Letters: O, I features, r rank, n ranks of the group, h the feature axis that is not sharded (I of a column
+layer, O of a row layer: the narrower one in an MLP), m the axis that is sharded; a shard m/n may be uneven or
+empty. ``X`` [h, m/n] is this rank's shard with the sharded axis last: W^T of a column layer, W of a row
+layer. U* [O/n, r] and V* [r, I/n] come out sharded in both kinds of layer, along h by taking the local slice.
+All in FP64.
 
 ``minimisers.py`` has the algorithms with their equations. Here the matrices are taken n at a time, and each
 rank owns one of them, so that the decompositions, which cost most, run side by side.
@@ -26,10 +27,10 @@ from inrank_megatron.lowrank.linalg.minimisers import ColumnWeighed, Plain, RowW
 
 @dataclass(frozen=True)
 class ShardedMatrix:
-    """A dense matrix cut over the group.
+    """A dense matrix sharded over the group.
 
     Args:
-        shard: makes this rank's share, [O/n, I] (``dim`` 0, column layer) or [O, I/n] (``dim`` 1, row layer);
+        shard: makes this rank's shard, [O/n, I] (``dim`` 0, column layer) or [O, I/n] (``dim`` 1, row layer);
             called once, when the matrix has its turn, on all ranks of the group.
         moment: second moment that the truncation weighs the error with, [I, I] of the input (column layer) or
             [O, O] of the output before the bias (row layer), the same on all ranks; None: plain truncation.
@@ -54,7 +55,7 @@ class ShardedMatrix:
 
 @dataclass(frozen=True)
 class Truncation:
-    """Factors' shares ``left`` [O/n, r] and ``right`` [r, I/n] that share the singular values evenly, FP64.
+    """Factors' shards ``left`` [O/n, r] and ``right`` [r, I/n] that share the singular values evenly, FP64.
 
     ``energies`` [h], descending, on the CPU: squared singular values, or with a moment the eigenvalues of
     ``W C W^T``. Those past r add up to the (mean) squared error.
@@ -105,10 +106,10 @@ def _directions(
     """
     matrices, ranks = iter(matrices), iter(ranks)
     while turn := list(islice(matrices, group.size())):
-        shares = [matrix.x() for matrix in turn]
-        messages = [x.new_empty(len(x), 1 + r) for x, r in zip(shares, islice(ranks, len(turn)), strict=True)]
-        _decompose_own(turn, shares, messages, group)
-        for owner, (matrix, x, message) in enumerate(zip(turn, shares, messages, strict=True)):
+        shards = [matrix.x() for matrix in turn]
+        messages = [x.new_empty(len(x), 1 + r) for x, r in zip(shards, islice(ranks, len(turn)), strict=True)]
+        _decompose_own(turn, shards, messages, group)
+        for owner, (matrix, x, message) in enumerate(zip(turn, shards, messages, strict=True)):
             dist.broadcast(message, group=group, group_src=owner)
             subject = matrix.name
             if matrix.moment is not None:
@@ -118,13 +119,13 @@ def _directions(
 
 
 def _decompose_own(
-    turn: list[ShardedMatrix], shares: list[Tensor], messages: list[Tensor], group: ProcessGroup
+    turn: list[ShardedMatrix], shards: list[Tensor], messages: list[Tensor], group: ProcessGroup
 ) -> None:
     """Fill the message of the matrix that this rank owns, if any: NaN where its matrix or moment has one, or
     where LAPACK gives up, so that all ranks learn of it.
     """
     packed: Tensor | None = None
-    for owner, (matrix, x) in enumerate(zip(turn, shares, strict=True)):
+    for owner, (matrix, x) in enumerate(zip(turn, shards, strict=True)):
         if matrix.algorithm.needs_gram:
             gram = packed_gram(x.t())
             dist.reduce(gram, group=group, group_dst=owner)

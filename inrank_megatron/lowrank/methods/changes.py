@@ -39,10 +39,10 @@ class LayerView:
     """One factorisable linear as a method sees it, dense or factorised.
 
     Args:
-        output_size: O. input_size: I, of the whole matrix.
-        rank: r, the rank decided so far. active: columns in use, k = r + buffer. capacity: columns allocated,
-            K. All three are min(O, I) for a dense linear.
-        max_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
+        output_size: O. input_size: I, of the full matrix.
+        rank: r, the rank decided so far. active_columns: columns in use, k = r + buffer. capacity: columns
+            allocated, K. All three are min(O, I) for a dense linear.
+        attainable_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
         final, grown_at: as in ``FactorSpec``.
         updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
         singular_values: descending; empty unless ``update`` or ``product`` was asked for.
@@ -54,9 +54,9 @@ class LayerView:
     output_size: int
     input_size: int
     rank: int
-    active: int
+    active_columns: int
     capacity: int
-    max_rank: int
+    attainable_rank: int
     final: bool = False
     grown_at: int = 0
     updated: bool = True
@@ -93,7 +93,7 @@ class InitialiseFactors:
 class SetRank:
     """A rank check's outcome for one layer; ``rank`` may equal the rank before.
 
-    Values: the columns from ``active`` before to ``active`` now come from ``source``, as in
+    Values: the columns from ``active_columns`` before to ``active_columns`` now come from ``source``, as in
     :class:`InitialiseFactors`: random directions of norm ``column_norm``, or Kaiming entries, which say
     themselves how large they are (``column_norm`` None). Their product is absorbed into W0 if ``absorb``.
     Moments of columns in use: untouched. Those of new columns: the first is zero; the second is
@@ -104,7 +104,7 @@ class SetRank:
 
     layer: str
     rank: int
-    active: int
+    active_columns: int
     explained_ratio: float
     capped: bool
     source: NewColumns
@@ -123,11 +123,12 @@ class LostCheck:
 
 
 @dataclass(frozen=True)
-class Restart:
-    """ReLoRA's restart: every layer's ``U V`` is added to W0, then both are filled anew (``zero-product``).
+class MergeAndReinitialise:
+    """ReLoRA's merge: every layer's ``U V`` is added to W0, then both are initialised again
+    (``zero-product``).
 
     Values: the effective weights stay. Moments of U and V, both of an entry at once: ``full`` sets all to
-    zero, ``random`` each with probability ``share``, ``magnitude`` that ``share`` of each whole tensor which
+    zero, ``random`` each with probability ``share``, ``magnitude`` that ``share`` of each full tensor which
     has the smallest second moment; step counts and every other parameter's moments stay.
     """
 
@@ -137,21 +138,23 @@ class Restart:
 
 @dataclass(frozen=True)
 class Refactor:
-    """The switch: every layer's matrix becomes ``U* V*`` of ``columns`` columns.
+    """The switch: every layer's matrix becomes ``U* V*`` of ``target_columns`` columns.
 
     The matrix is ``W0 + U V`` or ``U V``, whose buffers go as W0 does, or the weight ``W`` of a dense linear.
-    ``ranks`` are the decided ranks, ``columns`` those or a little more, where the device's tile asks for it.
+    ``ranks`` are the decided ranks, ``target_columns`` those or a little more, where the device's tile asks
+    for it.
 
-    Values: the best approximation by ``metric`` of so many columns, singular values shared evenly. Moments:
+    Values: the best approximation by ``metric`` with that number of columns, singular values shared evenly.
+        Moments:
     those of U* and V* start at zero with a step count of their own; every other parameter keeps its moments.
     """
 
     ranks: Mapping[str, int]
-    columns: Mapping[str, int]
+    target_columns: Mapping[str, int]
     metric: Metric = PLAIN
 
 
-Change = InitialiseFactors | SetRank | LostCheck | Restart | Refactor
+Change = InitialiseFactors | SetRank | LostCheck | MergeAndReinitialise | Refactor
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from typing import ClassVar, Literal
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.fields import Count, Section, about
+from inrank_megatron.fields import Count, Section, setting
 from inrank_megatron.lowrank.methods.base import Columns, Method, Rules, Sections
 
 
 class FactorSettings(Section):
     """Which linears have factors."""
 
-    factorised_linears: Literal["mlp", "mlp-attention"] = about(
+    factorised_linears: Literal["mlp", "mlp-attention"] = setting(
         "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
     )
-    qkv_factors: Literal["fused", "separate"] = about(
+    qkv_factors: Literal["fused", "separate"] = setting(
         "query, key and value as one matrix with one rank, or as three (mlp-attention)", "fused"
     )
 
@@ -21,7 +21,7 @@ class FactorSettings(Section):
 class StartSettings(Section):
     """What the first columns are; read by methods that have a choice."""
 
-    factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = about(
+    factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = setting(
         "first columns: of the first gradient, random directions, Kaiming entries, or the initial weight's "
         "SVD; left out: gradient (InRank), spectral (fixed-rank)",
         None,
@@ -31,7 +31,7 @@ class StartSettings(Section):
 class RankSettings(Section):
     """A rank that the user gives."""
 
-    rank: Count | None = about("the rank of fixed-rank, lora and relora", None)
+    rank: Count | None = setting("the rank of fixed-rank, lora and relora", None)
 
 
 def _attention_too(asked):

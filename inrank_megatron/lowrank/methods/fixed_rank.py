@@ -48,8 +48,9 @@ class FixedRank(OfGivenRank):
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}
         return {
-            name: FactorSpec(columns=r, active=r, rank=r, base=False, final=True) for name, r in ranks.items()
+            name: FactorSpec(capacity=r, active_columns=r, rank=r, base=False, final=True)
+            for name, r in ranks.items()
         }
 
-    def start(self):
+    def initialisation(self):
         return [InitialiseFactors(source=self.source)]

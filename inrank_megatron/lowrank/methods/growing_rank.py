@@ -4,7 +4,7 @@ import math
 from typing import ClassVar, Literal
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.fields import Positive, Section, about
+from inrank_megatron.fields import Positive, Section, setting
 from inrank_megatron.lowrank.criteria.buffer import default_buffer
 from inrank_megatron.lowrank.methods.base import Columns, PhaseShape, Rules, Sections
 from inrank_megatron.lowrank.methods.factorising import Factorising, StartSettings, smallest_dim
@@ -52,18 +52,18 @@ CALM_UPDATE = 1.25
 class InRankSettings(Section):
     """How InRank starts, and what it gives to columns."""
 
-    inrank_preset: Literal["paper", "released"] | None = about(
+    inrank_preset: Literal["paper", "released"] | None = setting(
         "InRank as its paper or its authors' code has it; a setting that is given explicitly wins", None
     )
-    frozen_base: bool = about("W = W0 + U V with a frozen W0; off: W = U V (authors' code)", True)
-    initial_column_norm: Positive = about("norm of the first columns of U and rows of V", 0.5)
-    new_column_norm: Positive = about("norm of columns added later", 0.1)
-    absorb_columns: bool | None = about(
+    frozen_base: bool = setting("W = W0 + U V with a frozen W0; off: W = U V (authors' code)", True)
+    initial_column_norm: Positive = setting("norm of the first columns of U and rows of V", 0.5)
+    new_column_norm: Positive = setting("norm of columns added later", 0.1)
+    absorb_columns: bool | None = setting(
         "subtract the product of columns at their start from W0, so that they do not change the function; "
         "left out: with a pretrained checkpoint only",
         None,
     )
-    new_column_moments: Literal["zero", "mean"] | None = about(
+    new_column_moments: Literal["zero", "mean"] | None = setting(
         "Adam's second moment of columns added later: zero, or the mean of those in use; left out: zero, but "
         "mean where Adam's betas allow steps well above the learning rate",
         None,
@@ -136,7 +136,7 @@ class GrowingRank(Factorising):
     @classmethod
     def columns(cls, run, min_dim):
         rule = GrowthRule.from_config(run)
-        return Columns(rule.buffer_of(min_dim), rule.columns(min_dim))
+        return Columns(rule.buffer_of(min_dim), rule.capacity(min_dim))
 
     @classmethod
     def phases(cls, run, columns, *, break_even):

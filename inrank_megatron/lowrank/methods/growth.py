@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.fields import Count, Section, Share, Steps, about
+from inrank_megatron.fields import Count, Section, Share, Steps, setting
 from inrank_megatron.lowrank.criteria.buffer import default_buffer, default_capacity
 from inrank_megatron.lowrank.criteria.explained_ratio import Growth, eq7_ratio, grow, update_ratio
 from inrank_megatron.lowrank.methods.changes import LayerView
@@ -17,25 +17,25 @@ from inrank_megatron.lowrank.methods.settings import Run
 class GrowthSettings(Section):
     """When ranks are checked, and what a check asks for."""
 
-    initial_rank: Count = about("rank r at the start", 2)
-    buffer: Count | None = about(
+    initial_rank: Count = setting("rank r at the start", 2)
+    buffer: Count | None = setting(
         "columns b that train beyond the rank; left out: 100 x width / 768, at most 100", None
     )
-    threshold: Share = about("explained ratio that the rank must reach (alpha)", 0.9)
-    rank_check_interval: Count = about("steps between rank checks", 25)
-    rank_check_start: Steps = about("no rank check up to this step", 0)
-    overlap_rank_check: bool | None = about(
+    threshold: Share = setting("explained ratio that the rank must reach (alpha)", 0.9)
+    rank_check_interval: Count = setting("steps between rank checks", 25)
+    rank_check_start: Steps = setting("no rank check up to this step", 0)
+    overlap_rank_check: bool | None = setting(
         "compute a rank check on the host during the next step, and carry it out after that; left out: on "
         "GPUs alone",
         None,
     )
-    max_rank: Count | None = about("largest rank; left out: half the width less the buffer", None)
-    rank_criterion: Literal["update", "released", "eq7"] = about(
+    max_rank: Count | None = setting("largest rank; left out: half the width less the buffer", None)
+    rank_criterion: Literal["update", "released", "eq7"] = setting(
         "what is judged: the change since the columns were added, U V as in the authors' code, or U V by "
         "equation 7",
         "update",
     )
-    eq7_window: Literal["sliding", "fixed"] = about("window of equation 7 for ranks above r", "sliding")
+    eq7_window: Literal["sliding", "fixed"] = setting("window of equation 7 for ranks above r", "sliding")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GrowthRule:
         criterion: ``update``, the released formula on the cumulative update ``U V - U0 V0``; ``released``,
             the same formula on ``U V`` (the authors' code); ``eq7``, equation 7 on ``U V``.
         window: reading of equation 7, ``sliding`` or ``fixed``.
-        max_rank: the largest rank; None: so many that r + b is half of min(O, I).
+        max_rank: the largest rank; None: r + b is half of min(O, I).
     """
 
     initial_rank: int
@@ -103,7 +103,7 @@ class GrowthRule:
     def buffer_of(self, min_dim: int) -> int:
         return default_buffer(min_dim) if self.buffer is None else self.buffer
 
-    def columns(self, min_dim: int) -> int:
+    def capacity(self, min_dim: int) -> int:
         """Columns to allocate for a linear of this smaller dimension."""
         b = self.buffer_of(min_dim)
         if self.max_rank is None:
@@ -127,10 +127,10 @@ class GrowthRule:
         limit = max(r, min(r + reach, layer.capacity - b))
         return grow(partial(self.explained_ratio, layer), r, threshold=self.threshold, limit=limit)
 
-    def refound(self, layer: LayerView) -> int:
+    def re_estimated_rank(self, layer: LayerView) -> int:
         """The smallest rank that the layer's spectrum asks for, which may lie below the present one."""
         ratio = partial(self.explained_ratio, layer)
-        return grow(ratio, 1, threshold=self.threshold, limit=layer.max_rank).rank
+        return grow(ratio, 1, threshold=self.threshold, limit=layer.attainable_rank).rank
 
     def explained_ratio(self, layer: LayerView, rank: int) -> float:
         """The share of the layer's spectrum that ``rank`` explains by the criterion; 1: all of it."""

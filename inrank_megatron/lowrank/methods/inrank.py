@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.fields import Count, Section, about
+from inrank_megatron.fields import Count, Section, setting
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.methods.base import PhaseShape, Rules, Sections
 from inrank_megatron.lowrank.methods.changes import (
@@ -30,7 +30,8 @@ class InRank(GrowingRank):
         source: where the starting columns come from (``InitialiseFactors``).
         initial_column_norm, new_column_norm: norm of each starting column, and of those added later.
         new_column_moments: second moments of columns added later (``SetRank``).
-        frozen_base: whether W0 stands beside the factors; without it ``W = U V`` (the authors' code).
+        frozen_base: whether a frozen W0 is kept next to the factors; without it ``W = U V`` (the authors'
+            code).
         absorb: whether the product of columns at their start is subtracted from W0.
         switch: how the factors are refactored (InRank-Efficient); None: never (InRank).
     """
@@ -64,8 +65,8 @@ class InRank(GrowingRank):
         rule = self.growth
         return {
             name: FactorSpec(
-                columns=rule.columns(d),
-                active=rule.initial_rank + rule.buffer_of(d),
+                capacity=rule.capacity(d),
+                active_columns=rule.initial_rank + rule.buffer_of(d),
                 rank=rule.initial_rank,
                 base=self.frozen_base,
                 tracked=rule.criterion == "update",
@@ -73,7 +74,7 @@ class InRank(GrowingRank):
             for name, d in min_dims.items()
         }
 
-    def start(self):
+    def initialisation(self):
         norm = None if self.source == "kaiming" else self.initial_column_norm
         return [InitialiseFactors(source=self.source, column_norm=norm, absorb=self.absorb)]
 
@@ -97,9 +98,9 @@ class InRank(GrowingRank):
 
     def _plan_switch(self, step) -> Plan:
         """Algorithm 3, lines 4 to 6. The ranks are the grown ones, up to this step's check if there is one,
-        or the layers' outputs or spectra say anew what they need.
+        or the layers' outputs or spectra say again what they need.
         """
-        if self.switch.refound:
+        if self.switch.re_estimated:
             return Plan(self._refind_and_switch, self.growth.spectrum)
         # When patience has run out there is no further look at growth.
         last_check = self.switch.step is not None and self.growth.due(step)
@@ -118,7 +119,7 @@ class InRank(GrowingRank):
         return SetRank(
             layer=layer.name,
             rank=growth.rank,
-            active=max(layer.active, growth.rank + self.growth.buffer_of(layer.min_dim)),
+            active_columns=max(layer.active_columns, growth.rank + self.growth.buffer_of(layer.min_dim)),
             explained_ratio=growth.explained_ratio,
             capped=growth.capped,
             source="kaiming" if self.source == "kaiming" else "random",
@@ -134,8 +135,8 @@ class InRank(GrowingRank):
         return [*checks, self.switch.refactor(grown)]
 
     def _refind_and_switch(self, layers) -> list[Change]:
-        refound = [replace(layer, rank=self.growth.refound(layer)) for layer in layers]
-        return [self.switch.refactor(refound)]
+        re_estimated = [replace(layer, rank=self.growth.re_estimated_rank(layer)) for layer in layers]
+        return [self.switch.refactor(re_estimated)]
 
     def unfinished(self, layers):
         if self.switch is None:
@@ -143,14 +144,14 @@ class InRank(GrowingRank):
         if any(layer.final for layer in layers):
             return self._without_checks()
         return (
-            f"the ranks did not stand still for {self.switch.patience} checks before the last step: "
+            f"the ranks did not stop growing for {self.switch.patience} checks before the last step: "
             "no switch, the run ends in its first phase"
         )
 
     def _without_checks(self) -> str | None:
         """Of a first phase too short for any: its final ranks say nothing of the text."""
         step = self.switch.step
-        chosen = self.switch.refound or self.switch.judges_outputs
+        chosen = self.switch.re_estimated or self.switch.judges_outputs
         if step is None or chosen or any(self.growth.due(n) for n in range(1, step + 1)):
             return None
         plural = "" if step == 1 else "s"
@@ -163,7 +164,7 @@ class InRank(GrowingRank):
 class PatienceSettings(Section):
     """A switch that the ranks themselves bring about."""
 
-    switch_patience: Count | None = about(
+    switch_patience: Count | None = setting(
         "or: once no rank has grown at this number of rank checks in a row (inrank-efficient)", None
     )
 

@@ -18,7 +18,7 @@ class LoRA(OfGivenRank):
 
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}
-        return {name: FactorSpec(columns=r, active=r, rank=r) for name, r in ranks.items()}
+        return {name: FactorSpec(capacity=r, active_columns=r, rank=r) for name, r in ranks.items()}
 
-    def start(self):
+    def initialisation(self):
         return [InitialiseFactors(source="zero-product")]

@@ -3,20 +3,22 @@
 from typing import Literal
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.fields import Count, Section, Share, Steps, about
-from inrank_megatron.lowrank.methods.changes import Plan, Reset, Restart
+from inrank_megatron.fields import Count, Section, Share, Steps, setting
+from inrank_megatron.lowrank.methods.changes import MergeAndReinitialise, Plan, Reset
 from inrank_megatron.lowrank.methods.lora import LoRA
 
 
 class ReLoRASettings(Section):
     """When ReLoRA merges, and what becomes of moments and learning rate."""
 
-    relora_interval: Count = about("steps between two merges of U V into W0 (relora)", 1000)
-    relora_reset: Literal["full", "random", "magnitude"] = about(
+    relora_interval: Count = setting("steps between two merges of U V into W0 (relora)", 1000)
+    relora_reset: Literal["full", "random", "magnitude"] = setting(
         "Adam moments of the factors at a merge: set all to zero, a random part, or the smallest", "magnitude"
     )
-    relora_reset_share: Share = about("fraction of the moments that is set to zero (random, magnitude)", 0.9)
-    relora_warmup_iters: Steps = about("steps of warm-up after each merge", 50)
+    relora_reset_share: Share = setting(
+        "fraction of the moments that is set to zero (random, magnitude)", 0.9
+    )
+    relora_warmup_iters: Steps = setting("steps of warm-up after each merge", 50)
 
 
 def _merges(asked):
@@ -84,4 +86,4 @@ class ReLoRA(LoRA):
     def plan_step(self, step, layers):
         if step % self.interval:
             return None
-        return Plan(lambda layers: [Restart(reset=self.reset, share=self.share)])
+        return Plan(lambda layers: [MergeAndReinitialise(reset=self.reset, share=self.share)])

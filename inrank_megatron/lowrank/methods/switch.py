@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from inrank_megatron.fields import Count, Positive, Section, Share, about
+from inrank_megatron.fields import Count, Positive, Section, Share, setting
 from inrank_megatron.lowrank.criteria.allocation import Demand, explaining_rank, share_budget
 from inrank_megatron.lowrank.methods.changes import PLAIN, LayerView, Metric, Plan, Refactor
 from inrank_megatron.lowrank.methods.settings import Run
@@ -15,33 +15,33 @@ DEFAULT_OUTPUT_THRESHOLD = 0.9
 class SwitchSettings(Section):
     """When the switch comes, and what becomes of the matrices."""
 
-    switch_iters: Count | None = about(
+    switch_iters: Count | None = setting(
         "step after which every matrix becomes U V (inrank-efficient, warm-start)", None
     )
-    switch_epochs: Positive | None = about(
+    switch_epochs: Positive | None = setting(
         "the same in epochs; both left out: 1, at most half of train-iters", None
     )
-    rank_multiple_of: Count = about(
+    rank_multiple_of: Count = setting(
         "round columns after the switch up to a multiple of this (tile of the device)", 1
     )
-    final_ranks: Literal["grown", "refound", "output"] | None = about(
-        "ranks after the switch: the grown ones, those that the criterion finds anew (perhaps lower), or "
+    final_ranks: Literal["grown", "refound", "output"] | None = setting(
+        "ranks after the switch: the grown ones, those that the criterion finds again (perhaps lower), or "
         "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
         None,
     )
-    output_threshold: Share | None = about(
+    output_threshold: Share | None = setting(
         "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
     )
-    parameter_budget: Share | None = about(
+    parameter_budget: Share | None = setting(
         "or: the factors' parameters over these linears' dense ones, divided over layers by need (output)",
         None,
     )
-    truncation: Literal["activation-aware", "fisher", "plain"] = about(
+    truncation: Literal["activation-aware", "fisher", "plain"] = setting(
         "what the switch approximates: each layer's outputs on its own inputs, the same weighted by the loss "
         "gradient, or its matrix",
         "activation-aware",
     )
-    activation_batches: Count = about(
+    activation_batches: Count = setting(
         "last global batches whose activations and gradients weight the truncation", 4
     )
 
@@ -56,7 +56,7 @@ class Switch:
         metric: of the truncation, and of the energies that choose ranks.
         threshold: share of each layer's energy that its rank must keep. budget: share of the dense
             parameters of all layers together that their factors may have. Neither: the ranks so far.
-        refound: whether the growth rule looks at its spectrum once more, and ranks may fall.
+        re_estimated: whether the growth rule looks at its spectrum once more, and ranks may fall.
         multiple_of: columns are multiples of this.
     """
 
@@ -65,7 +65,7 @@ class Switch:
     metric: Metric = PLAIN
     threshold: float | None = None
     budget: float | None = None
-    refound: bool = False
+    re_estimated: bool = False
     multiple_of: int = 1
 
     @classmethod
@@ -83,7 +83,7 @@ class Switch:
             metric=Metric(inrank.truncation, 0 if plain else inrank.activation_batches),
             threshold=threshold if final == "output" else None,
             budget=inrank.parameter_budget if final == "output" else None,
-            refound=final == "refound",
+            re_estimated=final == "refound",
             multiple_of=inrank.rank_multiple_of,
         )
 
@@ -103,13 +103,13 @@ class Switch:
         else:
             ranks = {layer.name: self._rank(layer) for layer in layers}
             m = self.multiple_of
-            columns = {x.name: min(-(-ranks[x.name] // m) * m, x.max_rank) for x in layers}
+            columns = {x.name: min(-(-ranks[x.name] // m) * m, x.attainable_rank) for x in layers}
         return Refactor(ranks, columns, metric=self.metric)
 
     def _rank(self, layer: LayerView) -> int:
         if self.threshold is None:
             return layer.rank
-        return min(explaining_rank(layer.output_energies, self.threshold), layer.max_rank)
+        return min(explaining_rank(layer.output_energies, self.threshold), layer.attainable_rank)
 
     def _shared(self, layers: Sequence[LayerView]) -> Mapping[str, int]:
         demands, dense = {}, 0
@@ -119,6 +119,6 @@ class Switch:
             # loses of its own output, whatever that output's scale.
             unit = 1.0 if self.metric.kind == "fisher" else sum(e) or 1.0
             cost = layer.output_size + layer.input_size
-            demands[layer.name] = Demand([value / unit for value in e], cost, layer.max_rank)
+            demands[layer.name] = Demand([value / unit for value in e], cost, layer.attainable_rank)
             dense += layer.output_size * layer.input_size
         return share_budget(demands, int(self.budget * dense), tile=self.multiple_of)

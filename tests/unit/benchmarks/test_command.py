@@ -70,7 +70,7 @@ def test_rank_decisions_agree_with_the_reference(rows):
 
 def test_operation_counts_match_the_formulas(rows):
     of_mlp = [r for r in rows["layer"] if r["case"].startswith("MLP") and r["quantity"].startswith("FLOP")]
-    of_step = [r for r in rows["step"] if r["quantity"] == "FLOP a step"]
+    of_step = [r for r in rows["step"] if r["quantity"] == "FLOP per step"]
     assert len(of_mlp) == len(of_step) == 4
     assert all(row["measured"] == row["limit"] for row in of_mlp + of_step)
     second = value(rows["layer"], "MLP tiny phase-2 r=64", "FLOP, forward + backward")

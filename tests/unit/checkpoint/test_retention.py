@@ -139,7 +139,7 @@ def test_best_complete_checkpoint(tmp_path):
 
 
 def test_damaged_checkpoint_does_not_count(tmp_path):
-    """Of the last or of the best; one that may be whole but cannot be read stays beside those that do."""
+    """Of the last or of the best; one that may be complete but cannot be read stays next to those that do."""
     for step, loss in {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0, 10: 5.0, 12: 6.0}.items():
         newest = write(tmp_path, step, loss)
     for step in (4, 10):

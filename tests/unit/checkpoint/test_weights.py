@@ -7,7 +7,7 @@ from inrank_megatron.checkpoint.folder import Checkpoint, published
 from inrank_megatron.checkpoint.weights import is_weights_only, write_weights
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
-SPEC = FactorSpec(columns=3, active=3, rank=3, base=False, final=True)
+SPEC = FactorSpec(capacity=3, active_columns=3, rank=3, base=False, final=True)
 TENSORS = {"norm.weight": torch.ones(5), "a.U": torch.randn(8, 3), "a.V": torch.randn(3, 5)}
 
 
@@ -16,7 +16,7 @@ def test_round_trip_is_exact(tmp_path):
     checkpoint = Checkpoint(folder)
     assert folder.name == "step_00000000" and is_weights_only(checkpoint.state)
     assert checkpoint.state["identity"] == {} and checkpoint.state["step"] == 0
-    assert FactorSpec(**checkpoint.state["engine"]["factors"]["a"]) == SPEC
+    assert FactorSpec.from_record(checkpoint.state["engine"]["factors"]["a"]) == SPEC
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in checkpoint.tensors(TENSORS))
     assert not is_weights_only({"step": 4})
 

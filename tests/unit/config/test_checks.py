@@ -83,7 +83,7 @@ BAD = [
     (
         1,
         {"model_type": "llama", "num_attention_heads": 64},
-        ["num_attention_heads = 64", "3 features a head", "RoPE", "give 48 or 96"],
+        ["num_attention_heads = 64", "3 features per head", "RoPE", "give 48 or 96"],
     ),
     (
         2,

@@ -94,7 +94,7 @@ def test_advice_names_the_settings_that_save_most():
 
 
 def test_ineffective_settings_are_not_advised():
-    """One process without a GPU: no replicas to cut over, no ranks to share layers, no host beside it."""
+    """One process without a GPU: no replicas to shard over, no ranks to share layers, no host next to it."""
     config, topology = run_of(1, micro_batch_size=1, recompute_granularity="full")
     assert [words for words, _ in savings(config, topology, on_cpu=True)] == [
         "--bf16 in a new run", "--seq-length 512 in a new run",

@@ -225,7 +225,7 @@ def test_memory_follows_the_topology():
 @pytest.mark.parametrize(
     ("settings", "bytes_a_parameter"),
     [
-        # parameters, gradients, masters and moments of one of four replicas
+        # parameters, gradients, master weights and moments of one of four replicas
         ({"zero_stage": 0}, (4, 4, 8)),  # an FP32 parameter is its own master
         ({"zero_stage": 0, "bf16": True}, (2, 4, 12)),
         ({"zero_stage": 1}, (4, 4, 3)),
@@ -372,7 +372,7 @@ def test_the_page_says_what_will_run():
     for words in (
         "4 processes = tensor-parallel 2 x data-parallel 2",
         "16 sequences = micro 4 x accumulation 2 x data-parallel 2",
-        "16 x 256 = 4,096 a step, x 100 steps = 409,600",
+        "16 x 256 = 4,096 per step, x 100 steps = 409,600",
         "4,000, padded to 4,096",
         "phase 1",
         "phase 2",
@@ -446,7 +446,7 @@ def cluster_page(text, preset="small", **settings):
 def test_a_plan_says_whether_it_fits_its_cluster():
     page = cluster_page("2x8xA100-80GB", bf16=True)
     assert "planned for  2 nodes of 8 x A100-80GB" in page and "16 processes" in page
-    assert "peak         312 TFLOP/s a device in bf16" in page
+    assert "peak         312 TFLOP/s per device in bf16" in page
     assert "memory       fits: " in page and " of the 79.20 GiB of each A100-80GB" in page
     assert "does not fit: " in cluster_page("8xA100-40GB", "large", micro_batch_size=64)
     assert "V100-32GB has none in bf16; give --fp16" in cluster_page("8xV100-32GB", bf16=True)

@@ -9,9 +9,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inrank_megatron.data.document_ids import encode_pieces
 from inrank_megatron.data.pieces import cut_blocks
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
-from inrank_megatron.data.whole_text import encode_pieces
 from tests.unit.data.texts import WORDS, prose
 from tests.unit.data.tokenizer_layouts import layouts
 

@@ -51,7 +51,8 @@ ADDRESS = {"MASTER_ADDR": "node1", "MASTER_PORT": "1234"}
     [
         TORCHRUN,
         DEEPSPEED,
-        TORCHRUN | SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"},  # srun torchrun, a task a node
+        # srun torchrun, one task per node
+        TORCHRUN | SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"},
         OPEN_MPI | ADDRESS,
         OPEN_MPI | ADDRESS | SRUN | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "3"},  # its daemons' step
         HYDRA | ADDRESS,

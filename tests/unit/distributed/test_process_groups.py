@@ -45,7 +45,7 @@ before = without_tensor_parallelism(backend="gloo")
 dist.destroy_process_group()  # as who ends a job without Megatron's knowledge
 after = without_tensor_parallelism(backend="gloo")
 assert after.dp_group is not before.dp_group
-assert after.from_every_rank("here") == ["here"]
+assert after.gather_from_all_ranks("here") == ["here"]
 """
 
 

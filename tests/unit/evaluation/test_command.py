@@ -177,7 +177,7 @@ def test_the_tool_prints_lines_and_refuses_in_one(gpt2_run, tmp_path, capsys):
 
 
 def test_a_run_is_judged_on_its_own_data(tmp_path, tokenizer_folder, evaluated):
-    """A text that has changed is refused, and so is a tokenizer that is not the one beside the weights."""
+    """A text that has changed is refused, and so is a tokenizer that is not the one next to the weights."""
     (path := tmp_path / "text.txt").write_text(prose(8000, seed=1))
     data = {"data_path": [str(path)], "split": "1,1", "data_cache_path": str(tmp_path / "cache")}
     model = {"vocab_size": VOCABULARY, "tokenizer": tokenizer_folder, "ranks": None}

@@ -95,16 +95,16 @@ def test_row_has_mean_and_sample_deviation():
 
 
 def study(output: Path, *, extra=(), jobs=0) -> compare.Study:
-    told = (*MODEL.split(), "--train-iters", "100", *extra)
+    given_flags = (*MODEL.split(), "--train-iters", "100", *extra)
     return compare.Study(
         output=output,
-        flags=told,
+        flags=given_flags,
         rates=(1e-3, 2e-3),
         seeds=(1, 2),
         budget=0.3,
         multiplier=4.0,
         jobs=jobs,
-        tell=print,
+        notify=print,
     )
 
 

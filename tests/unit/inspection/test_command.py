@@ -71,7 +71,9 @@ def save(root: Path, step: int, *, tracked: bool = True, loss: float | None = No
         for name in names
         for leaf, tensor in layer_tensors(name, tracked=tracked).items()
     }
-    shapes = weight_shapes(configuration(), VOCABULARY, {name: FactorSpec(**spec) for name in names})
+    shapes = weight_shapes(
+        configuration(), VOCABULARY, {name: FactorSpec.from_record(spec) for name in names}
+    )
     for name, shape in shapes.items():
         writer.add(name, factors.pop(name, torch.zeros(shape)))
     for name, tensor in factors.items():

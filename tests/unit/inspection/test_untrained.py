@@ -6,7 +6,7 @@ import torch
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.untrained import UntrainedProduct, untrained_table
 from inrank_megatron.lowrank.linalg import oracle
-from inrank_megatron.lowrank.linalg.columns import whole_columns
+from inrank_megatron.lowrank.linalg.new_columns import full_columns
 
 TABLE_3 = {
     (768, 0.8): 152,
@@ -29,7 +29,7 @@ def test_table_3_of_the_paper_needs_no_data():
 
 @pytest.mark.parametrize("shape", [(96, 24), (24, 96)])
 def test_spectra_are_those_of_the_dense_product(shape):
-    left, right = whole_columns(shape, 12, "kaiming", capacity=12, generator=torch.Generator().manual_seed(3))
+    left, right = full_columns(shape, 12, "kaiming", capacity=12, generator=torch.Generator().manual_seed(3))
     product = UntrainedProduct(shape, capacity=12, seed=3)
     for k in (1, 5, 12):
         expected = oracle.singular_values(left[:, :k], right[:k])[:k]

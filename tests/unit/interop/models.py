@@ -35,7 +35,7 @@ STRUCTURES = {
     "second phase, QKV separate": ({"factorised_linears": "mlp-attention", "qkv_factors": "separate"}, False),
     "dense, QKV separate": ({"factorised_linears": "mlp-attention", "qkv_factors": "separate"}, None),
 }
-"""Settings, and whether W0 stands beside the factors; None: no factors."""
+"""Settings, and whether a frozen W0 is kept next to the factors; None: no factors."""
 CASES = [(family, structure) for family in ("gpt2", "llama") for structure in STRUCTURES]
 FACTORISED = [case for case in CASES if "phase" in case[1]]
 
@@ -47,7 +47,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def make_weights(family: str, structure: str, *, tokenizer: Path | None = None, **settings) -> Weights:
-    """Random weights; every factorised linear has a rank of its own, beside W0 a buffer of 1."""
+    """Random weights; every factorised linear has a rank of its own, next to W0 a buffer of 1."""
     changes, base = STRUCTURES[structure]
     config = from_flat(SIZES | changes | {"model_type": family} | settings)
     factors = {}

@@ -46,7 +46,8 @@ def now(what):
 def read(name):
     return torch.full(shapes[name], 0.5)
 # Adapters are a good part of what is written.
-factors = {name: replace(spec, columns=192, active=192, rank=192) for name, spec in small.factors.items()}
+wide = {"capacity": 192, "active_columns": 192, "rank": 192}
+factors = {name: replace(spec, **wide) for name, spec in small.factors.items()}
 model = weights.Weights("generated", small.config, small.vocab_size, factors, read)
 del small
 shapes = model.shapes
@@ -78,7 +79,7 @@ def perturb(folder: Path, name: str, by: float) -> None:
 @pytest.mark.parametrize("kind", ["hf-dense", "hf-factorised"])
 def test_one_altered_number_fails_the_check(run, tmp_path, kind):
     target = tmp_path / "exported"
-    convert(run, target, kind, OPTIONS, tell=ignore)
+    convert(run, target, kind, OPTIONS, notify=ignore)
     assert check_only(run, target, OPTIONS).is_rounding
     perturb(target, "transformer.h.1.mlp.c_fc.bias", 0.05)
     with pytest.raises(UserError, match=r"exported: does not compute what .*run does \(largest logit"):
@@ -95,7 +96,7 @@ def test_a_conversion_that_computes_something_else_leaves_nothing(run, tmp_path,
 
     monkeypatch.setattr(hf_dense, "write", wrong)
     with pytest.raises(UserError, match="does not compute what"):
-        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -111,7 +112,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(run, tmp_path, monkeypatch,
 
     monkeypatch.setattr(hf_dense, "write", breaks)
     with pytest.raises(UserError if isinstance(fault, OSError) else type(fault)):
-        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -119,7 +120,7 @@ def test_a_target_that_exists_is_left_alone(run, tmp_path):
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported/mine").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
-        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+        convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     assert (tmp_path / "exported/mine").read_text() == "precious"
 
 
@@ -156,13 +157,13 @@ def test_pairs_that_the_tool_converts(run, tmp_path, capsys, pair):
         options = ["--model-config", str(run / "config.yaml"), "--vocab-size", str(VOCABULARY)]
     target = tmp_path / "to"
     command.run(parse([str(source), str(target), "--format", kind, *options]))
-    out, told = capsys.readouterr()
+    out, output = capsys.readouterr()
     assert re.fullmatch(
         rf"{target}: same model as {source}: largest logit difference \S+ \(at most 0\.0001\), "
-        r"KL \S+ nats a token \(at most 0\.0002\)\n",
+        r"KL \S+ nats per token \(at most 0\.0002\)\n",
         out,
     )
-    assert f"({pair.split()[0]}, step 7) -> {target} ({kind})\n" in told
+    assert f"({pair.split()[0]}, step 7) -> {target} ({kind})\n" in output
     assert format_of(target) is writable()[kind]
 
 
@@ -210,8 +211,8 @@ def test_a_name_of_the_hub_is_what_was_downloaded_before(tmp_path, monkeypatch):
 
 
 def test_a_run_takes_the_tokenizer_and_not_the_model_beside_it(run, tmp_path):
-    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
-    convert(tmp_path / "exported", tmp_path / "new", "run", OPTIONS, tell=ignore)
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
+    convert(tmp_path / "exported", tmp_path / "new", "run", OPTIONS, notify=ignore)
     assert not list((tmp_path / "new/tokenizer").glob("*.safetensors"))
     assert (tmp_path / "new/tokenizer/tokenizer.json").is_file()
 
@@ -223,7 +224,7 @@ def test_rounding_tolerance():
     assert Difference(0.0, 1.9e-4).is_rounding and not Difference(0.0, 2.1e-4).is_rounding
     assert not Difference(float("nan"), 0.0).is_rounding and not Difference(0.0, float("nan")).is_rounding
     assert str(Difference(1.5e-7, 2e-13)) == (
-        "largest logit difference 1.50e-07 (at most 0.0001), KL 2.00e-13 nats a token (at most 0.0002)"
+        "largest logit difference 1.50e-07 (at most 0.0001), KL 2.00e-13 nats per token (at most 0.0002)"
     )
 
 
@@ -237,7 +238,7 @@ def test_no_kl_is_beyond_what_the_logits_allow(by):
 
 
 def test_a_tolerance_that_is_given(run, tmp_path):
-    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     perturb(tmp_path / "exported", "transformer.h.1.mlp.c_fc.bias", 0.05)
     with pytest.raises(UserError, match=r"0\.0001\), KL .* 0\.0002\); largest logit .*--tolerance"):
         check_only(run, tmp_path / "exported", OPTIONS)
@@ -258,7 +259,7 @@ def test_verification_holds_one_model_at_a_time(run, tmp_path, monkeypatch):
     gc.collect()
     gc.disable()  # that no collection of its own hides what stays
     try:
-        convert(run, tmp_path / "again", "run", OPTIONS, tell=ignore)
+        convert(run, tmp_path / "again", "run", OPTIONS, notify=ignore)
     finally:
         gc.enable()
     assert len(alive) == 2 and alive[1] == alive[0]
@@ -273,13 +274,13 @@ def test_a_source_is_opened_once(run, tmp_path, monkeypatch):
         return open_weights(path, options)
 
     monkeypatch.setattr(run_format, "open_weights", seen)
-    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     assert opened == [run]
 
 
 def test_of_a_model_s_folder_only_the_tokenizer_goes_on(run, tmp_path):
-    """An export's weights lie beside its tokenizer."""
-    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
-    convert(tmp_path / "exported", tmp_path / "to", "megatron", OPTIONS, tell=ignore)
+    """An export's weights lie next to its tokenizer."""
+    convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
+    convert(tmp_path / "exported", tmp_path / "to", "megatron", OPTIONS, notify=ignore)
     kept = {path.name for path in (tmp_path / "to" / "tokenizer").iterdir()}
     assert "tokenizer.json" in kept and not any("model" in name or name == "config.json" for name in kept)

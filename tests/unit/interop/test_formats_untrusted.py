@@ -111,7 +111,7 @@ def test_a_damaged_folder_is_one_line_to_every_tool(models, tmp_path, damage):
     DAMAGE[damage](folder)
     for use in (
         lambda: find_model(str(folder), OPTIONS).load(torch.device("cpu")),
-        lambda: convert(folder, tmp_path / "to", "run", OPTIONS, tell=silent),
+        lambda: convert(folder, tmp_path / "to", "run", OPTIONS, notify=silent),
     ):
         with pytest.raises(UserError) as caught:
             use()
@@ -164,10 +164,10 @@ def test_two_conversions_to_one_folder(models, tmp_path):
 
     def other(message: str) -> None:
         if not target.exists():
-            convert(models / "run", target, "hf-factorised", OPTIONS, tell=silent)
+            convert(models / "run", target, "hf-factorised", OPTIONS, notify=silent)
 
     with pytest.raises(UserError, match="nothing was written there"):
-        convert(models / "run", target, "hf-dense", OPTIONS, tell=other)
+        convert(models / "run", target, "hf-dense", OPTIONS, notify=other)
     assert json.loads((target / "config.json").read_text())["model_type"] == "inrank_gpt2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["to"]
 
@@ -177,7 +177,7 @@ def test_what_a_killed_conversion_left_is_cleared_away_and_nothing_else(models, 
     for folder in (dead, alive):
         folder.mkdir()
         (folder / "weights").write_text("half")
-    convert(models / "run", tmp_path / "to", "hf-dense", OPTIONS, tell=silent)
+    convert(models / "run", tmp_path / "to", "hf-dense", OPTIONS, notify=silent)
     assert not dead.exists() and (alive / "weights").exists()
 
 
@@ -196,10 +196,10 @@ def test_targets_that_are_refused_before_anything_is_read(models, tmp_path, monk
         run: "exists already",
     }.items():
         with pytest.raises(UserError, match=reason):
-            convert(run, target, "hf-dense", OPTIONS, tell=silent)
+            convert(run, target, "hf-dense", OPTIONS, notify=silent)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    assert convert(run, tmp_path.__class__("."), "hf-dense", OPTIONS, tell=silent).is_rounding
+    assert convert(run, tmp_path.__class__("."), "hf-dense", OPTIONS, notify=silent).is_rounding
     assert (tmp_path / "empty" / "config.json").exists()
 
 

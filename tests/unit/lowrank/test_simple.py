@@ -19,7 +19,7 @@ from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank import simple
 from inrank_megatron.lowrank.layers.factorised import ColumnParallelFactorised, RowParallelFactorised
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.lowrank.linalg.columns import whole_columns
+from inrank_megatron.lowrank.linalg.new_columns import full_columns
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.initialise import named_generator
 from tests.groups import join
@@ -68,8 +68,8 @@ class Simple(nn.Module):
         for name, (o, i) in SHAPES.items():
             dense, spec = nn.Linear(i, o, bias=False), specs[name]
             dense.weight.data = initial_weight(name)
-            buffer = spec.active - spec.rank
-            layer = simple.InRankLinear(dense, rank=spec.rank, buffer=buffer, capacity=spec.columns)
+            buffer = spec.active_columns - spec.rank
+            layer = simple.InRankLinear(dense, rank=spec.rank, buffer=buffer, capacity=spec.capacity)
             self.add_module(name, layer)
         self.scale = nn.Parameter(torch.ones(WIDTH, 1))
 
@@ -137,7 +137,7 @@ def train_simple(config: Config, specs: Mapping[str, FactorSpec]) -> Record:
         name = names[layer]
         generator = named_generator(config.training.seed, f"{name}/columns from {start}")
         norm, capacity = config.inrank.new_column_norm, layer.U.shape[1]
-        return whole_columns(
+        return full_columns(
             SHAPES[name], stop - start, "random", capacity=capacity, norm=norm, generator=generator
         )
 
@@ -173,7 +173,7 @@ def train_both(rank: int, world_size: int, settings: dict) -> tuple[Record, Reco
     def batch(index: int) -> list[tuple[Tensor, Tensor]]:
         return [data[index]]
 
-    engine.apply(method.start(), step=0, batches=batch)
+    engine.apply(method.initialisation(), step=0, batches=batch)
     for step in range(1, STEPS + 1):
         loss = engine.train_step(batch(step - 1), step=step, lr=config.optimizer.lr).loss
         if decision := decide(engine, method, step=step, batches=batch):

@@ -74,7 +74,7 @@ def test_what_is_no_dense_run_is_refused(run, tmp_path):
     (last / "state.json").unlink()
     refuse(config_of(last), "missing, truncated or altered")
     (run / "checkpoints" / "step_00000002" / "manifest.json").unlink()
-    refuse(config_of(run), "none of its checkpoints is whole")
+    refuse(config_of(run), "none of its checkpoints is complete")
     spec = {"columns": 3, "active": 3, "rank": 3, "base": False, "final": True}
     save(run, 6, factors={"decoder.layers.0.mlp.linear_fc1": spec})
     refuse(config_of(run), "holds factors U, V of 1 linears", "name a run of method dense")

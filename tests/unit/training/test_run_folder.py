@@ -210,7 +210,7 @@ def test_only_broken_checkpoints_are_refused(tmp_path):
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         (checkpoint / "manifest.json").write_text("{")
     with pytest.raises(
-        UserError, match=r"none of its checkpoints is complete .*start anew with another --save"
+        UserError, match=r"none of its checkpoints is complete .*start again with another --save"
     ):
         choose(resumed(config))
 

@@ -1,4 +1,4 @@
-"""The journal writes on one rank alone, goes on where a run was left, and outlives its reader."""
+"""The run logger writes on one rank alone, goes on where a run was left, and outlives its reader."""
 
 import json
 import subprocess
@@ -8,14 +8,14 @@ import pytest
 
 from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.run_folder import RunFolder
-from inrank_megatron.training.run_logger import Journal
+from inrank_megatron.training.run_logger import RunLogger
 
 PART = Evaluation(loss=2.5, tokens=50, word_perplexity=None)
 RESULT = Evaluation(loss=2.0, tokens=100, word_perplexity=None, part=PART)
 
 
-def journal(path, *, active=True, start_step=0, is_new=False):
-    return Journal(
+def run_logger(path, *, active=True, start_step=0, is_new=False):
+    return RunLogger(
         RunFolder(path, is_new=is_new), active=active, total_steps=8, start_step=start_step, vocab_size=9
     )
 
@@ -25,7 +25,7 @@ def steps(path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    with journal(tmp_path, active=False) as other:
+    with run_logger(tmp_path, active=False) as other:
         other.evaluation(4, "valid", RESULT, elapsed_seconds=1.0)
         other.event("checkpoint", 4, "saved")
         assert other.recorded_evaluation(4, "valid", tokens=100) is None
@@ -33,10 +33,10 @@ def test_other_ranks_write_nothing(tmp_path):
 
 
 def test_what_an_earlier_session_evaluated(tmp_path):
-    with journal(tmp_path, is_new=True) as first:
+    with run_logger(tmp_path, is_new=True) as first:
         for step in (4, 8):
             first.evaluation(step, "valid", RESULT, elapsed_seconds=1.0)
-    with journal(tmp_path, start_step=4) as resumed:
+    with run_logger(tmp_path, start_step=4) as resumed:
         assert resumed.recorded_evaluation(4, "valid", tokens=100) == RESULT
         assert resumed.recorded_evaluation(4, "test", tokens=100) is None
         assert resumed.recorded_evaluation(4, "valid", tokens=50) is None, "of fewer windows"
@@ -53,8 +53,8 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_run_logger import journal
-with journal(Path(sys.argv[1]), is_new=True) as written:
+from test_run_logger import run_logger
+with run_logger(Path(sys.argv[1]), is_new=True) as written:
     for step in range(2000):
         written.event("checkpoint", step, "a line that nobody reads " * 10)
 """

@@ -1,4 +1,4 @@
-"""Saving beside the training: what waits, what is recorded when, and how a failure comes to light."""
+"""Saving while training goes on: what waits, what is recorded when, and how a failure comes to light."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ class Alone:
 
     rank, world_size = 0, 1
 
-    def from_every_rank(self, value):
+    def gather_from_all_ranks(self, value):
         return [value]
 
     def largest(self, value, device):
@@ -52,7 +52,7 @@ def records():
 def make(tmp_path, records):
     def made(**options):
         options = {"keep_last": None, "verified": None, **options}
-        return Saver(tmp_path / "checkpoints", parallel=Alone(), device=DEVICE, journal=records, **options)
+        return Saver(tmp_path / "checkpoints", parallel=Alone(), device=DEVICE, run_logger=records, **options)
 
     return made
 
@@ -84,7 +84,7 @@ def test_training_goes_on_while_the_state_of_before_is_written(make, tmp_path, h
     saver, weight = make(), torch.zeros(3)
     save(saver, 4, weight)
     weight += 1
-    assert not saver.stops(False) and steps(tmp_path) == [] and records.events == []
+    assert not saver.any_rank_stops(False) and steps(tmp_path) == [] and records.events == []
     time.sleep(0.2)
     held.set()
     saver.wait()
@@ -102,9 +102,9 @@ def test_checkpoint_is_recorded_at_the_next_step(make, held, records):
     held.set()
     deadline = time.monotonic() + 60
     while not records.events and time.monotonic() < deadline:
-        assert not saver.stops(False)
+        assert not saver.any_rank_stops(False)
     assert [event["step"] for event in records.events] == [4]
-    assert not saver.stops(False) and saver.stops(True) and len(records.events) == 1
+    assert not saver.any_rank_stops(False) and saver.any_rank_stops(True) and len(records.events) == 1
 
 
 def test_one_checkpoint_is_in_flight(make, tmp_path, held, records):
@@ -159,7 +159,7 @@ def test_a_write_that_fails_ends_the_run(make, tmp_path, monkeypatch, found, rec
         elif found == "at the end":
             saver.wait()
         while found == "at the next step":
-            saver.stops(False)
+            saver.any_rank_stops(False)
     saver.wait()
     assert {p: p.read_bytes() for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()} == before
     assert [event["step"] for event in records.events] == [4]

@@ -12,17 +12,17 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from inrank_megatron.distributed import watchdog as neighbours
+from inrank_megatron.distributed import watchdog
 from inrank_megatron.distributed.launcher import Ranks
 from inrank_megatron.distributed.rendezvous import Meeting
 from inrank_megatron.distributed.roll import Arrival
-from inrank_megatron.distributed.watchdog import Neighbours
+from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.training.stopping import SIGNALS, WARNINGS, StopRequest, interrupt_by_warnings
 
 
 @pytest.fixture
 def alone():
-    watch = Neighbours(rank=0)
+    watch = JobWatchdog(rank=0)
     yield watch
     watch._left.set()
 
@@ -69,8 +69,8 @@ def test_time_limit_asks_for_a_stop(alone):
 
 CHILD = """
     import sys, time
-    from inrank_megatron.distributed.watchdog import Neighbours
-    watch = Neighbours(rank=3)
+    from inrank_megatron.distributed.watchdog import JobWatchdog
+    watch = JobWatchdog(rank=3)
     print(len(watch._launchers), flush=True)
     if "saves" in sys.argv:
         watch.hand_over()
@@ -113,7 +113,7 @@ def test_a_shell_that_ends_is_no_lost_launcher(tmp_path):
     assert parent.stdout.readline() == "0\n"
     child = psutil.Process(parent.pid).children()[0]
     parent.kill()
-    time.sleep(3 * neighbours.POLL_SECONDS)
+    time.sleep(3 * watchdog.POLL_SECONDS)
     assert child.is_running()
     child.kill()
     parent.communicate()
@@ -131,7 +131,7 @@ def meeting_of(processes):
 def test_lost_rank_is_reported(alone, monkeypatch):
     ended = []
     monkeypatch.setattr(alone, "_end", ended.append)
-    monkeypatch.setattr(neighbours, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     alone.join(meeting_of([other]))
     assert alone.lost() is None
@@ -146,14 +146,14 @@ def test_lost_rank_is_reported(alone, monkeypatch):
 @pytest.mark.parametrize("gpu", ["GPU-a", None])
 def test_on_gpus_of_several_hosts_a_lost_rank_is_named_at_once(alone, monkeypatch, capsys, gpu):
     """NCCL ends the process about a second after it has lost a connection."""
-    monkeypatch.setattr(neighbours, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 60.0)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     here = meeting_of([other])
     arrivals = [replace(arrival, gpu=gpu) for arrival in (*here.arrivals, here.arrivals[0])]
     arrivals[2] = replace(arrivals[2], host="there", machine="there")
     alone.join(replace(here, arrivals=arrivals))
     other.kill()
-    time.sleep(3 * neighbours.POLL_SECONDS)
+    time.sleep(3 * watchdog.POLL_SECONDS)
     assert capsys.readouterr().err.count("rank 0: error: rank 1 on host here has ended") == (gpu is not None)
     other.wait()
 

@@ -52,7 +52,7 @@ def test_a_run_becomes_a_model_that_transformers_loads(tmp_path, tokenizer, fami
     """
     source = write_run(make_weights(family, structure, tokenizer=tokenizer), tmp_path / "run")
     target = tmp_path / "exported"
-    found = convert(source, target, "hf-dense", OPTIONS, tell=ignore)
+    found = convert(source, target, "hf-dense", OPTIONS, notify=ignore)
     assert found.largest <= 1e-4
     model, loading = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
     assert not any(loading.values())
@@ -68,7 +68,7 @@ def test_no_padding_of_the_vocabulary_is_left(tmp_path, tokenizer, family):
     embedding is padded for tensor parallelism in its files, so that their shape contradicted ``vocab_size``.
     """
     source = write_run(make_weights(family, "dense", tokenizer=tokenizer), tmp_path / "run")
-    convert(source, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
+    convert(source, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     values = json.loads((tmp_path / "exported/config.json").read_text())
     tensors = load_file(tmp_path / "exported/model.safetensors")
     names = ["model.embed_tokens.weight", "lm_head.weight"]
@@ -81,12 +81,12 @@ def test_no_padding_of_the_vocabulary_is_left(tmp_path, tokenizer, family):
 def test_a_dense_run_comes_back_to_the_bit(tmp_path, tokenizer, family, structure):
     weights = make_weights(family, structure, tokenizer=tokenizer, norm_epsilon=1e-6, rotary_base=500.0)
     source = write_run(weights, tmp_path / "run")
-    convert(source, tmp_path / "exported", "hf-dense", OPTIONS, tell=ignore)
-    convert(tmp_path / "exported", tmp_path / "back", "run", OPTIONS, tell=ignore)
+    convert(source, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
+    convert(tmp_path / "exported", tmp_path / "back", "run", OPTIONS, notify=ignore)
     back = run_format.open_weights(tmp_path / "back", OPTIONS)
     if structure == "dense":
         assert_same(weights, back)
-    convert(tmp_path / "back", tmp_path / "again", "hf-dense", OPTIONS, tell=ignore)
+    convert(tmp_path / "back", tmp_path / "again", "hf-dense", OPTIONS, notify=ignore)
     first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("exported", "again"))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
     sizes = ("model_type", *SIZES, "norm_epsilon", *(["rotary_base"] if family == "llama" else []))
@@ -162,7 +162,7 @@ def llama(**settings) -> LlamaForCausalLM:
 def test_models_of_others_become_runs(tmp_path, family, dtype):
     model = (llama() if family == "llama" else gpt2()).to(dtype)
     model.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
-    found = convert(tmp_path / "saved", tmp_path / "run", "run", OPTIONS, tell=ignore)
+    found = convert(tmp_path / "saved", tmp_path / "run", "run", OPTIONS, notify=ignore)
     assert found.is_rounding
     weights = run_format.open_weights(tmp_path / "run", OPTIONS)
     assert weights.config.training.method == "dense" and not weights.factors
@@ -208,7 +208,7 @@ def test_the_layout_of_the_public_gpt2(tmp_path, tokenizer, head):
     assert weights.config.model.openai_gelu and weights.tokenizer == tmp_path
     reference = model.eval()(TOKENS).logits
     torch.testing.assert_close(gpt_forward(weights)(TOKENS), reference, rtol=0, atol=1e-4)
-    found = convert(tmp_path, tmp_path / "run", "run", OPTIONS, tell=ignore)
+    found = convert(tmp_path, tmp_path / "run", "run", OPTIONS, notify=ignore)
     assert found.is_rounding
     names = {path.name for path in (tmp_path / "run/tokenizer").iterdir()}
     assert names == {"vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"}

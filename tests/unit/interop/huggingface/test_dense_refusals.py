@@ -1,4 +1,4 @@
-"""What is no model that a run can have, or no whole one, is refused by name before anything is written."""
+"""What is no model that a run can have, or no complete one, is refused by name before anything is written."""
 
 import json
 from pathlib import Path
@@ -168,12 +168,12 @@ def test_other_families_and_no_model_at_all(saved, tmp_path):
     with pytest.raises(UserError, match="a-file: is in no format"):
         format_of(tmp_path / "a-file")
     with pytest.raises(UserError, match="there is nothing"):
-        convert(tmp_path / "absent", tmp_path / "new", "run", OPTIONS, tell=lambda _line: None)
+        convert(tmp_path / "absent", tmp_path / "new", "run", OPTIONS, notify=lambda _line: None)
 
 
 def test_a_refusal_leaves_nothing(saved, tmp_path):
     folder = saved("llama")
     change_settings(folder, num_key_value_heads=1)
     with pytest.raises(UserError, match="grouped-query attention is not supported"):
-        convert(folder, tmp_path / "run", "run", OPTIONS, tell=lambda _line: None)
+        convert(folder, tmp_path / "run", "run", OPTIONS, notify=lambda _line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]

@@ -51,8 +51,8 @@ def ignore(_line: str) -> None:
 def test_a_run_comes_back_to_the_bit(tmp_path, tokenizer, family, structure):
     weights = make_weights(family, structure, tokenizer=tokenizer)
     source = write_run(weights, tmp_path / "run")
-    assert convert(source, tmp_path / "exported", "hf-factorised", OPTIONS, tell=ignore).largest <= 1e-4
-    found = convert(tmp_path / "exported", tmp_path / "back", "run", OPTIONS, tell=ignore)
+    assert convert(source, tmp_path / "exported", "hf-factorised", OPTIONS, notify=ignore).largest <= 1e-4
+    found = convert(tmp_path / "exported", tmp_path / "back", "run", OPTIONS, notify=ignore)
     assert found.largest <= 1e-4
     back = open_weights(tmp_path / "back", OPTIONS)
     assert_same(weights, back)
@@ -137,7 +137,7 @@ def test_a_new_model_draws_its_factors(kind):
 def test_a_model_without_factors_is_refused(tmp_path):
     source = write_run(make_weights("gpt2", "dense"), tmp_path / "run")
     with pytest.raises(UserError, match=r"has no factorised linear; give --format hf-dense"):
-        convert(source, tmp_path / "exported", "hf-factorised", OPTIONS, tell=ignore)
+        convert(source, tmp_path / "exported", "hf-factorised", OPTIONS, notify=ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -64,7 +64,9 @@ def test_the_base_alone_is_another_model(tmp_path):
 
 def test_one_rank_for_all_needs_no_pattern(tmp_path):
     weights = make_weights("gpt2", "first phase", num_layers=1)
-    specs = {name: spec.__class__(columns=3, active=3, rank=3) for name, spec in weights.factors.items()}
+    specs = {
+        name: spec.__class__(capacity=3, active_columns=3, rank=3) for name, spec in weights.factors.items()
+    }
     one = weights.__class__(
         weights.origin, weights.config, VOCABULARY, specs,
         lambda name: weights.read(name)[:, :3] if name.endswith(".U") else
@@ -86,7 +88,9 @@ def test_a_model_without_a_base_is_refused(tmp_path, structure, reason):
 def test_a_rank_that_no_server_takes_is_refused(tmp_path):
     weights = make_weights("gpt2", "first phase")
     name = next(iter(weights.factors))
-    specs = dict(weights.factors) | {name: weights.factors[name].__class__(columns=513, active=513, rank=513)}
+    specs = dict(weights.factors) | {
+        name: weights.factors[name].__class__(capacity=513, active_columns=513, rank=513)
+    }
     large = weights.__class__(weights.origin, weights.config, VOCABULARY, specs, weights.read)
     with pytest.raises(UserError, match="largest rank is 513, servers take at most 512"):
         written(tmp_path / "adapter", large, pad_ranks=True)

@@ -12,8 +12,8 @@ from tests.distributed.layer_parity import (
     INPUTS,
     Case,
     filled_layer,
+    full_tensors,
     sample,
-    whole_tensors,
 )
 from tests.groups import join
 from tests.harness import run_ranks
@@ -63,11 +63,11 @@ def outputs(rank: int, world_size: int) -> tuple:
 
 
 def test_bias_is_part_of_the_product():
-    """Nothing is left for Megatron to add beside it."""
+    """Nothing is left for Megatron to add next to it."""
     added, none = run_ranks(outputs, 1)[0]
     assert none is None
     torch.testing.assert_close(
-        added, SerialFactorised(**whole_tensors(COLUMN))(sample(0, 12, COLUMN)).detach()
+        added, SerialFactorised(**full_tensors(COLUMN))(sample(0, 12, COLUMN)).detach()
     )
 
 
@@ -93,14 +93,16 @@ def test_arguments_that_megatron_does_not_have_are_refused():
         )
 
 
-def step_under_zero_3(rank: int, world_size: int, case: Case, active: int) -> tuple[list[bool], list[bool]]:
+def step_under_zero_3(
+    rank: int, world_size: int, case: Case, active_columns: int
+) -> tuple[list[bool], list[bool]]:
     """Whether anything holds what was gathered of U and V after the forward pass, and whether gradients are
     those of a layer whose parameters stay.
     """
     group = join(1).tp_group
     layer, plain = filled_layer(case, group), filled_layer(case, group)
     for each in (layer, plain):
-        each.activate(active)
+        each.activate(active_columns)
         each.x = sample(0, INPUTS, case).requires_grad_()
         each.y = each(each.x)[0]
     factors, kept = (layer.U, layer.V), [factor.detach().clone() for factor in (layer.U, layer.V)]

@@ -1,4 +1,4 @@
-"""Algebra of factors: against dense FP64 arithmetic, and shares over real ranks against the whole."""
+"""Algebra of factors: against dense FP64 arithmetic, and shards over real ranks against the whole."""
 
 import pytest
 import torch
@@ -82,11 +82,11 @@ def test_triangular_factor_of_spread_rows(pair, shares):
     """``R^T R`` is the Gram matrix of the whole, on all ranks alike, however the features are spread."""
     left, right = PAIRS[pair]
     results = run_ranks(gram_of_triangle, len(SHARES[shares][0]), left, right, SHARES[shares])
-    wholes = left.double().t() @ left.double(), right.double() @ right.double().t()
+    expected = left.double().t() @ left.double(), right.double() @ right.double().t()
     for result in results:
-        for got, first, whole in zip(result, results[0], wholes, strict=True):
+        for got, first, full in zip(result, results[0], expected, strict=True):
             assert torch.equal(got, first)
-            torch.testing.assert_close(got, whole, rtol=0, atol=1e-13 * max(float(whole.abs().max()), 1e-300))
+            torch.testing.assert_close(got, full, rtol=0, atol=1e-13 * max(float(full.abs().max()), 1e-300))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
@@ -99,18 +99,18 @@ def test_values_that_are_not_finite_are_named(poison):
 
 
 def cut_and_gathered(rank: int, world_size: int, matrix: Tensor, dim: int, stride: int) -> tuple:
-    share = factors.cut_matrix(matrix, dim, dist.group.WORLD, stride)
-    return share, factors.gather_matrix(share, dim, dist.group.WORLD, stride)
+    shard = factors.shard_matrix(matrix, dim, dist.group.WORLD, stride)
+    return shard, factors.gather_matrix(shard, dim, dist.group.WORLD, stride)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gathered_shards_are_the_matrix(world_size, dim, stride):
-    """Of each of the parts that lie one after the other a rank has its share, as Megatron cuts SwiGLU's."""
+    """Of each of the parts that lie one after the other a rank has its share, as Megatron splits SwiGLU's."""
     matrix = torch.arange(128.0).view(8, 16)
     results = run_ranks(cut_and_gathered, world_size, matrix, dim, stride)
-    for rank, (share, whole) in enumerate(results):
+    for rank, (shard, full) in enumerate(results):
         parts = [part.chunk(world_size, dim)[rank] for part in matrix.chunk(stride, dim)]
-        assert torch.equal(share, torch.cat(parts, dim))
-        assert torch.equal(whole, matrix)
+        assert torch.equal(shard, torch.cat(parts, dim))
+        assert torch.equal(full, matrix)

@@ -185,16 +185,16 @@ def test_values_that_are_not_finite_are_named(factor, poison):
     """
     pair = {"U": RANDOM[0].clone(), "V": RANDOM[1].clone()}
     pair[factor][3, 4] = poison
-    told = run_ranks(failure, 1, Product("layers.3.fc1", **pair))[0]
-    assert told.startswith(f"factor {factor} of layers.3.fc1 at step 7 holds NaN or Inf")
-    assert "lower --lr" in told
+    message = run_ranks(failure, 1, Product("layers.3.fc1", **pair))[0]
+    assert message.startswith(f"factor {factor} of layers.3.fc1 at step 7 holds NaN or Inf")
+    assert "lower --lr" in message
 
 
 def test_columns_that_cancel_beyond_fp64_are_an_error():
     """The alternative would be a decision on rounding errors."""
-    told = run_ranks(failure, 1, Product("layers.3.fc1", *opposed(1e11)))[0]
-    assert told.startswith("the columns of layers.3.fc1 at step 7 cancel")
-    assert "checkpoint" in told
+    message = run_ranks(failure, 1, Product("layers.3.fc1", *opposed(1e11)))[0]
+    assert message.startswith("the columns of layers.3.fc1 at step 7 cancel")
+    assert "checkpoint" in message
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9, 0.99])

@@ -137,6 +137,6 @@ def test_values_that_are_not_finite_are_named(where, dim):
     W, C = normal(48, 20), second_moment(20, 300)
     moment = moment_of(W, C, dim) if where == "moment" else None
     (W if moment is None else moment)[2, 3] = float("nan")
-    told = run_ranks(failure, 1, W, dim, moment, 5)[0]
+    message = run_ranks(failure, 1, W, dim, moment, 5)[0]
     subject = "fc1" if moment is None else "fc1, or the moment of its activations,"
-    assert told.startswith(f"{subject} at step 7 holds NaN or Inf")
+    assert message.startswith(f"{subject} at step 7 holds NaN or Inf")

@@ -96,7 +96,7 @@ def test_settings_reach_the_method():
 def test_without_w0_columns_are_kaiming_entries():
     settings = {"frozen_base": False, "rank_criterion": "released", "factor_init": "kaiming"}
     method = make_method(config("inrank", **settings), switch_step=None)
-    assert method.start() == [InitialiseFactors(source="kaiming", column_norm=None, absorb=False)]
+    assert method.initialisation() == [InitialiseFactors(source="kaiming", column_norm=None, absorb=False)]
 
 
 def test_weights_from_elsewhere_are_left_as_they_are():
@@ -144,17 +144,17 @@ def test_truncation_is_the_metric_of_the_switch(settings, metric):
 def test_dense_asks_for_nothing():
     method = Dense()
     assert method.structure({"fc1": 64}) == {}
-    assert method.start() == []
+    assert method.initialisation() == []
     assert not any(method.plan_step(step, []) for step in range(100))
 
 
 def test_fixed_rank_is_cut_to_the_width():
     specs = FixedRank(48).structure({"wide": 64, "narrow": 32})
-    assert {name: (s.columns, s.active, s.rank, s.base) for name, s in specs.items()} == {
+    assert {name: (s.capacity, s.active_columns, s.rank, s.base) for name, s in specs.items()} == {
         "wide": (48, 48, 48, False),
         "narrow": (32, 32, 32, False),
     }
-    assert FixedRank(48).start() == [InitialiseFactors(source="spectral")]
+    assert FixedRank(48).initialisation() == [InitialiseFactors(source="spectral")]
     drawn = make_method(config("fixed-rank", rank=8, factor_init="random"), switch_step=None)
-    assert drawn.start() == [InitialiseFactors(source="random-like-weight")]
+    assert drawn.initialisation() == [InitialiseFactors(source="random-like-weight")]
     assert not any(FixedRank(48).plan_step(step, []) for step in range(100))

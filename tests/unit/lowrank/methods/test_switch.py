@@ -18,7 +18,7 @@ FISHER = Metric("fisher", 2)
 def view(energies=(), *, name="fc1", output_size=32, input_size=8, **more) -> LayerView:
     """A dense linear with these energies of its output, unless ``more`` says otherwise."""
     d = min(output_size, input_size)
-    sizes = {"rank": d, "active": d, "capacity": d, "max_rank": d}
+    sizes = {"rank": d, "active_columns": d, "capacity": d, "attainable_rank": d}
     return LayerView(name, output_size, input_size, output_energies=tuple(energies), **sizes | more)
 
 
@@ -38,13 +38,13 @@ FLAT = view([1.0] * 8, name="flat")
 
 def test_threshold_holds_for_every_layer():
     assert Switch(step=5, threshold=0.9).refactor([STEEP, FLAT]) == Refactor(
-        ranks={"steep": 4, "flat": 8}, columns={"steep": 4, "flat": 8}
+        ranks={"steep": 4, "flat": 8}, target_columns={"steep": 4, "flat": 8}
     )
 
 
 def test_columns_are_rounded_up_and_ranks_stay():
     refactor = Switch(step=5, threshold=0.75, multiple_of=4).refactor([STEEP, FLAT])
-    assert (refactor.ranks, refactor.columns) == ({"steep": 3, "flat": 6}, {"steep": 4, "flat": 8})
+    assert (refactor.ranks, refactor.target_columns) == ({"steep": 3, "flat": 6}, {"steep": 4, "flat": 8})
 
 
 def test_budget_counts_each_layers_own_output_whatever_its_scale():
@@ -52,13 +52,13 @@ def test_budget_counts_each_layers_own_output_whatever_its_scale():
     scaled = view([1e6 * energy for energy in [1.0] * 8], name="flat")
     for flat in (FLAT, scaled):
         refactor = Switch(step=5, budget=0.47).refactor([STEEP, flat])
-        assert refactor.ranks == refactor.columns == {"steep": 3, "flat": 3}
+        assert refactor.ranks == refactor.target_columns == {"steep": 3, "flat": 3}
 
 
 def test_budget_counts_loss_where_the_gradient_weighs():
     def columns(scale):
         flat = view([scale] * 8, name="flat")
-        return Switch(step=5, budget=0.47, metric=FISHER).refactor([STEEP, flat]).columns
+        return Switch(step=5, budget=0.47, metric=FISHER).refactor([STEEP, flat]).target_columns
 
     assert columns(0.1) == {"steep": 5, "flat": 1}
     assert columns(9.0) == {"steep": 1, "flat": 5}
@@ -66,11 +66,11 @@ def test_budget_counts_loss_where_the_gradient_weighs():
 
 def test_budget_is_kept_with_whole_tiles():
     refactor = Switch(step=5, budget=0.47, multiple_of=2).refactor([STEEP, FLAT])
-    assert refactor.columns == {"steep": 2, "flat": 4}
+    assert refactor.target_columns == {"steep": 2, "flat": 4}
 
 
 def test_without_w0_no_rank_exceeds_the_columns():
-    product = view([1.0] * 8, rank=2, active=4, capacity=6, max_rank=4)
+    product = view([1.0] * 8, rank=2, active_columns=4, capacity=6, attainable_rank=4)
     assert Switch(step=5, threshold=0.9).refactor([product]).ranks == {"fc1": 4}
 
 
@@ -88,7 +88,7 @@ def patient(**switch) -> InRank:
 
 
 def growing(name="fc1", *, grown_at=0, final=False, energies=()) -> LayerView:
-    more = {"rank": 2, "active": 4, "capacity": 6, "max_rank": 8}
+    more = {"rank": 2, "active_columns": 4, "capacity": 6, "attainable_rank": 8}
     return view(energies, name=name, grown_at=grown_at, final=final, **more)
 
 
@@ -133,7 +133,7 @@ def test_nothing_follows_the_switch():
 
 
 def test_a_run_that_never_stood_still_says_so():
-    assert "did not stand still for 2 checks" in patient().unfinished([growing()])
+    assert "did not stop growing for 2 checks" in patient().unfinished([growing()])
     assert patient().unfinished([growing(final=True)]) is None
     assert WarmStart(Switch(step=7)).unfinished([FLAT]) is None
     assert InRank(patient().growth).unfinished([growing()]) is None
@@ -145,22 +145,22 @@ def test_a_first_phase_without_a_decision_says_so():
     assert left.startswith("no rank check came in the 9 steps of the first phase, so all ranks are still 2;")
     left = InRankEfficient(rule, switch=Switch(step=1)).unfinished([growing(final=True)])
     assert left.startswith("no rank check came in the 1 step of the first phase,")
-    for switch in (Switch(step=10), Switch(step=9, refound=True), Switch(step=9, threshold=0.9)):
+    for switch in (Switch(step=10), Switch(step=9, re_estimated=True), Switch(step=9, threshold=0.9)):
         assert InRankEfficient(rule, switch=switch).unfinished([growing(final=True)]) is None
 
 
 def test_a_fixed_rank_is_final():
     assert FixedRank(8).structure({"fc1": 4}) == {
-        "fc1": FactorSpec(columns=4, active=4, rank=4, base=False, final=True)
+        "fc1": FactorSpec(capacity=4, active_columns=4, rank=4, base=False, final=True)
     }
 
 
 def test_refound_ranks_may_fall():
     """A check grows or keeps; the look at the switch finds what the spectrum of that moment asks for."""
     rule = GrowthRule(initial_rank=2, buffer=2, threshold=0.9, interval=10)
-    layer = replace(growing(), rank=3, active=5, singular_values=(3.0, 0.1, 0.1, 0.1))
+    layer = replace(growing(), rank=3, active_columns=5, singular_values=(3.0, 0.1, 0.1, 0.1))
     for step in (40, 45):  # 45: no check is due
-        found = InRank(rule, switch=Switch(step=step, refound=True))
+        found = InRank(rule, switch=Switch(step=step, re_estimated=True))
         assert spectrum(found, step, [layer]) == "update"
         assert decided(found, step, [layer]) == [Refactor({"fc1": 1}, {"fc1": 1})]
     grown = InRank(rule, switch=Switch(step=40))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def whole_columns(
+def full_columns(
     shape: tuple[int, int],
     count: int,
     source: str,
