@@ -64,12 +64,13 @@ def compare(rank: int, world_size: int, layout: Layout, settings: dict) -> dict[
     session.step, resumed = RESUMED, overlapping(session)
     assert not list(resumed.after(RESUMED, is_last=False))  # it begins again
     seen["resumed"] = _trained(session, resumed)
-    decisions_module.LayerSpectra = LateSpectra
-    try:
-        session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
-        seen["fault"] = _trained(session, overlapping(session))
-    finally:
-        decisions_module.LayerSpectra = LayerSpectra
+    if world_size == 1:
+        decisions_module.LayerSpectra = LateSpectra
+        try:
+            session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
+            seen["fault"] = _trained(session, overlapping(session))
+        finally:
+            decisions_module.LayerSpectra = LayerSpectra
     return seen
 
 

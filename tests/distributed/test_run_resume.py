@@ -111,6 +111,8 @@ def test_resume_on_another_topology_and_zero_stage_matches_over_fifty_steps(
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert [r["rank"] for r in records(run, "ranks")] == [r["rank"] for r in records(long, "ranks")]
     assert [r["step"] for r in records(run, "ranks") if r["event"] == "check"][::4] == [5, 9, 13]
+    state = json.loads((long / "checkpoints" / f"step_{step:08d}" / "state.json").read_text())
+    assert (state["identity"]["overlap_rank_check"], state["rank_check_under_way"]) == (True, step == 12)
 
 
 def test_resume_from_an_older_step_keeps_later_checkpoints(whole, data, tmp_path):
