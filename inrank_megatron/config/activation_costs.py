@@ -1,20 +1,19 @@
 """Bytes that a forward pass keeps for the backward pass, by what this project's layers store.
 
 Korthikanti et al. (2022, equation 2 and section 4) without stored attention scores, which no fused attention
-keeps, and with the factors' inner activations. Numbers a token and layer; n tensor-parallel size, h
+keeps, and with the factors' inner activations. Numbers per token and layer; n tensor-parallel size, h
 hidden_size, f ffn_hidden_size, k columns of a factorised linear:
 
 - outside the tensor-parallel region, divided by n with the tokens alone (sequence parallelism): 4 h, the
-inputs
-  of both norms and of the linears after them; with hidden dropout a mask of one byte for each of 2 h;
+  inputs of both norms and of the linears after them; with hidden dropout a mask of one byte for each of 2 h;
 - inside, divided by n: QKV and attention's output, 4 h; the activation's input and output, 2 f. LLaMA:
-queries
-  and keys once more after RoPE, 2 h, and 5 f: gate and up, up again, the gate's activation, the product;
+  queries and keys once more after RoPE, 2 h, and 5 f: gate and up, up again, the gate's activation, the
+  product;
 - x V^T of each factorised linear, k, on every rank; next to W0 a column-parallel one may keep all tokens of
   its input under sequence parallelism, h instead of h / n.
 
-Besides: input and output of the last norm, 2 h; the logits, divided by n, in FP32, and in half precision as
-well; the gathered halves of the factors where n > 1, h k numbers a linear, no multiple of the tokens.
+In addition: input and output of the last norm, 2 h; the logits, divided by n, in FP32, and in half precision
+as well; the gathered halves of the factors where n > 1, h k numbers per linear, no multiple of the tokens.
 """
 
 from collections.abc import Mapping

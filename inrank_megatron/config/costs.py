@@ -86,7 +86,7 @@ def parameters(
         vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
         ranks: columns of the factors, one number for all linears or one for each name of `linear_shapes`;
             None: dense linears.
-        frozen_base: whether a frozen a frozen W0 is kept next to the factors (the first phase).
+        frozen_base: whether a frozen W0 is kept next to the factors (the first phase).
     """
     h, model = config.model.hidden_size, config.model
     columns = _columns(config, ranks)
@@ -243,7 +243,7 @@ def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
 
 
 def _replicated(config: Config) -> int:
-    """Parameters whole on every tensor-parallel rank: positions, norms, biases of row-parallel linears."""
+    """Unsharded parameters of a tensor-parallel rank: positions, norms, biases of row-parallel linears."""
     model = config.model
     if is_llama(config):
         return model.hidden_size * (1 + model.num_layers * 2)

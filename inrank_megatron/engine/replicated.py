@@ -1,4 +1,4 @@
-"""Gradients of parameters that every tensor-parallel rank holds whole while it sees only its own tokens."""
+"""Gradients of parameters that no tensor-parallel rank shards, while each sees its local tokens only."""
 
 from collections.abc import Iterator
 

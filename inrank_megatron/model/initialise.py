@@ -86,7 +86,7 @@ def initial_shapes(model: nn.Module, parallel: Parallel, *, vocab_size: int) -> 
 def initialise_parameters(
     model: nn.Module, parallel: Parallel, *, vocab_size: int, draw: Callable[[str, tuple[int, ...]], Tensor]
 ) -> None:
-    """Fill every parameter with its part of ``whole(name, shape)``, as :func:`draw_tensor` gives it.
+    """Fill every parameter with its part of ``draw(name, shape)``, as :func:`draw_tensor` gives it.
 
     Rows of the word embedding, and of a head of its own, from ``vocab_size`` on are padding: zero, and not
     asked for; the parameter's ``true_rows`` says how many are real. Factors stay zero: the method fills them.

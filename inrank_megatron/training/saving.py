@@ -112,7 +112,7 @@ class Saver:
         return self.should_stop(self._parallel.largest(self.status(asked), self._device))
 
     def status(self, asked: bool) -> SaveStatus:
-        """What this rank has to report to the others, for :meth:`heeds`, which comes next."""
+        """What this rank has to report to the others, for :meth:`should_stop`, which comes next."""
         self._ended = self._task is not None and self._task.has_ended()
         return max(self._outcome() if self._ended else SaveStatus.CONTINUE, SaveStatus(asked))
 

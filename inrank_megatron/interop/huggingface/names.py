@@ -176,7 +176,7 @@ def take(full: Tensor, rows: str, *, heads: int) -> Tensor:
 
 
 def put(full: Tensor, rows: str, values: Tensor, *, heads: int) -> None:
-    """Write ``values``, as :func:`take` would give them, into those rows of ``whole``."""
+    """Write ``values``, as :func:`take` would give them, into those rows of ``full``."""
     view = _view(full, rows, heads)
     view.copy_(values.reshape(view.shape))
 

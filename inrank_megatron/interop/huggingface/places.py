@@ -1,6 +1,6 @@
 """Where each tensor of the factorised models of ``modeling_inrank.py`` lies in a run's model.
 
-The rows of W0, U and bias are those of the dense format (``hf_names``); a V that several modules share is
+The rows of W0, U and bias are those of the dense format (``names.py``); a V that several modules share is
 there once. A factorised linear, and GPT-2's separate query, key and value, are [out, in] also where the dense
 model has [in, out].
 """
@@ -20,7 +20,7 @@ SHARED = {**dict.fromkeys(QKV, "qkv_proj"), **dict.fromkeys(HALVES, "gate_up_pro
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor comes from: the run's tensor, its rows (see ``hf_names.Piece``), whether transposed."""
+    """Where a tensor comes from: the run's tensor, its rows (see :class:`Piece`), whether transposed."""
 
     source: str
     rows: str

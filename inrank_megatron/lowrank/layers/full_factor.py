@@ -42,7 +42,7 @@ class FullFactor:
         return full
 
     def begin_reduce(self, gradient: Tensor, *, shared: bool = False) -> Pending:
-        """Gradient of the whole [m, k], this rank's part of the sum -> that of the shard [m/n, k].
+        """Gradient of the full factor [m, k], this rank's part of the sum -> that of the shard [m/n, k].
 
         ``shared``: ``gradient`` is that of the shard already, complete on this rank. The result is zero while
         the step accumulates it: ZeRO 2 and 3 ask every parameter for a gradient in every micro-batch.

@@ -25,7 +25,7 @@ def triangular_factor(rows: Tensor, group: ProcessGroup) -> Tensor:
     """R of the QR factorisation of a matrix whose rows are spread over the group (TSQR).
 
     Each rank factors its ``rows`` [m/n, k]; the small R are gathered, stacked and factored again. Householder
-    all the way, so nothing is squared. Returns R [min(m, k), k] in FP64; shares may be uneven or empty.
+    all the way, so nothing is squared. Returns R [min(m, k), k] in FP64; shards may be uneven or empty.
     """
     k = rows.shape[1]
     local = torch.linalg.qr(rows.double(), mode="r").R

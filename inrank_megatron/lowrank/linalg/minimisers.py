@@ -7,7 +7,7 @@ layer. All in FP64.
 
 Each class is an algorithm of two steps. The *owner* of the matrix, one rank of the group, finds the leading
 directions of the axis h (:meth:`directions`) and broadcasts them. Then all ranks make the factors of them
-(:meth:`factors`, collective). What an owner computes is broadcast, so that the shares of all ranks fit.
+(:meth:`factors`, collective). What an owner computes is broadcast, so that the shards of all ranks fit.
 
 The weighed error is E |(W - U* V*) x|^2. Its minimiser is ``P P^T W``, P the leading eigenvectors of
 ``W C W^T``, ``C = E[x x^T]``. Only the second moment of the axis h is needed, and no inverse.

@@ -29,7 +29,7 @@ class PhaseShape:
     Args:
         columns: of each linear that count as parameters and operations; None: dense linears.
         allocated: columns that take memory.
-        frozen_base: whether a frozen a frozen W0 is kept next to the factors.
+        frozen_base: whether a frozen W0 is kept next to the factors.
         is_largest: whether the run takes the most memory here.
     """
 

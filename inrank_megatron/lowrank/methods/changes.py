@@ -145,8 +145,8 @@ class Refactor:
     for it.
 
     Values: the best approximation by ``metric`` with that number of columns, singular values shared evenly.
-        Moments:
-    those of U* and V* start at zero with a step count of their own; every other parameter keeps its moments.
+    Moments: those of U* and V* start at zero with a step count of their own; every other parameter keeps its
+    moments.
     """
 
     ranks: Mapping[str, int]

@@ -35,9 +35,9 @@ def _merges(asked):
 
 
 class ReLoRA(LoRA):
-    """Restarts after every ``interval`` completed steps.
+    """Merges after every ``interval`` completed steps.
 
-    ``reset`` and ``share``: what becomes of the factors' Adam moments, see :class:`Restart`.
+    ``reset`` and ``share``: what becomes of the factors' Adam moments, see :class:`MergeAndReinitialise`.
     """
 
     name = "relora"
