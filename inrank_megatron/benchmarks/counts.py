@@ -102,14 +102,14 @@ def _kernels(run: Callable[[], object]) -> int:
 
 def _waits(run: Callable[[], object]) -> int:
     """Operations that wait, by torch's warnings; it does not see streams that are waited for."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in told)
+    return sum("synchroniz" in str(warning.message) for warning in raised)
 
 
 def _rows(case: str, counts: Counts, dense: Counts) -> Iterator[Row]:

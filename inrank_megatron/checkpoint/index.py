@@ -61,18 +61,18 @@ def read_index(folder: Path, files: Mapping[str, dict]) -> dict[str, Entry]:
     """
     path, inside = folder / INDEX, {f: _header(folder / f) for f in sorted(files) if TENSORS.fullmatch(f)}
     try:
-        told = {name: _told(name, entry, inside) for name, entry in read_json(path).items()}
+        listed = {name: _listed(name, entry, inside) for name, entry in read_json(path).items()}
     except (KeyError, TypeError, AttributeError, ValueError):
         damaged(path, "names other files than the manifest, or makes no sense")
     expected: dict[str, set[str]] = {file: set() for file in inside}
-    for name, (shape, slices) in told.items():
+    for name, (shape, slices) in listed.items():
         for file, box in slices:
             expected[file].add(key(name, box, shape))
     for file, stored in inside.items():
         if stored.keys() != expected[file]:
             extra, missing = sorted(stored.keys() - expected[file]), sorted(expected[file] - stored.keys())
             damaged(folder / file, f"lacks {missing[:4]} of the index and has {extra[:4]} beyond it")
-    return {name: _entry(path, name, shape, slices, inside) for name, (shape, slices) in told.items()}
+    return {name: _entry(path, name, shape, slices, inside) for name, (shape, slices) in listed.items()}
 
 
 def read_tensor(folder: Path, entry: Entry) -> Tensor:
@@ -106,7 +106,7 @@ Slices = list[tuple[str, Box]]
 """File and box of each."""
 
 
-def _told(name: str, entry: Any, inside: Mapping[str, Mapping[str, Stored]]) -> tuple[Shape, Slices]:
+def _listed(name: str, entry: Any, inside: Mapping[str, Mapping[str, Stored]]) -> tuple[Shape, Slices]:
     """What an index says of a tensor. Version 2 names its one file, whose header alone has the shape."""
     if isinstance(entry, str):
         shape = inside[entry][name].shape if name in inside[entry] else ()

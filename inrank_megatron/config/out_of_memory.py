@@ -92,7 +92,7 @@ def savings(config: Config, topology: Topology, *, on_cpu: bool) -> list[tuple[s
     held: dict[str, Any] = {"ranks": phase.allocated, "frozen_base": phase.frozen_base}
     now = memory_per_device(config, topology, **held).total
     best: dict[str, tuple[bool, int, str]] = {}
-    for anew, name, value in _changes(config, topology, on_cpu=on_cpu):
+    for in_new_run, name, value in _changes(config, topology, on_cpu=on_cpu):
         try:
             changed = replace(config, **{name: value})
             check(changed, world_size=topology.world_size)
@@ -100,8 +100,8 @@ def savings(config: Config, topology: Topology, *, on_cpu: bool) -> list[tuple[s
             continue
         then = topology_of(changed, world_size=topology.world_size, vocab_size=topology.vocab_size)
         saved = now - memory_per_device(changed, then, **held).total
-        if saved > best.get(name, (anew, 0, ""))[1]:
-            best[name] = (anew, saved, _flag(name, value) + (" in a new run" if anew else ""))
+        if saved > best.get(name, (in_new_run, 0, ""))[1]:
+            best[name] = (in_new_run, saved, _flag(name, value) + (" in a new run" if in_new_run else ""))
     ordered = sorted(best.values(), key=lambda change: (change[0], -change[1]))
     return [(words, saved) for _, saved, words in ordered[:MOST_HELP]]
 

@@ -47,7 +47,7 @@ class JobWatchdog:
         self._speaks_at_once = False
         self._hosts: Hosts | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
-        threading.Thread(target=self._watch, name="neighbours", daemon=True).start()
+        threading.Thread(target=self._watch, name="job watchdog", daemon=True).start()
 
     @property
     def launcher_is_gone(self) -> bool:

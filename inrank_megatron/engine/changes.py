@@ -47,7 +47,7 @@ def carry_out(live: LiveModel, changes: Iterable[Change], *, step: int, batches:
             case LostCheck():
                 lose_check(live, change, step)
             case MergeAndReinitialise():
-                restart(live, change, step)
+                merge_and_reinitialise(live, change, step)
             case Refactor():
                 refactor(live, change, step, batches)
             case _:
@@ -136,7 +136,7 @@ def _place(layer: FactorisedLayer, left: Tensor, right: Tensor, *, start: int, a
         u0[:, columns], v0[columns] = left, right
 
 
-def restart(live: LiveModel, change: MergeAndReinitialise, step: int) -> None:
+def merge_and_reinitialise(live: LiveModel, change: MergeAndReinitialise, step: int) -> None:
     """Merge every layer's factors into W0 and initialise them again."""
     seed = live.config.training.seed
     for name, layer in live.layers.items():
@@ -153,7 +153,7 @@ def restart(live: LiveModel, change: MergeAndReinitialise, step: int) -> None:
 def _moments_after(
     change: MergeAndReinitialise, parameter: Any, group: ProcessGroup, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The moments of a factor with those entries set to zero that the restart resets."""
+    """The moments of a factor with those entries set to zero that the merge resets."""
     moments = zero_state.read_state(parameter).moments
     if not moments:  # of an optimizer without any
         return {}

@@ -124,8 +124,10 @@ class Engine(LiveModel):
         norm.
         """
         trained = [p for _, p in self.parameters() if p.grad is not None]
-        own = [p for p in trained if getattr(p, "tensor_model_parallel", False) or self.parallel.tp_rank == 0]
-        squares = sum((p.grad.square().sum() for p in own), torch.zeros((), device=self.device))
+        counted = [
+            p for p in trained if getattr(p, "tensor_model_parallel", False) or self.parallel.tp_rank == 0
+        ]
+        squares = sum((p.grad.square().sum() for p in counted), torch.zeros((), device=self.device))
         dist.all_reduce(squares, group=self.parallel.tp_group)
         return squares
 

@@ -2,7 +2,8 @@
 
 Nothing is gathered. Which rank holds what:
 
-- tensor parallelism: its part of a parameter that is cut; all of any other (norms, position embeddings, ...);
+- tensor parallelism: its shard of a parameter that is sharded; all of any other (norms, position
+  embeddings, ...);
 - ZeRO 1 to 3: of every master and moment a run of entries of the flattened tensor-parallel part, which no
   other replica holds; in stage 3 of W0 too;
 - else, as in stage 0, all of it, as every replica does.
@@ -30,7 +31,7 @@ EVEN_BYTES = 2**16  # a smaller run, divided over many ranks, would be more name
 class _Held:
     """``run``: entries of this rank's flattened tensor-parallel part of ``name`` from ``start`` on.
 
-    ``like``: the parameter that is cut as it is. ``shared``: whether every replica holds the same.
+    ``like``: the parameter that is sharded as it is. ``shared``: whether every replica holds the same.
     """
 
     name: str
@@ -80,7 +81,7 @@ def _held(engine: Engine) -> Iterator[_Held]:
 
 def _to_write(held: _Held, turn: int, parallel: Parallel) -> tuple[int, int]:
     """First and last entry of the run that this rank writes, of the ranks that hold the same."""
-    index, holders = (0, 1) if _is_cut(held.like) else (parallel.tp_rank, parallel.tp_size)
+    index, holders = (0, 1) if _is_sharded(held.like) else (parallel.tp_rank, parallel.tp_size)
     if held.shared:
         index, holders = index * parallel.dp_size + parallel.dp_rank, holders * parallel.dp_size
     count = held.run.numel()
@@ -89,7 +90,7 @@ def _to_write(held: _Held, turn: int, parallel: Parallel) -> tuple[int, int]:
     return count * index // holders, count * (index + 1) // holders
 
 
-def _is_cut(like: Tensor) -> bool:
+def _is_sharded(like: Tensor) -> bool:
     return bool(getattr(like, "tensor_model_parallel", False))
 
 
@@ -100,7 +101,7 @@ def _placed(held: _Held, values: Tensor, box: Box, parallel: Parallel) -> Iterat
     full_shape = stored_shape(held.like, parallel)
     offset = list(box[0])
     dim, stride, ranks, rank = 0, 1, 1, 0
-    if _is_cut(held.like):
+    if _is_sharded(held.like):
         like: Any = held.like  # with Megatron's attributes
         dim, stride = like.partition_dim, like.partition_stride
         ranks, rank = parallel.tp_size, parallel.tp_rank

@@ -61,10 +61,10 @@ class LayerSpectra:
 
 def _local_master_weights(layers: Layers, parallel: Parallel) -> dict[str, tuple[Tensor, Tensor]]:
     """FP32 master weights of U and V, this rank's shards, of the layers that its replica computes."""
-    own = set(local_layers(list(layers), parallel))
+    local = set(local_layers(list(layers), parallel))
     master_weights = {}
     for name, layer in layers.items():  # collective over the data-parallel group: every rank goes through all
         pair = read_master_weight(layer.U), read_master_weight(layer.V)
-        if name in own:
+        if name in local:
             master_weights[name] = pair
     return master_weights

@@ -36,6 +36,6 @@ class MicroBatches:
         rows = []
         for index in range(self._topology.accumulation_steps):
             first = (index * parallel.dp_size + parallel.dp_rank) * micro
-            own = torch.from_numpy(self._batches.rows(step, first, first + micro))
-            rows.append(to_device(own, self._device))
+            tokens = torch.from_numpy(self._batches.rows(step, first, first + micro))
+            rows.append(to_device(tokens, self._device))
         return rows

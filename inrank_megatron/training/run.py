@@ -58,13 +58,13 @@ def run(launch: Launch, watchdog: JobWatchdog) -> None:
 def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: JobWatchdog) -> None:
     """Meet the other processes, choose the folder, train unless that is done, report."""
     job = join(launch.config, topology, deepspeed_json, watchdog)
-    config, parallel, lock, told = job.config, job.parallel, FolderLock(), ""
+    config, parallel, lock, done = job.config, job.parallel, FolderLock(), ""
     folder = parallel.from_first_rank_in_its_time(
         lambda: choose_run_folder(config, lock, name=launch.config_path.stem), job.meeting, "a verified run"
     )
     folder.notes.extend([*launch.notes, *_machines_in_words(job)])
     if parallel.broadcast_from_rank_0(lambda: is_finished(folder, config)):
-        told = f"the run has all its {config.training.train_iters} steps already\n"
+        done = f"the run has all its {config.training.train_iters} steps already\n"
     else:
         _train(job, folder, lock)
     watchdog.leave(parallel)
@@ -76,7 +76,7 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
         if not job.stop.is_urgent:
             write_report(folder.path)
         with unless_nobody_reads():
-            print(f"\n{told}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}")
+            print(f"\n{done}{last_lines(folder.path, deepspeed_config=launch.deepspeed_path)}")
     process_groups.shutdown()
 
 

@@ -1,5 +1,4 @@
-"""Files that DeepSpeed's engine saves: of each tensor-parallel rank the weights, whole or as its shards hold
-them.
+"""Files that DeepSpeed's engine saves: weights of each tensor-parallel rank, complete or in ZeRO's shards.
 
 ``mp_rank_XX_model_states.pt`` holds the working copies of tensor-parallel rank XX, frozen ones included.
 ``[bf16_]zero_pp_rank_Y_mp_rank_XX_optim_states.pt`` holds the shard of data-parallel rank Y of its FP32
@@ -122,13 +121,13 @@ class TensorParallelRank:
         begin, ranks = 0, len(shards)
         for shapes in self.state["param_shapes"]:
             for name, shape in shapes.items():
-                shard = -(-math.prod(shape) // ranks)
+                size = -(-math.prod(shape) // ranks)
 
-                def read(begin: int = begin, shard: int = shard, shape: Any = shape) -> Tensor:
-                    return _unpadded(torch.cat([cut(parts, begin, shard) for parts in shards]), shape)
+                def read(begin: int = begin, size: int = size, shape: Any = shape) -> Tensor:
+                    return _unpadded(torch.cat([cut(shard, begin, size) for shard in shards]), shape)
 
                 self._add(name, shape, read)
-                begin += shard
+                begin += size
         self._check(begin, sum(part.numel() for part in shards[0]))
 
     def _check(self, needed: int, there: int) -> None:

@@ -108,7 +108,7 @@ def _directions(
     while turn := list(islice(matrices, group.size())):
         shards = [matrix.x() for matrix in turn]
         messages = [x.new_empty(len(x), 1 + r) for x, r in zip(shards, islice(ranks, len(turn)), strict=True)]
-        _decompose_own(turn, shards, messages, group)
+        _decompose_owned(turn, shards, messages, group)
         for owner, (matrix, x, message) in enumerate(zip(turn, shards, messages, strict=True)):
             dist.broadcast(message, group=group, group_src=owner)
             subject = matrix.name
@@ -118,7 +118,7 @@ def _directions(
             yield matrix, owner, x, message[:, 0], message[:, 1:]
 
 
-def _decompose_own(
+def _decompose_owned(
     turn: list[ShardedMatrix], shards: list[Tensor], messages: list[Tensor], group: ProcessGroup
 ) -> None:
     """Fill the message of the matrix that this rank owns, if any: NaN where its matrix or moment has one, or

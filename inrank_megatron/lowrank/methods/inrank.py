@@ -101,7 +101,7 @@ class InRank(GrowingRank):
         or the layers' outputs or spectra say again what they need.
         """
         if self.switch.re_estimated:
-            return Plan(self._refind_and_switch, self.growth.spectrum)
+            return Plan(self._re_estimate_and_switch, self.growth.spectrum)
         # When patience has run out there is no further look at growth.
         last_check = self.switch.step is not None and self.growth.due(step)
         if last_check and not self.switch.judges_outputs:
@@ -134,7 +134,7 @@ class InRank(GrowingRank):
         grown = [replace(layer, rank=ranks.get(layer.name, layer.rank)) for layer in layers]
         return [*checks, self.switch.refactor(grown)]
 
-    def _refind_and_switch(self, layers) -> list[Change]:
+    def _re_estimate_and_switch(self, layers) -> list[Change]:
         re_estimated = [replace(layer, rank=self.growth.re_estimated_rank(layer)) for layer in layers]
         return [self.switch.refactor(re_estimated)]
 

@@ -34,11 +34,11 @@ METHODS: Mapping[str, type[Method]] = {method.name: method for method in _CLASSE
 def _settings_of_all() -> type[Section]:
     """One section of all methods' settings, since files and the command line are flat."""
     sections = dict.fromkeys(section for method in METHODS.values() for section in method.settings)
-    setting = (
+    text = (
         "Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank), or LoRA."
     )
     # pydantic takes the fields of the last base first.
-    return create_model("InRankConfig", __base__=tuple(reversed(sections)), __doc__=setting)
+    return create_model("InRankConfig", __base__=tuple(reversed(sections)), __doc__=text)
 
 
 InRankConfig = _settings_of_all()
