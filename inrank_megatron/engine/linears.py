@@ -72,7 +72,7 @@ class FactorisedLayer(Linear):
     replaced: ClassVar[tuple[str, ...]] = ("U", "V")
 
     @property
-    def max_rank(self) -> int:
+    def attainable_rank(self) -> int:
         return self.module.active_columns if self.module.weight is None else super().attainable_rank
 
     def values(self) -> tuple[Tensor, ...]:
