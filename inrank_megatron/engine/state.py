@@ -90,7 +90,7 @@ def _frozen_weights(engine: Engine) -> dict[str, Tensor]:
 
 
 def _initial_values(engine: Engine) -> dict[str, tuple[Tensor, Tensor]]:
-    """Tensor name -> initial value of a factor, and the factor, which is cut as it is."""
+    """Tensor name -> initial value of a factor, and the factor, which is sharded as it is."""
     return {
         f"{name}.{leaf}": (value, getattr(engine.layers[name], leaf[0]))
         for name, pair in engine.initial.items()
