@@ -1,8 +1,8 @@
 """Checkpoints as folders: tensors in safetensors, the rest in JSON, complete or not there at all.
 
 The manifest, written last (``writing.py``), holds the size and SHA-256 of every other file and is checked
-before anything is loaded. Files hold slices of full tensors, wherever the ranks that wrote them had cut them:
-who reads gets full tensors and need not know how many processes wrote them.
+before anything is loaded. Files hold slices of full tensors, however the ranks that wrote them had sharded
+them: who reads gets full tensors and need not know how many processes wrote them.
 """
 
 from collections.abc import Iterable, Iterator

@@ -106,11 +106,11 @@ def auto_size(config: Config, world_size: int) -> int:
     1.
     """
     model, parallel, training = config.model, config.parallel, config.training
-    cut = [world_size, model.num_attention_heads, model.hidden_size, model.ffn_hidden_size]
-    cut += [model.seq_length] if parallel.sequence_parallel else []
+    divided = [world_size, model.num_attention_heads, model.hidden_size, model.ffn_hidden_size]
+    divided += [model.seq_length] if parallel.sequence_parallel else []
     # Without ZeRO DeepSpeed has no gradient norm of tensor-parallel ranks in BF16 (checks.py).
     possible = not (training.bf16 and parallel.zero_stage == 0)
-    return 2 if possible and all(size % 2 == 0 for size in cut) else 1
+    return 2 if possible and all(size % 2 == 0 for size in divided) else 1
 
 
 def to_yaml(config: Config) -> str:

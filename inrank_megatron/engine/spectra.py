@@ -47,13 +47,13 @@ class LayerSpectra:
                 products.append(Update(name, u, v, u0[:, :k], v0[:k]))
             else:
                 products.append(Product(name, u, v))
-        self._own = [product.name for product in products]
+        self._local = [product.name for product in products]
         self._under_way = SpectraUnderWay(products, parallel.tp_group, overlap=overlap)
 
     def finish(self, *, step: int) -> dict[str, Tensor]:
         """By layer, FP64, the same on every rank. ``step``: after which they are, for messages."""
         results = self._parallel.call_or_raise_on_all_ranks(lambda: self._under_way.finish(step=step))
-        values = dict(zip(self._own, results, strict=True))
+        values = dict(zip(self._local, results, strict=True))
         return gathered_spectra(
             self._names, values.__getitem__, self._parallel, length=self._length, device=self._device
         )

@@ -62,7 +62,7 @@ class Weighing:
         d = self.outputs[name].double()
         return d[:, None] * moment.double() * d
 
-    def own_outputs(self, name: str, layer: Sized, parallel: Parallel) -> Tensor:
+    def local_outputs(self, name: str, layer: Sized, parallel: Parallel) -> Tensor:
         """d of the output features [O/n] that this rank's shard of U* has, FP64."""
         d = self.outputs[name].double()
         return d.tensor_split(parallel.tp_size)[parallel.tp_rank] if layer.row_parallel else d
@@ -94,7 +94,7 @@ def truncated(
         for name, t in zip(local, results, strict=True):
             left, right = t.left, t.right
             if name in weighing.outputs:
-                d = weighing.own_outputs(name, layers[name], parallel)
+                d = weighing.local_outputs(name, layers[name], parallel)
                 left, right = _balanced(left / d[:, None], right, parallel)
             shards[name] = left.float(), right.float()
         return shards

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import costs
+from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import Topology, topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
@@ -108,16 +109,7 @@ def _trainer(
         for split, file in (("valid", data.valid), ("test", data.test))
         if file is not None
     }
-
-    identity: dict[str, Any] = {
-        "data": data.folder.name,
-        "switch_step": switch_step(config, batches.steps_per_epoch),
-        OVERLAP: device().type != "cpu",
-    }
-    if checkpoint:
-        identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
-    if config.inrank.overlap_rank_check is not None:
-        identity = identity | {OVERLAP: config.inrank.overlap_rank_check}
+    identity = _identity(config, data, checkpoint, steps_per_epoch=batches.steps_per_epoch)
     method = make_method(config, switch_step=identity["switch_step"])
     engine = _engine(job, topology, method, checkpoint=checkpoint, pretrained=pretrained)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
@@ -142,6 +134,22 @@ def _trainer(
         progress=progress,
         peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),
     )
+
+
+def _identity(
+    config: Config, data: PreparedData, checkpoint: Checkpoint | None, *, steps_per_epoch: int
+) -> dict[str, Any]:
+    """What every checkpoint records of the run (``Trainer.identity``)."""
+    identity: dict[str, Any] = {
+        "data": data.folder.name,
+        "switch_step": switch_step(config, steps_per_epoch),
+        OVERLAP: device().type != "cpu",
+    }
+    if checkpoint:
+        identity = identity_of(checkpoint, identity, train_iters=config.training.train_iters)
+    if config.inrank.overlap_rank_check is not None:
+        identity = identity | {OVERLAP: config.inrank.overlap_rank_check}
+    return identity
 
 
 def _engine(

@@ -12,7 +12,7 @@ Both factors are sharded on their feature axis, never on K, so that a growing or
 and each rank stores and optimises 1/n of both. The output features of a column layer may be those of several
 matrices, one after the other (``stride``: gate and up of SwiGLU); a rank then has its shard of each. The
 factor that meets local tokens (V of a column layer, U of a row layer) is gathered: k I or k O elements per
-step, and its gradient is reduce-scattered back (RS_I, RS_O), or, where every rank could compute the whole,
+step, and its gradient is reduce-scattered back (RS_I, RS_O), or, where every rank could compute all of it,
 each computes its slice. With sequence parallelism (SP) the tokens are sharded outside the layers. AG, RS, AR:
 all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
 

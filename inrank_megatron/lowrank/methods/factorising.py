@@ -59,7 +59,7 @@ class Factorising(Method):
 
 
 class OfGivenRank(Factorising):
-    """``rank``: columns of every factorised linear, cut to min(O, I) where it is larger."""
+    """``rank``: columns of every factorised linear, min(O, I) where that is smaller."""
 
     settings: ClassVar[Sections] = (*Factorising.settings, RankSettings)
 
