@@ -102,7 +102,7 @@ class MasterWeights:
 
 def read_master_weight(parameter: Tensor) -> Tensor:
     """FP32 master of ``parameter``, its local shape. Collective over the data-parallel group unless every
-    rank has it whole.
+    rank has all of it.
     """
     if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_tensor"):
         return parameter.detach()  # after every step the parameter is a copy of its master
