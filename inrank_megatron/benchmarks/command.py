@@ -16,7 +16,7 @@ NOTES = {
     "rank-decisions": "a rank decision from the factors, against the dense spectrum and against training",
     "switch": "truncation W0 + U V -> U* V* of each linear, and of whole models",
     "layer": "an MLP and a transformer layer, forward and backward, against dense",
-    "step": "a whole training step against dense",
+    "step": "a full training step against dense",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
     "checkpoint": "what a rank copies, writes and sends to save, of 64",

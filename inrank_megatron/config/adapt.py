@@ -66,7 +66,7 @@ def _heads(asked: Asked) -> Iterator[Adaptation]:
     h, heads, unit = model.hidden_size, model.num_attention_heads, 2 if model.model_type == "llama" else 1
     if h % (heads * unit) == 0:
         return
-    features = f"{'an even number of features' if unit == 2 else 'a whole number of features'} a head"
+    features = f"{'an even number of features' if unit == 2 else 'a whole number of features'} per head"
     if asked.free("num_attention_heads") and h % unit == 0:
         legal = (n for n in range(1, h // unit + 1) if h // unit % n == 0)
         closest = min(legal, key=lambda n: abs(n - heads))

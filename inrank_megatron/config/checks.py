@@ -142,7 +142,7 @@ def _check_engine(config: Config) -> None:
     if training.bf16 and stage == 0 and tp != 1:
         raise UserError(
             f"zero_stage = 0 with bf16 and tensor_model_parallel_size = {tp}: without ZeRO DeepSpeed takes "
-            "one tensor-parallel rank's gradient norm for the whole; give --zero-stage 1, or drop --bf16"
+            "one tensor-parallel rank's gradient norm for the full norm; give --zero-stage 1, or drop --bf16"
         )
     if offload and stage == 0:
         raise UserError(
@@ -190,7 +190,7 @@ def check_sources(data: DataConfig) -> None:
     if held_out and data.train_data_path is None:
         raise UserError(
             f"{', '.join(held_out)}: belongs to train_data_path, which is missing; give --train-data-path "
-            "(or only --data-path, which --split cuts)"
+            "(or only --data-path, which --split divides)"
         )
 
 

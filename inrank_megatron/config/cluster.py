@@ -47,6 +47,6 @@ def parse_cluster(text: str) -> Cluster:
     if match is None or device is None:
         raise UserError(
             f"cluster = {text!r}: must be [[NODESx]Nx]DEVICE, the device {', '.join(MEMORY_GIB)}; give "
-            "--cluster 8xA100-80GB, say"
+            "--cluster 8xA100-80GB, for example"
         )
     return Cluster(int(match[1] or 1), int(match[2] or 1), device)

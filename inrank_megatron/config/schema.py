@@ -134,7 +134,7 @@ class TrainingConfig(Section):
         "repeat bit for bit on GPUs too, with slower attention, embedding gradients and collectives", False
     )
     eval_interval: Count | None = setting("steps between validations; left out: at the end only", None)
-    eval_iters: Count | None = setting("global batches of one validation; left out: the whole split", None)
+    eval_iters: Count | None = setting("global batches of one validation; left out: the full split", None)
     pretrained_checkpoint: str | None = setting(
         "run folder, or a checkpoint in it, of a dense run whose weights a new run starts from", None
     )

@@ -60,7 +60,7 @@ def opened(path: Path, compression: str | None) -> Iterator[IO[bytes]]:
         if compression is None or getattr(error, "errno", None) is not None:
             raise
         raise UserError(
-            f"{path}: cannot be decompressed ({error}); give a whole {compression} file"
+            f"{path}: cannot be decompressed ({error}); give a complete {compression} file"
         ) from error
 
 

@@ -128,4 +128,4 @@ def readable(name: str, form: str) -> Iterator[None]:
         if getattr(error, "errno", None) is not None:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name}: not readable as {form} ({reason}); give a whole {form} file") from error
+        raise UserError(f"{name}: not readable as {form} ({reason}); give a complete {form} file") from error

@@ -107,7 +107,7 @@ def _check_file(path: Path, name: str) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        raise UserError(f"tokenizer {name}: {path.name} is no plain file; give a folder with complete files")
+        raise UserError(f"tokenizer {name}: {path.name} is not a file; give a folder with complete files")
     refuse_pointer(path)
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(

@@ -141,7 +141,7 @@ def _theirs(env: Environment) -> Ranks:
         return _by_slurm(env)
     if "PMIX_RANK" in env and "SLURM_JOB_ID" not in env:
         raise UserError(
-            f"PMIX_RANK = {env['PMIX_RANK']}: says which process this is and not of how many; "
+            f"PMIX_RANK = {env['PMIX_RANK']}: says which process this is, but not how many there are; "
             f"{_start(unset='PMIX_RANK')}"
         )
     return Ranks()

@@ -95,7 +95,7 @@ def _numbers(ids, scores):
     """The scores as they are; among values that are no numbers the likeliest would be an arbitrary token."""
     if scores.isnan().any():
         raise UserError(
-            "the model's predictions are no numbers (NaN): its weights hold some, or --temperature is too "
+            "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is too "
             "small; name another model or raise it"
         )
     return scores

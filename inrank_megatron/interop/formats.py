@@ -66,7 +66,7 @@ def format_of(path: Path) -> Format:
     """
     with reading(path, "any format"):
         if not path.exists():
-            raise UserError(f"{path}: there is nothing; name a run, an exported folder or a checkpoint")
+            raise UserError(f"{path}: does not exist; name a run, an exported folder or a checkpoint")
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             refuse_pointer(file)
         for module in formats():

@@ -66,7 +66,7 @@ def is_there(path: Path) -> bool:
         if not path.exists() and not path.is_symlink():
             return False
         if not path.is_file():
-            raise UserError(f"{path} is no file: restore it or move it away")
+            raise UserError(f"{path} is not a file: restore it or move it away")
         with path.open("rb"):
             return True
     except OSError as error:

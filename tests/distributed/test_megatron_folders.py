@@ -139,5 +139,5 @@ def test_a_filtered_save_keeps_every_tensor_parallel_shard(tmp_path):
     lost = "decoder.layers.1.mlp.linear_fc2.V"
     del metadata.state_dict_metadata[lost].chunks[1:]
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(UserError, match=rf"{lost} \[9, 128\] the files hold 1 parts which are not all of it"):
+    with pytest.raises(UserError, match=rf"1 parts of {lost} \[9, 128\] are not the full tensor"):
         Storage(folder, Options())

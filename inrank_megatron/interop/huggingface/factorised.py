@@ -175,8 +175,8 @@ def _values(path: Path) -> dict:
     for name, buffer in buffers.items() if isinstance(buffers, dict) else [("buffers", buffers)]:
         if name not in factors or type(buffer) is not int or not 0 <= buffer < factors[name]["rank"]:
             raise UserError(
-                f"{path / CONFIG}: buffers: {name}: {buffer!r}: must be a factorised linear and how many of "
-                "its columns are no rank yet, fewer than all; name an export of this project"
+                f"{path / CONFIG}: buffers: {name}: {buffer!r}: must be a factorised linear and its "
+                "buffer columns, fewer than all; name an export of this project"
             )
     return values
 

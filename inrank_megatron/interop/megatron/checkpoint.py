@@ -178,7 +178,7 @@ def _common(folder: Path, options: Options) -> dict[str, Any]:
     backend = (read_json(folder / BACKEND) or {}).get("sharded_backend")
     if backend != "torch_dist":
         raise UserError(
-            f"{folder / BACKEND}: storage {backend}, and torch_dist alone is read here; save with "
+            f"{folder / BACKEND}: storage {backend}, and only torch_dist is read here; save with "
             "--ckpt-format torch_dist"
         )
     common = load(folder / COMMON, options, known=KNOWN)

@@ -118,8 +118,8 @@ class Storage:
         covered = sum(math.prod(c.sizes) for c in chunks) == math.prod(entry.size)
         if not (inside and listed and covered and not _overlapping(chunks)):
             raise UserError(
-                f"{self.folder}: of {key} {list(entry.size)} the files hold {len(chunks)} parts which are "
-                "not all of it, as if one rank had saved for all; save again from every tensor-parallel rank"
+                f"{self.folder}: {len(chunks)} parts of {key} {list(entry.size)} are not the full tensor, as "
+                "if one rank had saved for all; save again from every tensor-parallel rank"
             )
 
 

@@ -192,7 +192,7 @@ def written(name: str, text: str) -> Callable[[Path], object]:
         (written("tokenizer_config.json", "[" * 100_000), "tokenizer_config.json holds no JSON object"),
         (written("tokenizer_config.json", '{"eos_token": 5}'), "unreadable"),
         (written("added_tokens.json", "7"), "unreadable"),
-        (fifo, "no plain file"),
+        (fifo, "is not a file"),
         (empty_pattern, "PanicException"),
         (changed(lambda parts: parts["model"].update(dropout=0.5)), "dropout 0.5"),
         (changed(lambda parts: parts["model"]["vocab"].update(a=10**18)), "unreadable"),

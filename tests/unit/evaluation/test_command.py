@@ -137,7 +137,7 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):
         ((gpt2_run, "--data", path, "--stride", 33), "stride = 33: must lie between"),
         ((without, "--data", path), "no tokenizer next to it"),
         ((without, "--data", path, "--tokenizer", tokenizer_folder), "has a vocabulary of 300"),
-        ((tmp_path / "absent", "--data", path), "there is nothing"),
+        ((tmp_path / "absent", "--data", path), "does not exist"),
         (("no-such-model", "--data", path), "cannot be had from the hub"),
         ((tmp_path, "--data", path), "is in no format that is known here"),
     ):

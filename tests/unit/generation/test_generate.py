@@ -172,7 +172,7 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, generated):
         ((gpt2_run, "--prompt-file", tmp_path / "absent"), "prompt: cannot be read"),
         ((without, "--prompt", PROMPT), "no tokenizer next to it"),
         ((without, "--prompt", PROMPT, "--tokenizer", tokenizer_folder), "has 400 tokens"),
-        ((tmp_path / "absent", "--prompt", PROMPT), "there is nothing"),
+        ((tmp_path / "absent", "--prompt", PROMPT), "does not exist"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             generated(*words)

@@ -139,7 +139,7 @@ def test_newer_damaged_checkpoint_is_passed_over_and_named(run):
 
 
 def test_what_cannot_be_inspected(tmp_path):
-    with pytest.raises(UserError, match="there is nothing"):
+    with pytest.raises(UserError, match="does not exist"):
         inspect(tmp_path / "absent")
     with pytest.raises(UserError, match="is in no format that is known here"):
         inspect(tmp_path)
