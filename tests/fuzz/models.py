@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from inrank_megatron.checkpoint.folder import sha256
-from inrank_megatron.checkpoint.verify import MANIFEST
+from inrank_megatron.checkpoint.verify import MANIFEST, sha256
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.verify import sample_tokens
 from inrank_megatron.interop.core.weights import Weights
