@@ -76,7 +76,7 @@ class Parallel:
             raise failure or box[1]
         return box[0]
 
-    def from_first_rank_in_its_time(self, compute: Callable[[], T], meeting: Meeting, what: str) -> T:
+    def broadcast_from_rank_0_when_ready(self, compute: Callable[[], T], meeting: Meeting, what: str) -> T:
         """As :meth:`broadcast_from_rank_0` for what may take longer than a collective waits, such as reading
         every byte of a checkpoint; the other ranks say now and then that rank 0 is without ``what``.
         """

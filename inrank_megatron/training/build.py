@@ -45,7 +45,7 @@ def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, Pretr
         return parallel.call_or_raise_on_all_ranks(lambda: Checkpoint(path, verify=False)), None
     if config.training.pretrained_checkpoint is None:
         return None, None
-    source, notes = parallel.from_first_rank_in_its_time(
+    source, notes = parallel.broadcast_from_rank_0_when_ready(
         lambda: choose_pretrained(config), job.meeting, "a verified pretrained checkpoint"
     )
     folder.notes.extend(notes)

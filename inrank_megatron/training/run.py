@@ -59,7 +59,7 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
     """Meet the other processes, choose the folder, train unless that is done, report."""
     job = join(launch.config, topology, deepspeed_json, watchdog)
     config, parallel, lock, done = job.config, job.parallel, FolderLock(), ""
-    folder = parallel.from_first_rank_in_its_time(
+    folder = parallel.broadcast_from_rank_0_when_ready(
         lambda: choose_run_folder(config, lock, name=launch.config_path.stem), job.meeting, "a verified run"
     )
     folder.notes.extend([*launch.notes, *_machines_in_words(job)])

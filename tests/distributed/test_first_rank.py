@@ -19,7 +19,9 @@ def slow_choice(rank: int, world_size: int, fails: bool) -> str:
     meeting = Meeting(Ranks(rank, world_size), dist.distributed_c10d._get_default_store(), [])
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
     try:
-        return parallel.from_first_rank_in_its_time(lambda: _choose(fails), meeting, f"a folder ({fails})")
+        return parallel.broadcast_from_rank_0_when_ready(
+            lambda: _choose(fails), meeting, f"a folder ({fails})"
+        )
     finally:
         dist.distributed_c10d._set_pg_timeout(timedelta(minutes=5))
 

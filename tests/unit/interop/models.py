@@ -12,6 +12,9 @@ from inrank_megatron.data.tokenizer import Tokenizer, train_tokenizer
 from inrank_megatron.interop.core import run as run_format
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.weights import Weights, weight_shapes
+from inrank_megatron.interop.huggingface import dense as hf_dense
+from inrank_megatron.interop.megatron import checkpoint as megatron
+from inrank_megatron.interop.peft import adapters as peft
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 OPTIONS = Options()
@@ -75,6 +78,16 @@ def write_run(weights: Weights, folder: Path) -> Path:
     folder.mkdir(parents=True)
     run_format.write(weights, folder, OPTIONS)
     return folder
+
+
+def write_models(root: Path) -> Path:
+    """One model in its first phase as a run and in three formats, a folder each."""
+    weights = make_weights("gpt2", "first phase")
+    write_run(weights, root / "run")
+    for module in (hf_dense, peft, megatron):
+        (root / module.NAME).mkdir()
+        module.write(weights, root / module.NAME, OPTIONS)
+    return root
 
 
 def assert_same(first: Weights, second: Weights) -> None:

@@ -15,12 +15,11 @@ from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.restricted_pickle import load_metadata
 from inrank_megatron.interop.core.torch_files import load as load_file
 from inrank_megatron.interop.formats import format_of, forward_of, read_weights
-from inrank_megatron.interop.huggingface import dense as hf_dense
 from inrank_megatron.interop.megatron import checkpoint as megatron
 from inrank_megatron.interop.megatron import torch_dist
 from inrank_megatron.interop.peft import adapters as peft
 from tests.fuzz.bounds import outcome
-from tests.unit.interop.models import OPTIONS, make_weights, write_run
+from tests.unit.interop.models import OPTIONS, make_weights, write_models
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -97,11 +96,7 @@ def test_a_pointer_s_text_in_a_message_is_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    root, weights = tmp_path_factory.mktemp("models"), make_weights("gpt2", "first phase")
-    write_run(weights, root / "run")
-    for module in (hf_dense, peft, megatron):
-        (root / module.NAME).mkdir()
-        module.write(weights, root / module.NAME, OPTIONS)
+    root = write_models(tmp_path_factory.mktemp("models"))
     (root / "deepspeed").mkdir()
     torch.save({"module": {"x": torch.ones(2)}}, root / "deepspeed" / "mp_rank_00_model_states.pt")
     return root

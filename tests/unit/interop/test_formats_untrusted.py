@@ -14,21 +14,14 @@ from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.generate import Sampling, continuations
 from inrank_megatron.interop.convert import check_only, convert
 from inrank_megatron.interop.formats import read_weights
-from inrank_megatron.interop.huggingface import dense as hf_dense
 from inrank_megatron.interop.megatron import checkpoint as megatron
 from inrank_megatron.interop.peft import adapters as peft
-from tests.unit.interop.models import OPTIONS, make_weights, write_run
+from tests.unit.interop.models import OPTIONS, write_models
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """One model as a run, and in three formats."""
-    root, weights = tmp_path_factory.mktemp("models"), make_weights("gpt2", "first phase")
-    write_run(weights, root / "run")
-    for module in (hf_dense, peft, megatron):
-        (root / module.NAME).mkdir()
-        module.write(weights, root / module.NAME, OPTIONS)
-    return root
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def silent(_message: str) -> None:
@@ -209,5 +202,5 @@ def test_no_text_from_weights_that_are_no_numbers(models, sampling):
     model = find_model(str(models / "hf-dense"), OPTIONS).pretrained()
     with torch.no_grad():
         model.transformer.wte.weight[3] = float("nan")
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="predictions are not numbers"):
         continuations(model, [1, 2], tokens=3, eod=0, sampling=sampling)
