@@ -23,7 +23,8 @@ from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.training.job import Job
-from inrank_megatron.training.loop import OVERLAP, Trainer
+from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.parts import OVERLAP
 from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
 from inrank_megatron.training.progress import Progress, resume_progress
 from inrank_megatron.training.resuming import fill, identity_of, structure_of

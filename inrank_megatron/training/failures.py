@@ -1,14 +1,16 @@
 """Failures in the middle of a run that the user can do something about, in words."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-from inrank_megatron.config.out_of_memory import advice, within_memory
+from inrank_megatron.config.out_of_memory import advice, is_shortage, within_memory
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.watchdog import GRACE_SECONDS, JobWatchdog
 from inrank_megatron.errors import UserError
+from inrank_megatron.training.saving import Saver
 
 # What the machine refuses, rather than the program.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -36,3 +38,18 @@ def explained(
             f"{error.filename or config.training.save or 'the output'}: {error.strerror}; {remedy}, then "
             "continue with --resume auto"
         ) from error
+
+
+@contextmanager
+def saves_outlive_failures(saver: Saver) -> Iterator[None]:
+    """What a message says to continue from may still be on its way to the disk."""
+    try:
+        yield
+    except UserError:  # which ends all ranks alike
+        with suppress(UserError, RuntimeError):
+            saver.wait()
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if is_shortage(error):  # perhaps of this rank alone
+            saver.finish()
+        raise

@@ -1,5 +1,6 @@
-"""The progress of a run."""
+"""The progress of a run, and how a checkpoint records it."""
 
+import math
 from dataclasses import dataclass
 
 from inrank_megatron.checkpoint.folder import Checkpoint
@@ -21,6 +22,19 @@ class Progress:
     validation_tokens: int | None = None
     weights_only: bool = False
     check_under_way: bool = False
+
+
+def recorded_progress(progress: Progress, *, check_under_way: bool) -> dict:
+    """What a checkpoint of a training at ``progress`` records of it; :func:`resume_progress` reads that."""
+    loss = progress.validation_loss
+    return {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "weights_only": False,
+        "validation_loss": loss if loss is not None and math.isfinite(loss) else None,
+        "validation_tokens": progress.validation_tokens,
+        "rank_check_under_way": check_under_way,
+    }
 
 
 def resume_progress(checkpoint: Checkpoint) -> Progress:

@@ -1,4 +1,4 @@
-"""What ``metrics.jsonl`` records of an optimizer step."""
+"""What is recorded of an optimizer step."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,25 @@ from dataclasses import dataclass
 from inrank_megatron.config import costs
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
+from inrank_megatron.distributed.peak_memory import PeakMemory
 from inrank_megatron.engine.engine import Engine, StepResult
+from inrank_megatron.training.progress import Progress
+from inrank_megatron.training.run_logger import RunLogger
+
+PHASES = ("dense", "phase_1", "phase_2")  # by number
 
 
 def phase(engine: Engine) -> int:
     """1 while ranks may change or W0 is there, 2 after that, 0 where every linear is dense."""
     return 1 if engine.in_first_phase else 2 if engine.layers else 0
+
+
+def phase_name(engine: Engine) -> str:
+    return PHASES[phase(engine)]
+
+
+def is_due(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0
 
 
 @dataclass(frozen=True)
@@ -21,9 +34,24 @@ class StepMetrics:
     engine: Engine
     config: Config
     topology: Topology
+    run_logger: RunLogger
+    memory: PeakMemory
     peak_flops: float | None
 
-    def of(self, result: StepResult, *, step: int, lr: float, seconds: float) -> dict:
+    def record(self, result: StepResult, progress: Progress, *, lr: float, seconds: float) -> None:
+        """Record the step that ``progress`` ends with if it is due, and say so if it was skipped."""
+        step, training = progress.step, self.config.training
+        if is_due(step, training.log_interval) or step == training.train_iters:
+            metrics = self._of(result, step=step, lr=lr, seconds=seconds)
+            elapsed = {"elapsed_seconds": progress.seconds}
+            self.run_logger.train(metrics | elapsed | self.memory.since_last())
+        if result.skipped:
+            scale = self.engine.loss_scaling.scale
+            self.run_logger.message(
+                f"step {step}: overflow, nothing is updated; the loss scale is {scale:g} now"
+            )
+
+    def _of(self, result: StepResult, *, step: int, lr: float, seconds: float) -> dict:
         """The record of ``step``, which took ``seconds``."""
         layers, scaling, world_size = self.engine.layers, self.engine.loss_scaling, self.topology.world_size
         tokens = self.topology.global_batch_size * self.config.model.seq_length

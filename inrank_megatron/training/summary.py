@@ -14,7 +14,8 @@ from inrank_megatron.distributed.peak_memory import Peak, largest
 from inrank_megatron.distributed.platform import device_name
 from inrank_megatron.reporting.files import write_atomically
 from inrank_megatron.reporting.sound import fault_of_summary
-from inrank_megatron.training.loop import PHASE_1_COLUMNS, Trainer
+from inrank_megatron.training.parts import TrainingParts
+from inrank_megatron.training.rank_changes import PHASE_1_COLUMNS
 from inrank_megatron.training.run_folder import RunFolder
 
 SUMMARY = "summary.json"
@@ -32,7 +33,7 @@ def is_finished(folder: RunFolder, config: Config) -> bool:
     )
 
 
-def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> None:
+def write_summary(trainer: TrainingParts, data: PreparedData, *, finished: bool) -> None:
     """Write the summary of the run as it is."""
     config, topology = trainer.config, trainer.topology
     summary = {
@@ -60,13 +61,13 @@ def write_summary(trainer: Trainer, data: PreparedData, *, finished: bool) -> No
     write_atomically(trainer.folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
 
 
-def _peaks_before(trainer: Trainer) -> dict[str, Peak]:
+def _peaks_before(trainer: TrainingParts) -> dict[str, Peak]:
     """Those of earlier sessions of the run."""
     before = read_json(trainer.folder.path / SUMMARY) or {}
     return {} if fault_of_summary(before) else before.get("peak_memory", {})
 
 
-def _costs(trainer: Trainer) -> dict:
+def _costs(trainer: TrainingParts) -> dict:
     """Parameters and FLOPs per token: dense, and of either phase once it has been reached."""
     config, topology, engine = trainer.config, trainer.topology, trainer.engine
     columns = {name: layer.active_columns for name, layer in engine.layers.items()} or None

@@ -77,12 +77,12 @@ def plant() -> None:
     from inrank_megatron.checkpoint import writing
     from inrank_megatron.engine import changes
     from inrank_megatron.engine.engine import Engine
-    from inrank_megatron.training import loop
+    from inrank_megatron.training import recorded_evaluation
 
     before(Engine, "train_step", "a step")
     before(changes, "set_rank", "growth")
     before(changes, "refactor", "the switch")
-    before(loop, "evaluate", "an evaluation")
+    before(recorded_evaluation, "evaluate", "an evaluation")
     before(
         writing.PartWriter,
         "add",

@@ -23,7 +23,8 @@ from inrank_megatron.engine.state import engine_record, load_engine, recorded_st
 from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.training.loop import OVERLAP, Trainer
+from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.parts import OVERLAP
 from inrank_megatron.training.run_logger import RunLogger
 from tests.contract.checkpoints import Tensors
 from tests.contract.layouts import LAYOUTS
@@ -63,11 +64,11 @@ class Watched(Trainer):
         self.log.phase = f"step {self.progress.step + 1}"
         return super()._step()
 
-    def _apply_method(self):
+    def _change_ranks(self):
         self.log.phase = f"changes {self.progress.step}"
         model = weakref.ref(self.engine.model)
         held = [(name, weakref.ref(tensor)) for name, tensor in _held(self.engine)]
-        super()._apply_method()
+        super()._change_ranks()
         if self.engine.model is not model():
             self.left = [name for name, tensor in held if tensor() is not None]
 

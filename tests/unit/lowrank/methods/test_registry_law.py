@@ -25,7 +25,7 @@ EXCEPTIONS = {
     "inrank_megatron/reporting/plots.py": {"dense"},
     "inrank_megatron/reporting/report.py": {"dense"},
     "inrank_megatron/reporting/tables.py": {"dense"},
-    "inrank_megatron/training/loop.py": {"dense"},
+    "inrank_megatron/training/step_metrics.py": {"dense"},
     "inrank_megatron/training/summary.py": {"dense"},
 }
 FILES = sorted(
