@@ -13,8 +13,8 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# The parts of the package from the ground up: each may import those of the floors below it, none of its own
-# floor, none above. Modules at the top of the package lie on the ground.
+# The parts of the package from the bottom up: each may import those of the levels below it, none of its own
+# level, none above. Modules at the top of the package are below all of them.
 FLOORS = (
     ("errors", "fields"),
     ("pointers",),
@@ -71,26 +71,26 @@ def test_the_page_of_the_algorithm_needs_nothing_of_the_package():
 
 
 @pytest.mark.parametrize(
-    ("package", "floors"),
+    ("package", "levels"),
     [
         ("inrank_megatron", FLOORS),
         ("inrank_megatron.lowrank", (*LOWRANK_FLOORS, ("simple",))),
         ("inrank_megatron.interop", INTEROP_FLOORS),
     ],
 )
-def test_every_part_has_its_floor(package, floors):
+def test_every_part_has_its_level(package, levels):
     parts = {name.split(".")[package.count(".") + 1] for name in MODULES if name.startswith(f"{package}.")}
-    assert parts == {part for floor in floors for part in floor}
+    assert parts == {part for level in levels for part in level}
 
 
-def assert_downward(module: str, package: str, floors: tuple[tuple[str, ...], ...]) -> None:
-    """Each import within ``package`` is of the module's own part, or of one on a lower floor."""
-    floor_of = {part: number for number, floor in enumerate(floors) for part in floor}
+def assert_downward(module: str, package: str, levels: tuple[tuple[str, ...], ...]) -> None:
+    """Each import within ``package`` is of the module's own part, or of one on a lower level."""
+    level_of = {part: number for number, level in enumerate(levels) for part in level}
     depth = package.count(".") + 1
     part = module.split(".")[depth] if module != package else None
     imported = {name.split(".")[depth] for name in imports(module) if name.startswith(f"{package}.")}
-    upward = {one for one in imported - {part} if floor_of.get(one, -1) >= floor_of.get(part, len(floors))}
-    assert not upward, f"{part} must not import {', '.join(sorted(upward))}: of the same floor or above it"
+    upward = {one for one in imported - {part} if level_of.get(one, -1) >= level_of.get(part, len(levels))}
+    assert not upward, f"{part} must not import {', '.join(sorted(upward))}: of the same level or above it"
 
 
 @pytest.mark.parametrize("module", MODULES)
