@@ -1,5 +1,6 @@
 """What sections of settings are made of: types of numbers, a line about each setting, the rules of all."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -31,9 +32,12 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_words)]
 
 
-def setting(text: str, default: Any = ...) -> Any:
-    """A setting and the line about it; without a default it is required."""
-    return Field(default, description=text)
+def setting(text: str, default: Any = ..., *, older_values: Mapping[str, str] | None = None) -> Any:
+    """A setting and the line about it; without a default it is required.
+
+    ``older_values``: names that values had in earlier versions, and the names that they have now.
+    """
+    return Field(default, description=text, json_schema_extra=dict(older_values or {}) or None)
 
 
 class Section(BaseModel):

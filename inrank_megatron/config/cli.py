@@ -34,6 +34,7 @@ from inrank_megatron.config.loading import (
     replace,
     resolve,
     sections,
+    with_present_names,
 )
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.launcher import launcher_ranks
@@ -169,7 +170,8 @@ def _settings(
     from_json = {
         name: value for name, value in deepspeed_json.settings_of(deepspeed).items() if name not in own
     }
-    settings = _merge(file, from_json | flags)
+    settings, renamed = with_present_names(_merge(file, from_json | flags))
+    notes += renamed
     origins = origins_of(settings, file, path) | dict.fromkeys(from_json, "the DeepSpeed JSON")
     origins |= dict.fromkeys(starts_as, str(flags.get("pretrained_checkpoint")))
     origins = {name: origin for name, origin in origins.items() if name not in flags}

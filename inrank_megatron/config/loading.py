@@ -73,6 +73,7 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
             line, all of them joined by "; ".
     """
     _refuse_unknown(mapping, "")
+    mapping, _ = with_present_names(mapping)
     flat = _with_derived({name: value for name, value in mapping.items() if value is not None})
     nested = {
         section: {name: flat[name] for name in model.model_fields if name in flat}
@@ -82,6 +83,19 @@ def from_flat(mapping: Mapping[str, Any]) -> Config:
         return _with_derived_of_method(Config.model_validate(nested))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
+
+
+def with_present_names(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`mapping` with the present name of each value that an earlier version called otherwise, and a line
+    for each of these.
+    """
+    renamed, notes = dict(mapping), []
+    for name, info in fields().items():
+        older, value = info.json_schema_extra, mapping.get(name)
+        if isinstance(older, dict) and isinstance(value, str) and value in older:
+            renamed[name] = older[value]
+            notes.append(f"{name} = {value} is called {older[value]} now")
+    return renamed, notes
 
 
 def replace(config: Config, **changes: Any) -> Config:

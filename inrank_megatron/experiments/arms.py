@@ -29,7 +29,7 @@ ARMS = {
     ),
     "warm start, budget": "--method warm-start --switch-iters {switch} --parameter-budget {budget}",
     "fixed rank, random, budget": "--method fixed-rank --rank {rank} --factor-init random",
-    "InRank-Efficient, refound": "--inrank --switch-iters {switch} --final-ranks refound",
+    "InRank-Efficient, re-estimated": "--inrank --switch-iters {switch} --final-ranks re-estimated",
     "warm start, found size": "--method warm-start --switch-iters {switch} --parameter-budget {found_share}",
     "fixed rank, spectral, found rank": "--method fixed-rank --rank {found} --factor-init spectral",
     "InRank": "--method inrank",

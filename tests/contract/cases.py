@@ -193,8 +193,8 @@ CASES = {
         **GROWING,
     ),
     # Starts with more than it needs, so that ranks fall at the switch.
-    "inrank-efficient-refound": _case(
-        "inrank-efficient", Tag.RANKS_FALL, final_ranks="refound", initial_rank=10, **GROWING
+    "inrank-efficient-re-estimated": _case(
+        "inrank-efficient", Tag.RANKS_FALL, final_ranks="re-estimated", initial_rank=10, **GROWING
     ),
     "inrank-efficient-fisher": _case(
         "inrank-efficient",

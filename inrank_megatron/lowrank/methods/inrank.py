@@ -191,9 +191,9 @@ class InRankEfficient(Switching, InRank):
     @classmethod
     def check_settings(cls, run, shapes):
         super().check_settings(run, shapes)
-        if run.inrank.final_ranks == "refound" and run.inrank.rank_criterion == "eq7":
+        if run.inrank.final_ranks == "re-estimated" and run.inrank.rank_criterion == "eq7":
             raise UserError(
-                "final_ranks = 'refound': equation 7 only judges ranks from the present one up; give "
+                "final_ranks = 're-estimated': equation 7 only judges ranks from the present one up; give "
                 "--rank-criterion update or released, or --final-ranks grown"
             )
 

@@ -24,10 +24,11 @@ class SwitchSettings(Section):
     rank_multiple_of: Count = setting(
         "round columns after the switch up to a multiple of this (tile of the device)", 1
     )
-    final_ranks: Literal["grown", "refound", "output"] | None = setting(
+    final_ranks: Literal["grown", "re-estimated", "output"] | None = setting(
         "ranks after the switch: the grown ones, those that the criterion finds again (perhaps lower), or "
         "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
         None,
+        older_values={"refound": "re-estimated"},
     )
     output_threshold: Share | None = setting(
         "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
@@ -83,7 +84,7 @@ class Switch:
             metric=Metric(inrank.truncation, 0 if plain else inrank.activation_batches),
             threshold=threshold if final == "output" else None,
             budget=inrank.parameter_budget if final == "output" else None,
-            re_estimated=final == "refound",
+            re_estimated=final == "re-estimated",
             multiple_of=inrank.rank_multiple_of,
         )
 

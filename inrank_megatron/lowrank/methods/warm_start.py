@@ -34,7 +34,7 @@ class WarmStart(Switching):
     @classmethod
     def check_settings(cls, run, shapes):
         final = run.inrank.final_ranks
-        if final in ("grown", "refound"):
+        if final in ("grown", "re-estimated"):
             raise UserError(
                 f"final_ranks = {final!r}: no rank grows in method {cls.name}; leave it out, or give "
                 f"--method {InRankEfficient.name}"

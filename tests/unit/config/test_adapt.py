@@ -196,7 +196,7 @@ ANY_FLAGS = [
     flag("qkv-factors", "fused", "separate"),
     flag("switch-iters", 1, 100, 300),
     flag("switch-patience", 3),
-    flag("final-ranks", "grown", "refound", "output"),
+    flag("final-ranks", "grown", "refound", "re-estimated", "output"),
     flag("output-threshold", 0.8),
     flag("parameter-budget", 0.001, 0.3),
     flag("rank-multiple-of", 64),

@@ -137,8 +137,8 @@ BAD = [
     (1, {"method": "warm-start", "final_ranks": "grown"}, ["final_ranks = 'grown'", "inrank-efficient"]),
     (
         1,
-        {"method": "inrank-efficient", "final_ranks": "refound", "rank_criterion": "eq7"},
-        ["final_ranks = 'refound'", "equation 7", "--rank-criterion update"],
+        {"method": "inrank-efficient", "final_ranks": "re-estimated", "rank_criterion": "eq7"},
+        ["final_ranks = 're-estimated'", "equation 7", "--rank-criterion update"],
     ),
     (
         1,

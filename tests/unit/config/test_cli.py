@@ -226,6 +226,20 @@ def test_one_precision_replaces_the_other(run_file):
     assert flat([*run_file(bf16=True), "--no-fp16"])["bf16"]
 
 
+def test_older_name_of_a_value_is_understood_with_a_notice(run_file):
+    older = parse([*run_file(), "--inrank", "--final-ranks", "refound"], world_size=2)
+    present = parse([*run_file(), "--inrank", "--final-ranks", "re-estimated"], world_size=2)
+    assert older.config == present.config and older.config.inrank.final_ranks == "re-estimated"
+    assert set(older.notes) - set(present.notes) == {"final_ranks = refound is called re-estimated now"}
+
+
+def test_older_name_of_a_value_in_a_stored_run_is_understood(tmp_path):
+    config = from_flat({"model_preset": "tiny", "train_iters": 9, "final_ranks": "re-estimated"})
+    stored = tmp_path / "config.yaml"
+    stored.write_text(to_yaml(config).replace("re-estimated", "refound"))
+    assert load(stored) == config
+
+
 def test_launcher_arguments(run_file, tmp_path):
     settings = tmp_path / "ds.json"
     settings.write_text(json.dumps({"steps_per_print": 5}))

@@ -155,7 +155,7 @@ def test_a_fixed_rank_is_final():
     }
 
 
-def test_refound_ranks_may_fall():
+def test_re_estimated_ranks_may_fall():
     """A check grows or keeps; the look at the switch finds what the spectrum of that moment asks for."""
     rule = GrowthRule(initial_rank=2, buffer=2, threshold=0.9, interval=10)
     layer = replace(growing(), rank=3, active_columns=5, singular_values=(3.0, 0.1, 0.1, 0.1))
