@@ -21,18 +21,22 @@ def random_weights(
     vocab_size: int,
     tokenizer: Path | None,
     ranks: int | None,
-    base: bool = True,
+    frozen_base: bool = True,
     settings: Mapping[str, object] | None = None,
 ) -> Weights:
     """A model whose predictions differ clearly from token to token.
 
     Args:
         ranks: columns of every factorised linear; None: dense.
-        base: a frozen W0 is kept next to the factors.
+        frozen_base: a frozen W0 is kept next to the factors.
         settings: of the run, flat, next to ``SIZES`` or in their place.
     """
     config = from_flat(SIZES | dict(settings or {}))
-    spec = FactorSpec(capacity=ranks, active_columns=ranks, rank=ranks, base=base) if ranks else None
+    spec = (
+        FactorSpec(capacity=ranks, active_columns=ranks, rank=ranks, frozen_base=frozen_base)
+        if ranks
+        else None
+    )
     factors = {name: spec for name in linear_shapes(config)} if spec else {}
     weights = Weights(
         origin="random", config=config, vocab_size=vocab_size, factors=factors, read=None, tokenizer=tokenizer

@@ -26,11 +26,11 @@ VOCABULARY = 512
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of building the MLP linears: dense (``columns`` None), ``W0 + U V`` (``base``) or ``U V``."""
+    """One way of building the MLP linears: dense (``columns`` None), ``W0 + U V`` or ``U V``."""
 
     name: str
     columns: int | None
-    base: bool = False
+    frozen_base: bool = False
     fused_collectives: bool | None = None
     """Whether the factors join W0's collective; None: as the layer chooses."""
 
@@ -38,7 +38,10 @@ class Variant:
         if self.columns is None:
             return {}
         spec = FactorSpec(
-            capacity=self.columns, active_columns=self.columns, rank=self.columns, base=self.base
+            capacity=self.columns,
+            active_columns=self.columns,
+            rank=self.columns,
+            frozen_base=self.frozen_base,
         )
         return dict.fromkeys(linear_shapes(config), spec)
 
@@ -49,7 +52,9 @@ DENSE = Variant("dense", None)
 def phase_1(columns: int, *, fused_collectives: bool | None = None) -> Variant:
     """Frozen ``W0`` next to ``columns`` columns."""
     mode = "" if fused_collectives is None else "-fused" if fused_collectives else "-separate"
-    return Variant(f"phase-1{mode} k={columns}", columns, base=True, fused_collectives=fused_collectives)
+    return Variant(
+        f"phase-1{mode} k={columns}", columns, frozen_base=True, fused_collectives=fused_collectives
+    )
 
 
 def phase_2(rank: int) -> Variant:

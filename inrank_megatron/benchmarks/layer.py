@@ -125,5 +125,5 @@ def _mlp_flops(preset: str, variant: Variant) -> int:
         if not name.startswith("decoder.layers.0.mlp."):
             continue
         k = variant.columns
-        total += 6 * o * i if k is None else 6 * k * (o + i) + (4 * o * i if variant.base else 0)
+        total += 6 * o * i if k is None else 6 * k * (o + i) + (4 * o * i if variant.frozen_base else 0)
     return tokens * total

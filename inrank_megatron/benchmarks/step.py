@@ -56,7 +56,7 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
     for variant in variants:
         name, case = variant.name, f"step {preset} {variant.name}"
         share = flops[name] / flops[DENSE.name]
-        formula = flops_per_token(config, vocabulary, ranks=variant.columns, frozen_base=variant.base)
+        formula = flops_per_token(config, vocabulary, ranks=variant.columns, frozen_base=variant.frozen_base)
         yield Row(case, "FLOP per step", flops[name], formula * tokens, share)
         limit = times.median(DENSE.name) * share
         ratio = times.ratio(name, DENSE.name)

@@ -120,7 +120,7 @@ def _traffic_rows(
 ) -> list[Row]:
     width, share = preset_config(preset).model.hidden_size, (n - 1) / n
     dense, columns = 4 * share * tokens * width, variant.columns or 0
-    rank_sized = columns and not variant.base
+    rank_sized = columns and not variant.frozen_base
     activations = 4 * share * tokens * columns if rank_sized else dense
     if variant.fused_collectives is False:
         activations += 4 * share * tokens * columns

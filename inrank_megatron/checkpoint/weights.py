@@ -59,7 +59,9 @@ def is_weights_only(state: Mapping) -> bool:
 
 
 def _check(name: str, spec: FactorSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    leaves = {"U", "V"} | ({"weight"} if spec.base else set()) | ({"U0", "V0"} if spec.tracked else set())
+    leaves = (
+        {"U", "V"} | ({"weight"} if spec.frozen_base else set()) | ({"U0", "V0"} if spec.tracked else set())
+    )
     given = {leaf for leaf in ("U", "V", "weight", "U0", "V0") if f"{name}.{leaf}" in shapes}
     if leaves != given:
         raise ValueError(f"{name}: tensors {sorted(given)} are given, its spec calls for {sorted(leaves)}")

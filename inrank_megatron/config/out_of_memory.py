@@ -73,7 +73,7 @@ def or_on_the_cpu(device: torch.device) -> str:
 def advice(config: Config, topology: Topology, *, on_cpu: bool) -> str:
     """What fills the memory of a training, and the settings that help most, by the plan's arithmetic."""
     phase = largest_phase(config)
-    now = memory_per_device(config, topology, ranks=phase.allocated, frozen_base=phase.frozen_base)
+    now = memory_per_device(config, topology, ranks=phase.capacity, frozen_base=phase.frozen_base)
     helps = savings(config, topology, on_cpu=on_cpu)
     listed = ", ".join(f"{words} (saves {shown_size(saved)})" for words, saved in helps)
     where = "in each process" if on_cpu else "on each GPU"
@@ -89,7 +89,7 @@ def savings(config: Config, topology: Topology, *, on_cpu: bool) -> list[tuple[s
     device; those that make another run of it come last.
     """
     phase = largest_phase(config)
-    held: dict[str, Any] = {"ranks": phase.allocated, "frozen_base": phase.frozen_base}
+    held: dict[str, Any] = {"ranks": phase.capacity, "frozen_base": phase.frozen_base}
     now = memory_per_device(config, topology, **held).total
     best: dict[str, tuple[bool, int, str]] = {}
     for in_new_run, name, value in _changes(config, topology, on_cpu=on_cpu):

@@ -116,7 +116,7 @@ def _costs_of(shape: PhaseShape, config: Config, topology: Topology, vocab_size:
         parameters=parameters(config, vocab_size, **counted),
         flops_per_token=flops_per_token(config, topology.padded_vocab_size, **counted),
         memory=memory_per_device(
-            config, topology, ranks=shape.allocated, frozen_base=shape.frozen_base, device=device
+            config, topology, ranks=shape.capacity, frozen_base=shape.frozen_base, device=device
         ),
     )
 

@@ -182,7 +182,9 @@ def refactor(live: LiveModel, change: Refactor, step: int, batches: Batches) -> 
     kept, steps = _states_that_stay(live, change), live.master_weights.steps()
     live.build(
         {
-            name: FactorSpec(capacity=k, active_columns=k, rank=change.ranks[name], base=False, final=True)
+            name: FactorSpec(
+                capacity=k, active_columns=k, rank=change.ranks[name], frozen_base=False, final=True
+            )
             for name, k in change.target_columns.items()
         }
     )

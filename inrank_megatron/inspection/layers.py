@@ -98,7 +98,7 @@ def inspect(path: Path, options: Options) -> Inspection:
     is_run = module.NAME == "run"
     config, specs = weights.config, weights.factors
     ranks = {name: spec.active_columns for name, spec in specs.items()} or None
-    base, vocabulary = any(spec.base for spec in specs.values()), weights.vocab_size
+    base, vocabulary = any(spec.frozen_base for spec in specs.values()), weights.vocab_size
     return Inspection(
         folder=Path(weights.origin),
         format=module.NAME,
@@ -195,7 +195,7 @@ def _factorised_row(
         rank=spec.rank,
         active_columns=spec.active_columns,
         capacity=spec.capacity,
-        attainable_rank=min(shape) if spec.base else spec.active_columns,
+        attainable_rank=min(shape) if spec.frozen_base else spec.active_columns,
         singular_values=values[: min(shape)],
     )
     return LayerRow(
@@ -207,9 +207,11 @@ def _factorised_row(
         spectrum_of=kind,
         singular_values=view.singular_values,
         parameters=spec.active_columns * sum(shape),
-        frozen_parameters=shape[0] * shape[1] if spec.base else 0,
+        frozen_parameters=shape[0] * shape[1] if spec.frozen_base else 0,
         dense_parameters=shape[0] * shape[1],
-        flops_per_token=costs.linear_flops_per_token(shape, spec.active_columns, frozen_base=spec.base),
+        flops_per_token=costs.linear_flops_per_token(
+            shape, spec.active_columns, frozen_base=spec.frozen_base
+        ),
         dense_flops_per_token=costs.linear_flops_per_token(shape, None),
     )
 

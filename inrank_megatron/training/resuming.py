@@ -47,7 +47,7 @@ def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> di
     growing = {name: spec for name, spec in recorded.items() if not spec.final}
     for name, spec in growing.items():
         own = wanted.get(name)
-        if own is None or (own.capacity, own.base) != (spec.capacity, spec.base):
+        if own is None or (own.capacity, own.frozen_base) != (spec.capacity, spec.frozen_base):
             raise UserError(
                 f"{checkpoint.folder}: {name} has {spec.capacity} columns {_base(spec)}, this method begins "
                 f"with {'no factors' if own is None else f'{own.capacity} {_base(own)}'}; give that run's "
@@ -67,4 +67,4 @@ def fill(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def _base(spec: FactorSpec) -> str:
-    return "next to W0" if spec.base else "without W0"
+    return "next to W0" if spec.frozen_base else "without W0"

@@ -36,12 +36,13 @@ def configuration(tensor_parallel: int, sequence_parallel: bool = True, **change
     )
 
 
-def factor_specs(config: Config, base: bool | None) -> dict[str, FactorSpec]:
-    """Of every factorisable linear; none if ``base`` is None."""
-    if base is None:
+def factor_specs(config: Config, frozen_base: bool | None) -> dict[str, FactorSpec]:
+    """Of every factorisable linear; none if ``frozen_base`` is None."""
+    if frozen_base is None:
         return {}
     return {
-        name: FactorSpec(capacity=9, active_columns=5, rank=3, base=base) for name in linear_shapes(config)
+        name: FactorSpec(capacity=9, active_columns=5, rank=3, frozen_base=frozen_base)
+        for name in linear_shapes(config)
     }
 
 
@@ -72,13 +73,13 @@ def sample() -> tuple[Tensor, Tensor]:
 
 
 def initial_weights(
-    rank: int, world_size: int, base: bool | None, padded: int, changes: dict | None = None
+    rank: int, world_size: int, frozen_base: bool | None, padded: int, changes: dict | None = None
 ) -> dict[str, Tensor]:
     """``changes``: settings of another model than the plain GPT-2."""
     parallel = join(world_size)
     config = configuration(world_size, **(changes or {}))
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=padded)
-    return weights(factory.build(factor_specs(config, base)), parallel)
+    return weights(factory.build(factor_specs(config, frozen_base)), parallel)
 
 
 def drawn_again(rank: int, world_size: int, changes: dict | None = None) -> dict[str, Tensor]:
@@ -91,7 +92,7 @@ def drawn_again(rank: int, world_size: int, changes: dict | None = None) -> dict
 def forward_and_backward(
     rank: int,
     world_size: int,
-    base: bool | None,
+    frozen_base: bool | None,
     sequence_parallel: bool,
     padded: int = PADDED,
     changes: dict | None = None,
@@ -100,7 +101,7 @@ def forward_and_backward(
     parallel = join(world_size)
     config = configuration(world_size, sequence_parallel, **(changes or {}))
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=padded)
-    model = factory.build(factor_specs(config, base))
+    model = factory.build(factor_specs(config, frozen_base))
     disturb(model, parallel)
     parallel.seed_random(seed=1, step=1)
     tokens, labels = sample()

@@ -31,7 +31,7 @@ class Case:
     """One variant of the layer. ``separate_collectives``: factors next to W0 stay in rank space."""
 
     row: bool
-    base: bool
+    frozen_base: bool
     bias: bool
     sequence_parallel: bool
     dtype: torch.dtype = torch.float64
@@ -66,7 +66,7 @@ def full_tensors(case: Case) -> dict[str, Tensor | None]:
     )
     left[:, ACTIVE:], right[ACTIVE:] = 0, 0
     tensors = {
-        "weight": weight if case.base else None,
+        "weight": weight if case.frozen_base else None,
         "U": left,
         "V": right,
         "bias": bias if case.bias else None,
@@ -98,7 +98,7 @@ def build_layer(case: Case, *, tp_group: dist.ProcessGroup, output_size: int = O
         config=config,
         bias=case.bias,
         tp_group=tp_group,
-        factors=FactorSpec(capacity=CAPACITY, active_columns=ACTIVE, rank=2, base=case.base),
+        factors=FactorSpec(capacity=CAPACITY, active_columns=ACTIVE, rank=2, frozen_base=case.frozen_base),
     )
     if case.separate_collectives:
         layer.fused_collectives = False

@@ -44,7 +44,7 @@ def save(
     world_size: int,
     tensor_parallel: int,
     changes: dict,
-    base: bool | None,
+    frozen_base: bool | None,
     layout: dict | None,
     folder: str,
     only_factors: bool = False,
@@ -53,7 +53,7 @@ def save(
     parallel = join(tensor_parallel)
     config = configuration(tensor_parallel, **changes)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-    model = factory.build(factor_specs(config, base)).to(device())
+    model = factory.build(factor_specs(config, frozen_base)).to(device())
     disturb(model, parallel)
     state = model.sharded_state_dict(metadata=dict(layout or {}))  # Megatron-Core adds a process group to it
     if only_factors:
@@ -70,13 +70,13 @@ def save(
 
 
 def load(
-    rank: int, world_size: int, tensor_parallel: int, changes: dict, base: bool | None, folder: str
+    rank: int, world_size: int, tensor_parallel: int, changes: dict, frozen_base: bool | None, folder: str
 ) -> Tensor:
     """Logits [B, S, vocabulary] of a sharded model that Megatron-Core fills from a folder written here."""
     parallel = join(tensor_parallel)
     config = configuration(tensor_parallel, **changes)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-    model = factory.build(uneven(factor_specs(config, base))).to(device()).eval()
+    model = factory.build(uneven(factor_specs(config, frozen_base))).to(device()).eval()
     layout = dist_checkpointing.load_content_metadata(folder)
     state = dist_checkpointing.load(model.sharded_state_dict(metadata=layout), folder)
     model.load_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
@@ -87,9 +87,9 @@ def load(
     return gather_matrix(logits, 2, parallel.tp_group)[..., :VOCABULARY].cpu()
 
 
-def logits(rank: int, world_size: int, changes: dict, base: bool | None) -> Tensor:
+def logits(rank: int, world_size: int, changes: dict, frozen_base: bool | None) -> Tensor:
     """Those of :func:`drawn`, on one process."""
-    return gpt_forward(drawn(configuration(1, **changes), base))(sample()[0])
+    return gpt_forward(drawn(configuration(1, **changes), frozen_base))(sample()[0])
 
 
 def loaded_logits(rank: int, world_size: int, folder: str, options: Options) -> Tensor:
@@ -105,10 +105,10 @@ def uneven(specs: dict) -> dict:
     }
 
 
-def drawn(config: Config, base: bool | None) -> Weights:
+def drawn(config: Config, frozen_base: bool | None) -> Weights:
     """Weights of noise, each a function of its name."""
     config = with_settings(config, tensor_model_parallel_size=1)
-    factors = uneven(factor_specs(config, base))
+    factors = uneven(factor_specs(config, frozen_base))
     shapes = weight_shapes(config, VOCABULARY, factors)
 
     def read(name: str) -> Tensor:

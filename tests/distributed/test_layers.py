@@ -31,13 +31,19 @@ from tests.harness import run_ranks
 
 def variants(ranks: int, *biases: bool) -> list:
     result = []
-    for row, base, bias, parallel in itertools.product((False, True), (False, True), biases, (False, True)):
+    for row, frozen_base, bias, parallel in itertools.product(
+        (False, True), (False, True), biases, (False, True)
+    ):
         if ranks > 1 or not parallel:  # sequence parallelism needs ranks
-            words = ["row" if row else "column", "W0+UV" if base else "UV", "bias" if bias else "plain"]
+            words = [
+                "row" if row else "column",
+                "W0+UV" if frozen_base else "UV",
+                "bias" if bias else "plain",
+            ]
             name = "-".join([*words, f"TP{ranks}", *["SP"] * parallel])
-            result.append(pytest.param(ranks, Case(row, base, bias, parallel), id=name))
-            if base and parallel:
-                case = Case(row, base, bias, parallel, separate_collectives=True)
+            result.append(pytest.param(ranks, Case(row, frozen_base, bias, parallel), id=name))
+            if frozen_base and parallel:
+                case = Case(row, frozen_base, bias, parallel, separate_collectives=True)
                 result.append(pytest.param(ranks, case, id=f"{name}-separate"))
     return result
 
@@ -83,7 +89,7 @@ def test_active_columns_train_and_w0_is_frozen(ranks, case):
         assert left[:, :used].any(dim=0).all()
         assert right[:used].any(dim=1).all()
         assert f"{step} dweight" not in merged
-    if case.base:
+    if case.frozen_base:
         assert torch.equal(merged["final weight"], full_tensors(case)["weight"])
 
 
@@ -102,11 +108,11 @@ def test_tile_padding_changes_no_bit(ranks, case):
 
 
 @pytest.mark.parametrize("row", [False, True], ids=["column", "row"])
-@pytest.mark.parametrize("base", [False, True], ids=["UV", "W0+UV"])
-def test_fp32_matches_fp64_to_rounding(row, base):
+@pytest.mark.parametrize("frozen_base", [False, True], ids=["UV", "W0+UV"])
+def test_fp32_matches_fp64_to_rounding(row, frozen_base):
     """First step, where no optimizer amplifies anything: 1e-5 of each tensor's norm."""
-    case = Case(row, base, bias=True, sequence_parallel=True, dtype=torch.float32)
-    expected = train_oracle(Case(row, base, bias=True, sequence_parallel=True), "SGD")
+    case = Case(row, frozen_base, bias=True, sequence_parallel=True, dtype=torch.float32)
+    expected = train_oracle(Case(row, frozen_base, bias=True, sequence_parallel=True), "SGD")
     merged = merge(run_ranks(train_shards, 4, case, "SGD"), case)
     for key in (k for k in expected if k.startswith("0 ")):
         assert (merged[key] - expected[key]).norm() <= 1e-5 * expected[key].norm(), key
@@ -115,7 +121,7 @@ def test_fp32_matches_fp64_to_rounding(row, base):
 TOKENS = SEQUENCE * BATCH
 COLUMN_FACTOR, ROW_FACTOR = ACTIVE * INPUTS, ACTIVE * OUTPUTS
 ON_THE_WIRE = {
-    # (row, base, sequence parallel, separate): (forward, backward), each in elements
+    # (row, frozen_base, sequence parallel, separate): (forward, backward), each in elements
     (False, True, True, True): (
         [("gather", COLUMN_FACTOR), ("gather", TOKENS * INPUTS), ("gather", TOKENS * ACTIVE)],
         [("scatter", COLUMN_FACTOR), ("scatter", TOKENS * INPUTS), ("scatter", TOKENS * ACTIVE)],
@@ -153,12 +159,12 @@ ON_THE_WIRE = {
 @pytest.mark.parametrize("variant", ON_THE_WIRE, ids=str)
 def test_collectives_carry_the_documented_shapes(variant):
     """The documented collectives and no others. Without W0, activations travel at the width of the rank."""
-    row, base, parallel, *separate = variant
+    row, frozen_base, parallel, *separate = variant
     forward, backward = ON_THE_WIRE[variant]
     for sent in run_ranks(
         collectives,
         2,
-        Case(row, base, bias=False, sequence_parallel=parallel, separate_collectives=bool(separate)),
+        Case(row, frozen_base, bias=False, sequence_parallel=parallel, separate_collectives=bool(separate)),
     ):
         assert sent == (sorted(forward), sorted(backward))
 
@@ -172,7 +178,7 @@ def sharded_layout(rank: int, world_size: int, case: Case) -> dict:
 @pytest.mark.parametrize("row", [False, True], ids=["column", "row"])
 def test_sharded_state_has_global_shapes_and_offsets(row):
     """What Megatron's distributed checkpoints need to reshard the layer."""
-    case = Case(row, base=True, bias=True, sequence_parallel=False)
+    case = Case(row, frozen_base=True, bias=True, sequence_parallel=False)
     for rank, layout in enumerate(run_ranks(sharded_layout, 2, case)):
         expected = {
             "fc.U": ((OUTPUTS, 9), (rank * OUTPUTS // 2, 0)),

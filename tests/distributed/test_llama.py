@@ -197,7 +197,7 @@ def sharded_state(rank: int, world_size: int, model: str) -> list[tuple]:
     parallel = join(world_size)
     config = configuration(world_size, **MODELS[model])
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-    built = factory.build(factor_specs(config, base=True))
+    built = factory.build(factor_specs(config, frozen_base=True))
     disturb(built, parallel)
     layer, found = built.decoder.layers[0], []
     for entry in layer.sharded_state_dict("", (), {"dp_cp_group": parallel.dp_group}).values():

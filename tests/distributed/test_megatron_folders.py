@@ -36,7 +36,7 @@ def described(tmp_path: Path, changes: dict) -> Options:
 
 
 @pytest.mark.parametrize(
-    ("changes", "base", "layout"),
+    ("changes", "frozen_base", "layout"),
     [
         ({}, None, None),
         (LLAMA, None, None),
@@ -56,9 +56,9 @@ def described(tmp_path: Path, changes: dict) -> Options:
         "gpt2-p1-separate",
     ],
 )
-def test_checkpoint_saved_at_tp2_is_read_exactly(tmp_path, changes, base, layout):
+def test_checkpoint_saved_at_tp2_is_read_exactly(tmp_path, changes, frozen_base, layout):
     folder = tmp_path / "saved"
-    saved = run_ranks(ranks.save, 4, 2, changes, base, layout, str(folder))[0]
+    saved = run_ranks(ranks.save, 4, 2, changes, frozen_base, layout, str(folder))[0]
     options = described(tmp_path, changes)
     weights = megatron.open_weights(folder, options)
     assert weights.shapes.keys() == saved.keys()
@@ -66,7 +66,7 @@ def test_checkpoint_saved_at_tp2_is_read_exactly(tmp_path, changes, base, layout
         assert torch.equal(weights.read(name), tensor), name
     found = inspect(folder, options)
     assert found.format == "megatron"
-    matrix = "weight" if base is None else "U"
+    matrix = "weight" if frozen_base is None else "U"
     for row in found.layers:
         assert row.columns == min(saved[f"{row.layer}.{matrix}"].shape)
 
@@ -98,19 +98,19 @@ def _own_logits(rank, world_size, folder, options):
 
 
 @pytest.mark.parametrize(
-    ("changes", "base"),
+    ("changes", "frozen_base"),
     [({}, None), (LLAMA, None), ({}, True), ({**LLAMA, **SEPARATE}, True), ({**LLAMA, **ATTENTION}, False)],
     ids=["gpt2", "llama", "gpt2-p1", "llama-p1-separate", "llama-p2"],
 )
-def test_written_checkpoint_loads_at_tp2_and_tp4(tmp_path, changes, base):
+def test_written_checkpoint_loads_at_tp2_and_tp4(tmp_path, changes, frozen_base):
     """By Megatron-Core, into a model whose vocabulary is padded, at sizes 2 and 4; and back, to the bit."""
-    weights = ranks.drawn(configuration(1, **changes), base)
+    weights = ranks.drawn(configuration(1, **changes), frozen_base)
     folder = tmp_path / "written"
     folder.mkdir()
     megatron.write(weights, folder, Options())
-    [expected] = run_ranks(ranks.logits, 1, changes, base)
+    [expected] = run_ranks(ranks.logits, 1, changes, frozen_base)
     for size in (2, 4):
-        for found in run_ranks(ranks.load, size, size, changes, base, str(folder / "iter_0000012")):
+        for found in run_ranks(ranks.load, size, size, changes, frozen_base, str(folder / "iter_0000012")):
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
     (again := tmp_path / "again").mkdir()
     run.write(megatron.open_weights(folder, Options()), again, Options())

@@ -112,7 +112,7 @@ def test_logits_match_the_authors_modules(tmp_path, pruned):
 
     weights = reference.open_weights(path, options)
     specs = weights.factors
-    assert weights.step == 130 and not any(spec.base for spec in specs.values())
+    assert weights.step == 130 and not any(spec.frozen_base for spec in specs.values())
     for layer in range(LAYERS):
         spec = specs[f"decoder.layers.{layer}.mlp.linear_fc2"]
         assert spec.rank == 3 + layer and spec.active_columns == spec.rank + (0 if pruned else BUFFER)

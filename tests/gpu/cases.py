@@ -134,9 +134,9 @@ def _session(where: str, method: str, layout: dict, stage: int, settings: dict, 
 def _layers(ranks: int) -> Iterator[Case]:
     """Column and row, with and without W0, in each precision, sharded over at most four ranks."""
     for row in (False, True):
-        for base in (False, True):
-            name = f"{'row' if row else 'column'} {'W0 + U V' if base else 'U V'}"
-            shape = {"row": row, "base": base, "bias": True, "sequence_parallel": ranks > 1}
+        for frozen_base in (False, True):
+            name = f"{'row' if row else 'column'} {'W0 + U V' if frozen_base else 'U V'}"
+            shape = {"row": row, "frozen_base": frozen_base, "bias": True, "sequence_parallel": ranks > 1}
             for dtype in ("float64", "float32", "bfloat16", "float16"):
                 yield Case(f"layers/TP{ranks}/{dtype}/{name}", "layer", ranks, {**shape, "dtype": dtype})
             for dtype in ("bfloat16", "float16"):

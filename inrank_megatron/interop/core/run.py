@@ -66,7 +66,9 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     methods from (``--pretrained-checkpoint``).
     """
     specs = {
-        name: changed(spec, capacity=spec.active_columns, tracked=False, final=not spec.base, grown_at=0)
+        name: changed(
+            spec, capacity=spec.active_columns, tracked=False, final=not spec.frozen_base, grown_at=0
+        )
         for name, spec in weights.factors.items()
     }
     rank = max((spec.active_columns for spec in specs.values()), default=None)

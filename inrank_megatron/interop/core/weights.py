@@ -88,7 +88,7 @@ def _linear(shape: tuple[int, int], spec: FactorSpec | None, *, bias: bool) -> S
     leaves: Shapes = (
         {} if spec is None else {"U": (out, spec.active_columns), "V": (spec.active_columns, inp)}
     )
-    if spec is None or spec.base:
+    if spec is None or spec.frozen_base:
         leaves["weight"] = shape
     return leaves | ({"bias": (out,)} if bias else {})
 
@@ -129,4 +129,4 @@ def training_method(factors: Mapping[str, FactorSpec]) -> str:
     """The method that trains such a model on without changing its structure."""
     if not factors:
         return "dense"
-    return "lora" if any(spec.base for spec in factors.values()) else "fixed-rank"
+    return "lora" if any(spec.frozen_base for spec in factors.values()) else "fixed-rank"

@@ -94,7 +94,7 @@ def merged(weights: Weights, name: str) -> Tensor:
     if leaf != "weight" or spec is None:
         return weights.read(name).float()
     product = weights.read(f"{linear}.U").float() @ weights.read(f"{linear}.V").float()
-    return product.add_(weights.read(name)) if spec.base else product
+    return product.add_(weights.read(name)) if spec.frozen_base else product
 
 
 def _names(stored: SafetensorsFolder, *, llama: bool) -> dict[str, str]:

@@ -135,7 +135,9 @@ def _config(weights: Weights):
     return kind(
         **hf_settings(weights),
         factors={
-            name: {"rank": spec.active_columns, "base": spec.base} for name, spec in specs.items() if spec
+            name: {"rank": spec.active_columns, "base": spec.frozen_base}
+            for name, spec in specs.items()
+            if spec
         },
         buffers={
             n: spec.active_columns - spec.rank
@@ -201,5 +203,5 @@ def _specs(path: Path, config: Config, listed: dict, buffers: dict) -> dict[str,
             )
         columns, base = entry["rank"], entry["base"]
         rank = columns - buffers.get(name, 0)
-        specs[linears[name]] = FactorSpec(columns, columns, rank, base=base, final=not base)
+        specs[linears[name]] = FactorSpec(columns, columns, rank, frozen_base=base, final=not base)
     return {source: specs[source] for source in linears.values() if source in specs}

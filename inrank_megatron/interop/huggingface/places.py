@@ -34,7 +34,7 @@ def places(config: Config, factors: Mapping[str, FactorSpec]) -> dict[str, Place
         for piece in module.pieces:
             name, spec = _name(module, piece), factors.get(piece.source)
             for leaf in module.leaves:
-                if leaf != "weight" or spec is None or spec.base:
+                if leaf != "weight" or spec is None or spec.frozen_base:
                     turned = module.transposed and leaf == "weight" and spec is None and name == module.name
                     found[f"{name}.{leaf}"] = Place(f"{piece.source}.{leaf}", piece.rows, turned)
             if spec is not None:

@@ -112,7 +112,7 @@ def layer_spec(
         used = min(rank + buffer, rows)
     if not 1 <= rank <= rows:
         raise UserError(f"{path}: {name} has {rank} modes of {rows}; name a complete checkpoint")
-    return FactorSpec(capacity=used, active_columns=used, rank=rank, base=False, final=rank == rows)
+    return FactorSpec(capacity=used, active_columns=used, rank=rank, frozen_base=False, final=rank == rows)
 
 
 def _setting(saved: Mapping[str, Any], *keys: str) -> Any:

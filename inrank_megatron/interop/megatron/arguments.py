@@ -59,7 +59,7 @@ def model_of(
             capacity=shape[1],
             active_columns=shape[1],
             rank=shape[1],
-            base=f"{name.removesuffix('.U')}.weight" in shapes,
+            frozen_base=f"{name.removesuffix('.U')}.weight" in shapes,
             final=f"{name.removesuffix('.U')}.weight" not in shapes,
         )
         for name, shape in shapes.items()

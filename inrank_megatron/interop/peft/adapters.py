@@ -76,7 +76,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     Raises:
         UserError: there is no W0 to be the base, PEFT is not installed, or no server takes so large a rank.
     """
-    if not weights.factors or not all(spec.base for spec in weights.factors.values()):
+    if not weights.factors or not all(spec.frozen_base for spec in weights.factors.values()):
         held = "no factors" if not weights.factors else "no W0 (the second phase)"
         raise UserError(
             f"{weights.origin}: an adapter is U V on a frozen W0, and this model has {held}; convert it to "

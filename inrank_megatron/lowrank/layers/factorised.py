@@ -136,7 +136,7 @@ class FactorisedLinear(nn.Module):
         self.tp_group = tp_group
         self.sequence_parallel = config.sequence_parallel and tp_group.size() > 1
         # Without sequence parallelism every rank has all tokens anyway: joining costs nothing.
-        self.fused_collectives = factors.base and (
+        self.fused_collectives = factors.frozen_base and (
             not self.sequence_parallel or prefers_fused_collectives(min(input_size, output_size), tp_group)
         )
         self.full_factor = FullFactor(tp_group)
@@ -158,7 +158,7 @@ class FactorisedLinear(nn.Module):
         self.U = parameter((output_size // n, factors.capacity), partition_dim=0, stride=stride)
         self.V = parameter((factors.capacity, input_size // n), partition_dim=1)
         self.weight = None
-        if factors.base:
+        if factors.frozen_base:
             shape = (output_size, input_size // n) if self.row_parallel else (output_size // n, input_size)
             self.weight = parameter(shape, partition_dim=1 if self.row_parallel else 0, stride=stride)
             self.weight.requires_grad_(False)
@@ -237,7 +237,7 @@ class FactorisedLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"I={self.input_size}, O={self.output_size}, active={self.active_columns}, "
-            f"capacity={self.capacity}, base={self.weight is not None}"
+            f"capacity={self.capacity}, frozen_base={self.weight is not None}"
         )
 
 

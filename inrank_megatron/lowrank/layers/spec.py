@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_STORED = {"capacity": "columns", "active_columns": "active"}
+_STORED = {"capacity": "columns", "active_columns": "active", "frozen_base": "base"}
 """Fields that checkpoints store under other names."""
 
 
@@ -21,7 +21,7 @@ class FactorSpec:
         capacity: columns of U (rows of V) to allocate, K.
         active_columns: columns in use at initialisation, k <= K.
         rank: decided rank r <= k; the rest of the columns in use are buffer.
-        base: whether a frozen ``W0`` is kept next to the factors.
+        frozen_base: whether a frozen ``W0`` is kept next to the factors.
         tracked: whether every column's initial value is kept, for the spectrum of the update.
         final: whether the rank stays as it is to the end of the run.
         grown_at: the step after which the rank last grew or a check was lost, 0 if neither ever was.
@@ -30,7 +30,7 @@ class FactorSpec:
     capacity: int
     active_columns: int
     rank: int
-    base: bool = True
+    frozen_base: bool = True
     tracked: bool = False
     final: bool = False
     grown_at: int = 0

@@ -16,10 +16,10 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 class Columns(NamedTuple):
-    """Columns of the factors of an MLP linear: those trained beyond the rank, and all that are allocated."""
+    """Columns of the factors of an MLP linear: those trained beyond the rank, and all to allocate."""
 
     buffer: int = 0
-    allocated: int = 0
+    capacity: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class PhaseShape:
 
     Args:
         columns: of each linear that count as parameters and operations; None: dense linears.
-        allocated: columns that take memory.
+        capacity: columns that take memory.
         frozen_base: whether a frozen W0 is kept next to the factors.
         is_largest: whether the run takes the most memory here.
     """
 
     name: str
     columns: int | None = None
-    allocated: int | None = None
+    capacity: int | None = None
     frozen_base: bool = False
     is_largest: bool = False
 

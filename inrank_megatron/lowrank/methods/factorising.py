@@ -81,7 +81,7 @@ class OfGivenRank(Factorising):
 
     @classmethod
     def columns(cls, run, min_dim):
-        return Columns(allocated=run.inrank.rank)
+        return Columns(capacity=run.inrank.rank)
 
 
 def smallest_dim(shapes) -> int:

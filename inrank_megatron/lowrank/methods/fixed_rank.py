@@ -42,13 +42,13 @@ class FixedRank(OfGivenRank):
 
     @classmethod
     def phases(cls, run, columns, *, break_even):
-        rank = columns.allocated
+        rank = columns.capacity
         return [PhaseShape("fixed rank", rank, rank, is_largest=True)]
 
     def structure(self, min_dims):
         ranks = {name: min(self.rank, d) for name, d in min_dims.items()}
         return {
-            name: FactorSpec(capacity=r, active_columns=r, rank=r, base=False, final=True)
+            name: FactorSpec(capacity=r, active_columns=r, rank=r, frozen_base=False, final=True)
             for name, r in ranks.items()
         }
 

@@ -140,7 +140,7 @@ class GrowingRank(Factorising):
 
     @classmethod
     def phases(cls, run, columns, *, break_even):
-        base, most = run.inrank.frozen_base, columns.allocated
+        base, most = run.inrank.frozen_base, columns.capacity
         product = "W0 + U V" if base else "U V"
         first = run.inrank.initial_rank + columns.buffer
         return [

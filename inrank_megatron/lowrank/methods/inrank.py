@@ -68,7 +68,7 @@ class InRank(GrowingRank):
                 capacity=rule.capacity(d),
                 active_columns=rule.initial_rank + rule.buffer_of(d),
                 rank=rule.initial_rank,
-                base=self.frozen_base,
+                frozen_base=self.frozen_base,
                 tracked=rule.criterion == "update",
             )
             for name, d in min_dims.items()
@@ -209,7 +209,7 @@ class InRankEfficient(Switching, InRank):
             return [*first, last]
         ranks = {
             "initial rank": run.inrank.initial_rank,
-            "largest rank": columns.allocated - columns.buffer,
+            "largest rank": columns.capacity - columns.buffer,
         }
         second = [PhaseShape(f"phase 2, U V, {name}", rank, rank) for name, rank in ranks.items()]
         return [*first, *second, last]

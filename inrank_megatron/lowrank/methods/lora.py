@@ -13,7 +13,7 @@ class LoRA(OfGivenRank):
 
     @classmethod
     def phases(cls, run, columns, *, break_even):
-        rank = columns.allocated
+        rank = columns.capacity
         return [PhaseShape("W0 + U V", rank, rank, frozen_base=True, is_largest=True)]
 
     def structure(self, min_dims):

@@ -7,7 +7,7 @@ from inrank_megatron.checkpoint.folder import Checkpoint, published
 from inrank_megatron.checkpoint.weights import is_weights_only, write_weights
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
-SPEC = FactorSpec(capacity=3, active_columns=3, rank=3, base=False, final=True)
+SPEC = FactorSpec(capacity=3, active_columns=3, rank=3, frozen_base=False, final=True)
 TENSORS = {"norm.weight": torch.ones(5), "a.U": torch.randn(8, 3), "a.V": torch.randn(3, 5)}
 
 

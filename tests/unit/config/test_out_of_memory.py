@@ -82,7 +82,7 @@ def test_advice_names_the_settings_that_save_most():
     helps = dict(savings(config, topology, on_cpu=False))
     assert len(helps) == 3
     assert list(helps.values()) == sorted(helps.values(), reverse=True)
-    ranks = {"ranks": columns_of(config).allocated, "frozen_base": True}
+    ranks = {"ranks": columns_of(config).capacity, "frozen_base": True}
     now = memory_per_device(config, topology, **ranks)
     changed, then = run_of(
         8, method="inrank-efficient", bf16=True, micro_batch_size=8, recompute_granularity="full"

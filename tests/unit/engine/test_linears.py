@@ -12,12 +12,14 @@ from tests.harness import run_ranks
 def attainable_ranks(rank: int, world_size: int) -> dict[bool, tuple[int, int]]:
     """By whether there is a W0: the largest rank that the layer's matrix may have, and min(O, I)."""
     group, found = join(1).tp_group, {}
-    for base in (True, False):
-        layer = filled_layer(Case(row=False, base=base, bias=True, sequence_parallel=False), group)
-        spec = FactorSpec(capacity=CAPACITY, active_columns=ACTIVE, rank=ACTIVE, base=base)
+    for frozen_base in (True, False):
+        layer = filled_layer(
+            Case(row=False, frozen_base=frozen_base, bias=True, sequence_parallel=False), group
+        )
+        spec = FactorSpec(capacity=CAPACITY, active_columns=ACTIVE, rank=ACTIVE, frozen_base=frozen_base)
         shape = layer.output_size, layer.input_size
         linears = find_linears(nn.ModuleDict({"fc": layer}), {"fc": shape}, {"fc": spec}, group)
-        found[base] = linears["fc"].attainable_rank, min(shape)
+        found[frozen_base] = linears["fc"].attainable_rank, min(shape)
     return found
 
 

@@ -26,7 +26,7 @@ def any_run(request, tmp_path_factory, tokenizer_folder):
         vocab_size=VOCABULARY,
         tokenizer=tokenizer_folder,
         ranks=6,
-        base=False,
+        frozen_base=False,
         settings={"model_type": request.param},
     )
     return write_run(tmp_path_factory.mktemp("runs") / request.param, weights)

@@ -51,13 +51,15 @@ def make_tokenizer() -> Tokenizer:
 
 def make_weights(family: str, structure: str, *, tokenizer: Path | None = None, **settings) -> Weights:
     """Random weights; every factorised linear has a rank of its own, next to W0 a buffer of 1."""
-    changes, base = STRUCTURES[structure]
+    changes, frozen_base = STRUCTURES[structure]
     config = from_flat(SIZES | changes | {"model_type": family} | settings)
     factors = {}
-    if base is not None:
+    if frozen_base is not None:
         for number, name in enumerate(linear_shapes(config)):
             columns = 3 + number % 4
-            factors[name] = FactorSpec(columns, columns, columns - base, base=base, final=not base)
+            factors[name] = FactorSpec(
+                columns, columns, columns - frozen_base, frozen_base=frozen_base, final=not frozen_base
+            )
     tensors = {
         name: random_tensor(name, shape) for name, shape in weight_shapes(config, VOCABULARY, factors).items()
     }

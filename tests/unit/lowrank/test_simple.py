@@ -103,7 +103,7 @@ class Factory:
     def build(self, factors: Mapping[str, FactorSpec]) -> nn.Module:
         model = Sharded(factors, self.parallel)
         for name, spec in factors.items():
-            if spec.base:
+            if spec.frozen_base:
                 model.get_submodule(name).weight.data.copy_(initial_weight(name))
         return model
 

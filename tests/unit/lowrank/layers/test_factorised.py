@@ -18,7 +18,7 @@ from tests.distributed.layer_parity import (
 from tests.groups import join
 from tests.harness import run_ranks
 
-COLUMN = Case(row=False, base=True, bias=True, sequence_parallel=False)
+COLUMN = Case(row=False, frozen_base=True, bias=True, sequence_parallel=False)
 
 
 def raised(call) -> str:
@@ -121,5 +121,5 @@ def step_under_zero_3(
 @pytest.mark.parametrize("active", [ACTIVE, CAPACITY])
 @pytest.mark.parametrize("row", [False, True])
 def test_nothing_holds_gathered_factors_until_the_backward_pass(row, active):
-    case = Case(row=row, base=active == ACTIVE, bias=True, sequence_parallel=False)
+    case = Case(row=row, frozen_base=active == ACTIVE, bias=True, sequence_parallel=False)
     assert run_ranks(step_under_zero_3, 1, case, active)[0] == ([False, False], [True, True, True])

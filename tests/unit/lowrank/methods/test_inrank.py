@@ -43,7 +43,7 @@ def steps_with_a_plan(by: InRank, last: int) -> list[int]:
 
 def test_columns_are_rank_and_buffer_in_half_the_width():
     spec = method().structure({"fc1": 64})["fc1"]
-    assert (spec.capacity, spec.active_columns, spec.rank, spec.base) == (32, 8, 2, True)
+    assert (spec.capacity, spec.active_columns, spec.rank, spec.frozen_base) == (32, 8, 2, True)
 
 
 def test_largest_rank_sets_the_columns():

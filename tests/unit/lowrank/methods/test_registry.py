@@ -150,7 +150,7 @@ def test_dense_asks_for_nothing():
 
 def test_fixed_rank_is_cut_to_the_width():
     specs = FixedRank(48).structure({"wide": 64, "narrow": 32})
-    assert {name: (s.capacity, s.active_columns, s.rank, s.base) for name, s in specs.items()} == {
+    assert {name: (s.capacity, s.active_columns, s.rank, s.frozen_base) for name, s in specs.items()} == {
         "wide": (48, 48, 48, False),
         "narrow": (32, 32, 32, False),
     }

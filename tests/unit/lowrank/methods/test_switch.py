@@ -151,7 +151,7 @@ def test_a_first_phase_without_a_decision_says_so():
 
 def test_a_fixed_rank_is_final():
     assert FixedRank(8).structure({"fc1": 4}) == {
-        "fc1": FactorSpec(capacity=4, active_columns=4, rank=4, base=False, final=True)
+        "fc1": FactorSpec(capacity=4, active_columns=4, rank=4, frozen_base=False, final=True)
     }
 
 
