@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from inrank_megatron.config.cli import Parser, kebab
+from inrank_megatron.config.flags import Parser, kebab
 from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks

@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
     try:
         refuse_ranks("report.py")
         if not (run / "config.yaml").is_file():
-            raise UserError(f"{run}: no run folder, it has no config.yaml; name the folder given to --save")
+            raise UserError(
+                f"{run}: not a run folder, it has no config.yaml; name the folder given to --save"
+            )
         print(write_report(run))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

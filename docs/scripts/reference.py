@@ -13,7 +13,7 @@ from unittest import mock
 
 from inrank_megatron.benchmarks.command import NOTES as BENCHMARKS
 from inrank_megatron.benchmarks.command import _parse as parse_bench
-from inrank_megatron.config.cli import build_parser
+from inrank_megatron.config.flags import build_parser
 from inrank_megatron.config.loading import PRESETS, SIZES, sections
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from inrank_megatron.lowrank.methods.growing_rank import INRANK_PRESETS

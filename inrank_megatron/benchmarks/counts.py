@@ -4,7 +4,7 @@ The engine as it trains, of 2 micro-batches per step, on rank 0 of 2 replicas, b
 parallelism and over 2 ranks of it with sequence parallelism; the other ranks do not exist, so that one
 process counts, with or without a GPU. Nothing counted depends on the values, which are wrong.
 
-An operator is one that torch dispatches and that is no view: on a GPU most launch one kernel, those over
+An operator is one that torch dispatches and that is not a view: on a GPU most launch one kernel, those over
 lists and the ones that copy none a few or none. Where there is a GPU kernels are counted by torch.profiler
 too, and the host's waits by torch's own debugging mode. Collectives among one rank do not count. Bytes
 are those that a rank sends by the ring rule. ``over dense`` compares with the dense model of the same

@@ -22,7 +22,7 @@ class Row:
 
     Args:
         case: what was measured, e.g. ``phase-2 large n=4 T=1024``.
-        quantity: of which figure, with its unit; a figure that is no measurement says so here.
+        quantity: of which figure, with its unit; a figure that is not a measurement says so here.
         measured: the figure itself.
         limit: what arithmetic allows or a target asks for; the gap is ``measured / limit``.
         ratio_vs_dense: the figure over that of the dense layer.

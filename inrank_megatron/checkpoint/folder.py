@@ -114,7 +114,7 @@ def by_loss(root: Path) -> list[Path]:
     """Published checkpoints with a validation loss on record, the lowest first and of equals the newest.
 
     Those alone whose loss is over as many tokens as that of the newest: losses over other tokens, as from
-    before `--eval-iters` was changed, do not compare. What was set aside is no part of the run.
+    before `--eval-iters` was changed, do not compare. What was set aside is not part of the run.
     """
     states = {folder: peek(folder) for folder in published(root) if not is_set_aside(folder)}
     judged = [f for f in states if type(states[f].get("validation_loss")) in (int, float)]

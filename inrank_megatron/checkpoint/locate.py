@@ -26,11 +26,11 @@ def locate(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint, list[st
         run = path.resolve().parent.parent
         if path.parent.name != "checkpoints" and not (path / MANIFEST).is_file():
             raise UserError(
-                f"{path}: no run folder, it has no {CONFIG}; name the folder given to --save or a checkpoint "
-                "in it"
+                f"{path}: not a run folder, it has no {CONFIG}; name the folder given to --save or a "
+                "checkpoint in it"
             )
         if not (run / CONFIG).is_file():
-            raise UserError(f"{path}: lies in no run folder, {run} has no {CONFIG}; put the checkpoint back")
+            raise UserError(f"{path}: is not in a run folder, {run} has no {CONFIG}; put the checkpoint back")
         return run, Checkpoint(path), []
     folder, faults = (best_complete if best else newest_complete)(path / "checkpoints")
     if folder is None:

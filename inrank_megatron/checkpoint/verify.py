@@ -168,7 +168,7 @@ def _check_factor(path: Path, name: str, spec: Any, shapes: Mapping[str, Shape])
         and {"columns", "active", "rank"} <= spec.keys()
     )
     if not sound or not all(type(value) is types[key] for key, value in spec.items()):
-        damaged(path, f"factors of {name}: {str(spec)[:80]} is no such record")
+        damaged(path, f"factors of {name}: {str(spec)[:80]} is not such a record")
     u, v = shapes.get(f"{name}.U", ()), shapes.get(f"{name}.V", ())
     ordered = 0 <= spec["rank"] <= spec["active"] <= spec["columns"]
     if not ordered or u[1:] != (spec["columns"],) or v[:1] != (spec["columns"],):

@@ -1,20 +1,14 @@
-"""The command line of a run: flags generated from the schema, over a YAML file with the same names."""
+"""The command line of a run: flags over a YAML file with the same names."""
 
-import argparse
 import contextlib
-import functools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from inrank_megatron.config import deepspeed_json
 from inrank_megatron.config.adapt import adapt
-from inrank_megatron.config.cluster import MEMORY_GIB, Cluster, parse_cluster
+from inrank_megatron.config.cluster import Cluster, parse_cluster
 from inrank_megatron.config.defaults import (
     QUICKSTART,
     default_config,
@@ -24,12 +18,11 @@ from inrank_megatron.config.defaults import (
     origins_of,
     pretrained_model,
 )
+from inrank_megatron.config.flags import build_parser, kebab, unknown_flags
 from inrank_megatron.config.loading import (
-    PRESETS,
     SIZES,
     fields,
     from_flat,
-    nearest,
     read_file,
     replace,
     resolve,
@@ -37,7 +30,6 @@ from inrank_megatron.config.loading import (
     with_present_names,
 )
 from inrank_megatron.config.schema import Config
-from inrank_megatron.distributed.launcher import launcher_ranks
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.inrank import InRankEfficient
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
@@ -76,7 +68,7 @@ class Launch:
         world_size: processes, of the cluster or of this launch.
         deepspeed_config: content of the DeepSpeed JSON that was given, or None.
         deepspeed_path: where that lies.
-        origins: where each setting comes from that is no flag's: a file, a preset, the defaults.
+        origins: where each setting comes from that is not a flag's: a file, a preset, the defaults.
         notes: what was adapted to the flags, a line each.
     """
 
@@ -95,19 +87,6 @@ class Launch:
         return naming(self.origins)
 
 
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, not the whole usage: every process of a job prints it."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; --help lists all flags", file=sys.stderr)
-        raise SystemExit(2)
-
-    def print_help(self, file=None) -> None:
-        """Once in a job."""
-        if launcher_ranks()[0] == 0:
-            super().print_help(file)
-
-
 def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     """Reads the command line `argv` (without the program's name) of one of `world_size` processes.
 
@@ -119,7 +98,7 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     argv = [kebab(word) for word in argv]
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown(unknown, parser))
+        parser.error(unknown_flags(unknown, parser))
     flags = {name: value for name, value in vars(known).items() if name in fields()}
     cluster = parse_cluster(known.cluster) if known.cluster is not None else None
     if cluster is not None and not known.dry_run:
@@ -186,94 +165,6 @@ def _accumulated(config: Config, settings: Mapping[str, Any], deepspeed: Mapping
         return config
     batch = config.training.global_batch_size
     return config if batch is None else replace(config, global_batch_size=steps * batch)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All flags: those of the launch, then one group for each section of the schema."""
-    parser = Parser(
-        prog="pretrain_gpt2.py",
-        usage="deepspeed launch/%(prog)s [--inrank] [--config FILE.yaml] [flags]",
-        description="Pre-trains GPT-2 or LLaMA, with InRank or dense. Flags win over the file; names are the "
-        "same.",
-        epilog="Sizes that are left out come from --model-preset: "
-        + "; ".join(" ".join([name, *(str(sizes[key]) for key in SIZES)]) for name, sizes in PRESETS.items())
-        + f" ({', '.join(SIZES)}).",
-        allow_abbrev=False,
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=36),
-    )
-    launch = parser.add_argument_group("launch")
-    launch.add_argument("--config", metavar="FILE.yaml", help="settings of the run [configs/quickstart.yaml]")
-    launch.add_argument("--inrank", action="store_true", help=f"short for --method {InRankEfficient.name}")
-    launch.add_argument("--dry-run", action="store_true", help="check and print the plan, train nothing")
-    launch.add_argument(
-        "--cluster", metavar="[NODESx]NxDEVICE", help=f"plan for it, with --dry-run: {', '.join(MEMORY_GIB)}"
-    )
-    launch.add_argument("--deepspeed", action="store_true", help="accepted; DeepSpeed runs every training")
-    launch.add_argument("--deepspeed-config", metavar="FILE.json", help="further DeepSpeed settings")
-    launch.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    for name, model in sections().items():
-        group = parser.add_argument_group(name, model.__doc__)
-        for field, info in model.model_fields.items():
-            _add(group, field, info)
-    return parser
-
-
-def _add(group: argparse._ArgumentGroup, field: str, info: FieldInfo) -> None:
-    kinds = _kinds(info.annotation)
-    shown = "" if info.is_required() or info.default is None else f" [{info.default}]"
-    options: dict[str, Any] = {"dest": field, "default": argparse.SUPPRESS, "help": info.description + shown}
-    if bool in kinds:
-        options["action"] = argparse.BooleanOptionalAction
-    elif list in kinds:
-        options |= {"nargs": "+", "metavar": "PATH"}
-    else:
-        options |= {"type": _reader(kinds), "metavar": _metavar(kinds)}
-    group.add_argument("--" + field.replace("_", "-"), **options)
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """The types and literal words that a field allows: `Count | Literal["auto"] | None` -> int, "auto"."""
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return list(get_args(annotation))
-    if origin is list:
-        return [list]
-    if origin in (Union, UnionType):
-        return [kind for part in get_args(annotation) for kind in _kinds(part)]
-    if hasattr(annotation, "__metadata__"):
-        return _kinds(annotation.__origin__)
-    return [] if annotation is type(None) else [annotation]
-
-
-def _metavar(kinds: list[Any]) -> str:
-    names = {int: "N", float: "X", str: "TEXT"}
-    return "|".join(names.get(kind, str(kind)) for kind in kinds)
-
-
-def _reader(kinds: list[Any]) -> Any:
-    """Text of a flag -> value. What is no number stays text: the schema's own message says what is wrong."""
-
-    def read(text: str) -> Any:
-        try:
-            return int(text) if int in kinds else text
-        except ValueError:
-            return text
-
-    return read
-
-
-def kebab(word: str) -> str:
-    """`--seq_length=64` -> `--seq-length=64`."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
-
-
-def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
-    names = [word.partition("=")[0] for word in words if word.startswith("-")]
-    if not names:
-        return f"{' '.join(words)}: no flag comes before it; settings are given as --name value"
-    options = [option for action in parser._actions for option in action.option_strings]
-    return "; ".join(f"{name}: no such flag{nearest(name, options)}" for name in names)
 
 
 def _method(inrank: bool, flags: dict[str, Any]) -> dict[str, Any]:

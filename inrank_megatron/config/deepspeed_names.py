@@ -54,7 +54,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Sections of which DeepSpeed skips what it does not know, and the names in them."""
 TOP_LEVEL: dict[str, type] = _SCALARS | dict.fromkeys((*_CHECKED, *SECTIONS), dict)
-"""Name -> what its value is; DeepSpeed itself never looks at the type of one that is no section."""
+"""Name -> what its value is; DeepSpeed itself never looks at the type of one that is not a section."""
 
 
 def is_of_type(name: str, value: Any) -> bool:

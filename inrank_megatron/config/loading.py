@@ -5,7 +5,6 @@ leaves open are those that need the number of processes (`resolve`). `to_yaml` a
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +14,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from inrank_megatron.config.schema import Config, Section
+from inrank_megatron.config.yaml_file import read_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.registry import METHODS
-from inrank_megatron.pointers import refuse_pointer
 
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
 GPT2_PRESETS = {
@@ -44,8 +43,6 @@ LLAMA_PRESETS = {
     )
 }
 PRESETS: dict[str, dict[str, Any]] = {**GPT2_PRESETS, **LLAMA_PRESETS}
-LARGEST_FILE = 2**24
-"""Characters that no configuration file has."""
 MOST_SHOWN = 8
 """Mistakes in one message."""
 
@@ -135,26 +132,6 @@ def to_yaml(config: Config) -> str:
     return "\n".join(parts)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a setting given twice, of which it would take the last, and a list or mapping that
-    occurs in several places: lists of such lists are billions of entries to whoever shows them.
-    """
-
-    def construct_mapping(self, node, deep=False):
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for name, times in names.items():
-            if times > 1:
-                raise ValueError(f"{name} is given {times} times")
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent, index):
-        is_alias = self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
-        if is_alias and not isinstance(node, yaml.ScalarNode):
-            raise ValueError("an alias (*name) of a list or mapping; write it out")
-        return node
-
-
 def method_preset(flat: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The setting that names a preset of the run's method, and what it implies for the other settings."""
     setting, presets = METHODS.get(str(flat.get("method")), Method).presets
@@ -170,24 +147,6 @@ def read_file(path: str | Path) -> dict[str, Any]:
         )
     _refuse_unknown(content, f"{path}: ")
     return content
-
-
-def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds. Raises UserError for what is no such file."""
-    refuse_pointer(Path(path))
-    try:
-        with open(path, encoding="utf-8") as file:  # a pipe of the shell's, too
-            text = file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); give a configuration file in YAML") from None
-    if len(text) > LARGEST_FILE:
-        raise UserError(f"{path}: is longer than {LARGEST_FILE} characters; give a configuration file")
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except Exception as error:  # tags such as !!int let the library fail in many ways
-        reason = str(error)[:300] or type(error).__name__
-        raise UserError(f"{path}: not valid YAML; correct it: {' '.join(reason.split())}") from None
 
 
 def load(path: str | Path) -> Config:

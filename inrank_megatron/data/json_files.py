@@ -101,7 +101,7 @@ class _Window:
         self._passed = 0  # characters before the window
 
     def next_character(self) -> str:
-        """The next one that is no white space, not taken yet; "" at the end."""
+        """The next one that is not white space, not taken yet; "" at the end."""
         while True:
             rest = len(self._text) - self._at
             stripped = self._text[self._at : self._at + TOKEN].lstrip(" \t\r\n")

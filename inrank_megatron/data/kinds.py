@@ -226,6 +226,6 @@ def _contradiction(path: Path, promised: tuple[str, ...], found: str) -> UserErr
 def zero_byte(path: Path, at: int) -> UserError:
     """The error for a zero byte, which no text has."""
     return UserError(
-        f"{path}: is no text, byte {at} is zero; give text, JSON lines, JSON, parquet or Arrow, or if it is "
+        f"{path}: is not text, byte {at} is zero; give text, JSON lines, JSON, parquet or Arrow, or if it is "
         "text, take the zeros out with tr -d '\\000'"
     )

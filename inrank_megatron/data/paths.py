@@ -108,7 +108,7 @@ def _below(folder: Path) -> Found:
         raise UserError(
             f"data path {folder} is a folder without data files{_listed(left_out)}; name one that has some"
         )
-    notes = _left_out(str(folder), left_out, "no data")
+    notes = _left_out(str(folder), left_out, "not data")
     return Found(tuple(entries), (*notes, *_split_names(folder, entries)))
 
 

@@ -17,7 +17,7 @@ LAYOUT_ROWS = 256
 
 @dataclass(frozen=True)
 class Table(ABC):
-    """A file of rows; ``column`` holds the text. Null is no text.
+    """A file of rows; ``column`` holds the text. Null is not text.
 
     ``notes`` gets one-line remarks for the user while the rows are read. A format defines `rows` and, for
     the fingerprint, ``label``.
@@ -126,7 +126,7 @@ def _has_blanks(rows: list[str]) -> bool:
 def checked_text(value: object, *, where: str, column: str, kind: str | None = None) -> str:
     """The text of a row; null is empty, bytes are UTF-8. ``kind``: what the table says of the column's type.
 
-    Raises UserError for what is no text or not fit for UTF-8.
+    Raises UserError for what is not text or not fit for UTF-8.
     """
     if value is None:
         return ""

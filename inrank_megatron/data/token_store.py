@@ -132,7 +132,7 @@ def _read_index(prefix: Path, name: str) -> tuple[np.dtype, np.ndarray, np.ndarr
     with open(index, "rb") as stream:
         header = stream.read(INDEX_HEADER.size)
         if len(header) < INDEX_HEADER.size or not header.startswith(INDEX_MAGIC):
-            raise damaged(name, f"{index} is no Megatron index")
+            raise damaged(name, f"{index} is not a Megatron index")
         _, version, code, sequences, documents = INDEX_HEADER.unpack(header)
         kinds = {kind.value for kind in DType if not kind.name.startswith("float")}
         if version != 1 or code not in kinds:

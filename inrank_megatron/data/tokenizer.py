@@ -252,8 +252,8 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*FILES, *FURTHER, MODEL, *FOREIGN]))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"tokenizer {name} is no folder here and cannot be had from the hub ({_one_line(error)}); give "
-            "a folder with vocab.json + merges.txt, or a repository that can be reached"
+            f"tokenizer {name} is not a folder here and cannot be had from the hub ({_one_line(error)}); "
+            "give a folder with vocab.json + merges.txt, or a repository that can be reached"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Second moments of what the factorisable linears see, forward and backward, to weigh truncations with."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -30,47 +30,56 @@ def activation_moments(
         losses: losses of this rank's micro-batches, computed lazily on ``model``; they run without dropout
             and without gradients.
     """
-    moments: dict[str, Tensor] = {}
-    tokens = dict.fromkeys(linears, 0)
-
-    def watch(name: str, linear: Linear):
-        size = linear.output_size if linear.row_parallel else linear.input_size
-        total = moments[name] = torch.zeros(size, size, device=linear.device)
-        # Read here: under ZeRO 3 it is gone again when the hook below runs.
-        bias = None
-        if linear.row_parallel and linear.added_bias is not None:
-            bias = read_value(linear.added_bias)
-
-        def add(module, inputs, outputs):
-            a = outputs[0] if linear.row_parallel else inputs[0]
-            a = a.reshape(-1, size).float()
-            if bias is not None:
-                a = a - bias
-            total.addmm_(a.t(), a)
-            tokens[name] += len(a)
-
-        return linear.module.register_forward_hook(add)
-
-    hooks = [watch(name, linear) for name, linear in linears.items()]
+    sums = {name: _Moments(linear) for name, linear in linears.items()}
     model.eval()
     half = next(model.parameters()).dtype.itemsize == 2
-    with tensor_cores() if half else nullcontext():
+    with _hooked(linears, sums), tensor_cores() if half else nullcontext():
         for _ in losses:
             pass
     model.train()
-    for hook in hooks:
-        hook.remove()
-
+    moments = {}
     for index, (name, linear) in enumerate(linears.items()):
         token_shards = parallel.tp_size if linear.sequence_parallel else 1
-        total = moments[name].div_(tokens[name] * token_shards * parallel.dp_size)
+        moment = sums.pop(name)
+        total = moment.total.div_(moment.tokens * token_shards * parallel.dp_size)
         owner = index % parallel.dp_size
         dist.reduce(total, group=parallel.dp_group, group_dst=owner)
-        if owner != parallel.dp_rank:
-            del moments[name]
-        elif linear.sequence_parallel:
-            dist.all_reduce(total, group=parallel.tp_group)
+        if owner == parallel.dp_rank:
+            moments[name] = total
+            if linear.sequence_parallel:
+                dist.all_reduce(total, group=parallel.tp_group)
     return moments
+
+
+class _Moments:
+    """A forward hook: the sum of ``a a^T`` over the ``tokens`` that a linear has seen."""
+
+    def __init__(self, linear: Linear):
+        self._of_output = linear.row_parallel
+        size = linear.output_size if self._of_output else linear.input_size
+        self.total, self.tokens = torch.zeros(size, size, device=linear.device), 0
+        # Read here: under ZeRO 3 it is gone again when the hook runs.
+        bias = linear.added_bias if self._of_output else None
+        self._bias = None if bias is None else read_value(bias)
+
+    def __call__(self, module: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        a = outputs[0] if self._of_output else inputs[0]
+        a = a.reshape(-1, len(self.total)).float()
+        if self._bias is not None:
+            a = a - self._bias
+        self.total.addmm_(a.t(), a)
+        self.tokens += len(a)
+
+
+@contextmanager
+def _hooked(linears: Mapping[str, Linear], hooks: Mapping[str, Callable]) -> Iterator[None]:
+    """Within it ``hooks`` are called after the forward pass of each of ``linears``, by its name."""
+    handles = [linear.module.register_forward_hook(hooks[name]) for name, linear in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def output_gradient_scales(
@@ -92,37 +101,34 @@ def output_gradient_scales(
         losses: of this rank's micro-batches, computed lazily on ``model``, dropout included.
         scale: of the loss on its way back, so that a gradient in float16 does not vanish.
     """
-    totals: dict[str, Tensor] = {}
-    tokens = dict.fromkeys(linears, 0)
-
-    def watch(name: str, linear: Linear):
-        size = linear.output_size if linear.row_parallel else linear.output_size // parallel.tp_size
-        total = totals[name] = torch.zeros(size, device=linear.device)
-        token_shards = parallel.tp_size if linear.row_parallel and linear.sequence_parallel else 1
-
-        def add(gradient: Tensor) -> None:
-            g = gradient.reshape(-1, size).float() / scale
-            tokens[name] += len(g)
-            # The loss is a mean over the tokens of all tensor-parallel ranks.
-            total.add_((g * (len(g) * token_shards)).square().sum(dim=0))
-
-        def on_output(module, inputs, outputs):
-            if outputs[0].requires_grad:  # not in the first pass of recomputation
-                outputs[0].register_hook(add)
-
-        return linear.module.register_forward_hook(on_output)
-
-    hooks = [watch(name, linear) for name, linear in linears.items()]
-    with input_gradients_only(model):
+    sums = {name: _GradientSquares(linear, parallel.tp_size, scale) for name, linear in linears.items()}
+    with _hooked(linears, sums), input_gradients_only(model):
         for loss in losses:
             (loss * scale).backward()
-    for hook in hooks:
-        hook.remove()
-    return {name: _scale(totals[name], tokens[name], linear, parallel) for name, linear in linears.items()}
+    return {name: _scale(sums[name], linear, parallel) for name, linear in linears.items()}
 
 
-def _scale(total: Tensor, tokens: int, linear: Linear, parallel: Parallel) -> Tensor:
-    total /= tokens * parallel.dp_size
+class _GradientSquares:
+    """A forward hook: the sum of the squares of the gradients at a linear's output, over its ``tokens``."""
+
+    def __init__(self, linear: Linear, tp_size: int, scale: float):
+        size = linear.output_size if linear.row_parallel else linear.output_size // tp_size
+        self.total, self.tokens, self._scale = torch.zeros(size, device=linear.device), 0, scale
+        self._token_shards = tp_size if linear.row_parallel and linear.sequence_parallel else 1
+
+    def __call__(self, module: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        if outputs[0].requires_grad:  # not in the first pass of recomputation
+            outputs[0].register_hook(self._add)
+
+    def _add(self, gradient: Tensor) -> None:
+        g = gradient.reshape(-1, len(self.total)).float() / self._scale
+        self.tokens += len(g)
+        # The loss is a mean over the tokens of all tensor-parallel ranks.
+        self.total.add_((g * (len(g) * self._token_shards)).square().sum(dim=0))
+
+
+def _scale(sums: _GradientSquares, linear: Linear, parallel: Parallel) -> Tensor:
+    total = sums.total.div_(sums.tokens * parallel.dp_size)
     dist.all_reduce(total, group=parallel.dp_group)
     if linear.row_parallel and linear.sequence_parallel:
         dist.all_reduce(total.div_(parallel.tp_size), group=parallel.tp_group)

@@ -78,7 +78,7 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
     if not (arguments.data or arguments.dataset):
         if model.kind != "run":
             raise UserError(
-                f"{model.name}: is no run, so it has no split of its own; give --data or --dataset"
+                f"{model.name}: is not a run, so it has no split of its own; give --data or --dataset"
             )
         return run_split(Path(model.name).expanduser(), split)
     tokenizer = arguments.tokenizer or model.tokenizer

@@ -54,7 +54,7 @@ def total_loss(
     sum, to which one rank has contributed, and all ranks add them in the same order.
 
     Raises:
-        UserError: on all ranks, for a loss that is no finite number, or where memory runs out on one.
+        UserError: on all ranks, for a loss that is not a finite number, or where memory runs out on one.
     """
     sums = parallel.call_or_raise_on_all_ranks(
         lambda: _local_sums(forward, windows, rows, parallel.dp_group, device)

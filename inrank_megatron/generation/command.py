@@ -70,10 +70,10 @@ def _smaller(sequences: int, tokens: int) -> str:
 
 
 def _prompt(arguments: argparse.Namespace) -> str:
-    """The text of --prompt, a file or standard input; the line end that closes a file is no part of it."""
+    """The text of --prompt, a file or standard input; the line end that closes a file is not part of it."""
     try:
         if arguments.prompt is not None:
-            arguments.prompt.encode()  # of bytes that are no text a command line makes what cannot be encoded
+            arguments.prompt.encode()  # raises for bytes that are not text
             return arguments.prompt
         if arguments.prompt_file is None:
             return sys.stdin.read().removesuffix("\n")

@@ -64,10 +64,10 @@ def continuations(
     vocab_size: int | None = None,
 ) -> list[list[int]]:
     """The ids that follow ``ids``, up to ``tokens`` or to the end of the document, which is left out; only
-    those below ``vocab_size``, as the rows that pad a model's vocabulary are no tokens.
+    those below ``vocab_size``, as the rows that pad a model's vocabulary are not tokens.
 
     Raises:
-        UserError: the model's predictions are no numbers, or the temperature leaves none of them.
+        UserError: the model's predictions are not numbers, or the temperature leaves none of them.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
@@ -92,7 +92,7 @@ def continuations(
 
 
 def _numbers(ids, scores):
-    """The scores as they are; among values that are no numbers the likeliest would be an arbitrary token."""
+    """The scores as they are; among values that are not numbers the likeliest would be an arbitrary token."""
     if scores.isnan().any():
         raise UserError(
             "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is too "

@@ -39,7 +39,7 @@ class Format(Protocol):
         """Whether ``path`` looks like this format; a quick look, nothing is read whole."""
 
     def open_weights(self, path: Path, options: Options) -> Weights:
-        """The weights, each read when it is asked for. Raises UserError for what is no complete model."""
+        """The weights, each read when it is asked for. Raises UserError for what is not a complete model."""
 
     def forward(self, path: Path, options: Options) -> Forward:
         """Logits by the software that the format is for, where that is other than this project's model."""

@@ -38,8 +38,8 @@ def located(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{name}: is no folder here and cannot be had from the hub ({reason}); name a run, an exported "
-            "folder, or a model that can be reached"
+            f"{name}: is not a folder here and cannot be had from the hub ({reason}); name a run, an "
+            "exported folder, or a model that can be reached"
         ) from None
 
 

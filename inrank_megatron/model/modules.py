@@ -101,7 +101,7 @@ class MaskPaddedVocabulary:
     """Forward hook of the output layer: logits of padding tokens become -inf, so that softmax never sees
     them.
 
-    The vocabulary is padded so that it divides over the tensor-parallel ranks; the padding is no token.
+    The vocabulary is padded so that it divides over the tensor-parallel ranks; the padding is not a token.
     """
 
     def __init__(self, vocab_size: int, shard_start: int):

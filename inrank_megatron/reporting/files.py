@@ -31,11 +31,11 @@ def _finite(value: Any) -> Any:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, objects with a step, in order; none where it is absent or empty.
 
-    A line that is no complete JSON object is left out: a process that is killed while it writes leaves
+    A line that is not a complete JSON object is left out: a process that is killed while it writes leaves
     such a line behind, and what precedes it is still good.
 
     Raises:
-        UserError: it is no file, or cannot be read.
+        UserError: it is not a file, or cannot be read.
     """
     if not is_there(path):
         return []
@@ -60,7 +60,7 @@ def is_there(path: Path) -> bool:
     """Whether there is such a file.
 
     Raises:
-        UserError: what is there is no plain file, which might be read without end, or cannot be read.
+        UserError: what is there is not a plain file, which might be read without end, or cannot be read.
     """
     try:
         if not path.exists() and not path.is_symlink():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.config.loading import read_yaml
+from inrank_megatron.config.yaml_file import read_yaml
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import SAMPLE, is_there, read_records
 from inrank_megatron.reporting.sound import fault_of_summary, is_sound
@@ -73,7 +73,9 @@ def read_run(run_dir: str | Path) -> Run:
     """
     folder = Path(run_dir)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no run folder, and a report needs one: name the folder given to --save")
+        raise UserError(
+            f"{folder} is not a run folder, and a report needs one: name the folder given to --save"
+        )
     kinds: dict[str, list[Record]] = {"train": [], "eval": [], "switch": [], "checkpoint": []}
     for record in read_records(folder / "metrics.jsonl"):
         kind = record.get("kind")

@@ -70,20 +70,25 @@ def evaluate(
             own = range(start + parallel.dp_rank * rows, min(start + (parallel.dp_rank + 1) * rows, limit))
             # A rank without a window of its own computes one and scores none of it: under ZeRO 3 the others
             # gather parameters from it in their pass.
-            batch = [windows.window(i) for i in own] or [(windows.window(start)[0], 0)]
-            tokens = to_device(torch.from_numpy(np.stack([t for t, _ in batch])), device)
-            losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
-            # Places and not a mask, whose count the host would have to read.
-            scored = np.arange(losses.shape[1]) < np.array([[v] for _, v in batch])
-            places = to_device(torch.from_numpy(np.flatnonzero(scored)), device)
-            sums[0] += losses.flatten()[places].sum()
-            sums[1] += len(places)
+            losses = _losses(engine, [windows.window(i) for i in own] or [(windows.window(start)[0], 0)])
+            sums[0] += losses.sum()
+            sums[1] += len(losses)
     finally:
         engine.model.train()
     first = None if sums_of_part is None else Evaluation(*_mean(sums_of_part, parallel), None)
     loss, count = _mean(sums, parallel)
     words = windows.file.num_words if limit == len(windows) else None
     return Evaluation(loss, count, _exp(sums[0].item() / words) if words else None, first)
+
+
+def _losses(engine: Engine, batch: list[tuple[np.ndarray, int]]) -> torch.Tensor:
+    """FP64 losses of the scored tokens: of each window's tokens [S + 1] the first so many targets count."""
+    tokens = to_device(torch.from_numpy(np.stack([t for t, _ in batch])), engine.device)
+    losses = engine.token_losses(engine.model, (tokens[:, :-1], tokens[:, 1:])).double()
+    # Places and not a mask, whose count the host would have to read.
+    scored = np.arange(losses.shape[1]) < np.array([[v] for _, v in batch])
+    places = to_device(torch.from_numpy(np.flatnonzero(scored)), engine.device)
+    return losses.flatten()[places]
 
 
 def _mean(sums: torch.Tensor, parallel: Parallel) -> tuple[float, int]:

@@ -32,7 +32,7 @@ from inrank_megatron.training.schedule import changed_rate
 @dataclass(frozen=True)
 class RunFolder:
     """``is_new``: no run is there yet. ``checkpoint``: where to go on; ``goes_back``: it was asked for by its
-    step, so later ones are no part of the run any more. ``notes``: messages for the user.
+    step, so later ones are not part of the run any more. ``notes``: messages for the user.
     """
 
     path: Path
@@ -126,7 +126,7 @@ def _stored(path: Path) -> Config:
     try:
         return load(path)
     except UserError as error:
-        raise UserError(f"{error}; if that file is no run's, choose another --save") from None
+        raise UserError(f"{error}; if that file is not a run's, choose another --save") from None
 
 
 def _refuse_step(config: Config, reason: str) -> None:

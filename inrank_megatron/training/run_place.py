@@ -1,4 +1,4 @@
-"""Whether a folder that is no run yet may become one: what is there already stays what it is."""
+"""Whether a folder that is not a run yet may become one: what is there already stays what it is."""
 
 import errno
 import os
@@ -40,8 +40,8 @@ def strangers(path: Path) -> list[str]:
     there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if taken := [name for name in there if name in NAMES]:
         raise UserError(
-            f"{path}: holds something that is no run, and {', '.join(taken)} would be written over; choose "
-            "another folder with --save"
+            f"{path}: holds something that is not a run, and {', '.join(taken)} would be written over; "
+            "choose another folder with --save"
         )
     refuse_unwritable(path)
     return there

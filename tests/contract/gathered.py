@@ -20,18 +20,18 @@ def full_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the state, whole. Collective: every rank goes through all of them in the same order."""
     master_weights = engine.master_weights
     for name, parameter in engine.parameters():
-        yield name, _whole(read_master_weight(parameter), parameter, engine)
+        yield name, _full(read_master_weight(parameter), parameter, engine)
         for key in master_weights.kind.moments:
-            yield f"{name}.{key}", _whole(master_weights.read(parameter, key), parameter, engine)
+            yield f"{name}.{key}", _full(master_weights.read(parameter, key), parameter, engine)
     for name, layer in engine.layers.items():
         if layer.weight is not None:
-            yield f"{name}.weight", _whole(read_value(layer.weight), layer.weight, engine)
+            yield f"{name}.weight", _full(read_value(layer.weight), layer.weight, engine)
     for name, pair in engine.initial.items():
         for leaf, initial in zip(("U0", "V0"), pair, strict=True):
-            yield f"{name}.{leaf}", _whole(initial, getattr(engine.layers[name], leaf[0]), engine)
+            yield f"{name}.{leaf}", _full(initial, getattr(engine.layers[name], leaf[0]), engine)
 
 
-def _whole(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
+def _full(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
     if getattr(like, "tensor_model_parallel", False):
         group = engine.parallel.tp_group
         tensor = gather_matrix(tensor, like.partition_dim, group, like.partition_stride)

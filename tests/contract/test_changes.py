@@ -345,8 +345,8 @@ def effective_weight(tensors: dict, layer: str) -> torch.Tensor:
 @pytest.mark.parametrize("setup", [setup for setup in SETUPS if setup.spectra], ids=str)
 def test_spectra_that_methods_decide_on_match_dense_ones(setup):
     """Those of dense matrices formed from the whole state, FP32 master weights in every precision. What was
-    never trained is no update: neither the first columns at the start nor columns that have just been added
-    show in that spectrum.
+    never trained is not an update: neither the first columns at the start nor columns that have just been
+    added show in that spectrum.
     """
     results = run_ranks(spectra, setup.layout.world_size, setup.layout, setup.settings)
     seen = results[0]

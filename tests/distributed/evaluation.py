@@ -41,8 +41,8 @@ def results(rank: int, world_size: int, tp: int, zero_stage: int = 1) -> tuple[l
     engine = _engine(world_size, tp, zero_stage)
     found = [evaluate(engine, windows(), rows=rows, limit=limit) for limit in (10, 3) for rows in (1, 4)]
     found += [evaluate(engine, windows(), rows=1, limit=4)]
-    whole = evaluate(engine, windows(), rows=1, limit=10, part=4)
-    assert whole.part == found[-1] and dataclasses.replace(whole, part=None) == found[0]
+    full = evaluate(engine, windows(), rows=1, limit=10, part=4)
+    assert full.part == found[-1] and dataclasses.replace(full, part=None) == found[0]
     stopped = evaluate(engine, windows(), rows=1, limit=10, stop=lambda: True)
     assert stopped is None and engine.model.training
     return [dataclasses.asdict(result) for result in found], _plain_loss(engine) if world_size == 1 else None

@@ -105,27 +105,27 @@ def build_layer(case: Case, *, tp_group: dist.ProcessGroup, output_size: int = O
     return layer.to(device())
 
 
-def cutter(case: Case, group: dist.ProcessGroup) -> Callable[[str, Tensor], Tensor]:
-    """``cut(name, whole)``: this rank's part, on its device."""
+def sharder(case: Case, group: dist.ProcessGroup) -> Callable[[str, Tensor], Tensor]:
+    """``shard(name, full)``: this rank's part, on its device."""
 
-    def cut(name: str, whole: Tensor) -> Tensor:
+    def shard(name: str, full: Tensor) -> Tensor:
         axis = case.axis(name)
-        return (whole if axis is None else whole.chunk(group.size(), axis)[group.rank()]).to(device())
+        return (full if axis is None else full.chunk(group.size(), axis)[group.rank()]).to(device())
 
-    return cut
+    return shard
 
 
 def filled_layer(case: Case, group: dist.ProcessGroup) -> nn.Module:
-    layer, cut = build_layer(case, tp_group=group), cutter(case, group)
+    layer, shard = build_layer(case, tp_group=group), sharder(case, group)
     with torch.no_grad():
-        for name, whole in full_tensors(case).items():
-            if whole is not None:
-                getattr(layer, name).copy_(cut(name, whole))
+        for name, full in full_tensors(case).items():
+            if full is not None:
+                getattr(layer, name).copy_(shard(name, full))
     return layer
 
 
 def train(
-    module: nn.Module, case: Case, optimizer: str, cut: Callable[[str, Tensor], Tensor]
+    module: nn.Module, case: Case, optimizer: str, shard: Callable[[str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """20 steps on a squared error, with new columns after 10. Returns outputs, gradients, final values."""
     torch_optimizer = {
@@ -136,12 +136,12 @@ def train(
     seen = {}
     for step in range(STEPS):
         if step == GROWTH_STEP:
-            grow(module, case, cut)
-        x = cut("x", sample(step, INPUTS, case)).clone().requires_grad_()
+            grow(module, case, shard)
+        x = shard("x", sample(step, INPUTS, case)).clone().requires_grad_()
         result = module(x)
         y = result[0] if isinstance(result, tuple) else result
         optimizer.zero_grad()
-        (0.5 * (y - cut("y", sample(step, OUTPUTS, case))).square().sum()).backward()
+        (0.5 * (y - shard("y", sample(step, OUTPUTS, case))).square().sum()).backward()
         seen[f"{step} y"], seen[f"{step} dx"] = y.detach(), x.grad
         for name, parameter in module.named_parameters():
             if getattr(parameter, "sequence_parallel", False):
@@ -153,11 +153,11 @@ def train(
 
 
 @torch.no_grad()
-def grow(module: nn.Module, case: Case, cut: Callable[[str, Tensor], Tensor]) -> None:
+def grow(module: nn.Module, case: Case, shard: Callable[[str, Tensor], Tensor]) -> None:
     numbers = torch.Generator().manual_seed(9)
     new = slice(ACTIVE, GROWN)
-    module.U[:, new] = cut("U", torch.randn(OUTPUTS, CAPACITY, generator=numbers).to(case.dtype))[:, new]
-    module.V[new] = cut("V", torch.randn(CAPACITY, INPUTS, generator=numbers).to(case.dtype))[new]
+    module.U[:, new] = shard("U", torch.randn(OUTPUTS, CAPACITY, generator=numbers).to(case.dtype))[:, new]
+    module.V[new] = shard("V", torch.randn(CAPACITY, INPUTS, generator=numbers).to(case.dtype))[new]
     if not isinstance(module, SerialFactorised):
         module.activate(GROWN)
 
@@ -165,11 +165,11 @@ def grow(module: nn.Module, case: Case, cut: Callable[[str, Tensor], Tensor]) ->
 def train_shards(rank: int, world_size: int, case: Case, optimizer: str) -> dict[str, Tensor]:
     group = join(world_size).tp_group
     layer = filled_layer(case, group)
-    return train(layer, case, optimizer, cutter(case, group))
+    return train(layer, case, optimizer, sharder(case, group))
 
 
 def train_oracle(case: Case, optimizer: str) -> dict[str, Tensor]:
-    return train(SerialFactorised(**full_tensors(case)), case, optimizer, lambda name, whole: whole)
+    return train(SerialFactorised(**full_tensors(case)), case, optimizer, lambda name, full: full)
 
 
 def merge(shards: list[dict[str, Tensor]], case: Case) -> dict[str, Tensor]:
@@ -188,24 +188,24 @@ def exact_products(rank: int, world_size: int, case: Case) -> tuple[list[int], l
     all gradients, of small whole numbers, which no sum rounds.
     """
     group = join(world_size).tp_group
-    cut, found, widths = cutter(case, group), [], []
+    shard, found, widths = sharder(case, group), [], []
     for tile_bytes in (factorised.TILE_BYTES, case.dtype.itemsize):
         layer = build_layer(case, tp_group=group)
         numbers = torch.Generator().manual_seed(3)
 
-        def whole(*shape: int, numbers=numbers) -> Tensor:
+        def full(*shape: int, numbers=numbers) -> Tensor:
             return torch.randint(-1, 2, shape, generator=numbers).to(case.dtype)
 
         with torch.no_grad():
             for name, tensor in full_tensors(case).items():
                 if tensor is not None:
-                    getattr(layer, name).copy_(cut(name, whole(*tensor.shape) * (tensor != 0)))
-        x = cut("x", whole(SEQUENCE, BATCH, INPUTS)).clone().requires_grad_()
+                    getattr(layer, name).copy_(shard(name, full(*tensor.shape) * (tensor != 0)))
+        x = shard("x", full(SEQUENCE, BATCH, INPUTS)).clone().requires_grad_()
         before, factorised.TILE_BYTES = factorised.TILE_BYTES, tile_bytes
         try:
             widths.append(layer.width)
             y = layer(x)[0]
-            (y * cut("y", whole(SEQUENCE, BATCH, OUTPUTS))).sum().backward()
+            (y * shard("y", full(SEQUENCE, BATCH, OUTPUTS))).sum().backward()
         finally:
             factorised.TILE_BYTES = before
         found.append([y.detach(), x.grad, layer.U.grad, layer.V.grad])
@@ -238,7 +238,7 @@ def collectives(rank: int, world_size: int, case: Case) -> tuple[list, list]:
     """What the forward and the backward pass of one layer send."""
     group = join(world_size).tp_group
     layer = filled_layer(case, group)
-    x = cutter(case, group)("x", sample(0, INPUTS, case)).clone().requires_grad_()
+    x = sharder(case, group)("x", sample(0, INPUTS, case)).clone().requires_grad_()
     with Wire() as forward:
         y = layer(x)[0]
     with Wire() as backward:

@@ -24,7 +24,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_planned_activation_bytes_match_saved_tensors(case):
-    """On a CPU RMSNorm is no fused kernel and keeps 2 h numbers per layer more."""
+    """On a CPU RMSNorm is not a fused kernel and keeps 2 h numbers per layer more."""
     world_size, settings, columns, frozen_base = CASES[case]
     for kept, planned in run_ranks(kept_and_planned, world_size, settings, columns, frozen_base):
         assert planned == pytest.approx(kept, rel=0.1)

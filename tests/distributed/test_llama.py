@@ -210,15 +210,15 @@ def sharded_state(rank: int, world_size: int, model: str) -> list[tuple]:
 @pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate"])
 def test_sharded_state_matches_full_tensors(model):
     """What Megatron's distributed checkpoints store of a layer does not depend on the ranks either."""
-    wholes = {}
+    gathered = {}
     for pieces in run_ranks(sharded_state, 2, model):
         for key, shape, offset, values in pieces:
             place = tuple(slice(o, o + size) for o, size in zip(offset, values.shape, strict=True))
-            wholes.setdefault(key, torch.full(shape, torch.nan))[place] = values
+            gathered.setdefault(key, torch.full(shape, torch.nan))[place] = values
     layer, weights = "decoder.layers.0.", result(model, "W0+UV", 1)["weights"]
     expected = {name.removeprefix(layer): w for name, w in weights.items() if name.startswith(layer)}
-    assert wholes.keys() == {name for name in expected if "linear" in name}
-    assert all(torch.equal(value, expected[name]) for name, value in wholes.items())
+    assert gathered.keys() == {name for name in expected if "linear" in name}
+    assert all(torch.equal(value, expected[name]) for name, value in gathered.items())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -20,8 +20,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("whole") / "run"
+def undisturbed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
     finished = launch([*RUN, *data, "--save", str(folder)])
     assert finished.process.returncode == 0, finished.stderr
     return folder
@@ -62,9 +62,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_resume_takes_the_newest_complete_checkpoint(whole, data, tmp_path, case):
+def test_resume_takes_the_newest_complete_checkpoint(undisturbed, data, tmp_path, case):
     damage, start, is_told = CASES[case]
-    run = shutil.copytree(whole, tmp_path / "run")
+    run = shutil.copytree(undisturbed, tmp_path / "run")
     root = run / "checkpoints"
     shutil.rmtree(root / "step_00000010")
     older = content(root / OLDER)
@@ -74,7 +74,7 @@ def test_resume_takes_the_newest_complete_checkpoint(whole, data, tmp_path, case
     assert f"resumed at step {int(start[-8:])}" in resumed.stdout
     said = [line for line in resumed.stdout.splitlines() if "skipped a broken checkpoint" in line]
     assert [NEWEST in line for line in said] == [True] * is_told
-    assert course(run) == course(whole)
+    assert course(run) == course(undisturbed)
     assert content(root / OLDER) == older and Checkpoint(root / NEWEST)
     assert not list(root.glob(".*"))
 

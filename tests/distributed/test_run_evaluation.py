@@ -17,10 +17,12 @@ def alone():
 
 def test_evaluation_matches_a_plain_loop(alone):
     found, plain = alone
-    for whole in found[:2]:
-        assert whole["loss"] == pytest.approx(plain, rel=1e-6)
-        assert whole["tokens"] == TOKENS - 1
-        assert whole["word_perplexity"] == pytest.approx(math.exp(plain * (TOKENS - 1) / WORDS), rel=1e-5)
+    for evaluation in found[:2]:
+        assert evaluation["loss"] == pytest.approx(plain, rel=1e-6)
+        assert evaluation["tokens"] == TOKENS - 1
+        assert evaluation["word_perplexity"] == pytest.approx(
+            math.exp(plain * (TOKENS - 1) / WORDS), rel=1e-5
+        )
     for part in found[2:4]:
         assert part["tokens"] == 3 * SEQUENCE and part["word_perplexity"] is None
         assert part["loss"] != pytest.approx(plain, rel=1e-3)

@@ -116,8 +116,8 @@ def expected_start(folder: Path) -> str | None:
     """The step of the newest complete checkpoint; None if none has been published."""
     root = folder / "checkpoints"
     replaced = {path.name[1:].partition(".")[0] for path in root.glob(".*.replaced")}
-    whole = [path for path in published(root) if Checkpoint(path)]
-    assert whole or not (root.is_dir() and replaced), (
+    complete = [path for path in published(root) if Checkpoint(path)]
+    assert complete or not (root.is_dir() and replaced), (
         "a complete checkpoint is only there under a hidden name"
     )
     newest, faults = newest_complete(root)
@@ -136,8 +136,8 @@ def after_a_stop(folder: Path, started: Launch) -> None:
 @pytest.mark.timeout(1200)
 def test_run_killed_at_every_moment_matches_the_undisturbed_run(tmp_path):
     run = [*RUN, *ALONE.flags, *data_flags(tmp_path / "data")]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert launch([*run, "--save", str(whole)]).process.returncode == 0
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert launch([*run, "--save", str(undisturbed)]).process.returncode == 0
     without_loss = None
     for moment in MOMENTS:
         started = go_on(run, killed, moment=moment)
@@ -150,7 +150,7 @@ def test_run_killed_at_every_moment_matches_the_undisturbed_run(tmp_path):
             without_loss = published(killed / "checkpoints")[0]
             assert Checkpoint(without_loss).state["validation_loss"] is None
     assert go_on(run, killed).process.returncode == 0
-    assert course(killed) == course(whole)
+    assert course(killed) == course(undisturbed)
     left = [step_of(path) for path in published(killed / "checkpoints")]
     assert left[:3] == [90, 88, 86] and len(left) in (3, 4), "the last three and the best"
     assert not list((killed / "checkpoints").glob(".*"))
@@ -163,13 +163,13 @@ def main(kills: int = 100, seed: int = 0) -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         data = data_flags(base / "data")
-        wholes = {}
+        undisturbed = {}
         for kind in cycle(random.sample(KINDS, len(KINDS))):
             run, ranks = [*RUN, *kind.flags, *data], {"launcher": kind.launcher, "num_procs": kind.num_procs}
-            if kind not in wholes:
-                wholes[kind] = base / f"whole-{len(wholes)}"
-                assert launch([*run, "--save", str(wholes[kind])], **ranks).process.returncode == 0
-            seconds = json.loads((wholes[kind] / "summary.json").read_text())["train_seconds"]
+            if kind not in undisturbed:
+                undisturbed[kind] = base / f"undisturbed-{len(undisturbed)}"
+                assert launch([*run, "--save", str(undisturbed[kind])], **ranks).process.returncode == 0
+            seconds = json.loads((undisturbed[kind] / "summary.json").read_text())["train_seconds"]
             folder = base / f"killed-{counts.total()}"
             for_this_run = min(-(-kills // len(KINDS)), kills - counts.total())
             while for_this_run and (moment := draw(folder, counts, seconds / for_this_run)):
@@ -181,7 +181,7 @@ def main(kills: int = 100, seed: int = 0) -> None:
                 what = f"{moment.phase} {moment.time}"
                 print(f"{counts.total()}: {kind.name}, {what}, step {last_step(folder)}", flush=True)
             assert go_on(run, folder, **ranks).process.returncode == 0
-            assert course(folder) == course(wholes[kind])
+            assert course(folder) == course(undisturbed[kind])
             print(f"the run killed {counts.total()} times in all so far is the undisturbed one", flush=True)
             if counts.total() >= kills:
                 break

@@ -36,9 +36,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, data):
+def undisturbed(tmp_path_factory, data):
     """A finished run on two ranks with tensor parallelism 2."""
-    folder = tmp_path_factory.mktemp("whole") / "run with spaces"
+    folder = tmp_path_factory.mktemp("undisturbed") / "run with spaces"
     args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(folder)]
     finished = launch(args, launcher="torchrun", num_procs=2)
     assert finished.process.returncode == 0, finished.stderr
@@ -46,7 +46,7 @@ def whole(tmp_path_factory, data):
     return folder
 
 
-def cut(run: Path, target: Path, *, step: int) -> Path:
+def copied(run: Path, target: Path, *, step: int) -> Path:
     """A copy of the run as it was after ``step``, records of later steps included, as after a kill."""
     shutil.copytree(run, target)
     for checkpoint in (target / "checkpoints").iterdir():
@@ -69,14 +69,14 @@ def close(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize(("step", "launcher", "num_procs"), [(4, "forked", 2), (12, "python", 1)])
-def test_resume_on_another_topology_matches(whole, data, tmp_path, step, launcher, num_procs):
-    run = cut(whole, tmp_path / "run", step=step)
+def test_resume_on_another_topology_matches(undisturbed, data, tmp_path, step, launcher, num_procs):
+    run = copied(undisturbed, tmp_path / "run", step=step)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
     resumed = launch(args, launcher=launcher, num_procs=num_procs)
     assert resumed.process.returncode == 0, resumed.stderr
     assert f"resumed at step {step}" in resumed.stdout
     assert "tensor_model_parallel_size 2 -> 1" in resumed.stdout
-    close(course(run), course(whole))
+    close(course(run), course(undisturbed))
 
 
 # At a rate at which training is smooth: one at which losses jump magnifies any rounding. At the checkpoint of
@@ -99,7 +99,7 @@ def long(tmp_path_factory, data):
 def test_resume_on_another_topology_and_zero_stage_matches_over_fifty_steps(
     long, data, tmp_path, step, phase
 ):
-    run = cut(long, tmp_path / "run", step=step)
+    run = copied(long, tmp_path / "run", step=step)
     args = [*LONG, *data, "--save", str(run), "--resume", "auto"]
     there = ["--tensor-model-parallel-size", "1", "--zero-stage", "3"]
     resumed = launch([*args, *there], num_procs=2)
@@ -115,9 +115,9 @@ def test_resume_on_another_topology_and_zero_stage_matches_over_fifty_steps(
     assert (state["identity"]["overlap_rank_check"], state["rank_check_under_way"]) == (True, step == 12)
 
 
-def test_resume_from_an_older_step_keeps_later_checkpoints(whole, data, tmp_path):
+def test_resume_from_an_older_step_keeps_later_checkpoints(undisturbed, data, tmp_path):
     """To a step that is named; later checkpoints stay until their step comes, and --resume can name them."""
-    run = cut(whole, tmp_path / "run", step=STEPS)
+    run = copied(undisturbed, tmp_path / "run", step=STEPS)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run)]
     absent = launch([*args, "--resume", "5"])
     assert absent.process.returncode == 1 and absent.stderr.count("\n") == 1
@@ -134,14 +134,14 @@ def test_resume_from_an_older_step_keeps_later_checkpoints(whole, data, tmp_path
     on = launch([*args, "--resume", "auto"])
     assert on.process.returncode == 0, on.stderr
     assert f"resumed at step {step}" in on.stdout
-    close(course(run), course(whole))
+    close(course(run), course(undisturbed))
 
 
 def test_bf16_resume_with_dropout_from_version_2_is_bitwise_equal(data, tmp_path):
     args = [*TINY, *data, "--bf16", "--hidden-dropout", "0.1", "--switch-iters", "6", "--save-interval", "4"]
     args += ["--train-iters", "8"]
     assert launch([*args, "--save", str(tmp_path / "a")], num_procs=2).process.returncode == 0
-    run = cut(tmp_path / "a", tmp_path / "b", step=4)
+    run = copied(tmp_path / "a", tmp_path / "b", step=4)
     newest = run / "checkpoints" / "step_00000004"
     checkpoint = Checkpoint(newest)  # as the version before had it
     tensors = dict(checkpoint.tensors(checkpoint.names))
@@ -157,8 +157,8 @@ def test_bf16_resume_with_dropout_from_version_2_is_bitwise_equal(data, tmp_path
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_resume_after_a_stop_in_the_last_evaluation(whole, data, tmp_path):
-    run = cut(whole, tmp_path / "run", step=STEPS)
+def test_resume_after_a_stop_in_the_last_evaluation(undisturbed, data, tmp_path):
+    run = copied(undisturbed, tmp_path / "run", step=STEPS)
     (run / "summary.json").unlink()
     metrics = run / "metrics.jsonl"
     kept = metrics.read_text().splitlines(keepends=True)[:-1]
@@ -167,11 +167,11 @@ def test_resume_after_a_stop_in_the_last_evaluation(whole, data, tmp_path):
     resumed = launch(args)
     assert resumed.process.returncode == 0, resumed.stderr
     assert metrics.read_text().startswith("".join(kept))
-    close(course(run), course(whole))
+    close(course(run), course(undisturbed))
 
 
-def test_finished_run_prints_a_command_that_extends_it(whole, data, tmp_path):
-    run = cut(whole, tmp_path / "run with spaces", step=STEPS)
+def test_finished_run_prints_a_command_that_extends_it(undisturbed, data, tmp_path):
+    run = copied(undisturbed, tmp_path / "run with spaces", step=STEPS)
     args = [*RUN, *data, "--tensor-model-parallel-size", "1", "--save", str(run), "--resume", "auto"]
     with FileLock(run / ".lock"):
         second = launch(args)
@@ -180,7 +180,7 @@ def test_finished_run_prints_a_command_that_extends_it(whole, data, tmp_path):
     finished = launch(args)
     assert finished.process.returncode == 0, finished.stderr
     assert f"has all its {STEPS} steps" in finished.stdout
-    assert course(run) == course(whole)
+    assert course(run) == course(undisturbed)
     go_on = next(line for line in finished.stdout.splitlines() if line.startswith("  go on"))
     command, *words = shlex.split(go_on.removeprefix("  go on"))
     assert (command, words[:3]) == ("deepspeed", ["--num_gpus", "2", "launch/pretrain_gpt2.py"])
@@ -210,20 +210,20 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("message", REFUSALS)
-def test_occupied_run_folder_is_refused_on_every_rank(whole, data, message):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(whole), *REFUSALS[message]]
+def test_occupied_run_folder_is_refused_on_every_rank(undisturbed, data, message):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    args = [*RUN, *data, "--tensor-model-parallel-size", "2", "--save", str(undisturbed), *REFUSALS[message]]
     refused = launch(args, num_procs=2)
     assert refused.process.returncode != 0
     for rank in (0, 1):
         lines = [line for line in refused.stderr.splitlines() if line.startswith(f"rank {rank}: ")]
         assert len(lines) == 1 and message in lines[0]
     assert 'pretrain_gpt2.py", line' not in refused.stderr, "a traceback"
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
-def test_changed_data_or_no_complete_checkpoint_is_refused(whole, data, tmp_path):
-    run = cut(whole, tmp_path / "run", step=4)
+def test_changed_data_or_no_complete_checkpoint_is_refused(undisturbed, data, tmp_path):
+    run = copied(undisturbed, tmp_path / "run", step=4)
     corpus = Path(data[1])
     text = corpus.read_text()
     args = [*RUN, *data, "--save", str(run), "--tensor-model-parallel-size", "1", "--resume", "auto"]

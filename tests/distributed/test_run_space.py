@@ -62,7 +62,7 @@ def test_full_or_read_only_disk_loses_no_checkpoint(disk, tmp_path):
     size(disk, "size=2300k")
     full = launch(run, num_procs=2)
     refused(full, "No space left on device")
-    whole = content(disk)
+    before = content(disk)
     saved = [path.name for path in published(disk)]
     assert saved and all(Checkpoint(path) for path in published(disk))
     assert not [path for path in disk.iterdir() if path.name.startswith(".")], "the unfinished one is gone"
@@ -71,7 +71,7 @@ def test_full_or_read_only_disk_loses_no_checkpoint(disk, tmp_path):
     )
     size(disk, "size=64m,ro")
     refused(launch(run, num_procs=2), "Read-only file system")
-    assert content(disk) == whole
+    assert content(disk) == before
     size(disk, "size=64m,rw")
     finished = launch([*run, "--keep-last", "1"], num_procs=2)
     assert finished.process.returncode == 0, finished.stderr

@@ -67,8 +67,8 @@ def stop(run: list[str], folder: Path, how: Stop, *, at: int) -> Launch:
 @pytest.mark.timeout(1200)
 def test_run_stopped_in_every_way_matches_the_undisturbed_run(tmp_path):
     run = [*RUN, *data_flags(tmp_path / "data")]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert launch([*run, "--save", str(whole)], num_procs=2).process.returncode == 0
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert launch([*run, "--save", str(undisturbed)], num_procs=2).process.returncode == 0
     for number, how in enumerate(STOPS, start=1):
         started = stop(run, stopped, how, at=EACH * number)
         if how.what == "SIGUSR1 to one rank":
@@ -79,4 +79,4 @@ def test_run_stopped_in_every_way_matches_the_undisturbed_run(tmp_path):
             assert "Traceback" not in started.stderr.split("rank 0: error")[0]
     finished = launch([*run, "--save", str(stopped), "--resume", "auto"], num_procs=2)
     assert finished.process.returncode == 0, finished.stderr
-    assert course(stopped) == course(whole)
+    assert course(stopped) == course(undisturbed)

@@ -154,9 +154,9 @@ def test_two_collectives_serve_all_layers(layers):
 
 
 def test_layers_beyond_the_memory_limit_are_batched():
-    whole, rounds = (run_ranks(messages_of_spectra, 2, 7, size) for size in (2**25, 3 * 2 * 256))
+    at_once, rounds = (run_ranks(messages_of_spectra, 2, 7, size) for size in (2**25, 3 * 2 * 256))
     assert [name for name, _ in rounds[0][0]] == ["reduce_scatter"] * 3 + ["all_gather"] * 3
-    assert all(map(torch.equal, rounds[0][1], whole[0][1]))
+    assert all(map(torch.equal, rounds[0][1], at_once[0][1]))
 
 
 def failure_message(rank: int, world_size: int, poisoned: int) -> str:
@@ -263,8 +263,8 @@ def test_truncation_from_shards_matches_dense(shares, dim):
         else:
             C = input_moment(TOKENS[number - 3], W.shape[1])
             best = oracle.output_error(W, torch.mm(*oracle.truncate_for_activations(W, C, r)), C)
-            whole = oracle.output_error(W, torch.zeros_like(W), C)
-            assert (oracle.output_error(W, left @ right, C) - best).abs() <= 1e-12 * whole
+            zero_error = oracle.output_error(W, torch.zeros_like(W), C)
+            assert (oracle.output_error(W, left @ right, C) - best).abs() <= 1e-12 * zero_error
         for result in results:
             assert torch.equal(result[1][number], results[0][1][number])
             assert torch.equal(result[0][number][2], results[0][0][number][2])

@@ -77,5 +77,5 @@ def test_feature_without_gradient_is_fitted_after_the_others():
     kept = torch.mm(*oracle.truncate_for_loss(W[weighed], C, D[weighed], RANK))
     basis = torch.linalg.svd(kept, full_matrices=False).Vh[:RANK]
     regression = W @ C @ basis.t() @ torch.linalg.inv(basis @ C @ basis.t()) @ basis
-    whole = torch.mm(*oracle.truncate_for_loss(W, C, D, RANK))
-    torch.testing.assert_close(whole, regression, rtol=0, atol=1e-3 * float(W.norm()))
+    truncated = torch.mm(*oracle.truncate_for_loss(W, C, D, RANK))
+    torch.testing.assert_close(truncated, regression, rtol=0, atol=1e-3 * float(W.norm()))

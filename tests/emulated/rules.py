@@ -198,11 +198,11 @@ class Rules(TorchDispatchMode):
 
     def _product(self, matrices: tuple[Tensor, Tensor]) -> None:
         for matrix in matrices:
-            apart = max(matrix.stride()[-2:])  # rows, or columns of a transposed matrix
+            distance = max(matrix.stride()[-2:])  # rows, or columns of a transposed matrix
             if matrix.dtype == torch.float32 and matrix.dim() == 2:
                 place, line = place_now()
                 self.log.wide.setdefault(self.log.phase, []).append(f"{place} (line {line})")
-            if matrix.itemsize == 2 and any(size % TILE for size in (*matrix.shape[-2:], apart)):
+            if matrix.itemsize == 2 and any(size % TILE for size in (*matrix.shape[-2:], distance)):
                 place, line = place_now()
                 shapes = " x ".join(f"{tuple(m.shape)} of strides {m.stride()}" for m in matrices)
                 self.log.misaligned.setdefault(self.log.phase, []).append(f"{place} (line {line}): {shapes}")

@@ -162,20 +162,20 @@ def difference(
             tensor-parallel groups compute different ones.
     """
     for phase in sorted((one.keys() | other.keys()) - {"resumed"}):
-        apart = of_replicas and not phase.startswith("step")
-        mine, theirs = (_common(entries.get(phase, []), apart=apart) for entries in (one, other))
+        without_tp = of_replicas and not phase.startswith("step")
+        mine, theirs = (_common(entries.get(phase, []), without_tp=without_tp) for entries in (one, other))
         for number, (a, b) in enumerate(itertools.zip_longest(mine, theirs)):
             if a != b:
                 return f"{phase}, collective {number}: {a} and {b}"
     return None
 
 
-def _common(entries: list[Collective], *, apart: bool) -> list[Collective]:
+def _common(entries: list[Collective], *, without_tp: bool) -> list[Collective]:
     """Those in which both ranks take part as each other's likes."""
     return [
         entry
         for entry in entries
-        if not entry.group.endswith(" of 1") and not (apart and entry.group.startswith("tp"))
+        if not entry.group.endswith(" of 1") and not (without_tp and entry.group.startswith("tp"))
     ]
 
 
@@ -184,7 +184,7 @@ def test_a_difference_of_two_ranks_is_found(fault):
     """Planted in what a rank has called in its last step."""
     calls = seen("fp32 ZeRO 1").collectives
     assert difference(calls, calls, of_replicas=True) is None
-    planted = {phase: _common(entries, apart=False) for phase, entries in calls.items()}
+    planted = {phase: _common(entries, without_tp=False) for phase, entries in calls.items()}
     last = planted[AFTER]
     [((shape, kind), *others)] = [last[-1].tensors]
     number = next(i for i in range(len(last) - 1) if last[i] != last[i + 1])

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from tests.fuzz.bounds import Unending
-from tests.fuzz.readers import Reader, Tally, attack, whole
+from tests.fuzz.readers import Reader, Tally, attack, intact
 
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
 BATCH = 20
@@ -49,7 +49,7 @@ def _one(reader: Reader, *, seconds: float, first: int) -> int:
     faults: dict[tuple, str] = {}
     tally, end = Tally(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        original, scratch = whole(reader, Path(folder, "made")), Path(folder, "scratch")
+        original, scratch = intact(reader, Path(folder, "made")), Path(folder, "scratch")
         for seed in itertools.count(first):
             if time.monotonic() > end:
                 break

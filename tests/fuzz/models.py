@@ -53,7 +53,7 @@ adapter = exported(peft, "gpt2", "first phase")
 distributed = exported(megatron, "gpt2", "second phase")
 
 
-def foreign(root: Path) -> Path:
+def with_arguments(root: Path) -> Path:
     """As Megatron-LM leaves it: its arguments say what the model is."""
     folder = distributed(root)
     (folder / megatron.RUN_RECORD).unlink()
@@ -114,7 +114,7 @@ def read(path: Path) -> Any:
 
 
 def read_with_pickles(path: Path) -> Any:
-    """The same with the user's leave for what is no data: it is left out, and nothing runs."""
+    """The same with the user's leave for what is not data: it is left out, and nothing runs."""
     return read_weights(path, Options(allow_pickle=True))[1].shapes
 
 

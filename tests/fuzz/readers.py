@@ -50,12 +50,12 @@ class Tally:
     read: int = 0
 
 
-def whole(reader: Reader, root: Path) -> Path:
-    """A whole input of the reader's under ``root``, which it reads."""
+def intact(reader: Reader, root: Path) -> Path:
+    """An intact input of the reader's under ``root``, which it reads."""
     folder = root / reader.name.replace(" ", "-")
     folder.mkdir(parents=True)
     path = reader.make(folder)
-    result = reader.read(copied(path, root / "whole" / folder.name / path.name))
+    result = reader.read(copied(path, root / "intact" / folder.name / path.name))
     assert not isinstance(result, UserError)
     return path
 

@@ -24,7 +24,7 @@ from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from tests.fuzz.bounds import outcome
 from tests.fuzz.mutate import DEEPER, JSON, damages
-from tests.fuzz.readers import Reader, attack, whole
+from tests.fuzz.readers import Reader, attack, intact
 from tests.unit.interop.models import make_tokenizer
 
 ROWS = [f"Row {n}: the quick brown fox jumps over the lazy dog. Ümläute {n * n}." for n in range(40)]
@@ -150,7 +150,7 @@ READERS = (
 
 @pytest.mark.parametrize("reader", READERS, ids=str)
 def test_damaged_data_are_read_or_refused(reader, tmp_path):
-    tally = attack(reader, whole(reader, tmp_path / "made"), tmp_path / "scratch", examples=reader.examples)
+    tally = attack(reader, intact(reader, tmp_path / "made"), tmp_path / "scratch", examples=reader.examples)
     assert tally.refused
 
 

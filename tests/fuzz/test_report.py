@@ -8,7 +8,7 @@ from inrank_megatron.reporting.report import write_report
 from inrank_megatron.reporting.run import read_run
 from inrank_megatron.training.closing import last_lines
 from tests.fuzz.mutate import JSON, YAML, damages
-from tests.fuzz.readers import Reader, attack, whole
+from tests.fuzz.readers import Reader, attack, intact
 from tests.unit.conftest import write_run
 
 
@@ -40,4 +40,4 @@ READERS = (
 
 @pytest.mark.parametrize("reader", READERS, ids=str)
 def test_damaged_run_folders_are_reported_or_refused(reader, tmp_path):
-    attack(reader, whole(reader, tmp_path / "made"), tmp_path / "scratch", examples=reader.examples)
+    attack(reader, intact(reader, tmp_path / "made"), tmp_path / "scratch", examples=reader.examples)

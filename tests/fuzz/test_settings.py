@@ -16,7 +16,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from tests.fuzz.mutate import JSON, YAML, Damage, damages
-from tests.fuzz.readers import Reader, attack, whole
+from tests.fuzz.readers import Reader, attack, intact
 
 SIZES = {
     "lr_warmup_iters": 0,
@@ -92,5 +92,5 @@ READERS = (
 
 @pytest.mark.parametrize("reader", READERS, ids=str)
 def test_damaged_settings_are_read_or_refused(reader, tmp_path):
-    tally = attack(reader, whole(reader, tmp_path / "made"), tmp_path / "scratch", examples=reader.examples)
+    tally = attack(reader, intact(reader, tmp_path / "made"), tmp_path / "scratch", examples=reader.examples)
     assert tally.refused and tally.read

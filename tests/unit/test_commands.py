@@ -18,8 +18,9 @@ import pytest
 from inrank_megatron.benchmarks.command import NOTES as BENCHMARKS
 from inrank_megatron.benchmarks.command import _parse as parse_bench
 from inrank_megatron.config.checks import check
-from inrank_megatron.config.cli import Launch, build_parser, parse
+from inrank_megatron.config.cli import Launch, parse
 from inrank_megatron.config.cluster import parse_cluster
+from inrank_megatron.config.flags import build_parser
 from inrank_megatron.config.plan import make_plan, render
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.vocabulary import planned_vocabulary

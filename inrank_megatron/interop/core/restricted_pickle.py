@@ -72,7 +72,7 @@ def load_metadata(path: Path, *, allow_pickle: bool) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path}: is damaged ({type(error).__name__}); name a complete checkpoint") from None
     if type(metadata) is not Metadata or not isinstance(metadata.state_dict_metadata, dict):
-        raise UserError(f"{path}: is no list of a checkpoint's tensors; name a complete checkpoint")
+        raise UserError(f"{path}: is not a list of a checkpoint's tensors; name a complete checkpoint")
     return metadata
 
 

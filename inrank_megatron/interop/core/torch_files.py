@@ -60,7 +60,7 @@ def load(path: Path, options: Options, *, known: Collection[str] = ()) -> Any:
 
 
 def as_data(path: Path, options: Options, *, known: Collection[str] = ()) -> AbstractContextManager:
-    """A context in which torch's loader of plain weights opens ``path``, with stand-ins for what is no data.
+    """A context in which torch's loader of plain weights opens ``path``, with stand-ins for what is not data.
 
     Raises:
         UserError: the file names something that is not ``known``, and the options do not allow it.
@@ -68,8 +68,8 @@ def as_data(path: Path, options: Options, *, known: Collection[str] = ()) -> Abs
     unsafe_globals = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     if (unknown := sorted(set(unsafe_globals) - set(known))) and not options.allow_pickle:
         raise UserError(
-            f"{path}: names {', '.join(unknown)}, which is no data; if the file is as its writer left it, "
-            "give --allow-pickle (such objects are left out, and nothing of theirs runs)"
+            f"{path}: names {', '.join(unknown)}, which is not plain data; if the file is as its writer left "
+            "it, give --allow-pickle (such objects are left out, and nothing of theirs runs)"
         )
     return torch.serialization.safe_globals([(_stand_in(name), name) for name in unsafe_globals])
 
@@ -109,7 +109,7 @@ def check_zip(file: Path | IO[bytes]) -> None:
 
 
 def check_tensors(content: Any, *, file_bytes: int) -> None:
-    """Raise ValueError for a tensor that is no plain one, or for more elements than the file can hold:
+    """Raise ValueError for a tensor that is not a plain one, or for more elements than the file can hold:
     strides of zero make terabytes of four bytes.
     """
     storages: dict[int, int] = {}

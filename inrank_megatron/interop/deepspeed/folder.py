@@ -79,7 +79,7 @@ def _tag(path: Path) -> Path:
     tag = (path / LATEST).read_text(errors="replace").strip()[:200]
     folder = path / tag
     if Path(tag).name != tag or tag == ".." or folder.is_symlink() or not folder.is_dir():
-        raise UserError(f"{path / LATEST}: says {tag!r}, and that is no folder next to it; name one that is")
+        raise UserError(f"{path / LATEST}: says {tag!r}, which is not a folder next to it; name one that is")
     return folder
 
 

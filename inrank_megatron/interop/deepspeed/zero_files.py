@@ -139,7 +139,7 @@ def open_ranks(folder: Path, options: Options) -> list[TensorParallelRank]:
     """The tensor-parallel ranks of a tag's folder, in order.
 
     Raises:
-        UserError: files are missing, are of several saves, or name what is no data.
+        UserError: files are missing, are of several saves, or name what is not data.
     """
     found: dict[tuple[int, str], dict[int, Path]] = {}
     partitioned = False
@@ -190,7 +190,7 @@ def _in_order(folder: Path, files: dict[int, Path], options: Options) -> list[di
         raise UserError(f"{folder}: files of data-parallel ranks {sorted(files)} alone; put the others back")
     states = [load(files[index], options, known=KNOWN) for index in range(len(files))]
     if not all(isinstance(state, dict) for state in states):
-        raise UserError(f"{folder}: {files[0].name} is no state of DeepSpeed; name a folder that it saved")
+        raise UserError(f"{folder}: {files[0].name} is not a state of DeepSpeed; name a folder that it saved")
     return states
 
 

@@ -198,8 +198,8 @@ def _specs(path: Path, config: Config, listed: dict, buffers: dict) -> dict[str,
     for name, entry in listed.items():
         if name not in linears:
             raise UserError(
-                f"{path / CONFIG}: factors: {name}: is no linear that can be factorised here; name an export "
-                "of this project"
+                f"{path / CONFIG}: factors: {name}: is not a linear that can be factorised here; name an "
+                "export of this project"
             )
         columns, base = entry["rank"], entry["base"]
         rank = columns - buffers.get(name, 0)

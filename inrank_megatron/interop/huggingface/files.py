@@ -64,7 +64,7 @@ class SafetensorsFolder:
         path = self.folder / file
         try:
             with safe_open(path, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118, the handle is no mapping
+                for name in handle.keys():  # noqa: SIM118, the handle is not a mapping
                     tensor = handle.get_slice(name)
                     if tensor.get_dtype() not in READABLE:
                         raise UserError(

@@ -141,8 +141,12 @@ class FactorisedLinear(nn.Module):
         )
         self.full_factor = FullFactor(tp_group)
         self.active_columns, self.capacity = factors.active_columns, factors.capacity
-        n = tp_group.size()
-        for size, parts in ((input_size, n), (output_size, n * stride)):
+        self._make_parameters(config, bias=bias, frozen_base=factors.frozen_base, stride=stride)
+
+    def _make_parameters(self, config, *, bias: bool, frozen_base: bool, stride: int) -> None:
+        """Zeros of this rank's shapes, with the attributes by which Megatron knows how they are sharded."""
+        n, o, i = self.tp_group.size(), self.output_size, self.input_size
+        for size, parts in ((i, n), (o, n * stride)):
             if size % parts:
                 raise ValueError(f"feature size {size} is not divisible by the {n} tensor-parallel ranks")
 
@@ -155,19 +159,19 @@ class FactorisedLinear(nn.Module):
                 result.partition_stride = stride
             return result
 
-        self.U = parameter((output_size // n, factors.capacity), partition_dim=0, stride=stride)
-        self.V = parameter((factors.capacity, input_size // n), partition_dim=1)
+        self.U = parameter((o // n, self.capacity), partition_dim=0, stride=stride)
+        self.V = parameter((self.capacity, i // n), partition_dim=1)
         self.weight = None
-        if factors.frozen_base:
-            shape = (output_size, input_size // n) if self.row_parallel else (output_size // n, input_size)
+        if frozen_base:
+            shape = (o, i // n) if self.row_parallel else (o // n, i)
             self.weight = parameter(shape, partition_dim=1 if self.row_parallel else 0, stride=stride)
             self.weight.requires_grad_(False)
         self.bias = None
         if bias and self.row_parallel:
-            self.bias = parameter((output_size,))
+            self.bias = parameter((o,))
             self.bias.sequence_parallel = config.sequence_parallel
         elif bias:
-            self.bias = parameter((output_size // n,), partition_dim=0, stride=stride)
+            self.bias = parameter((o // n,), partition_dim=0, stride=stride)
 
     def _refuse_unsupported(self, given: Mapping[str, object]) -> None:
         if unknown := given.keys() - self.supported.keys() - UNUSED:

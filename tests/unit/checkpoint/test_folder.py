@@ -35,7 +35,7 @@ def write(root, step, **state):
     return writer.publish({"step": step, **state})
 
 
-def assert_whole(path, **state):
+def assert_complete(path, **state):
     checkpoint = Checkpoint(path)
     read = dict(checkpoint.tensors(checkpoint.names))
     assert read.keys() == TENSORS.keys()
@@ -51,14 +51,14 @@ def test_round_trip_is_exact(tmp_path, monkeypatch, file_bytes):
     monkeypatch.setattr(writing, "FILE_BYTES", file_bytes)
     path = write(tmp_path, 7, note="x")
     assert path == tmp_path / "step_00000007"
-    assert_whole(path, step=7, note="x")
+    assert_complete(path, step=7, note="x")
     assert len(list(path.glob("*.safetensors"))) == {1: 3, 50: 2}.get(file_bytes, 1)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 def test_rewriting_a_step_replaces_it(tmp_path):
     write(tmp_path, 7, note="old")
-    assert_whole(write(tmp_path, 7, note="new"), note="new")
+    assert_complete(write(tmp_path, 7, note="new"), note="new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000007"]
 
 
@@ -114,7 +114,7 @@ DAMAGE = {
     "missing": lambda path: (path / "index.json").unlink(),
     "folder instead of a file": lambda path: ((path / "state.json").unlink(), (path / "state.json").mkdir()),
     "no manifest": lambda path: (path / "manifest.json").unlink(),
-    "manifest is no JSON": lambda path: (path / "manifest.json").write_bytes(b"\x00\xff{"),
+    "manifest is not JSON": lambda path: (path / "manifest.json").write_bytes(b"\x00\xff{"),
     "manifest is a list": lambda path: (path / "manifest.json").write_text("[]"),
     "manifest without files": edit_manifest(lambda manifest: manifest.update(files={})),
     "manifest with a list of files": edit_manifest(lambda manifest: manifest.update(files=["state.json"])),
@@ -135,7 +135,7 @@ def test_damaged_checkpoint_is_skipped_with_a_message(tmp_path, damage):
     found, faults = newest_complete(tmp_path)
     assert found == older
     assert len(faults) == 1 and "step_00000012" in faults[0] and "\n" not in faults[0]
-    assert_whole(older, step=3)
+    assert_complete(older, step=3)
 
 
 @pytest.mark.parametrize("reason", ["another version", "not readable"])
@@ -180,12 +180,12 @@ def test_only_published_checkpoints_count(tmp_path):
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     killed = CheckpointWriter(tmp_path, 4)
     killed.add("w", TENSORS["w"])
-    whole, replaced = write(tmp_path, 6), write(tmp_path, 8, note="older")
+    complete, replaced = write(tmp_path, 6), write(tmp_path, 8, note="older")
     replaced.rename(tmp_path / ".step_00000008.replaced")
-    shutil.copytree(whole, tmp_path / ".step_00000006.replaced")
+    shutil.copytree(complete, tmp_path / ".step_00000006.replaced")
     tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000006", "step_00000008"]
-    assert_whole(replaced, note="older")
+    assert_complete(replaced, note="older")
 
 
 def test_failed_write_is_reported_and_keeps_older_checkpoints(tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_failed_write_is_reported_and_keeps_older_checkpoints(tmp_path, monkeypa
     with pytest.raises(UserError, match=r"step_00000004: the checkpoint cannot be written .*No such file"):
         writer.publish({})
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
-    assert_whole(older)
+    assert_complete(older)
 
 
 def test_unwritable_root_is_reported_at_publish(tmp_path):

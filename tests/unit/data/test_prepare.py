@@ -129,7 +129,7 @@ def test_short_files_are_joined(settings, tmp_path: Path, tokenizer_folder: Path
     assert (train.num_documents, train.num_sequences) == (50, 50)
     assert train.num_words == sum(len(text.split()) + text.count("\n") for text in texts)
     TrainBatches(data.train, seq_length=100, global_batch_size=4, seed=0)
-    assert data.notes == (f"{tmp_path / 'notes'}: 1 file is no data and left out (README.md)",)
+    assert data.notes == (f"{tmp_path / 'notes'}: 1 file is not data and left out (README.md)",)
     parts = prepare(settings(data_path=[f"{tmp_path}/notes/??.txt"], **shared))
     held_out = [number for number in range(50) if number % 5 == 2]
     expected = [documents[number] for number in range(50) if number not in held_out]
@@ -159,7 +159,7 @@ def test_a_folder_that_holds_the_cache(settings, tmp_path: Path, tokenizer_folde
     config = settings(data_path=[tmp_path], tokenizer=str(tokenizer_folder), split="1")
     made, found = prepare(config), prepare(config)
     assert made.folder == found.folder
-    assert made.notes == (f"{tmp_path}: 1 file is no data and left out (cache/)",)
+    assert made.notes == (f"{tmp_path}: 1 file is not data and left out (cache/)",)
 
 
 KEYS = {"one": "392c5e50a241b708", "several": "81bb595af011830f"}
@@ -376,7 +376,7 @@ def test_faulty_token_files(settings, tmp_path: Path, tokenizer_folder: Path) ->
     os.truncate(f"{prefix}.idx", 40)
     assert "does not have the size" in fault(config)
     Path(f"{prefix}.idx").write_bytes(b"no index")
-    assert "no Megatron index" in fault(config)
+    assert "not a Megatron index" in fault(config)
 
 
 def test_texts_without_text(settings, tmp_path: Path) -> None:

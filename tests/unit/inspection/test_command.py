@@ -107,11 +107,11 @@ def test_ratio_and_spectrum_are_those_of_the_dense_matrices(run, tracked):
 def test_cost_is_that_of_the_plan(run):
     found, config = inspect(run), configuration()
     columns = {FC1: COLUMNS, FC2: COLUMNS}
-    whole = costs.parameters(config, VOCABULARY, ranks=columns, frozen_base=True).total
+    total = costs.parameters(config, VOCABULARY, ranks=columns, frozen_base=True).total
     dense = costs.parameters(config, VOCABULARY).total
-    assert (found.parameters, found.dense_parameters) == (whole, dense)
+    assert (found.parameters, found.dense_parameters) == (total, dense)
     linears = [row.parameters + row.frozen_parameters - row.dense_parameters for row in found.layers]
-    assert sum(linears) == whole - dense
+    assert sum(linears) == total - dense
     flops = [row.flops_per_token - row.dense_flops_per_token for row in found.layers]
     assert sum(flops) == found.flops_per_token - found.dense_flops_per_token
 

@@ -183,7 +183,7 @@ def test_convert_tool_prints_the_proof(run, tmp_path):
     assert failed.returncode == 1 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
     unknown = tool("a-name/that-nobody-has", tmp_path / "new", "--format", "run")
     assert unknown.returncode == 1 and unknown.stderr.startswith(
-        "error: a-name/that-nobody-has: is no folder"
+        "error: a-name/that-nobody-has: is not a folder"
     )
     assert unknown.stderr.count("\n") == 1
 
@@ -206,7 +206,9 @@ def test_a_name_of_the_hub_is_what_was_downloaded_before(tmp_path, monkeypatch):
     assert located(str(tmp_path)) == tmp_path
     for absent in ("./someone/tiny", "/no/such/folder"):
         assert located(absent) == Path(absent)
-    with pytest.raises(UserError, match=r"^someone/else: is no folder here and cannot be had from the hub"):
+    with pytest.raises(
+        UserError, match=r"^someone/else: is not a folder here and cannot be had from the hub"
+    ):
         located("someone/else")
 
 

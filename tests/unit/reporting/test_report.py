@@ -143,7 +143,7 @@ def test_a_report_replaces_the_last_one_whole(make_run: Callable[..., Path]) -> 
 
 
 def test_what_cannot_be_read_is_one_clear_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         write_report(tmp_path / "absent")
     run_dir = make_run()
     for name, content in (

@@ -26,6 +26,6 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("precious")
     done = report(tmp_path)
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "no run folder" in done.stderr
+    assert done.stderr.count("\n") == 1 and "not a run folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "precious"

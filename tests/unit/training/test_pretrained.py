@@ -54,7 +54,7 @@ def test_a_checkpoint_itself(run):
     assert folder == older
     weights = read_pretrained(folder, config_of(older))
     assert torch.equal(weights("w", (3,)), torch.ones(3))
-    weights.account({"w": (3,)})  # a moment is no weight
+    weights.account({"w": (3,)})  # a moment is not a weight
     with pytest.raises(UserError, match=r"model: 1 \(w is \[3\] there, \[4\] here"):
         weights.account({"w": (4,)})
 
@@ -69,7 +69,7 @@ def refuse(config: Config, *words: str) -> None:
 
 def test_what_is_no_dense_run_is_refused(run, tmp_path):
     refuse(config_of(tmp_path / "absent"), "there is no such folder")
-    refuse(config_of(tmp_path), "no run folder")
+    refuse(config_of(tmp_path), "not a run folder")
     last = run / "checkpoints" / "step_00000004"
     (last / "state.json").unlink()
     refuse(config_of(last), "missing, truncated or altered")

@@ -109,7 +109,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"another run .*switch_iters None there, 7 here"):
         choose(resumed(config, method="inrank-efficient", switch_iters=7))
     (tmp_path / "run" / "config.yaml").unlink()
-    with pytest.raises(UserError, match="something that is no run"):
+    with pytest.raises(UserError, match="something that is not a run"):
         choose(resumed(config))
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

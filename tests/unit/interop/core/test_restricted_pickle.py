@@ -1,4 +1,4 @@
-"""Files of other programs are pickles: none of them runs anything, and what is no data is refused by name."""
+"""Files of other programs are pickles: none of them runs anything, and what is not data is refused."""
 
 import collections
 import os

@@ -1,4 +1,4 @@
-"""What is no model that a run can have, or no complete one, is refused by name before anything is written."""
+"""What is not a complete model that a run can have is refused by name before anything is written."""
 
 import json
 from pathlib import Path
@@ -135,10 +135,10 @@ def test_pickled_weights_are_refused(saved):
 def test_files_that_are_damaged_or_not_there(saved):
     folder = saved("gpt2")
     path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
     refuse(folder, "model.safetensors: cannot be read")
-    path.write_bytes(whole)
+    path.write_bytes(content)
     index = {"weight_map": dict.fromkeys(load_file(path), "model.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     hf_dense.open_weights(folder, OPTIONS)

@@ -144,7 +144,7 @@ def test_a_model_without_factors_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"factors": {"h.7.mlp.c_fc": {"rank": 3, "base": True}}}, "factors: h.7.mlp.c_fc: is no linear"),
+        ({"factors": {"h.7.mlp.c_fc": {"rank": 3, "base": True}}}, "factors: h.7.mlp.c_fc: is not a linear"),
         ({"factors": {"h.0.mlp.c_fc": {"rank": "3", "base": True}}}, "must give rank and base"),
         ({"buffers": {"h.0.mlp.c_fc": 3}}, "buffers: h.0.mlp.c_fc: 3: must be"),
         ({"buffers": {"h.9.mlp.c_fc": 1}}, "buffers: h.9.mlp.c_fc: 1: must be"),

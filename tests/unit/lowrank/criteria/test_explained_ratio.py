@@ -17,16 +17,16 @@ def variance(values: list[float]) -> float:
 
 def released_ratio(spectrum: list[float], r: int, length: int) -> float:
     """The authors' criterion, as slowly as can be: the whole vector, its first r entries zeroed."""
-    whole = [spectrum[i] if i < len(spectrum) else 0.0 for i in range(length)]
-    tail = [0.0 if i < r else value for i, value in enumerate(whole)]
-    return 1.0 - variance(tail) / variance(whole)
+    padded = [spectrum[i] if i < len(spectrum) else 0.0 for i in range(length)]
+    tail = [0.0 if i < r else value for i, value in enumerate(padded)]
+    return 1.0 - variance(tail) / variance(padded)
 
 
 def window_ratio(spectrum: list[float], r: int, start: int, buffer: int, window: str) -> float:
     """Equation 7: entries r+1 ... over entries 1 ..., up to r+b (sliding) or start+b (fixed)."""
     end = r + buffer if window == "sliding" else start + buffer
-    whole = [spectrum[i] if i < len(spectrum) else 0.0 for i in range(end)]
-    return 1.0 - variance(whole[r:]) / variance(whole) if r < end else 1.0
+    padded = [spectrum[i] if i < len(spectrum) else 0.0 for i in range(end)]
+    return 1.0 - variance(padded[r:]) / variance(padded) if r < end else 1.0
 
 
 @pytest.fixture(params=range(5), ids="seed{}".format)

@@ -62,7 +62,7 @@ SHARES = {
 }
 
 
-def own_shares(
+def local_shards(
     rank: int, left: Tensor, right: Tensor, shares: tuple[list[int], list[int]]
 ) -> tuple[Tensor, Tensor]:
     return left.split(shares[0])[rank], right.split(shares[1], dim=1)[rank]
@@ -71,7 +71,7 @@ def own_shares(
 def gram_of_triangle(
     rank: int, world_size: int, left: Tensor, right: Tensor, shares
 ) -> tuple[Tensor, Tensor]:
-    own = own_shares(rank, left, right, shares)
+    own = local_shards(rank, left, right, shares)
     r = [factors.triangular_factor(t, dist.group.WORLD) for t in (own[0], own[1].t())]
     return r[0].t() @ r[0], r[1].t() @ r[1]
 
@@ -98,7 +98,7 @@ def test_values_that_are_not_finite_are_named(poison):
         factors.check_finite(matrix, what="factor U of layer 3 at step 7")
 
 
-def cut_and_gathered(rank: int, world_size: int, matrix: Tensor, dim: int, stride: int) -> tuple:
+def sharded_and_gathered(rank: int, world_size: int, matrix: Tensor, dim: int, stride: int) -> tuple:
     shard = factors.shard_matrix(matrix, dim, dist.group.WORLD, stride)
     return shard, factors.gather_matrix(shard, dim, dist.group.WORLD, stride)
 
@@ -109,7 +109,7 @@ def cut_and_gathered(rank: int, world_size: int, matrix: Tensor, dim: int, strid
 def test_gathered_shards_are_the_matrix(world_size, dim, stride):
     """Of each of the parts that lie one after the other a rank has its share, as Megatron splits SwiGLU's."""
     matrix = torch.arange(128.0).view(8, 16)
-    results = run_ranks(cut_and_gathered, world_size, matrix, dim, stride)
+    results = run_ranks(sharded_and_gathered, world_size, matrix, dim, stride)
     for rank, (shard, full) in enumerate(results):
         parts = [part.chunk(world_size, dim)[rank] for part in matrix.chunk(stride, dim)]
         assert torch.equal(shard, torch.cat(parts, dim))

@@ -95,18 +95,18 @@ def test_activation_aware_truncation_reaches_the_minimum(shape, tokens, r, dim):
     """A moment of 15 tokens has rank 15: past it nothing is left to explain, and nothing breaks down."""
     W, C = normal(*shape), second_moment(shape[1], tokens)
     result, energies = run_ranks(truncated, 1, W, dim, moment_of(W, C, dim), r)[0]
-    whole = oracle.output_error(W, torch.zeros_like(W), C)
+    zero_error = oracle.output_error(W, torch.zeros_like(W), C)
     least = oracle.output_error(W, torch.mm(*oracle.truncate_for_activations(W, C, r)), C)
     reached = oracle.output_error(W, result.left @ result.right, C)
-    assert (reached - least).abs() <= 1e-12 * whole
+    assert (reached - least).abs() <= 1e-12 * zero_error
     assert_balanced(result)
     assert (result.left.norm(dim=0) > 1e-3).all()  # a zero column could never learn
     ratios = truncation.explained_ratios(energies)
-    torch.testing.assert_close(ratios[r], 1 - reached / whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ratios[r], 1 - reached / zero_error, rtol=0, atol=1e-12)
     assert torch.equal(ratios[[0, -1]], torch.tensor([0.0, 1.0], dtype=torch.float64))
     expected = oracle.output_energies(W, C)
     known = min(len(expected), len(energies))
-    torch.testing.assert_close(energies[:known], expected[:known], rtol=0, atol=1e-12 * float(whole))
+    torch.testing.assert_close(energies[:known], expected[:known], rtol=0, atol=1e-12 * float(zero_error))
 
 
 def test_activations_change_what_is_kept():
