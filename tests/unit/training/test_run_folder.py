@@ -285,7 +285,7 @@ def test_the_configuration_of_another_program(tmp_path):
 def test_what_a_run_would_write_over_is_named(tmp_path, name):
     (tmp_path / "log.txt").write_text("")
     (tmp_path / name).write_text("of another program")
-    with pytest.raises(UserError, match=f"no run, and {name} would be written over"):
+    with pytest.raises(UserError, match=f"not a run, and {name} would be written over"):
         choose(config_of(tmp_path))
     assert (tmp_path / name).read_text() == "of another program"
 

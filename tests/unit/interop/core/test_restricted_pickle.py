@@ -164,7 +164,7 @@ def test_other_folders_are_told_apart(tmp_path, folder):
     (tag / "mp_rank_01_model_states.pt").write_bytes(b"")
     assert format_of(tag) is deepspeed_folder
     (tag.parent / "latest").write_text("../made")
-    with pytest.raises(UserError, match="no folder next to it"):
+    with pytest.raises(UserError, match="not a folder next to it"):
         deepspeed_folder.open_weights(tag.parent, Options())
 
 
