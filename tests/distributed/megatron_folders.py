@@ -4,6 +4,7 @@ from.
 
 import gc
 import multiprocessing
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +36,7 @@ from tests.distributed.gpt_parity import (
     weights,
 )
 from tests.groups import join
+from tests.harness import ROOT
 
 OF_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
@@ -72,19 +74,25 @@ def save(
 def load(
     rank: int, world_size: int, tensor_parallel: int, changes: dict, frozen_base: bool | None, folder: str
 ) -> Tensor:
-    """Logits [B, S, vocabulary] of a sharded model that Megatron-Core fills from a folder written here."""
+    """Logits [B, S, vocabulary] of a sharded model that the lines of the page fill from ``folder``."""
     parallel = join(tensor_parallel)
     config = configuration(tensor_parallel, **changes)
     factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
     model = factory.build(uneven(factor_specs(config, frozen_base))).to(device()).eval()
-    layout = dist_checkpointing.load_content_metadata(folder)
-    state = dist_checkpointing.load(model.sharded_state_dict(metadata=layout), folder)
-    model.load_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
+    exec(lines_of_the_page(folder), {"model": model})
     parallel.seed_random(seed=0, step=0)
     tokens = sample()[0].to(device())
     with torch.no_grad():
         logits = model(tokens, torch.arange(LENGTH, device=tokens.device).expand_as(tokens), None)
     return gather_matrix(logits, 2, parallel.tp_group)[..., :VOCABULARY].cpu()
+
+
+def lines_of_the_page(folder: str) -> str:
+    """The Python of ``docs/guides/convert_other_programs.md``, with ``folder`` in the place of its own."""
+    page = (ROOT / "docs" / "guides" / "convert_other_programs.md").read_text()
+    [lines] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert lines.count('"exported/iter_0000012"') == 1
+    return lines.replace('"exported/iter_0000012"', repr(folder))
 
 
 def logits(rank: int, world_size: int, changes: dict, frozen_base: bool | None) -> Tensor:
