@@ -1,4 +1,4 @@
-"""Convert a run, or a checkpoint of another program, and prove that the result is the same model.
+"""Convert a run, or a checkpoint of another program, and check that the result is the same model.
 
 Examples::
 
@@ -6,10 +6,10 @@ Examples::
     python tools/convert_checkpoint.py runs/wikitext exported --check-only
     python tools/convert_checkpoint.py openai-community/gpt2 runs/gpt2 --format run
 
-Both models compute on the same tokens; the largest difference of a logit is printed, and the conversion fails
-where it is above --tolerance. FROM may be a run folder (its best checkpoint), one checkpoint in it, a folder
-in any other format that is known here, or the name of a GPT-2 or LLaMA on the Hugging Face hub. One process,
-no GPU, no launcher.
+Both models compute logits for the same tokens. The largest difference is printed, and the conversion fails
+if it is above --tolerance. FROM may be a run folder (its best checkpoint is used), one checkpoint in it, a
+folder in another format that docs/guides/convert.md lists, or a GPT-2 or LLaMA of the Hugging Face hub.
+The tool runs in one process and uses no GPU; start it without a launcher.
 """
 
 import argparse
@@ -51,15 +51,15 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; a format is needed to write, not to check."""
     parser = tool_parser("convert_checkpoint.py", __doc__)
-    parser.add_argument("source", metavar="FROM", help="what to convert")
+    parser.add_argument("source", metavar="FROM", help="run, checkpoint, export, or name on the hub")
     parser.add_argument("target", metavar="TO", help="a new folder")
-    parser.add_argument("--format", help="format of TO")
+    parser.add_argument("--format", help="format of TO: run, hf-dense, hf-factorised, peft or megatron")
     parser.add_argument(
-        "--check-only", action="store_true", help="compare an old TO with FROM; write nothing"
+        "--check-only", action="store_true", help="compare an existing TO with FROM; write nothing"
     )
     add_allow_pickle(parser)
     parser.add_argument(
-        "--pad-ranks", action="store_true", help="one rank for all adapters, that servers take (peft)"
+        "--pad-ranks", action="store_true", help="pad all modules to one rank that servers accept (peft)"
     )
     add_model_description(parser)
     parser.add_argument(
@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=positive,
         default=TOLERANCE,
         metavar="X",
-        help="largest difference of a logit that passes for rounding (%(default)g)",
+        help="largest difference of a logit that counts as rounding [%(default)g]",
     )
     arguments = parser.parse_args(argv)
     if arguments.format is None and not arguments.check_only:

@@ -1,4 +1,4 @@
-"""Perplexity of a run, of an export in any known format, or of a model of the Hugging Face hub, on any text.
+"""Compute the perplexity of a run, an export, or a model of the Hugging Face hub, on any text.
 
 Examples::
 
@@ -7,9 +7,9 @@ Examples::
     python tools/evaluate.py exported --data wiki.test.tokens --stride 512
     torchrun --nproc-per-node 2 tools/evaluate.py gpt2 --dataset Salesforce/wikitext:wikitext-103-raw-v1
 
-Every token but the first is scored exactly once, in FP32, summed in FP64; the ranks share the windows, and
-the result does not depend on their number. With --stride smaller than the sequence each token has at least
-seq_length - stride tokens of context.
+Every token but the first is scored exactly once, in FP32, and the losses are summed in FP64. Several
+processes divide the windows among them; the result does not depend on their number. With a --stride below
+the sequence length, each token has at least seq_length - stride tokens of context.
 """
 
 import argparse
@@ -56,26 +56,33 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--data",
         nargs="+",
         metavar="PATH",
-        help="files, folders or patterns of text, JSON, parquet, Arrow, or .bin/.idx; taken whole",
+        help="files, folders or patterns of text, JSON, parquet, Arrow, or .bin/.idx, which are scored in "
+        "full",
     )
     parser.add_argument("--dataset", metavar="OWNER/NAME[:CONFIG]", help="dataset of the Hugging Face hub")
     parser.add_argument(
-        "--split", choices=("train", "valid", "test"), help="of the dataset, or of the run itself [valid]"
+        "--split",
+        choices=("train", "valid", "test"),
+        help="split of the dataset or of the run's own text [valid]",
     )
     parser.add_argument("--text-column", default="text", help="column or key that holds the text [text]")
     parser.add_argument(
         "--document-separator", metavar="TEXT", help="text that ends a document, as in training"
     )
-    parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
+    parser.add_argument(
+        "--tokenizer", help="name on the hub or folder, for a model without a tokenizer of its own"
+    )
     parser.add_argument(
         "--parse-special-tokens",
         action="store_true",
-        help="special tokens that are written out in the text are those tokens [as the run, else text]",
+        help="read special tokens written out in the text as those tokens [as in the run; otherwise as text]",
     )
     parser.add_argument("--data-cache-path", default="data_cache", help="folder of token files [data_cache]")
-    parser.add_argument("--seq-length", type=count, help="tokens of a window [the model's]")
-    parser.add_argument("--stride", type=count, help="tokens between two windows [seq-length]")
-    parser.add_argument("--micro-batch-size", type=count, default=4, help="windows of one forward pass [4]")
+    parser.add_argument("--seq-length", type=count, help="tokens in a window [the model's sequence length]")
+    parser.add_argument(
+        "--stride", type=count, help="tokens from the start of one window to that of the next [seq-length]"
+    )
+    parser.add_argument("--micro-batch-size", type=count, default=4, help="windows in one forward pass [4]")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     add_allow_pickle(parser)
     add_model_description(parser)

@@ -1,4 +1,4 @@
-"""Text from a run, from an export in any known format, or from a model of the Hugging Face hub.
+"""Generate text with a run, an export, or a model of the Hugging Face hub.
 
 Examples::
 
@@ -7,8 +7,8 @@ Examples::
     python tools/generate.py exported --prompt "The castle" --greedy
     echo "The castle was built" | python tools/generate.py runs/wikitext --max-new-tokens 20
 
-The options are those of transformers' generate, which does the work, with its cache of keys and values.
-Text is drawn; with --greedy the likeliest token follows each time. It ends where the document ends, too.
+The text comes from transformers' generate, with its cache of keys and values; the options have its names.
+Tokens are sampled; with --greedy, each is the most likely one. The text also ends where the document ends.
 """
 
 import argparse
@@ -45,31 +45,44 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = tool_parser("generate.py", __doc__)
     parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="TEXT", help="[standard input]; an empty one begins a document")
-    prompts.add_argument("--prompt-file", metavar="FILE", help="text file that holds the prompt")
-    parser.add_argument("--tokenizer", help="hub name or folder, for a model without one of its own")
+    prompts.add_argument(
+        "--prompt", metavar="TEXT", help="the prompt [standard input]; an empty one starts a new document"
+    )
+    prompts.add_argument("--prompt-file", metavar="FILE", help="text file with the prompt")
     parser.add_argument(
-        "--max-new-tokens", type=count, metavar="N", help="[as many as there are positions for, at most 128]"
+        "--tokenizer", help="name on the hub or folder, for a model without a tokenizer of its own"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=count,
+        metavar="N",
+        help="tokens to generate [128, or fewer if the model has no positions for them]",
     )
     parser.add_argument(
         "--do-sample",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="sample tokens, or take the likeliest [sample]",
+        help="sample each token, or take the most likely one [sample]",
     )
     parser.add_argument("--greedy", dest="do_sample", action="store_false", help="the same as --no-do-sample")
-    parser.add_argument("--temperature", type=_positive, help="of sampling; lower: likelier text [0.8]")
-    parser.add_argument("--top-k", type=count, metavar="N", help="sample from the likeliest N [50]")
     parser.add_argument(
-        "--top-p", type=_positive, help="sample from the likeliest whose probabilities sum to this [0.95]"
+        "--temperature",
+        type=_positive,
+        help="temperature of sampling; a lower one gives more likely text [0.8]",
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of sampling, below 2^63 [0]")
+    parser.add_argument("--top-k", type=count, metavar="N", help="sample from the N most likely tokens [50]")
+    parser.add_argument(
+        "--top-p",
+        type=_positive,
+        help="sample from the most likely tokens whose probabilities sum to this [0.95]",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of sampling, below 2^63 [0]")
     parser.add_argument(
         "--num-return-sequences",
         type=_sequences,
         default=1,
         metavar="N",
-        help="texts to sample, up to 1024 [1]",
+        help="number of texts to sample, up to 1024 [1]",
     )
     add_allow_pickle(parser)
     add_model_description(parser)

@@ -1,10 +1,15 @@
-"""Ranks, spectra and cost of a model's linears, factorised ones next to the ranks of untrained factors.
+"""Show ranks, spectra and cost of a model's linears, next to the ranks that untrained factors would get.
 
-Examples: ``python tools/inspect_ranks.py runs/wikitext``, of a run folder (its best checkpoint), of one
-checkpoint in it, of a folder in any other format that can be converted, or of a model of the hub;
-``python tools/inspect_ranks.py --untrained``, the ranks that the criterion of InRank's released code finds
-without any data (the paper's table 3). A dense linear's rank is the smallest at which the criterion holds on
-its own spectrum. One process, no GPU.
+Examples::
+
+    python tools/inspect_ranks.py runs/wikitext
+    python tools/inspect_ranks.py --untrained
+
+PATH may be a run folder (its best checkpoint is used), one checkpoint in it, a folder in another format that
+docs/guides/convert.md lists, or a model of the Hugging Face hub. --untrained shows the ranks that the
+criterion of InRank's released code finds without any data (the paper's table 3). For a dense linear, the rank
+is the smallest at which the explained ratio of its own spectrum reaches the threshold. The tool runs in one
+process and uses no GPU.
 """
 
 import argparse
@@ -51,15 +56,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "path", metavar="PATH", nargs="?", help="run folder, one checkpoint, export, or name on the hub"
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra into this file")
     parser.add_argument(
         "--leading",
         type=count,
         default=3,
         metavar="N",
-        help="singular values in the table [3]; JSON has all",
+        help="number of singular values in the table [3]; JSON has all",
     )
-    parser.add_argument("--untrained", action="store_true", help="no run: untrained factors of some widths")
+    parser.add_argument(
+        "--untrained", action="store_true", help="give the ranks of untrained factors; needs no PATH"
+    )
     parser.add_argument(
         "--hidden-size", type=_width, nargs="+", metavar="N", help="widths of --untrained [768 1024 1280]"
     )

@@ -1,7 +1,7 @@
-"""Make the token files of a corpus ahead of training, with the data flags that training has.
+"""Make the token files of a text before training. The flags are the data flags of training.
 
-Example: ``python tools/prepare_data.py --data-path corpus.jsonl --tokenizer gpt2``. Without a source it
-prepares the embedded corpus. Training with the same flags finds the files.
+Example: ``python tools/prepare_data.py --data-path corpus.jsonl --tokenizer gpt2``. Without a source, the
+text is the English documentation that comes with Python. Training with the same flags finds the files.
 """
 
 import argparse

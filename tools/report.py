@@ -1,6 +1,6 @@
 """Write ``report.html`` and ``plots/`` of a run again from its records: ``python tools/report.py RUN``.
 
-For a run that was killed, or that is still going.
+Useful for a run that was killed or is still running.
 """
 
 import argparse

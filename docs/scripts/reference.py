@@ -35,14 +35,14 @@ SETTINGS_HEAD = f"""{GENERATED}
 
 # Settings
 
-Every setting has one name in three places: `train_iters` in a YAML file, `--train-iters` on the command
-line, `train_iters` in the `config.yaml` of the run folder. Flags win over the file. An unknown name is an
+A setting has the same name everywhere: `train_iters` in a YAML file, `--train-iters` on the command line,
+`train_iters` in the `config.yaml` of the run folder. A flag replaces the file's value. An unknown name is an
 error, and the message suggests the closest known name. On/off settings are written `--bf16` and `--no-bf16`.
 
-*Default* is the value without a file. Without `--config`, the launcher reads `configs/quickstart.yaml`, so
-values in that file take the place of the defaults here. "-" means that the setting has no value unless you
-give one, *derived* that it follows from other settings, and *required* that a file, a preset or a flag must
-give it.
+The column *default* has the value without a file. Without `--config`, the launcher reads
+`configs/quickstart.yaml`, so values in that file take the place of the defaults here. "-" means that the
+setting has no value unless you give one, *derived* that it follows from other settings, and *required* that a
+file, a preset or a flag must give it.
 """
 COMMANDS_HEAD = f"""{GENERATED}
 
@@ -82,7 +82,7 @@ def _sections() -> Iterator[str]:
 
 
 def _methods() -> Iterator[str]:
-    yield "| `--method` | its page |\n| --- | --- |"
+    yield "| `--method` | page |\n| --- | --- |"
     for name, method in METHODS.items():
         yield _row([f"`{name}`", f"[{method.page}](../{method.page})"])
     yield ""
@@ -123,13 +123,14 @@ def _readers(field: str) -> str:
 
 
 def _presets() -> Iterator[str]:
-    yield "## Model presets\n\n`--model-preset NAME` gives these sizes; a size that you give yourself wins.\n"
+    yield "## Model presets\n"
+    yield "`--model-preset NAME` gives these sizes; a size that you give yourself replaces the preset's.\n"
     names = [*SIZES, "ffn_hidden_size"]
     yield _row(["preset", *(f"`{name}`" for name in names)]) + "\n" + _row(["---"] * (len(names) + 1))
     for preset, sizes in PRESETS.items():
         yield _row([f"`{preset}`", *(str(sizes.get(name, "")) for name in names)])
     yield "\n## InRank presets\n"
-    yield "`--inrank-preset NAME` gives these settings; a setting that you give yourself wins.\n"
+    yield "`--inrank-preset NAME` gives these settings; one that you give yourself replaces the preset's.\n"
     names = list({name: None for preset in INRANK_PRESETS.values() for name in preset})
     yield (
         _row(["setting", *(f"`{preset}`" for preset in INRANK_PRESETS)])
@@ -169,7 +170,7 @@ def _programs() -> Iterator[str]:
         yield _program(f"tools/{name}.py", text)
     yield "## `tools/report.py`\n"
     yield "`python tools/report.py RUN` writes `report.html` and `plots/` of a run again from its records,"
-    yield "for a run that was killed or that is still going.\n"
+    yield "for a run that was killed or is still running.\n"
 
 
 def _program(name: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: one subcommand for each thing that is measured."""
+"""Measure what layers, rank decisions and training steps cost: one subcommand for each measurement."""
 
 import argparse
 import os
@@ -12,14 +12,14 @@ from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
 
 NOTES = {
-    "wire": "elements that tensor-parallel ranks send for one MLP, and operations per rank",
-    "rank-decisions": "a rank decision from the factors, against the dense spectrum and against training",
-    "switch": "truncation W0 + U V -> U* V* of each linear, and of whole models",
-    "layer": "an MLP and a transformer layer, forward and backward, against dense",
-    "step": "a full training step against dense",
+    "wire": "elements that tensor-parallel ranks send for one MLP, and operations of each rank",
+    "rank-decisions": "time of a rank decision from the factors, compared with a dense SVD and with training",
+    "switch": "time of the truncation W0 + U V -> U* V*, for each linear and for complete models",
+    "layer": "time of an MLP and of a transformer layer, forward and backward, compared with dense",
+    "step": "time of a full training step, compared with dense",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
-    "checkpoint": "what a rank copies, writes and sends to save, of 64",
+    "checkpoint": "what one rank of 64 copies, writes and sends to save a checkpoint",
 }
 WITHOUT_RANK = ("switch", "checkpoint")
 TIMED = ("rank-decisions", "switch", "layer", "step")
@@ -72,12 +72,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=note, description=note, allow_abbrev=False)
         command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
         command.add_argument(
-            "--preset", choices=GPT2_PRESETS, help="widths [large; step, counts: tiny; switch: all]"
+            "--preset",
+            choices=GPT2_PRESETS,
+            help="size of the model [large; step and counts: tiny; switch: all]",
         )
         if name not in WITHOUT_RANK:
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
         if name in TIMED:
-            command.add_argument("--repeats", type=_positive, default=5, help="rounds of the medians [5]")
+            command.add_argument("--repeats", type=_positive, default=5, help="rounds to take medians of [5]")
         threads = 1 if name == "rank-decisions" else None
         command.add_argument(
             "--threads", type=_positive, default=threads, help=f"CPU threads [{threads or 'all'}]"
@@ -88,7 +90,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                 type=_positive,
                 nargs="+",
                 default=(2, 4, 8),
-                help="sizes of the group [2 4 8]",
+                help="sizes of the tensor-parallel group [2 4 8]",
             )
     options = parser.parse_args(argv)
     if options.what != "switch":

@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="pretrain_gpt2.py",
         usage="deepspeed launch/%(prog)s [--inrank] [--config FILE.yaml] [flags]",
-        description="Pre-trains GPT-2 or LLaMA, with InRank or dense. Flags win over the file; names are the "
-        "same.",
+        description="Pre-trains GPT-2 or LLaMA, with InRank, another low-rank method, or dense. Flags and "
+        "keys of the file have the same names; flags replace the file's values.",
         epilog="Sizes that are left out come from --model-preset: "
         + "; ".join(" ".join([name, *(str(sizes[key]) for key in SIZES)]) for name, sizes in PRESETS.items())
         + f" ({', '.join(SIZES)}).",
@@ -41,14 +41,22 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=36),
     )
     launch = parser.add_argument_group("launch")
-    launch.add_argument("--config", metavar="FILE.yaml", help="settings of the run [configs/quickstart.yaml]")
-    launch.add_argument("--inrank", action="store_true", help=f"short for --method {InRankEfficient.name}")
-    launch.add_argument("--dry-run", action="store_true", help="check and print the plan, train nothing")
     launch.add_argument(
-        "--cluster", metavar="[NODESx]NxDEVICE", help=f"plan for it, with --dry-run: {', '.join(MEMORY_GIB)}"
+        "--config", metavar="FILE.yaml", help="file with settings of the run [configs/quickstart.yaml]"
     )
-    launch.add_argument("--deepspeed", action="store_true", help="accepted; DeepSpeed runs every training")
-    launch.add_argument("--deepspeed-config", metavar="FILE.json", help="further DeepSpeed settings")
+    launch.add_argument("--inrank", action="store_true", help=f"short for --method {InRankEfficient.name}")
+    launch.add_argument(
+        "--dry-run", action="store_true", help="check the settings and print the plan; train nothing"
+    )
+    launch.add_argument(
+        "--cluster",
+        metavar="[NODESx]NxDEVICE",
+        help=f"machines to plan for, with --dry-run: {', '.join(MEMORY_GIB)}",
+    )
+    launch.add_argument(
+        "--deepspeed", action="store_true", help="has no effect: DeepSpeed runs every training"
+    )
+    launch.add_argument("--deepspeed-config", metavar="FILE.json", help="more settings for DeepSpeed")
     launch.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     for name, model in sections().items():
         group = parser.add_argument_group(name, model.__doc__)
@@ -60,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _add(group: argparse._ArgumentGroup, field: str, info: FieldInfo) -> None:
     kinds = _kinds(info.annotation)
     shown = "" if info.is_required() or info.default is None else f" [{info.default}]"
-    options: dict[str, Any] = {"dest": field, "default": argparse.SUPPRESS, "help": f"{info.description}{shown}"}
+    options: dict[str, Any] = {
+        "dest": field,
+        "default": argparse.SUPPRESS,
+        "help": f"{info.description}{shown}",
+    }
     if bool in kinds:
         options["action"] = argparse.BooleanOptionalAction
     elif list in kinds:

@@ -47,9 +47,9 @@ class ModelConfig(Section):
             "llama-1.3b",
         ]
         | None
-    ) = setting("sizes of a known model; a size that is given explicitly wins", None)
+    ) = setting("sizes of a known model; a size that you give yourself replaces the preset's", None)
     model_type: Literal["gpt2", "llama"] = setting(
-        "architecture; left out: that of the preset, else gpt2", "gpt2"
+        "architecture; left out: that of the preset, or else gpt2", "gpt2"
     )
     num_layers: Layers = setting("transformer layers")
     hidden_size: Count = setting("width of the residual stream")
@@ -74,21 +74,25 @@ class ParallelConfig(Section):
     """How the work is divided over the processes."""
 
     tensor_model_parallel_size: Count | Literal["auto"] = setting(
-        "processes over which each layer is sharded; auto: 2 if processes and model divide by 2, else 1", 1
+        "processes over which each layer is sharded; auto: 2 if the processes and the model can be "
+        "divided by 2, else 1",
+        1,
     )
     sequence_parallel: bool = setting(
-        "shard the tokens outside the layers as well (no effect at size 1)", True
+        "shard the tokens outside the linears as well (no effect at tensor-parallel size 1)", True
     )
     replica_check_interval: Steps = setting(
-        "steps between bitwise comparisons of what ranks hold in common; 0: never", 100
+        "steps between bitwise comparisons of the values that should be equal on several ranks; 0: never", 100
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = setting(
         "what ZeRO shards over the replicas: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too",
         1,
     )
-    offload_optimizer: bool = setting("keep optimizer state, and step, in the host's memory", False)
+    offload_optimizer: bool = setting(
+        "keep the optimizer's state in the host's memory and compute its step there", False
+    )
     distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = setting(
-        "minutes after which a silent process ends the run", 10
+        "minutes after which the run ends if a process does not answer", 10
     )
 
 
@@ -111,16 +115,18 @@ class OptimizerConfig(Section):
     adam_eps: Positive = setting("epsilon of Adam", 1e-8)
     sgd_momentum: Fraction = setting("momentum of SGD", 0.9)
     clip_grad: NonNegative = setting("largest global gradient norm; 0: no clipping", 1.0)
-    factor_lr_multiplier: Positive = setting("learning rate of U and V over that of the rest", 1.0)
+    factor_lr_multiplier: Positive = setting(
+        "learning rate of U and V, as a multiple of that of all other parameters", 1.0
+    )
 
 
 class TrainingConfig(Section):
     """Method, batch, length, evaluation and saving."""
 
-    method: MethodName = setting("how the MLP linears train", Dense.name)
-    micro_batch_size: Count = setting("sequences of one forward pass on one data-parallel rank", 1)
+    method: MethodName = setting("how the factorised linears train", Dense.name)
+    micro_batch_size: Count = setting("sequences in one forward pass on one data-parallel rank", 1)
     global_batch_size: Count | None = setting(
-        "sequences of one step; left out: micro-batch-size x data-parallel", None
+        "sequences in one step; left out: micro-batch-size x data-parallel size", None
     )
     train_iters: Count = setting("optimizer steps")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = setting("seed of weights, data order and dropout", 1234)
@@ -131,17 +137,20 @@ class TrainingConfig(Section):
     hysteresis: Count = setting("overflows before the loss scale halves (fp16)", 2)
     overflow_limit: Count = setting("stop after this number of steps in a row that overflow (fp16)", 30)
     deterministic_mode: bool = setting(
-        "repeat bit for bit on GPUs too, with slower attention, embedding gradients and collectives", False
+        "make runs repeat bit for bit on GPUs too, with slower attention, embedding gradients and "
+        "collectives",
+        False,
     )
-    eval_interval: Count | None = setting("steps between validations; left out: at the end only", None)
+    eval_interval: Count | None = setting("steps between validations; left out: only at the end", None)
     eval_iters: Count | None = setting("global batches of one validation; left out: the full split", None)
     pretrained_checkpoint: str | None = setting(
         "run folder, or a checkpoint in it, of a dense run whose weights a new run starts from", None
     )
     save: str | None = setting("run folder; left out: a new folder runs/<config>-<method>", None)
-    save_interval: Count | None = setting("steps between checkpoints; left out: at the end only", None)
+    save_interval: Count | None = setting("steps between checkpoints; left out: only at the end", None)
     keep_last: Count | None = setting(
-        "checkpoints to keep, and the best by validation loss; left out: all of them", None
+        "keep only this number of newest checkpoints, and the best by validation loss; left out: keep all",
+        None,
     )
     resume: Literal["never", "auto"] | Steps = setting(
         "auto: continue from the newest complete checkpoint in --save; N: from that of step N", "never"
@@ -160,9 +169,9 @@ class DataConfig(Section):
         "files, folders or patterns: PATH ... as one text, or WEIGHT PATH ... as a blend; divided by --split",
         None,
     )
-    train_data_path: Words | None = setting("the same for training alone", None)
-    valid_data_path: Words | None = setting("the same for validation alone", None)
-    test_data_path: Words | None = setting("the same for test alone", None)
+    train_data_path: Words | None = setting("the same, for training only", None)
+    valid_data_path: Words | None = setting("the same, for validation only", None)
+    test_data_path: Words | None = setting("the same, for testing only", None)
     split: str = setting("parts of the text for training, validation, test", "969,30,1")
     dataset: str | None = setting("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
     tokenizer: str | None = setting(
@@ -178,8 +187,8 @@ class DataConfig(Section):
     data_cache_path: str = setting("folder of token files", "data_cache")
     text_column: str = setting("column (parquet, Arrow) or key (JSON) that holds the text", "text")
     document_separator: Annotated[str, Field(min_length=1)] | None = setting(
-        "text that ends a document wherever it occurs, e.g. <|endoftext|>; it is removed, with a line end "
-        "right after it",
+        "text that ends a document wherever it occurs, such as <|endoftext|>; it is removed, together "
+        "with a line end right after it",
         None,
     )
 

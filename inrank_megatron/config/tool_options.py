@@ -20,7 +20,7 @@ def add_allow_pickle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read files that can run code of whoever wrote them when they are opened",
+        help="also open files that can run their writer's code; give it only if you trust the writer",
     )
 
 
@@ -30,13 +30,13 @@ def add_model_description(parser: argparse.ArgumentParser) -> None:
         "--model-config",
         type=lambda text: Path(text).expanduser(),
         metavar="FILE",
-        help="configuration, as for the launcher, of a checkpoint that has none",
+        help="configuration file, as for the launcher, for a checkpoint that does not describe its model",
     )
     parser.add_argument(
         "--vocab-size",
         type=count,
         metavar="N",
-        help="vocabulary without padding, of a checkpoint that does not say it",
+        help="size of the vocabulary without padding, for a checkpoint that does not say it",
     )
 
 

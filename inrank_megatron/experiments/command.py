@@ -1,4 +1,4 @@
-"""The command line of the experiments: one subcommand for each claim that is tested."""
+"""Run the experiments behind the evidence again: one subcommand for each claim."""
 
 import argparse
 import json
@@ -98,30 +98,38 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=note, description=note, allow_abbrev=False)
         command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
         command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
-        command.add_argument("--steps", type=int, help="steps of each training, at least one check's")
-        command.add_argument("--only", nargs="+", metavar="NAME", help="these rows' variants, by name [all]")
+        command.add_argument(
+            "--steps", type=int, help="steps of each training, at least up to the first rank check"
+        )
+        command.add_argument("--only", nargs="+", metavar="NAME", help="names of the variants to run [all]")
         _add_multiplier(command)
     _add_compare(commands)
     return parser.parse_args(argv)
 
 
 def _add_multiplier(command: argparse.ArgumentParser) -> None:
-    note = "learning rate of factors over that of the rest [1]"
+    note = "learning rate of the factors, as a multiple of that of all other parameters [1]"
     command.add_argument("--factor-lr-multiplier", type=float, default=1.0, metavar="X", help=note)
 
 
 def _add_compare(commands) -> None:
     command = commands.add_parser("compare", help=COMPARE, description=COMPARE, allow_abbrev=False)
-    command.add_argument("--output", required=True, metavar="DIR", help="folder of the run folders")
+    command.add_argument("--output", required=True, metavar="DIR", help="folder for the run folders")
     command.add_argument("--json", action="store_true", help="print JSON and nothing else")
     command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     command.add_argument("--rates", type=float, nargs="+", default=rates, help=f"learning rates {rates}")
-    command.add_argument("--budget", type=float, default=0.3, help="parameter budget of some arms [0.3]")
-    _add_multiplier(command)
-    command.add_argument("--only", nargs="+", metavar="ARM", help="these arms, by name [all]")
-    command.add_argument("--equal-flops", action="store_true", help="also as many steps as dense's FLOPs buy")
     command.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time; 0: only print what is there [1]"
+        "--budget", type=float, default=0.3, help="parameter budget of the methods that have one [0.3]"
     )
-    command.add_argument("flags", nargs="+", help="after --: the launcher's flags for every run")
+    _add_multiplier(command)
+    command.add_argument("--only", nargs="+", metavar="ARM", help="names of the methods to run [all]")
+    command.add_argument(
+        "--equal-flops",
+        action="store_true",
+        help="also train for as many steps as have the FLOPs of the dense run",
+    )
+    command.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; 0: only print the results that exist [1]"
+    )
+    command.add_argument("flags", nargs="+", help="flags of the launcher for every run, after --")

@@ -11,10 +11,12 @@ class FactorSettings(Section):
     """Which linears have factors."""
 
     factorised_linears: Literal["mlp", "mlp-attention"] = setting(
-        "linears that are factorised: of the MLPs, or QKV and projection too", "mlp"
+        "linears that are factorised: those of the MLPs, or also QKV and the output projection of attention",
+        "mlp",
     )
     qkv_factors: Literal["fused", "separate"] = setting(
-        "query, key and value as one matrix with one rank, or as three (mlp-attention)", "fused"
+        "query, key and value as one matrix with one rank, or as three with a rank each (mlp-attention)",
+        "fused",
     )
 
 
@@ -22,8 +24,8 @@ class StartSettings(Section):
     """What the first columns are; read by methods that have a choice."""
 
     factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = setting(
-        "first columns: of the first gradient, random directions, Kaiming entries, or the initial weight's "
-        "SVD; left out: gradient (InRank), spectral (fixed-rank)",
+        "where the first columns come from: the first gradient, random directions, Kaiming entries, or "
+        "the SVD of the initial weight; left out: gradient (InRank), spectral (fixed-rank)",
         None,
     )
 

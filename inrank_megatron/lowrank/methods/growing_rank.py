@@ -53,14 +53,16 @@ class InRankSettings(Section):
     """How InRank starts, and what it gives to columns."""
 
     inrank_preset: Literal["paper", "released"] | None = setting(
-        "InRank as its paper or its authors' code has it; a setting that is given explicitly wins", None
+        "settings of InRank as in its paper or in its authors' code; a setting that you give yourself "
+        "replaces the preset's",
+        None,
     )
     frozen_base: bool = setting("W = W0 + U V with a frozen W0; off: W = U V (authors' code)", True)
-    initial_column_norm: Positive = setting("norm of the first columns of U and rows of V", 0.5)
-    new_column_norm: Positive = setting("norm of columns added later", 0.1)
+    initial_column_norm: Positive = setting("norm of each first column of U and row of V", 0.5)
+    new_column_norm: Positive = setting("norm of each column that is added later", 0.1)
     absorb_columns: bool | None = setting(
-        "subtract the product of columns at their start from W0, so that they do not change the function; "
-        "left out: with a pretrained checkpoint only",
+        "subtract the product of new columns from W0, so that they do not change the function at first; "
+        "left out: only with a pretrained checkpoint",
         None,
     )
     new_column_moments: Literal["zero", "mean"] | None = setting(

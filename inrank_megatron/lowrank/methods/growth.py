@@ -21,21 +21,23 @@ class GrowthSettings(Section):
     buffer: Count | None = setting(
         "columns b that train beyond the rank; left out: 100 x width / 768, at most 100", None
     )
-    threshold: Share = setting("explained ratio that the rank must reach (alpha)", 0.9)
+    threshold: Share = setting("explained ratio that the rank must reach (the paper's alpha)", 0.9)
     rank_check_interval: Count = setting("steps between rank checks", 25)
     rank_check_start: Steps = setting("no rank check up to this step", 0)
     overlap_rank_check: bool | None = setting(
-        "compute a rank check on the host during the next step, and carry it out after that; left out: on "
-        "GPUs alone",
+        "compute a rank check on the host during the next step and carry it out after that step; left "
+        "out: on GPUs only",
         None,
     )
-    max_rank: Count | None = setting("largest rank; left out: half the width less the buffer", None)
+    max_rank: Count | None = setting("largest rank; left out: half the width minus the buffer", None)
     rank_criterion: Literal["update", "released", "eq7"] = setting(
-        "what is judged: the change since the columns were added, U V as in the authors' code, or U V by "
-        "equation 7",
+        "what a check judges: update, the change since the columns were added; released, U V as in the "
+        "authors' code; eq7, U V by the paper's equation 7",
         "update",
     )
-    eq7_window: Literal["sliding", "fixed"] = setting("window of equation 7 for ranks above r", "sliding")
+    eq7_window: Literal["sliding", "fixed"] = setting(
+        "window of singular values in equation 7: moves with the candidate rank, or ends at r + b", "sliding"
+    )
 
 
 @dataclass(frozen=True)

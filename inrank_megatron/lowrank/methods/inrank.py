@@ -165,7 +165,9 @@ class PatienceSettings(Section):
     """A switch that the ranks themselves bring about."""
 
     switch_patience: Count | None = setting(
-        "or: once no rank has grown at this number of rank checks in a row (inrank-efficient)", None
+        "instead of a step: switch once no rank has grown at this number of rank checks in a row "
+        "(inrank-efficient)",
+        None,
     )
 
 

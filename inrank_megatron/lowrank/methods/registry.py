@@ -34,9 +34,7 @@ METHODS: Mapping[str, type[Method]] = {method.name: method for method in _CLASSE
 def _settings_of_all() -> type[Section]:
     """One section of all methods' settings, since files and the command line are flat."""
     sections = dict.fromkeys(section for method in METHODS.values() for section in method.settings)
-    text = (
-        "Ranks: W = W0 + U V with r ranked and b buffer columns (InRank), or U V alone (fixed rank), or LoRA."
-    )
+    text = "Settings of the methods. r: rank of a linear; b: columns of its buffer."
     # pydantic takes the fields of the last base first.
     return create_model("InRankConfig", __base__=tuple(reversed(sections)), __doc__=text)
 

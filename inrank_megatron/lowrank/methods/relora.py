@@ -13,12 +13,13 @@ class ReLoRASettings(Section):
 
     relora_interval: Count = setting("steps between two merges of U V into W0 (relora)", 1000)
     relora_reset: Literal["full", "random", "magnitude"] = setting(
-        "Adam moments of the factors at a merge: set all to zero, a random part, or the smallest", "magnitude"
+        "which Adam moments of the factors a merge sets to zero: all, a random part, or the smallest",
+        "magnitude",
     )
     relora_reset_share: Share = setting(
         "fraction of the moments that is set to zero (random, magnitude)", 0.9
     )
-    relora_warmup_iters: Steps = setting("steps of warm-up after each merge", 50)
+    relora_warmup_iters: Steps = setting("steps of learning-rate warm-up after each merge", 50)
 
 
 def _merges(asked):

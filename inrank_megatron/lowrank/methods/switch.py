@@ -16,34 +16,38 @@ class SwitchSettings(Section):
     """When the switch comes, and what becomes of the matrices."""
 
     switch_iters: Count | None = setting(
-        "step after which every matrix becomes U V (inrank-efficient, warm-start)", None
+        "step after which every factorised matrix becomes U* V* (inrank-efficient, warm-start)", None
     )
     switch_epochs: Positive | None = setting(
-        "the same in epochs; both left out: 1, at most half of train-iters", None
+        "the same in epochs; if both are left out: 1 epoch, but at most half of train-iters", None
     )
     rank_multiple_of: Count = setting(
-        "round columns after the switch up to a multiple of this (tile of the device)", 1
+        "round the columns after the switch up to a multiple of this (the tile size of the device)", 1
     )
     final_ranks: Literal["grown", "re-estimated", "output"] | None = setting(
-        "ranks after the switch: the grown ones, those that the criterion finds again (perhaps lower), or "
-        "those that the layers' outputs need; left out: grown (inrank-efficient), output (warm-start)",
+        "ranks after the switch: grown, the ranks so far; re-estimated, those that the criterion finds at the "
+        "switch (perhaps lower); output, those that the layers' outputs need. Left out: grown "
+        "(inrank-efficient), output (warm-start)",
         None,
         older_values={"refound": "re-estimated"},
     )
     output_threshold: Share | None = setting(
-        "explained ratio of each layer's outputs (output); left out: 0.9, unless a budget is given", None
+        "fraction of each layer's output energy that its rank must keep (final-ranks output); left out: "
+        "0.9, unless a budget is given",
+        None,
     )
     parameter_budget: Share | None = setting(
-        "or: the factors' parameters over these linears' dense ones, divided over layers by need (output)",
+        "instead of output-threshold: parameters of all factors, as a fraction of these linears' dense "
+        "parameters; layers that need more get more (final-ranks output)",
         None,
     )
     truncation: Literal["activation-aware", "fisher", "plain"] = setting(
-        "what the switch approximates: each layer's outputs on its own inputs, the same weighted by the loss "
-        "gradient, or its matrix",
+        "what the switch approximates: each layer's outputs on its own inputs; fisher: the same, weighted "
+        "by the gradient of the loss; plain: the layer's matrix",
         "activation-aware",
     )
     activation_batches: Count = setting(
-        "last global batches whose activations and gradients weight the truncation", 4
+        "number of most recent global batches whose activations and gradients weight the truncation", 4
     )
 
 
