@@ -25,8 +25,8 @@ class SwitchSettings(Section):
         "round the columns after the switch up to a multiple of this (the tile size of the device)", 1
     )
     final_ranks: Literal["grown", "re-estimated", "output"] | None = setting(
-        "ranks after the switch: grown, the ranks so far; re-estimated, those that the criterion finds at the "
-        "switch (perhaps lower); output, those that the layers' outputs need. Left out: grown "
+        "ranks after the switch: grown, the ranks so far; re-estimated, those that the criterion finds at "
+        "the switch (perhaps lower); output, those that the layers' outputs need. Left out: grown "
         "(inrank-efficient), output (warm-start)",
         None,
         older_values={"refound": "re-estimated"},
