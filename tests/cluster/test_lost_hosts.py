@@ -70,7 +70,7 @@ def ends(job: Job, act: Callable[[], object]) -> tuple[list[tuple[int, str]], fl
     ], seconds
 
 
-def test_a_pulled_cable(job):
+def test_pulled_cable_ends_every_rank_and_names_the_other_host(job):
     """Each host names the other, within the time that a host may be silent and a few seconds."""
     found, seconds = ends(job, lambda: job.hosts.hosts[1].set_cable("down"))
     assert seconds < 20
@@ -81,7 +81,7 @@ def test_a_pulled_cable(job):
         assert stderr.count("error:") == 1
 
 
-def test_a_host_that_vanishes(job):
+def test_vanished_host_ends_every_rank_and_is_named(job):
     """As one whose power fails: nothing says so on its network."""
 
     def vanish() -> None:

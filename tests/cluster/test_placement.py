@@ -3,7 +3,7 @@
 from tests.cluster.trainings import run
 
 
-def test_ranks_that_alternate_between_hosts_are_told_of_the_cost(cluster, trainings):
+def test_ranks_that_alternate_between_hosts_get_a_note_of_the_cost(cluster, trainings):
     """Tensor parallelism then crosses the network, and the launcher can do better."""
     more = ["--train-iters", "4", "--switch-iters", "2"]
     told = run(

@@ -34,7 +34,7 @@ def test_every_recipe_has_its_test():
     assert tested == {path.name for path in RECIPES.glob("*.sh")}
 
 
-def test_four_hosts(cluster, trainings, one_host):
+def test_four_hosts_train_as_one_host_does(cluster, trainings, one_host):
     """Twice the replicas sum the gradients in another order, so the losses agree up to rounding."""
     told = run(cluster, "deepspeed_pdsh.sh", trainings / "four", hosts=4)
     assert told.count("8 x cpu = 2 tensor-parallel x 4 data-parallel") == 1

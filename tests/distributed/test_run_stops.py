@@ -34,8 +34,9 @@ class Stop(NamedTuple):
 
 STOPS = [
     Stop("forked", "kill -9 of everything", kill_everything, False),
-    # Which sends it on to DeepSpeed's launcher, and that to the ranks.
+    # Which sends SIGINT and SIGTERM on to DeepSpeed's launcher, and that SIGTERM to the ranks.
     Stop("deepspeed", "SIGTERM to the deepspeed command", lambda s: s.process.terminate(), True),
+    Stop("deepspeed", "SIGTERM to DeepSpeed's launcher", lambda s: s.ranks()[0].parent().terminate(), True),
     Stop("torchrun", "SIGTERM to torchrun", lambda s: s.process.terminate(), True),
     Stop("torchrun", "kill -9 of one rank", lambda s: s.ranks()[1].kill(), False),
     Stop("forked", "SIGUSR1 to one rank", lambda s: s.ranks()[1].send_signal(signal.SIGUSR1), True),

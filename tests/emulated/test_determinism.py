@@ -28,7 +28,7 @@ def prepared(deterministic: bool) -> dict:
     }
 
 
-def test_everything_is_set():
+def test_deterministic_mode_sets_every_switch():
     assert run_emulated(prepared, True) == {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "NCCL_ALGO": "Ring",
@@ -42,7 +42,7 @@ def test_everything_is_set():
     }
 
 
-def test_nothing_is_set_without_it():
+def test_without_deterministic_mode_no_switch_is_set():
     seen = run_emulated(prepared, False)
     assert (seen["CUBLAS_WORKSPACE_CONFIG"], seen["NCCL_ALGO"], seen["algorithms"]) == (None, None, False)
     assert seen["cudnn attention"]

@@ -30,7 +30,7 @@ def stepped() -> jobs.Stepped:
     return run_emulated(jobs.stepping)
 
 
-def test_zero_3_that_keeps_no_parameter_whole_waits_for_its_update():
+def test_zero_3_that_keeps_no_full_parameter_waits_for_its_update():
     """The next forward pass gathers on a stream of its own, which waits for no other."""
     assert stepped().waits["step"][-1].place == "inrank_megatron.engine.fragments:finish_writes"
 

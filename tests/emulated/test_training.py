@@ -89,7 +89,7 @@ def over_budget(case: str, waits: list[Wait]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_keeps_the_rules(case):
+def test_training_keeps_the_rules_of_cuda_and_nccl(case):
     """It comes to its end and goes on from what it saved. In half precision all products of a step are in
     it, and fall on whole tiles.
     """
@@ -208,7 +208,7 @@ def test_replicated_gradients_are_summed_at_once(case):
     assert [shape for shape in shapes if len(shape) == 1 and shape[0] % 64 == 0] == [(8 * 64,)]
 
 
-def test_the_cases_cover_what_there_is():
+def test_cases_cover_every_method_setting_and_layout():
     settings = [settings for *_, settings in CASES.values()]
     assert {METHODS[method]["method"] for method, *_ in CASES.values()} == REGISTRY.keys()
     kinds = {(s["zero_stage"], next((p for p in ("bf16", "fp16") if s.get(p)), "fp32")) for s in settings}

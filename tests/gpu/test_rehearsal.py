@@ -95,7 +95,7 @@ def test_without_a_gpu_one_line_says_so():
         ("hang", "hung", "[1]"),
     ],
 )
-def test_a_rank_that_fails_is_told_and_the_next_case_runs(tmp_path, fault, state, says):
+def test_failed_rank_is_reported_and_the_next_case_runs(tmp_path, fault, state, says):
     pool = Pool(2, on_gpus=False, folder=tmp_path, module="tests.gpu.planted")
     try:
         with pytest.raises(CaseFailure, match=re.escape(says)) as raised:

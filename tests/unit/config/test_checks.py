@@ -18,14 +18,14 @@ def config(**settings):
     return from_flat(BASE | settings)
 
 
-def test_topology_of_a_legal_run():
+def test_topology_follows_from_the_settings():
     run = config(tensor_model_parallel_size=2, micro_batch_size=2, global_batch_size=24, method="inrank")
     topology = topology_of(run, world_size=8, vocab_size=50257)
     assert (topology.data_parallel_size, topology.accumulation_steps) == (4, 3)
     assert topology.padded_vocab_size == 50432  # as Megatron pads 50257 at size 2
 
 
-def test_open_settings_are_resolved():
+def test_open_settings_are_resolved_for_the_number_of_processes():
     topology = topology_of(config(tensor_model_parallel_size="auto", micro_batch_size=3), world_size=4)
     assert (topology.tensor_model_parallel_size, topology.data_parallel_size) == (2, 2)
     assert (topology.global_batch_size, topology.accumulation_steps, topology.vocab_size) == (6, 1, 4096)
@@ -36,7 +36,7 @@ def test_vocabulary_is_padded_as_megatron_does(size, tp, padded):
     assert pad_vocabulary(size, multiple=128 * tp) == padded
 
 
-def test_paper_buffers_and_capacities():
+def test_default_buffer_and_capacity_are_the_papers():
     assert [default_buffer(width) for width in (768, 1024, 1280, 192, 4, 1)] == [100, 100, 100, 25, 1, 1]
     assert default_capacity(768, initial_rank=2, buffer=100) == 384
     assert default_capacity(192, initial_rank=2, buffer=150) == 152
@@ -60,7 +60,7 @@ def test_paper_buffers_and_capacities():
         ({"method": "inrank", "ffn_hidden_size": 64}, (8, 32)),
     ],
 )
-def test_columns(settings, columns):
+def test_columns_follow_from_the_settings(settings, columns):
     run = config(**settings)
     check(run, world_size=1)
     assert columns_of(run) == columns
@@ -285,7 +285,7 @@ def test_settings_of_other_methods_do_not_matter():
         ({"switch_patience": 2}, None),
     ],
 )
-def test_switch_step(settings, step):
+def test_switch_step_follows_from_the_settings(settings, step):
     run = config(**({"method": "inrank-efficient"} | settings))
     assert switch_step(run, steps_per_epoch=30) == step
 
@@ -470,7 +470,7 @@ DIFFERS = [
 @pytest.mark.parametrize(
     ("given", "settings", "words"), DIFFERS, ids=[f"{given} {list(set_)}" for given, set_, _ in DIFFERS]
 )
-def test_contradictions_of_the_engines_settings(given, settings, words):
+def test_contradicting_engine_settings_are_refused(given, settings, words):
     with pytest.raises(UserError) as caught:
         deepspeed(given, **settings)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -80,7 +80,7 @@ def test_an_error_about_a_setting_that_nobody_gave_names_its_origin(argv, named,
         assert str(error.value).endswith(f" ({named.format(file='configs/quickstart.yaml')})")
 
 
-def test_a_run_is_gone_on_with_by_its_own_file(tmp_path):
+def test_run_continues_with_its_own_file(tmp_path):
     """Without ``--config`` the defaults of a resumed run are its own, not the quick start's."""
     (tmp_path / "config.yaml").write_text(
         "model_preset: tiny\ntrain_iters: 7\nmicro_batch_size: 3\nlr: 0.5\n"
@@ -240,7 +240,7 @@ def test_older_name_of_a_value_in_a_stored_run_is_understood(tmp_path):
     assert load(stored) == config
 
 
-def test_launcher_arguments(run_file, tmp_path):
+def test_arguments_of_launchers_are_accepted(run_file, tmp_path):
     settings = tmp_path / "ds.json"
     settings.write_text(json.dumps({"steps_per_print": 5}))
     argv = [*run_file(), "--local_rank=1", "--deepspeed", "--deepspeed_config", str(settings), "--dry-run"]
@@ -298,7 +298,7 @@ def test_bad_values_are_user_errors(argv, words):
 
 
 @pytest.mark.parametrize(("content", "word"), [("[1]", "one JSON object"), ("{", "JSON object")])
-def test_bad_deepspeed_json(tmp_path, content, word):
+def test_bad_deepspeed_json_is_refused(tmp_path, content, word):
     (tmp_path / "ds.json").write_text(content)
     with pytest.raises(UserError, match=word):
         parse(["--deepspeed_config", str(tmp_path / "ds.json")], world_size=1)

@@ -102,7 +102,7 @@ def test_what_deepspeed_would_skip_or_stumble_over_is_refused_before_anything_ru
     ],
     ids=["twice", "endless", "deep", "pointer", "long"],
 )
-def test_files_that_are_no_settings(tmp_path, text, reason):
+def test_files_that_are_not_settings_are_refused(tmp_path, text, reason):
     (tmp_path / "ds.json").write_text(text)
     with pytest.raises(UserError, match=reason):
         parse(["--deepspeed_config", str(tmp_path / "ds.json")], world_size=1)

@@ -174,7 +174,7 @@ def test_ranks_may_differ_by_layer():
         assert count(ranks) - count(same) == (count(5) - count(4)) * extra / len(shapes)
 
 
-def test_break_even():
+def test_break_even_rank_costs_what_dense_costs():
     run = config("small")
     rank = break_even_rank(run)
     dense = flops_per_token(run, 128)
@@ -323,7 +323,7 @@ def test_frozen_weights_have_no_gradients_and_no_moments():
         ("cpu", "fp32", None),
     ],
 )
-def test_peak_rates(name, dtype, peak):
+def test_peak_rate_of_each_device_is_known(name, dtype, peak):
     assert device_peak_flops(name, dtype) == peak
 
 
@@ -344,11 +344,11 @@ def plan_of(run, world_size=2):
         ({"method": "warm-start"}, [None, 153]),
     ],
 )
-def test_phases_of_each_method(settings, columns):
+def test_plan_shows_the_phases_of_each_method(settings, columns):
     assert [phase.shape.columns for phase in plan_of(config(**settings)).phases] == columns
 
 
-def test_settings_that_differ_from_their_defaults():
+def test_changed_settings_are_those_that_differ_from_their_defaults():
     run = config(num_layers=2, lr=1e-3, buffer=3, data_path=["a"])
     changed = {setting.name: setting for setting in changed_settings(run)}
     assert set(changed) == {"model_preset", "num_layers", "lr", "train_iters", "buffer", "data_path"}
@@ -412,7 +412,7 @@ def test_the_page_marks_settings_that_the_method_ignores():
         ("V100-32GB", 1, 1, "V100-32GB", 31.7),
     ],
 )
-def test_clusters(text, nodes, devices, device, gib):
+def test_cluster_names_are_parsed(text, nodes, devices, device, gib):
     cluster = parse_cluster(text)
     assert (cluster.nodes, cluster.devices, cluster.device) == (nodes, devices, device)
     assert cluster.memory == (gib and int(gib * 2**30)) and cluster.world_size == nodes * devices
@@ -420,12 +420,12 @@ def test_clusters(text, nodes, devices, device, gib):
 
 
 @pytest.mark.parametrize("text", ["", "8x", "A100", "8xB300", "0xH100", "2x2x2xH100", "-1xcpu", "8 H100"])
-def test_no_clusters(text):
+def test_faulty_cluster_names_are_refused(text):
     with pytest.raises(UserError, match=r"must be .*A100-80GB"):
         parse_cluster(text)
 
 
-def test_a_cluster_is_for_a_plan():
+def test_cluster_without_dry_run_is_refused():
     with pytest.raises(UserError, match="give --dry-run"):
         parse(["--cluster", "8xH100"], world_size=1)
     launch = parse(["--cluster", "2x3xH100", "--dry-run"], world_size=1)

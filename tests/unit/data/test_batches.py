@@ -64,7 +64,7 @@ def test_epochs_may_meet_inside_a_batch(make_file: MakeFile) -> None:
     assert sorted(starts[:7]) == sorted(starts[7:14]) == list(range(0, 70, 10))
 
 
-def test_order_is_pinned(make_file: MakeFile) -> None:
+def test_order_of_windows_stays_that_of_earlier_versions(make_file: MakeFile) -> None:
     """A resumed run must find the order that it began with, also after an upgrade of NumPy."""
     batches = TrainBatches([(counting(make_file, 81), 1.0)], seq_length=10, global_batch_size=8, seed=1234)
     assert batches.rows(0, 0, 8)[:, 0].tolist() == [0, 20, 50, 30, 40, 70, 60, 10]
@@ -84,7 +84,7 @@ def test_blending_follows_the_weights_from_the_first_samples_on(make_file: MakeF
             assert abs(drawn[source] - weight * count) <= 1.5
 
 
-def test_a_source_shorter_than_a_sequence(make_file: MakeFile) -> None:
+def test_source_shorter_than_a_sequence_is_refused(make_file: MakeFile) -> None:
     file = counting(make_file, 20)
     TrainBatches([(file, 1.0)], seq_length=19, global_batch_size=1, seed=0)
     with pytest.raises(
@@ -108,12 +108,12 @@ def test_windows_score_every_token_but_the_first_once(make_file: MakeFile, token
     assert windows.num_targets == tokens - 1
 
 
-def test_windows_of_one_token(make_file: MakeFile) -> None:
+def test_evaluation_text_of_one_token_is_refused(make_file: MakeFile) -> None:
     with pytest.raises(UserError, match="has 1 tokens to evaluate on"):
         EvalWindows(make_file([3]), seq_length=10)
 
 
-def test_reading_across_sequences_and_files(make_file: MakeFile) -> None:
+def test_tokens_are_read_across_sequences_and_files(make_file: MakeFile) -> None:
     file = joined([counting(make_file, 50, name="a"), counting(make_file, 30, name="b", first=50)])
     rng = np.random.RandomState(0)
     for _ in range(200):
@@ -125,7 +125,7 @@ def test_reading_across_sequences_and_files(make_file: MakeFile) -> None:
     assert (file.num_tokens, file.num_words) == (80, None)
 
 
-def test_unigram_perplexity(make_file: MakeFile) -> None:
+def test_unigram_perplexity_is_add_one_over_the_train_counts(make_file: MakeFile) -> None:
     train = [(make_file([0, 0, 1], [1, 2], name="a"), 0.9), (make_file([0], name="b"), 0.1)]
     held_out = make_file([3, 0, 1, 3], name="c")
     # counts 3, 2, 1, 0 and add-one over 4 ids: 4/10, 3/10, 2/10, 1/10; the first token is not scored

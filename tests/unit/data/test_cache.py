@@ -94,7 +94,7 @@ def test_a_file_of_this_moment_is_not_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["training the tokenizer", "tokenizing", "checking"])
-def test_a_text_that_changes_while_it_is_read(settings, corpus: Path, stage: str) -> None:
+def test_text_that_changes_while_it_is_read_is_refused(settings, corpus: Path, stage: str) -> None:
     config = settings(data_path=[corpus])
 
     def append(now: str, _tokens: int | None) -> None:
@@ -119,7 +119,9 @@ def outcome(config: DataConfig) -> tuple[str, int, bool]:
 
 
 @pytest.mark.parametrize("hashes", ["kept", "gone"])
-def test_a_whole_cache_on_a_read_only_mount(settings, corpus: Path, settled: None, hashes: str) -> None:
+def test_complete_cache_on_a_read_only_mount_is_used(
+    settings, corpus: Path, settled: None, hashes: str
+) -> None:
     config = settings(data_path=[corpus])
     folder = Path(config.data_cache_path)
     key, tokens, made = outcome(config)
@@ -140,7 +142,7 @@ def test_a_whole_cache_on_a_read_only_mount(settings, corpus: Path, settled: Non
     assert (folder / "hashes").exists() == (hashes == "kept")
 
 
-def test_a_whole_cache_of_another_user(public: Path, settled: None) -> None:
+def test_complete_cache_of_another_user_is_used(public: Path, settled: None) -> None:
     (public / "corpus.txt").write_text(prose(20000, seed=1))
     config = DataConfig(data_path=[f"{public}/corpus.txt"], vocab_size=300, data_cache_path=f"{public}/cache")
     key, tokens, _ = outcome(config)
@@ -176,7 +178,7 @@ def test_users_share_a_folder_that_all_may_write(public: Path) -> None:
     assert made[:2] == found[:2]
 
 
-def test_a_text_that_may_not_be_read(public: Path) -> None:
+def test_text_that_may_not_be_read_is_refused(public: Path) -> None:
     (public / "corpus.txt").write_text(prose(200, seed=1))
     (public / "corpus.txt").chmod(0)
     (public / "cache").mkdir(mode=0o777)
@@ -206,7 +208,9 @@ def test_a_full_disk_leaves_nothing(settings, corpus: Path, tmp_path: Path) -> N
     assert set(left) == {".lock"}
 
 
-def test_two_builders_without_locks(settings, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builders_without_locks_use_the_same_folder(
+    settings, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a network file system without them: both build, the first to end publishes, both use that."""
 
     def no_locks(*_: object) -> None:
@@ -234,7 +238,7 @@ def test_two_builders_without_locks(settings, corpus: Path, monkeypatch: pytest.
     assert not list(Path(config.data_cache_path).glob("*.partial"))
 
 
-def test_what_a_killed_builder_left(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_builder_are_removed(tmp_path: Path) -> None:
     """It goes when its builder is dead; that of another machine, whose locks are unseen here, by its age."""
     final = tmp_path / "key"
     own, dead, young, old = (building._unique(final) for _ in range(4))
@@ -273,7 +277,9 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_cache_path_that_is_no_folder(settings, corpus: Path, tmp_path: Path, kind: str) -> None:
+def test_cache_path_that_is_not_a_folder_is_refused(
+    settings, corpus: Path, tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "way" / "cache"
     if kind == "a file":
         path.parent.mkdir()
@@ -282,6 +288,6 @@ def test_a_cache_path_that_is_no_folder(settings, corpus: Path, tmp_path: Path, 
         prepare(settings(data_path=[corpus], data_cache_path=str(path)))
 
 
-def test_a_cache_path_with_spaces_and_umlauts(settings, corpus: Path, tmp_path: Path) -> None:
+def test_cache_path_may_have_spaces_and_umlauts(settings, corpus: Path, tmp_path: Path) -> None:
     path = tmp_path / "ein Ordner" / "für Tökens"
     assert prepare(settings(data_path=[corpus], data_cache_path=str(path))).folder.parent == path

@@ -53,7 +53,7 @@ def fault(path: Path | str, column: str = "text") -> str:
     return message
 
 
-def test_text_files_plain_and_compressed(tmp_path: Path) -> None:
+def test_plain_and_compressed_text_files_are_read_exactly(tmp_path: Path) -> None:
     text = "Größe 日本\r\n and more\n" * 40000  # more than one chunk, with characters across its border
     for name, opener in {"a.txt": open, "b.gz": gzip.open, "c.tokens.xz": lzma.open}.items():
         with opener(tmp_path / name, "wb") as stream:
@@ -63,7 +63,7 @@ def test_text_files_plain_and_compressed(tmp_path: Path) -> None:
     assert read(tmp_path / "bom.txt") == ["abc"]
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_json_and_parquet_rows_are_read(tmp_path: Path) -> None:
     rows = [{"body": text, "id": number} for number, text in enumerate(DOCUMENTS)]
     assert read(write_jsonl(tmp_path / "a.jsonl", [*rows, {"body": None}]), "body") == DOCUMENTS
     assert read(write_jsonl(tmp_path / "a.json.gz", rows, gzip.open), "body") == DOCUMENTS
@@ -71,7 +71,7 @@ def test_tables(tmp_path: Path) -> None:
     assert read(table, "body") == DOCUMENTS
 
 
-def test_faulty_paths(tmp_path: Path) -> None:
+def test_faulty_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     assert "does not exist" in fault(tmp_path / "missing.txt")
     assert "is empty" in fault(tmp_path / "empty.txt")
@@ -80,7 +80,7 @@ def test_faulty_paths(tmp_path: Path) -> None:
     assert "half.bin; a pair needs both" in fault(tmp_path / "half")
 
 
-def test_faulty_text(tmp_path: Path) -> None:
+def test_faulty_text_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"a" * 2**20 + b"caf\xe9 au lait")
     assert f"not UTF-8 at byte {2**20 + 3};" in fault(tmp_path / "latin.txt")
     (tmp_path / "cut.txt").write_bytes("é".encode()[:1])
@@ -102,12 +102,12 @@ def test_faulty_text(tmp_path: Path) -> None:
         (b'{"text": "\\ud800"}', "half a surrogate pair"),
     ],
 )
-def test_faulty_json_lines(tmp_path: Path, line: bytes, expected: str) -> None:
+def test_faulty_json_lines_are_refused(tmp_path: Path, line: bytes, expected: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     assert expected in fault(tmp_path / "a.jsonl")
 
 
-def test_faulty_parquet(tmp_path: Path) -> None:
+def test_faulty_parquet_is_refused(tmp_path: Path) -> None:
     table = write_parquet(tmp_path / "a.parquet", {"body": DOCUMENTS, "count": [1, 2, 3]})
     assert "no column 'text' among ['body', 'count']" in fault(table)
     assert "row 1: 'count' is a int" in fault(table, "count")
@@ -130,7 +130,7 @@ def test_faulty_parquet(tmp_path: Path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
-def test_every_type_of_text_column(tmp_path: Path, form: str, kind: pyarrow.DataType) -> None:
+def test_every_type_of_text_column_is_read(tmp_path: Path, form: str, kind: pyarrow.DataType) -> None:
     """Text stored as binary was once answered with the advice to name another column."""
     table = pyarrow.table({"text": pyarrow.array([*DOCUMENTS, None]).cast(kind)})
     write_table(path := tmp_path / f"a.{form}", table)
@@ -141,7 +141,9 @@ def test_every_type_of_text_column(tmp_path: Path, form: str, kind: pyarrow.Data
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()], ids=str)
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
-def test_strings_that_are_not_utf8(tmp_path: Path, form: str, kind: pyarrow.DataType) -> None:
+def test_strings_that_are_not_utf8_are_named_by_row(
+    tmp_path: Path, form: str, kind: pyarrow.DataType
+) -> None:
     """Arrow and parquet take any bytes for a string; to read them once gave a traceback."""
     column = pyarrow.array([b"fine"] * 1500 + [b"caf\xe9 is good"] * 2)
     if kind != pyarrow.binary():
@@ -150,7 +152,7 @@ def test_strings_that_are_not_utf8(tmp_path: Path, form: str, kind: pyarrow.Data
     assert f"a.{form}, row 1501: 'text' is not UTF-8 at its byte 3;" in fault(path)
 
 
-def test_columns_that_hold_no_text(tmp_path: Path) -> None:
+def test_columns_that_hold_no_text_are_refused(tmp_path: Path) -> None:
     column = pyarrow.array([{"a": ["x"]}])
     write_table(
         path := tmp_path / "a.parquet", pyarrow.table({"text": column, "list": pyarrow.array([["x"]])})
@@ -231,7 +233,9 @@ def test_embedded_corpus_does_not_depend_on_the_process() -> None:
     assert len(runs) == 1
 
 
-def test_embedded_corpus_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_corpus_without_python_sources_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embedded.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     embedded._source_files.cache_clear()
     try:

@@ -35,7 +35,7 @@ def test_each_document_begins_and_ends_as_the_tokenizer_has_it(
 
 
 @pytest.mark.parametrize("folder", ["Llama 2", "Llama 3", "prefix space", "BERT"], indirect=True)
-def test_a_long_text_has_the_ids_of_the_whole(folder: Path, tmp_path: Path, settings) -> None:
+def test_pieces_of_a_long_text_have_the_ids_of_the_full_text(folder: Path, tmp_path: Path, settings) -> None:
     """Blocks of a LLaMA tokenizer began with a space each, and patterns that take punctuation with the line
     ends after it were cut between them.
     """

@@ -44,7 +44,7 @@ def write_parquet(path: Path, columns: dict[str, list]) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
-def test_tables_from_folders(tmp_path: Path) -> None:
+def test_folders_and_saved_datasets_give_the_same_rows(tmp_path: Path) -> None:
     import datasets
 
     folder, saved = tmp_path / "folder", tmp_path / "saved"
@@ -74,7 +74,7 @@ def test_a_folder_of_texts_gives_what_the_file_gives(tmp_path: Path, suffix: str
     assert splits["train"].notes == []
 
 
-def test_splits_of_a_folder_of_texts(tmp_path: Path) -> None:
+def test_file_names_say_the_split_of_a_folder_of_texts(tmp_path: Path) -> None:
     for name in ("a-train.txt", "b-train.txt", "dev.txt", "test.txt", "README.md"):
         (tmp_path / name).write_text(f"{name}\n")
     splits = load_splits(str(tmp_path), text_column="text", document_separator="-")
@@ -88,7 +88,7 @@ def test_splits_of_a_folder_of_texts(tmp_path: Path) -> None:
     assert "1 of its files are left out" in splits["train"].notes[0]
 
 
-def test_a_folder_with_settings_in_its_card(tmp_path: Path) -> None:
+def test_configurations_in_the_card_of_a_folder_are_used(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: small\n  data_files:\n  - split: test\n    path: x.txt\n---\n"
     )
@@ -108,7 +108,7 @@ def test_a_folder_that_could_be_meant_for_the_hubs_is_said(
     assert f"(the local folder {tmp_path}/empty) cannot be loaded" in fault("empty")
 
 
-def test_rows_of_a_dataset_that_are_not_utf8(tmp_path: Path) -> None:
+def test_rows_of_a_dataset_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     options = compute.CastOptions(target_type=pyarrow.string(), allow_invalid_utf8=True)
     column = compute.cast(pyarrow.array([b"fine", b"caf\xe9"]), options=options)
     write_parquet(tmp_path / "a.parquet", {"text": column})
@@ -120,7 +120,7 @@ def test_rows_of_a_dataset_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.parquet"])
-def test_pointers_in_a_folder(tmp_path: Path, name: str) -> None:
+def test_pointers_in_a_folder_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert f"{name}: is a Git LFS pointer" in fault(tmp_path)
 
@@ -137,7 +137,9 @@ def test_pointers_in_a_folder(tmp_path: Path, name: str) -> None:
         ("dataset_dict.json", b"[]", "list indices"),
     ],
 )
-def test_damaged_folders(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_damaged_datasets_are_refused_in_one_line(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
     """datasets lets through whatever the library of a format raises."""
     if name == "README.md":
         (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
@@ -149,7 +151,9 @@ def test_damaged_folders(tmp_path: Path, name: str, content: bytes, words: str) 
     assert words in message
 
 
-def test_what_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_a_dataset_is_refused_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """datasets takes the name of a format for the files of that format in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("not meant")
@@ -159,7 +163,7 @@ def test_what_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "give OWNER/NAME[:CONFIG]" in fault("no_such_dataset")
 
 
-def test_dataset_that_cannot_be_had_offline() -> None:
+def test_dataset_that_cannot_be_had_offline_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"dataset nobody/nothing:x cannot be loaded .*local cache") as raised:
         load_splits("nobody/nothing:x", text_column="text")
     assert "\n" not in str(raised.value)
@@ -207,7 +211,7 @@ def test_documents_that_were_made_of_lines_stay_documents(tmp_path: Path) -> Non
     assert texts(load_splits(str(tmp_path / "lines"), text_column="text")["train"]) == ["one", "two"]
 
 
-def test_a_card_that_says_how_texts_are_divided(tmp_path: Path) -> None:
+def test_card_says_how_texts_are_divided(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files: x.txt\n  sample_by: paragraph\n---\n"
     )
@@ -215,7 +219,7 @@ def test_a_card_that_says_how_texts_are_divided(tmp_path: Path) -> None:
     assert texts(load_splits(str(tmp_path), text_column="text")["train"]) == ["a\nb", "c\nd\n"]
 
 
-def test_json_of_a_folder_and_of_a_path(tmp_path: Path) -> None:
+def test_json_of_a_folder_gives_what_the_path_gives(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
     (tmp_path / "train.ndjson").write_text(lines)
     splits = load_splits(str(tmp_path), text_column="text")

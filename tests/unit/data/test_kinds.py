@@ -119,7 +119,7 @@ def expected(kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in SPELLINGS for name in SPELLINGS[kind]])
-def test_every_spelling_of_a_format(tmp_path: Path, kind: str, name: str) -> None:
+def test_every_spelling_of_a_format_is_read(tmp_path: Path, kind: str, name: str) -> None:
     source = opened(tmp_path / name, CONTENTS[kind])
     assert texts(source) == expected(kind)
     assert source.notes == []
@@ -127,7 +127,7 @@ def test_every_spelling_of_a_format(tmp_path: Path, kind: str, name: str) -> Non
 
 @pytest.mark.parametrize("suffix", PACKERS)
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_every_format_packed_by_every_compression(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_every_format_is_read_under_every_compression(tmp_path: Path, kind: str, suffix: str) -> None:
     packed = PACKERS[suffix](CONTENTS[kind])
     source = opened(tmp_path / (SPELLINGS[kind][0] + suffix), packed)
     assert texts(source) == expected(kind)
@@ -137,7 +137,7 @@ def test_every_format_packed_by_every_compression(tmp_path: Path, kind: str, suf
     assert "whatever its name says" in unnamed.notes[0]
 
 
-def test_packed_files_with_unusual_beginnings(tmp_path: Path) -> None:
+def test_packed_files_with_unusual_beginnings_are_read(tmp_path: Path) -> None:
     settings = [{"id": lzma.FILTER_LZMA1, "lc": 4, "lp": 0, "pb": 2}]
     packed = lzma.compress(PROSE, format=lzma.FORMAT_ALONE, filters=settings)
     assert texts(opened(tmp_path / "a.txt.lzma", packed)) == [PROSE.decode()]
@@ -236,7 +236,7 @@ def array() -> bytes:
     ids=lambda value: value if isinstance(value, str) else "content",  # gzip's has the time in it
 )
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "blob"])
-def test_content_that_is_no_text_is_refused_by_its_name(
+def test_content_that_is_not_text_is_refused_by_its_name(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     assert words in fault(tmp_path / name, content)
@@ -265,7 +265,7 @@ def test_content_that_is_no_text_is_refused_by_its_name(
         ("a.txt.lzo", "LZO"),
     ],
 )
-def test_names_of_what_is_not_read(tmp_path: Path, name: str, words: str) -> None:
+def test_formats_that_are_not_read_are_refused_by_name(tmp_path: Path, name: str, words: str) -> None:
     assert words in fault(tmp_path / name, PROSE)
 
 
@@ -280,7 +280,7 @@ def test_a_zero_or_a_bad_byte_far_inside_is_found(tmp_path: Path) -> None:
     assert f"not UTF-8 at byte {len(long)}" in fault(tmp_path / "a.txt", long + b"\xe9t\xe9")
 
 
-def test_text_that_only_looks_like_something_else(tmp_path: Path) -> None:
+def test_text_that_only_looks_like_another_format_is_text(tmp_path: Path) -> None:
     for start in (
         "PAR1 is a magic number.",
         "[1] a footnote",
@@ -293,7 +293,7 @@ def test_text_that_only_looks_like_something_else(tmp_path: Path) -> None:
         ]
 
 
-def test_a_link_whose_file_was_not_fetched(tmp_path: Path) -> None:
+def test_link_whose_file_was_not_fetched_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").symlink_to(".git/annex/objects/x/a.txt")
     with pytest.raises(UserError, match="git annex get"):
         open_source(str(tmp_path / "a.txt"), text_column="text")
@@ -301,7 +301,7 @@ def test_a_link_whose_file_was_not_fetched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r", b"\n\n \n"])
-def test_line_ends_and_marks_of_json_lines(tmp_path: Path, end: bytes, mark: bytes) -> None:
+def test_json_lines_take_any_line_end_and_mark(tmp_path: Path, end: bytes, mark: bytes) -> None:
     assert texts(opened(tmp_path / "a.jsonl", mark + LINES.replace(b"\n", end))) == ROWS
     assert texts(opened(tmp_path / "b.jsonl", mark + LINES.replace(b"\n", end).rstrip())) == ROWS
     array = json.dumps([{"text": text} for text in ROWS], indent=1).encode()
@@ -333,7 +333,9 @@ ODD_ROWS = [
 
 @pytest.mark.parametrize(("row", "outcome"), ODD_ROWS, ids=range(len(ODD_ROWS)))
 @pytest.mark.parametrize("array", [False, True], ids=["lines", "array"])
-def test_odd_rows_of_json(tmp_path: Path, row: bytes, outcome: str, array: bool) -> None:
+def test_odd_rows_of_json_are_read_right_or_refused_with_their_place(
+    tmp_path: Path, row: bytes, outcome: str, array: bool
+) -> None:
     """The right text, or one line with the place. An array gives what lines give."""
     first = b'{"text": "first"}'
     content = b"[" + first + b",\n" + row + b"]" if array else first + b"\n" + row + b"\n"
@@ -352,7 +354,7 @@ def test_odd_rows_of_json(tmp_path: Path, row: bytes, outcome: str, array: bool)
     "content",
     [b"[", b'[{"text": "a"}', b'[{"text": "a"},]', b'[{"text": "a"}] x', b'[{"text": "a"} {"text": "b"}]'],
 )
-def test_arrays_that_are_not_whole(tmp_path: Path, content: bytes) -> None:
+def test_incomplete_json_arrays_are_refused(tmp_path: Path, content: bytes) -> None:
     assert "malformed JSON at character" in fault(tmp_path / "a.json", content)
 
 
@@ -372,7 +374,7 @@ def test_an_array_is_read_in_parts_of_any_size(tmp_path: Path, monkeypatch: pyte
     ("name", "content"),
     [("a.jsonl", b'{"text": "%s"}\n'), ("a.json", b'[{"text": "%s"}]'), ("a.json", b'{\n"text": "%s"}')],
 )
-def test_a_row_that_no_memory_should_hold(
+def test_row_larger_than_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
 ) -> None:
     monkeypatch.setattr(json_files, "LONGEST_ROW", 2**20)

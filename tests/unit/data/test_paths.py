@@ -53,7 +53,7 @@ def test_pictures_among_notes_are_left_out(tmp_path: Path) -> None:
     assert "3 files are no data and left out (img/photo.jpeg, img/plan.PNG, logo.svg)" in found.notes[0]
 
 
-def test_a_folder_without_data_or_of_another_program(tmp_path: Path) -> None:
+def test_folder_without_data_or_of_another_program_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "a", "README.md")
     assert "is a folder without data files (README.md)" in fault(tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -82,7 +82,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert "lost.txt is a link to nowhere, which is not there" in fault(tmp_path / "folder")
 
 
-def test_patterns(tmp_path: Path) -> None:
+def test_patterns_match_as_in_the_shell(tmp_path: Path) -> None:
     make(tmp_path, "b.txt", "a.txt", "c.jsonl", "sub/d.txt", "sub/deep/e.txt", ".hidden.txt", "sub/README.md")
     write_pair(tmp_path / "sub" / "p", [1])
     assert names(find(f"{tmp_path}/*.txt"), tmp_path) == ["a.txt", "b.txt"]
@@ -104,7 +104,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert f"data path {tmp_path}/*.csv matches no data file; correct it" in fault(f"{tmp_path}/*.csv")
 
 
-def test_what_exists_by_its_name_is_no_pattern(tmp_path: Path) -> None:
+def test_existing_name_is_not_taken_for_a_pattern(tmp_path: Path) -> None:
     make(tmp_path, "a[1].txt", "a1.txt", "*.txt", "b[2]/x.txt")
     assert names(find(f"{tmp_path}/a[1].txt"), tmp_path) == ["a[1].txt"]
     assert names(find(f"{tmp_path}/*.txt"), tmp_path) == ["*.txt"]
@@ -114,7 +114,9 @@ def test_what_exists_by_its_name_is_no_pattern(tmp_path: Path) -> None:
     assert names(find(f"{tmp_path}/?[[]3].*"), tmp_path) == ["p[3]"]
 
 
-def test_names_that_shells_and_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_with_spaces_umlauts_home_and_file_urls_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, "Übung 1/täxt.txt", "s/x.txt")
     assert names(find(f"{tmp_path}/Übung 1/"), tmp_path) == ["Übung 1/täxt.txt"]
     assert names(find(f"file://{tmp_path}/%C3%9Cbung%201"), tmp_path) == ["Übung 1/täxt.txt"]
@@ -124,7 +126,7 @@ def test_names_that_shells_and_people_write(tmp_path: Path, monkeypatch: pytest.
     assert find(".").entries == (Path("x.txt"),)
 
 
-def test_what_is_not_here_or_cannot_be_read_twice(tmp_path: Path) -> None:
+def test_remote_paths_and_pipes_are_refused(tmp_path: Path) -> None:
     for word in ("https://example.org/a.txt", "s3://bucket/a.jsonl", "hf://datasets/a"):
         assert f"data path {word} is not on this machine; download it or mount it" in fault(word)
     os.mkfifo(tmp_path / "pipe")

@@ -63,7 +63,7 @@ def odd_text(seed: int) -> str:
 
 
 @pytest.mark.parametrize("source", ["gpt2", "trained"])
-def test_blocks_have_the_tokens_of_the_whole(
+def test_blocks_have_the_tokens_of_the_full_text(
     source: str, request: pytest.FixtureRequest, tokenizer_folder: Path
 ) -> None:
     tokenizer = request.getfixturevalue("gpt2") if source == "gpt2" else load_tokenizer(str(tokenizer_folder))

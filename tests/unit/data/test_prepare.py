@@ -49,7 +49,7 @@ def whole(file) -> np.ndarray:
     return file.tokens(0, file.num_tokens)
 
 
-def test_wikitext_in_both_formats(shared_data: Path, settings) -> None:
+def test_wikitext_gives_the_same_data_in_both_formats(shared_data: Path, settings) -> None:
     folder = shared_data / "wikitext-103"
     for names in (
         ("wiki.valid.tokens", "wiki.test.tokens"),
@@ -70,7 +70,7 @@ def test_wikitext_in_both_formats(shared_data: Path, settings) -> None:
         assert train.tokens(train.num_tokens - 1, 1)[0] == data.tokenizer.eod
 
 
-def test_embedded_corpus(settings) -> None:
+def test_embedded_corpus_is_prepared_and_divided(settings) -> None:
     data = prepare(settings(vocab_size=1000))
     assert data.tokenizer.vocab_size == 1000
     counts = data.meta["splits"]
@@ -102,7 +102,7 @@ def test_the_tokenizer_is_trained_on_the_train_share_alone(settings, tmp_path: P
     assert len(data.tokenizer.encode(" vwxyz")) == 6
 
 
-def test_several_sources(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_sources_are_blended_by_weight(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
     for name, words in {"a": 9000, "b": 30000}.items():
         (tmp_path / name).write_text(prose(words, seed=words))
     weighted = ["3", tmp_path / "a", "1", tmp_path / "b"]
@@ -139,7 +139,7 @@ def test_short_files_are_joined(settings, tmp_path: Path, tokenizer_folder: Path
     assert sorted(both) == sorted(flat(documents[number] for number in held_out))
 
 
-def test_a_folder_as_a_component_of_a_blend(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_folder_is_one_component_of_a_blend(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
     for name in ("a/1.txt", "a/2.txt", "b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(prose(100, seed=len(name)))
@@ -153,7 +153,7 @@ def test_a_folder_as_a_component_of_a_blend(settings, tmp_path: Path, tokenizer_
     assert data.train[1][0].name == str(tmp_path / "b.txt")
 
 
-def test_a_folder_that_holds_the_cache(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_cache_inside_the_data_folder_is_left_out(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
     """As with --data-path . in the folder where the program runs: its token files are no data."""
     (tmp_path / "a.txt").write_text(prose(100, seed=0))
     config = settings(data_path=[tmp_path], tokenizer=str(tokenizer_folder), split="1")
@@ -287,7 +287,7 @@ def _prepare_slowly(config: DataConfig, marker: Path) -> None:
     prepare(config, progress=progress)
 
 
-def test_killed_in_the_middle(settings, corpus: Path, tmp_path: Path) -> None:
+def test_preparation_killed_in_the_middle_is_made_again(settings, corpus: Path, tmp_path: Path) -> None:
     config, marker = settings(data_path=[corpus]), tmp_path / "marker"
     child = multiprocessing.get_context("fork").Process(target=_prepare_slowly, args=(config, marker))
     child.start()
@@ -344,7 +344,7 @@ def test_damaged_files_are_made_again(
     np.testing.assert_array_equal(whole(after.train[0][0]), before)
 
 
-def test_existing_token_files(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_existing_token_files_are_used(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
     write_pair(tmp_path / "pair", *[[number] * 10 for number in range(100)])
     for paths in (["pair"], ["pair.bin"], ["pair.idx"], ["pair.bin", "pair.idx"]):
         words = [tmp_path / path for path in paths]
@@ -362,7 +362,7 @@ def fault(config: DataConfig) -> str:
     return str(raised.value)
 
 
-def test_faulty_token_files(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_faulty_token_files_are_refused(settings, tmp_path: Path, tokenizer_folder: Path) -> None:
     prefix = tmp_path / "pair"
     config = settings(data_path=[prefix], tokenizer=str(tokenizer_folder))
     write_pair(prefix, [1, 2, 300], [4])
@@ -379,21 +379,21 @@ def test_faulty_token_files(settings, tmp_path: Path, tokenizer_folder: Path) ->
     assert "not a Megatron index" in fault(config)
 
 
-def test_texts_without_text(settings, tmp_path: Path) -> None:
+def test_files_without_text_are_refused(settings, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "  "}\n')
     assert "holds no text" in fault(settings(data_path=[tmp_path / "a.jsonl"]))
     (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     assert "b.jsonl, line 2: malformed JSON" in fault(settings(data_path=[tmp_path / "b.jsonl"]))
 
 
-def test_a_cache_that_cannot_be_written(settings, tmp_path: Path, corpus: Path) -> None:
+def test_cache_that_cannot_be_written_is_refused(settings, tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "file").touch()
     config = settings(data_path=[corpus], data_cache_path=str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="--data-cache-path"):
         prepare(config)
 
 
-def test_the_record(settings, corpus: Path) -> None:
+def test_record_says_what_the_folder_holds(settings, corpus: Path) -> None:
     data: PreparedData = prepare(settings(data_path=[corpus]))
     assert data.meta == json.loads((data.folder / "meta.json").read_text())
     assert data.meta["tokenizer"]["identity"] == data.tokenizer.identity

@@ -25,7 +25,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_prints_counts_and_folder(tmp_path: Path) -> None:
+def test_tool_prints_counts_and_folder(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(20000, seed=4))
     flags = ("--data-path", tmp_path / "a.txt", "--vocab-size", 300, "--data-cache-path", tmp_path / "cache")
     done = run(*flags)

@@ -47,7 +47,9 @@ def test_blend_weights_are_parsed() -> None:
             parse_blend([weight, "a"])
 
 
-def test_a_number_that_is_also_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_that_is_also_a_path_is_refused_as_a_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Folders of years were taken for weights, and their texts left out without a word."""
     monkeypatch.chdir(tmp_path)
     for year in ("2023", "2024", "2025"):
@@ -59,7 +61,7 @@ def test_a_number_that_is_also_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parse_blend(["+2023", "2024"]) == [("2024", 2023.0)]
 
 
-def test_more_weights_than_a_blend_can_count() -> None:
+def test_more_weights_than_a_blend_can_count_are_refused() -> None:
     words = ["1", "a"] * (MOST_WEIGHTS + 1)
     assert len(parse_blend(words[2:])) == MOST_WEIGHTS
     with pytest.raises(UserError, match="a blend has at most 32767: give files of one weight as a folder"):
@@ -68,14 +70,14 @@ def test_more_weights_than_a_blend_can_count() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 70, 1000])
 @pytest.mark.parametrize("split", ["969,30,1", "9,1", "1", "1,0,1"])
-def test_one_file_is_cut_as_ever(count: int, split: str) -> None:
+def test_one_file_is_divided_as_in_earlier_versions(count: int, split: str) -> None:
     shares = parse_split(split)
     assert cut([count], shares) == [split_bounds(count, shares)]
 
 
 @pytest.mark.parametrize("split", ["969,30,1", "8,1,1", "1,0,0", "98,0,2"])
 @pytest.mark.parametrize("counts", [[1] * 50, [1000, 10, 1, 1, 500], [0, 3, 0, 1], [100] * 30])
-def test_files_are_cut_together_as_one(counts: list[int], split: str) -> None:
+def test_files_are_divided_together_as_one(counts: list[int], split: str) -> None:
     shares = parse_split(split)
     cuts = cut(counts, shares)
     assert all(0 == b[0] <= b[1] <= b[2] <= b[3] == count for b, count in zip(cuts, counts, strict=True))
@@ -89,7 +91,7 @@ def test_each_file_gives_its_share() -> None:
     assert held_out == list(range(4, 100, 10))
 
 
-def test_components(settings, tmp_path: Path) -> None:
+def test_files_without_weights_are_one_component(settings, tmp_path: Path) -> None:
     for name in ("a", "f/b", "f/c", "g/d", "v"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
@@ -107,7 +109,7 @@ def test_components(settings, tmp_path: Path) -> None:
     assert select(settings(data_path=paths)).blended().components() == [[0], [1], [2], [3]]
 
 
-def test_paths_that_the_system_refuses(settings) -> None:
+def test_paths_that_the_system_refuses_are_named(settings) -> None:
     """Also in a dry run, which looks at the paths alone."""
     with pytest.raises(UserError, match="File name too long"):
         select(settings(data_path=["x" * 5000]))
@@ -115,7 +117,7 @@ def test_paths_that_the_system_refuses(settings) -> None:
         select(settings(data_path=["a\0b"]))
 
 
-def test_contradictions(settings) -> None:
+def test_two_names_for_the_training_text_are_refused(settings) -> None:
     with pytest.raises(UserError, match="data_path, dataset: each names the training text"):
         select(settings(data_path=["a"], dataset="b"))
     with pytest.raises(UserError, match="valid_data_path: belongs to train_data_path"):

@@ -96,7 +96,7 @@ def test_word_counts_that_fit_no_sequence_are_refused(tmp_path: Path, damage: st
         TokenStore(tmp_path / "p", name="p")
 
 
-def test_a_file_that_shrinks_while_it_is_used(tmp_path: Path) -> None:
+def test_file_that_shrinks_while_it_is_used_is_an_error(tmp_path: Path) -> None:
     """A memory map ended the process with SIGBUS."""
     write_index(tmp_path / "p")
     file = TokenStore(tmp_path / "p", name="p").sequences(0, 3)

@@ -17,7 +17,7 @@ from tests.unit.data.tokenizer_layouts import layouts
 ODD = "Größe 日本 🙂 \x00 <|endoftext|> don't\r\n\n  end "
 
 
-def test_gpt2(shared_data: Path) -> None:
+def test_gpt2_ids_are_the_published_ones(shared_data: Path) -> None:
     tokenizer = load_tokenizer(str(shared_data / "gpt2-bpe"))
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert (tokenizer.vocab_size, tokenizer.eod) == (50257, 50256)
@@ -76,7 +76,9 @@ def test_transformers_reads_what_is_saved(tokenizer_folder: Path) -> None:
         ({"vocab.json": json.dumps({"a": 0, "<|endoftext|>": 1}), "merges.txt": ""}, "lacks 255 of the 256"),
     ],
 )
-def test_faulty_folders(tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_faulty_tokenizer_folders_are_refused_in_one_line(
+    tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=expected) as raised:
@@ -84,7 +86,7 @@ def test_faulty_folders(tmp_path: Path, files: dict[str, str], expected: str) ->
     assert "\n" not in str(raised.value)
 
 
-def test_faulty_names_and_sizes(tmp_path: Path) -> None:
+def test_missing_tokenizers_and_too_small_vocabularies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(str(tmp_path / "missing"))
     with pytest.raises(UserError, match="cannot be had from the hub"):
@@ -93,7 +95,7 @@ def test_faulty_names_and_sizes(tmp_path: Path) -> None:
         train_tokenizer(["text"], vocab_size=256)
 
 
-def test_no_end_of_text(tmp_path: Path) -> None:
+def test_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
     alphabet = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizers.Tokenizer(models.BPE(vocab=alphabet, merges=[])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="no end-of-text token"):
@@ -201,7 +203,7 @@ def written(name: str, text: str) -> Callable[[Path], object]:
         (changed(lambda parts: parts.update(added_tokens=[{"id": -1}])), "unreadable"),
     ],
 )
-def test_hostile_files(
+def test_hostile_tokenizer_files_are_refused_in_one_line(
     tmp_path: Path, damage: Callable, expected: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     layouts()["tokenizer.json"](tmp_path)
@@ -221,12 +223,12 @@ def test_vocabularies_of_other_libraries_are_to_be_converted(tmp_path: Path, nam
         load_tokenizer(str(tmp_path / name))
 
 
-def test_a_text_that_cannot_be_encoded(tokenizer_folder: Path) -> None:
+def test_text_that_cannot_be_encoded_is_refused(tokenizer_folder: Path) -> None:
     with pytest.raises(UserError, match="fails on a text"):
         load_tokenizer(str(tokenizer_folder)).encode("\ud800")
 
 
-def test_bytes_are_told_where_ids_stand_for_them(tmp_path: Path) -> None:
+def test_bytes_are_counted_where_ids_stand_for_them(tmp_path: Path) -> None:
     for name in ("Qwen 2", "prefix space", "Llama 2"):
         (tmp_path / name).mkdir()
         layouts()[name](tmp_path / name)

@@ -85,7 +85,7 @@ def test_a_document_is_what_transformers_makes_of_it(folder: Path, tmp_path: Pat
     assert ours.identity != load_tokenizer(str(folder), parse_special_tokens=not parse).identity
 
 
-def test_blocks_have_the_ids_of_the_whole(folder: Path) -> None:
+def test_blocks_have_the_ids_of_the_full_text(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     blocks = 0
 
