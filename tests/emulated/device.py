@@ -6,8 +6,8 @@ project's code, Megatron's and DeepSpeed's, as a GPU would have them run it, und
 
 Limits: constants stand for values, so of each branch on a value one side is seen (a norm is finite, no rank
 asks for a stop). Object collectives, which carry Python values, give each rank its own. Nothing is learnt
-of numerics, streams, NCCL itself, speed or memory; of races only those of ``races.py``. The device's own name
-is ``gpu``: code that names ``cuda`` would not reach it, and ``test_source.py`` lists all that does.
+of numerics, NCCL itself, speed or memory; of races those of ``races.py``. The device's own name is ``gpu``:
+code that names ``cuda`` would not reach it, and ``test_source.py`` lists all that does.
 
 Everything is set for the whole process and never undone, so each call has a fork of its own.
 """
@@ -39,8 +39,9 @@ from inrank_megatron.distributed.roll import Arrival
 from inrank_megatron.lowrank.linalg import cores, spectra
 from inrank_megatron.training import saving
 from tests.emulated.operators import Operators, install
-from tests.emulated.races import UnderWay, watch_collectives
-from tests.emulated.rules import NAME, Collective, Log, Rules, check_operation, place_now, refuse
+from tests.emulated.races import watch_collectives
+from tests.emulated.rules import NAME, Collective, Log, Rules, check_operation, refuse
+from tests.emulated.streams import Event, Stream, Streams
 from tests.forked import server
 
 ZERO_AT = {
@@ -119,8 +120,6 @@ def rank_of(
 
 _LOGS: list[Log] = []
 operators = Operators(lambda: _LOGS[-1].under_way)
-_ELSEWHERE: list[bool] = []
-"""Not empty while another thread computes."""
 
 
 def _serve(pipe: Connection, function: Callable, args: tuple) -> None:
@@ -149,12 +148,14 @@ def _install() -> None:
     torch.cuda.synchronize = _synchronise
     torch.cuda.is_current_stream_capturing = lambda: False  # a build with CUDA would ask the driver
     torch.cuda.empty_cache = _gives_memory_back
-    torch.cuda.Event = _Event
+    torch.cuda.Event, torch.cuda.Stream, torch.cuda.stream = _event, _new_stream, _on_stream
+    torch.cuda.current_stream, torch.cuda.default_stream = _current_stream, _default_stream
+    Tensor.record_stream = lambda tensor, stream: _LOGS[-1].under_way.record(tensor, stream)
     torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
     torch.cuda.reset_peak_memory_stats = lambda: None
     Tensor.pin_memory, Tensor.is_pinned = _pin, _is_pinned
     FakeTensor.__repr__ = _shown
-    watch_collectives(_watching)
+    watch_collectives(lambda: _LOGS[-1].under_way)
     for name in ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter"):
         checked = check_operation(getattr(dist, name))
         for module in (dist, dist.distributed_c10d):
@@ -180,25 +181,31 @@ def _is_visible() -> bool:
 
 def _synchronise(*args, **kwargs) -> None:
     for log in _LOGS:
-        log.wait("synchronises")
+        log.under_way.streams.synchronize()
 
 
-class _Event:
-    """What the device has been given when it is recorded is done once somebody has waited for it; a wait of
-    another thread is none of the host's main thread, which goes on.
-    """
+def _streams() -> Streams:
+    return _LOGS[-1].under_way.streams
 
-    def __init__(self, **kwargs):
-        self._copies: list = []
 
-    def record(self, *args) -> None:
-        self._copies = [log.under_way.copies_to_host() for log in _LOGS]
+def _event(*args, **kwargs) -> Event:
+    return Event(_streams())
 
-    def synchronize(self) -> None:
-        for log, copies in zip(_LOGS, self._copies, strict=True):
-            if not _ELSEWHERE:
-                log.wait("waits for an event")
-            log.under_way.arrived(copies)
+
+def _new_stream(*args, **kwargs) -> Stream:
+    return _streams().make()
+
+
+def _current_stream(*args) -> Stream:
+    return _streams().current
+
+
+def _default_stream(*args) -> Stream:
+    return _streams().default
+
+
+def _on_stream(stream: Stream | None):
+    return _streams().entered(stream)
 
 
 def _in_background(compute):
@@ -207,11 +214,12 @@ def _in_background(compute):
     """
 
     def result():
-        _ELSEWHERE.append(True)
+        streams = _streams()
+        streams.elsewhere = True
         try:
             return compute()
         finally:
-            _ELSEWHERE.pop()
+            streams.elsewhere = False
 
     return result
 
@@ -219,7 +227,7 @@ def _in_background(compute):
 def _gives_memory_back() -> None:
     """CUDA waits for the device before it frees memory."""
     for log in _LOGS:
-        log.wait("gives memory back")
+        log.under_way.streams.synchronize("gives memory back")
 
 
 def _pin(tensor: Tensor, *args, **kwargs) -> Tensor:
@@ -235,11 +243,6 @@ def _pin(tensor: Tensor, *args, **kwargs) -> Tensor:
 
 def _is_pinned(tensor: Tensor, *args, **kwargs) -> bool:
     return any(log.under_way.is_pinned(tensor) for log in _LOGS)
-
-
-def _watching() -> UnderWay | None:
-    """DeepSpeed waits for its collectives on streams, which nobody emulates."""
-    return None if place_now()[0].startswith("deepspeed.") else _LOGS[-1].under_way
 
 
 def _shown(tensor: Tensor, **kwargs) -> str:
@@ -328,18 +331,6 @@ class _Side:
         return value
 
 
-class _Stream:
-    """Streams and events: work on the device, in which the host does not take part, unless it asks to."""
-
-    def __getattr__(self, name):
-        if name == "synchronize":
-            return _synchronise
-        return lambda *args, **kwargs: None
-
-    def query(self) -> bool:
-        return True
-
-
 class _Accelerator(cpu_accelerator.CPU_Accelerator):
     """What DeepSpeed asks of the device; its CUDA accelerator would ask CUDA."""
 
@@ -385,10 +376,8 @@ class _Accelerator(cpu_accelerator.CPU_Accelerator):
     def supported_dtypes(self):
         return [torch.float32, torch.float16, torch.bfloat16]
 
-    def _stream(self, *args, **kwargs):
-        return _Stream()
-
-    Stream = Event = current_stream = default_stream = _stream
+    Stream, Event, stream = map(staticmethod, (_new_stream, _event, _on_stream))
+    current_stream, default_stream = map(staticmethod, (_current_stream, _default_stream))
     IntTensor = property(lambda self: partial(torch.tensor, dtype=torch.int32, device=device()))
     ByteTensor = property(lambda self: partial(torch.tensor, dtype=torch.uint8, device=device()))
     FloatTensor = property(lambda self: partial(torch.tensor, dtype=torch.float32, device=device()))

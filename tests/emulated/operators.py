@@ -31,13 +31,15 @@ class Operators:
         for row in zip(*lists, strict=True):
             if len({(tensor.shape, tensor.dtype) for tensor in row}) > 1:
                 refuse(f"multi_tensor_adam of {[(tuple(t.shape), t.dtype) for t in row]}")
+        under_way, given = self._under_way(), [(tensor, True) for each in lists for tensor in each]
+        if fault := under_way.on_stream(under_way.streams.current, given, "multi_tensor_adam"):
+            refuse(f"multi_tensor_adam touches {fault}")
 
     def adam_update(self, number: int, step: int, *arguments) -> None:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         self._check("adam_update", tensors, "cpu")
-        for tensor in tensors:
-            if found := self._under_way().host_read.get(tensor.untyped_storage()._cdata):
-                refuse(f"adam_update touches {found[1]}")
+        if fault := self._under_way().on_host((tensor, True) for tensor in tensors):
+            refuse(f"adam_update touches {fault}")
 
     def create_adam(self, *arguments) -> None:
         pass

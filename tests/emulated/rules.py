@@ -5,7 +5,7 @@
 - An operation takes tensors of one device (FakeTensorMode's own rule).
 - In deterministic mode, no operation that torch refuses on CUDA then, or that adds with atomics.
 - A generator of random numbers is of the device on which they are drawn.
-- Nothing is touched on which the device still works (``races.py``).
+- Nothing is touched on which something else still works (``races.py``), on whatever stream (``streams.py``).
 - In half precision, rows of matrices begin at multiples of 16 bytes; other products are noted, and those of
   matrices in FP32.
 - Whatever makes the host wait for the device is noted with its place: a value that is read, a copy between
@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.emulated.races import UnderWay
+from tests.emulated.races import NAME, UnderWay
+from tests.emulated.streams import Streams
 
-NAME = "gpu"
 NCCL_TYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8,
     torch.uint8, torch.bool,
@@ -51,7 +51,8 @@ TILE = 8
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
 _SHARED = ("_allgather_base_", "_reduce_scatter_base_")
 _INDEXED = ("index", "index_put_", "_index_put_impl_", "index_put")
-_OWN = ("rules.py", "device.py", "races.py", "operators.py")
+_COPIES = ("_to_copy", "copy_")
+_OWN = ("rules.py", "device.py", "races.py", "streams.py", "operators.py")
 
 
 class BrokenRule(AssertionError):
@@ -97,14 +98,23 @@ class Log:
     """Products in FP32."""
     products: set[str] = field(default_factory=set)
     """Devices on which matrices were multiplied."""
-    under_way: UnderWay = field(default_factory=UnderWay)
+    under_way: UnderWay = field(init=False)
+    races: list[str] = field(default_factory=list)
+    """Of the backward pass, until it has ended."""
     zero_at: set[str] = field(default_factory=set)
     """Places at which numbers read are 0."""
 
+    def __post_init__(self) -> None:
+        self.under_way = UnderWay(Streams(self.note))
+
     def wait(self, what: str) -> None:
+        """The host waits for the current stream."""
+        self.under_way.streams.current.synchronize(what)
+
+    def note(self, what: str) -> None:
+        """The host waits, for more or less."""
         place, line = place_now()
         self.waits.setdefault(self.phase, []).append(Wait(place, line, what))
-        self.under_way.waited()
 
     def collective(self, entry: Collective) -> None:
         self.collectives.setdefault(self.phase, []).append(entry)
@@ -126,14 +136,36 @@ class Rules(TorchDispatchMode):
             with self:  # elsewhere autograd has taken it apart
                 return function.decompose(*args, **kwargs)
         name = function.name().partition("::")[2].partition(".")[0]
+        what = self._named(name)
+        result = self._dispatch(name, what, function, args, kwargs)
+        self._race(name, "takes", self.log.under_way.made(result, what))
+        return result
+
+    def _race(self, name: str, does: str, fault: str | None) -> None:
+        """Refuses, if there is a fault: from the backward pass after it, as an error in its hooks may end the
+        process without a word.
+        """
+        if fault:
+            place, line = place_now()
+            self.log.races.append(f"{place} (line {line}): {name} {does} {fault}")
+        if self.log.races and torch._C._current_graph_task_id() == -1:
+            raise BrokenRule(self.log.races.pop(0))
+
+    def _named(self, name: str) -> str:
+        """With its place, which takes time to find, where it is not on the default stream."""
+        streams = self.log.under_way.streams
+        return name if streams.current is streams.default else f"{name} in {place_now()[0]}"
+
+    def _dispatch(self, name: str, what: str, function, args, kwargs):
         if name in NOT_REPEATABLE and torch.are_deterministic_algorithms_enabled() and _is_number(args[0]):
             refuse(f"{name} in deterministic mode")
-        if fault := self.log.under_way.fault(function, args, kwargs):
-            refuse(f"{name} touches {fault}")
         _check_generator(name, args, kwargs)
         if function.namespace == "c10d":
-            self._collective(name, args, kwargs)
-        elif name in ("_local_scalar_dense", "item"):  # the latter in inference mode
+            self._collective(name, function, args, kwargs)
+            return function(*args, **kwargs)
+        fault = self.log.under_way.fault(function, args, kwargs, what, copies=name in _COPIES)
+        self._race(name, "touches", fault)
+        if name in ("_local_scalar_dense", "item"):  # the latter in inference mode
             return self._value(args[0])
         elif name == "index" and _is_mask(args[1]):
             if _on_device(args[0]):
@@ -146,7 +178,7 @@ class Rules(TorchDispatchMode):
             if _on_device(args[0]) and args[2].numel() > 1:
                 self.log.wait("writes where a mask says")
             return args[0]
-        elif name in ("_to_copy", "copy_"):
+        elif name in _COPIES:
             return self._copy(name, function, args, kwargs)
         elif name in _PRODUCTS:
             self.log.products.add(args[0].device.type)
@@ -156,7 +188,7 @@ class Rules(TorchDispatchMode):
             self.log.wait(name)
         return function(*args, **kwargs)
 
-    def _collective(self, name: str, args, kwargs) -> None:
+    def _collective(self, name: str, function, args, kwargs) -> None:
         if name == "barrier":  # torch gives it a tensor of its own
             self.log.wait(name)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and name != "barrier"]
@@ -176,8 +208,18 @@ class Rules(TorchDispatchMode):
             sizes, ranks = [tensor.numel() for tensor in tensors], dist.ProcessGroup.unbox(args[2]).size()
             if max(sizes) != min(sizes) * ranks:
                 refuse(f"{name} of {sizes[1]} elements into {sizes[0]} in a group of {ranks}")
+        self._on_its_stream(name, function, args, kwargs)
         seen = tuple((tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors)
         self.log.collective(Collective(name, self._group(args), seen))
+
+    def _on_its_stream(self, name: str, function, args, kwargs) -> None:
+        """Its first argument holds the result, the others operands."""
+        names = [argument.name for argument in function._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        tensors = [[x for x in tree_leaves(g) if isinstance(x, Tensor)] for g in (args[:1], args[1:])]
+        begun_in = dist.ProcessGroup.unbox(given["process_group"]).group_name if given.get("async_op", True) else None
+        fault = self.log.under_way.collective(*tensors, self._named(name), begun_in)
+        self._race(name, "touches", fault)
 
     def _group(self, args) -> str:
         for argument in args:
@@ -219,8 +261,8 @@ class Rules(TorchDispatchMode):
         elif to_device and not under_way.is_pinned(source):
             self.log.wait("copies from pageable memory")
         result = function(*args, **kwargs)
-        if asynchronous:
-            under_way.copies(source if to_device else result, to_device=to_device)
+        if asynchronous and not to_device:
+            under_way.arrives(result, name)
         return result
 
 
