@@ -163,6 +163,47 @@ def _looks_at_a_copy_that_is_under_way(hidden):
     hidden.detach().to("cpu", non_blocking=True).sum()
 
 
+def _reads_on_a_stream_that_has_not_waited(hidden):
+    with torch.cuda.stream(torch.cuda.Stream()):
+        hidden.detach().sum()  # here
+
+
+def _writes_what_another_stream_reads(hidden):
+    zeros, side = torch.zeros(4, device=device()), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        zeros.sum()
+    zeros.add_(1)  # here
+
+
+def _drops_what_another_stream_reads(hidden):
+    zeros, side = torch.zeros(4, device=device()), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        zeros.sum()
+    del zeros
+    torch.zeros(4, device=device())  # here
+
+
+def _has_streams_wait(hidden):
+    """No fault: for the stream, for an event, and by an allocator that knows. Halves of a buffer are apart."""
+    buffer, side = torch.zeros(8, device=device()), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        buffer[:4].add_(1)
+        read = torch.cuda.Event()
+        read.record()
+    buffer[4:].add_(1)
+    torch.cuda.current_stream().wait_event(read)
+    buffer.add_(1)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        buffer.sum()
+    buffer.record_stream(side)
+    del buffer
+    torch.zeros(8, device=device())
+
+
 def _draws_with_a_generator_of_the_host(hidden):
     torch.rand(4, device=device(), generator=torch.Generator())
 
@@ -205,6 +246,10 @@ FAULTS = {
         _writes_what_a_collective_still_reads,
         _fills_a_pinned_buffer_again,
         _looks_at_a_copy_that_is_under_way,
+        _reads_on_a_stream_that_has_not_waited,
+        _writes_what_another_stream_reads,
+        _drops_what_another_stream_reads,
+        _has_streams_wait,
         _draws_with_a_generator_of_the_host,
         _pins_what_is_on_the_device,
         _updates_on_the_device_what_the_host_has,

@@ -112,7 +112,10 @@ class UnderWay:
 
     def collective(self, results: list[Tensor], operands: list[Tensor], what: str, begun_in: str | None):
         """As :meth:`fault`. ``begun_in``: the name of the group, with ``async_op``."""
-        current, given = self.streams.current, [*((t, True) for t in results), *((t, False) for t in operands)]
+        current, given = (
+            self.streams.current,
+            [*((t, True) for t in results), *((t, False) for t in operands)],
+        )
         self.begun = {}
         if begun_in is None:
             return self.on_stream(current, given, what)

@@ -217,7 +217,11 @@ class Rules(TorchDispatchMode):
         names = [argument.name for argument in function._schema.arguments]
         given = dict(zip(names, args, strict=False)) | kwargs
         tensors = [[x for x in tree_leaves(g) if isinstance(x, Tensor)] for g in (args[:1], args[1:])]
-        begun_in = dist.ProcessGroup.unbox(given["process_group"]).group_name if given.get("async_op", True) else None
+        begun_in = (
+            dist.ProcessGroup.unbox(given["process_group"]).group_name
+            if given.get("async_op", True)
+            else None
+        )
         fault = self.log.under_way.collective(*tensors, self._named(name), begun_in)
         self._race(name, "touches", fault)
 

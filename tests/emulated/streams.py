@@ -53,7 +53,7 @@ class Stream:
         self._streams.host_waits(self.clock(), what)
 
     def query(self) -> bool:
-        merge(self._streams.host, self.clock())
+        """Whether it is done: yes, which nobody may count on, as at another time it is not."""
         return True
 
 
@@ -74,7 +74,7 @@ class Event:
         self._streams.host_waits(self.clock, "waits for an event", noted=not self._streams.elsewhere)
 
     def query(self) -> bool:
-        merge(self._streams.host, self.clock)
+        """As :meth:`Stream.query`."""
         return True
 
 

@@ -18,7 +18,8 @@ WAITS = {
     3: (
         f"{STAGE_3}__add_grad_to_ipg_bucket",
         f"{STAGE_3}independent_gradient_partition_epilogue",
-        f"{COORDINATOR}fetch_sub_module",
+        f"{COORDINATOR}_fetch_sub_module_impl",
+        "deepspeed.runtime.zero.partition_parameters:free_param",
         "inrank_megatron.engine.fragments:finish_writes",
     ),
 }

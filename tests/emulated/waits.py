@@ -19,8 +19,8 @@ STEPS = 2
 
 
 def without(stage: int, places: list[str | None]) -> dict[str | None, tuple[str, dict[str, int]]]:
-    """Two steps of a ZeRO stage for each place, ``module:function``, in which no wait for a stream happens:
-    what that raised, and how much work each stream was given.
+    """Two steps of a ZeRO stage for each place, ``module:function``, in which no wait for a stream
+    happens, and no allocator learns of one: what that raised, and how much work each stream was given.
     """
     return {place: _steps(stage, place) for place in places}
 
@@ -36,7 +36,12 @@ def _steps(stage: int, place: str | None) -> tuple[str, dict[str, int]]:
             setattr(kind, name, original)
 
 
-_WAITS = ((Stream, "wait_stream"), (Stream, "synchronize"), (Streams, "synchronize"))
+_WAITS = (
+    (Stream, "wait_stream"),
+    (Stream, "synchronize"),
+    (Streams, "synchronize"),
+    (torch.Tensor, "record_stream"),
+)
 
 
 def _left_out(wait, place: str | None):
@@ -58,7 +63,10 @@ def _trained(stage: int) -> tuple[str, dict[str, int]]:
         factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
         spec = FactorSpec(capacity=32, active_columns=10, rank=2)
         # Several buckets, as in a large model, and of ZeRO 3 no parameter that stays gathered.
-        zero = {"reduce_bucket_size": PADDED * config.model.hidden_size, "stage3_param_persistence_threshold": 0}
+        zero = {
+            "reduce_bucket_size": PADDED * config.model.hidden_size,
+            "stage3_param_persistence_threshold": 0,
+        }
         engine = Engine(
             factory,
             dict.fromkeys(factory.linear_shapes, spec),
