@@ -146,6 +146,15 @@ def overlaps_reductions(config: Config, device: str) -> bool:
     return device != "cpu" and stage > 0 and not (offload and stage < 3)
 
 
+def zero_stage_in_use(config: Config, replicas: int) -> int:
+    """The stage that DeepSpeed is asked for. Stage 1 has nothing to shard over one replica and in FP32 no
+    master weights to keep: all that it would do is copy each gradient twice and each parameter once.
+    """
+    parallel = config.parallel
+    shards = replicas > 1 or parallel.offload_optimizer or precision(config) != "fp32"
+    return parallel.zero_stage if shards or parallel.zero_stage > 1 else 0
+
+
 def reduction_bucket(trained: int, largest: int, *, overlapping: bool) -> int:
     """Entries of one bucket of gradients, of which DeepSpeed allocates all, however small the model is.
 
@@ -170,13 +179,13 @@ def memory_per_device(
     Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 master weights 4 and each moment of
     the optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its
     own master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
-    (`reduction_bucket`), in half precision but for ZeRO 1; where that overlaps with the backward pass stages
-    1 and 2 have two and a copy of the one being reduced. Activations: `activation_costs.py`. What ZeRO 3
-    gathers for a layer does not count.
+    (`reduction_bucket`; none without ZeRO on one replica), in half precision but for ZeRO 1; where that
+    overlaps with the backward pass stages 1 and 2 have two and a copy of the one being reduced. Activations:
+    `activation_costs.py`. What ZeRO 3 gathers for a layer does not count.
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
-    stage, offload = config.parallel.zero_stage, config.parallel.offload_optimizer
+    stage, offload = zero_stage_in_use(config, dp), config.parallel.offload_optimizer
     count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
     replicated = _replicated(config)
     sharded, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
@@ -190,10 +199,12 @@ def memory_per_device(
     return Memory(
         parameters=sharded * size // (dp if stage == 3 else 1),
         gradients=trained * 4 // (dp if stage >= 2 else 1),
-        optimizer=0 if offload else trained * _state_bytes(config) // (dp if stage else 1),
+        optimizer=0 if offload else trained * _state_bytes(config, stage) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
         activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
-        bucket=reduction_bucket(trained, largest // n, overlapping=overlapping)
+        bucket=0
+        if stage == 0 and dp == 1
+        else reduction_bucket(trained, largest // n, overlapping=overlapping)
         * (4 if stage == 1 else size)
         * (3 if overlapping and stage < 3 else 1),
     )
@@ -216,10 +227,10 @@ def precision(config: Config) -> str:
     return "bf16" if config.training.bf16 else "fp16" if config.training.fp16 else "fp32"
 
 
-def _state_bytes(config: Config) -> int:
+def _state_bytes(config: Config, stage: int) -> int:
     """Of the FP32 master and the optimizer's moments of one parameter."""
     moments = bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
-    master = config.parallel.zero_stage > 0 or precision(config) != "fp32"
+    master = stage > 0 or precision(config) != "fp32"
     return 4 * (moments + master)
 
 

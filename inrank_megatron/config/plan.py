@@ -18,6 +18,7 @@ from inrank_megatron.config.costs import (
     memory_per_device,
     parameters,
     precision,
+    zero_stage_in_use,
 )
 from inrank_megatron.config.loading import PRESETS, SIZES, fields, flatten, from_flat, method_preset
 from inrank_megatron.config.schema import Config
@@ -65,6 +66,7 @@ class Plan:
     columns: Columns
     min_dim: int
     zero_stage: int
+    zero_stage_in_use: int
     seq_length: int
     train_iters: int
     break_even_rank: int
@@ -101,6 +103,7 @@ def make_plan(
         columns=columns_of(config),
         min_dim=smallest_dim(config),
         zero_stage=config.parallel.zero_stage,
+        zero_stage_in_use=zero_stage_in_use(config, topology.data_parallel_size),
         seq_length=config.model.seq_length,
         train_iters=config.training.train_iters,
         break_even_rank=break_even_rank(config),
@@ -176,7 +179,7 @@ def _head(plan: Plan) -> list[str]:
         f"method       {plan.method} (docs/{METHODS[plan.method].page})",
         f"planned for  {plan.place}",
         f"topology     {t.world_size} processes = tensor-parallel {t.tensor_model_parallel_size} x "
-        f"data-parallel {t.data_parallel_size}, ZeRO stage {plan.zero_stage}, on {plan.device}",
+        f"data-parallel {t.data_parallel_size}, {_zero(plan)}, on {plan.device}",
         f"batch        {t.global_batch_size} sequences = micro {t.micro_batch_size} x accumulation "
         f"{t.accumulation_steps} x data-parallel {t.data_parallel_size}",
         f"tokens       {t.global_batch_size} x {plan.seq_length} = {tokens:,} per step, x "
@@ -194,6 +197,12 @@ def _head(plan: Plan) -> list[str]:
         buffer, most = plan.columns
         lines.append(f"columns      buffer {buffer}, at most {most} of {plan.min_dim} in an MLP linear")
     return lines
+
+
+def _zero(plan: Plan) -> str:
+    if plan.zero_stage_in_use == plan.zero_stage:
+        return f"ZeRO stage {plan.zero_stage}"
+    return f"ZeRO stage {plan.zero_stage_in_use} ({plan.zero_stage} shards nothing)"
 
 
 def _cost_table(plan: Plan) -> Table:

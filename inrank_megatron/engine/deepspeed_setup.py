@@ -12,7 +12,12 @@ from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
-from inrank_megatron.config.costs import LARGEST_BUCKET, overlaps_reductions, reduction_bucket
+from inrank_megatron.config.costs import (
+    LARGEST_BUCKET,
+    overlaps_reductions,
+    reduction_bucket,
+    zero_stage_in_use,
+)
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_mpu import DeepSpeedMPU
@@ -56,6 +61,7 @@ def deepspeed_config(
     accumulation: int,
     trained: int,
     largest: int,
+    replicas: int,
     device: torch.device,
     extra: dict | None = None,
 ) -> dict:
@@ -63,12 +69,14 @@ def deepspeed_config(
 
     Args:
         trained, largest: entries of this rank's shards of all trained parameters, and of the largest.
+        replicas: the data-parallel size.
         device: what the run trains on.
         extra: what of a user's file is passed through (``config/deepspeed_json.py``).
     """
-    stage = config.parallel.zero_stage
+    stage = zero_stage_in_use(config, replicas)
+    half = config.training.bf16 or config.training.fp16
     zero = (extra or {}).get("zero_optimization", {})
-    overlapping = overlaps_reductions(config, device.type)
+    overlapping = stage > 0 and overlaps_reductions(config, device.type)
     bucket = zero.get("reduce_bucket_size", reduction_bucket(trained, largest, overlapping=overlapping))
     unless_asked: dict[str, Any] = {
         "zero_optimization": {"reduce_bucket_size": bucket},
@@ -80,7 +88,8 @@ def deepspeed_config(
     own: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.clip_grad,
+        # In FP32 without ZeRO the engine clips by the norm that it computes itself.
+        "gradient_clipping": config.optimizer.clip_grad if stage or half else 0.0,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,  # SGD, whose state it keeps as it keeps Adam's
         "bf16": {"enabled": config.training.bf16},
@@ -92,7 +101,7 @@ def deepspeed_config(
             unless_asked["zero_optimization"]["offload_optimizer"] = {"pin_memory": True}  # or copies wait
         own["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         own["zero_force_ds_cpu_optimizer"] = False  # the run names its optimizer itself
-    if stage and (config.training.bf16 or config.training.fp16):
+    if stage and half:
         own["data_types"] = {"grad_accum_dtype": "fp32"}  # without ZeRO DeepSpeed cannot
     return _merged(_merged(unless_asked, extra or {}), own)
 
@@ -124,6 +133,7 @@ def check_deepspeed(config: Config, *, accumulation: int, extra: dict) -> None:
         accumulation=accumulation,
         trained=LARGEST_BUCKET,
         largest=1,
+        replicas=1,
         device=torch.device("cpu"),
         extra=extra,
     )
@@ -151,6 +161,7 @@ def start_deepspeed(
         accumulation=accumulation,
         trained=sum(sizes),
         largest=max(sizes),
+        replicas=parallel.dp_size,
         device=next(model.parameters()).device,
         extra=extra,
     )
@@ -162,6 +173,8 @@ def start_deepspeed(
             dist_init_required=False,
             config=settings,
         )
+    if parallel.dp_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # it would copy every gradient to average it over one
     await_reductions_on_the_device(engine.optimizer)
     leave_overflow_to_the_norm(engine.optimizer)
     master_weights = MasterWeights(engine.optimizer, kind_of(config), parallel.dp_group)

@@ -84,7 +84,7 @@ class Engine(LiveModel):
 
     def _update(self, step: int, report: StepReport, seen: list[MicroBatch]) -> float:
         """The optimizer's step; the gradient norm, infinite if the step was left out for that."""
-        if self.config.parallel.zero_stage == 0:
+        if self.deepspeed.zero_optimization_stage() == 0:
             norm = self._update_without_zero(report)
         else:
             with norms_through(report.fetch):
@@ -105,31 +105,44 @@ class Engine(LiveModel):
         return norm
 
     def _update_without_zero(self, report: StepReport) -> float:
-        """In FP32 DeepSpeed steps whatever the gradients are, in BF16 whatever the loss is."""
-        squares = None
-        if isinstance(self.deepspeed.optimizer, torch.optim.Optimizer):
-            squares = self._gradient_squares()
-        fetched = report.fetch(squares)
-        if not math.isfinite(report.loss) or not fetched.isfinite():
+        """In FP32 DeepSpeed steps whatever the gradients are, and in BF16 whatever the loss is."""
+        plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
+        norm = report.fetch(self._gradient_norm() if plain else None)
+        if not math.isfinite(report.loss) or not norm.isfinite():
             return math.inf
+        if plain:
+            self._clip(norm)
         self.deepspeed.step()
-        return self._norm_of_deepspeed() if squares is None else math.sqrt(fetched.item())
+        return norm.item() if plain else self._norm_of_deepspeed()
 
     def _norm_of_deepspeed(self) -> float:
         overflow = getattr(self.deepspeed.optimizer, "overflow", False)
         return math.inf if overflow else float(self.deepspeed.get_global_grad_norm())
 
-    def _gradient_squares(self) -> Tensor:
-        """Square of the global norm in FP32 without ZeRO, where DeepSpeed clips but does not report the
-        norm.
-        """
-        trained = [p for _, p in self.parameters() if p.grad is not None]
-        counted = [
-            p for p in trained if getattr(p, "tensor_model_parallel", False) or self.parallel.tp_rank == 0
-        ]
-        squares = sum((p.grad.square().sum() for p in counted), torch.zeros((), device=self.device))
+    def _gradient_norm(self) -> Tensor:
+        """The global norm in FP32 without ZeRO, added up as DeepSpeed's ZeRO does: the bits are the same."""
+        groups = [group["params"] for group in self.deepspeed.optimizer.param_groups]
+        squares = torch.stack([self._squares(parameters) for parameters in groups])
         dist.all_reduce(squares, group=self.parallel.tp_group)
-        return squares
+        return torch.linalg.vector_norm(squares.sqrt())
+
+    def _squares(self, parameters: list[Tensor]) -> Tensor:
+        """Sum of squares of this rank's part of the gradients; the first rank counts what all have."""
+        counted = [
+            parameter.grad
+            for parameter in parameters
+            if parameter.grad is not None
+            and (getattr(parameter, "tensor_model_parallel", False) or self.parallel.tp_rank == 0)
+        ]
+        if not counted:
+            return torch.zeros((), device=self.device)
+        return torch.stack(torch._foreach_norm(counted, dtype=torch.float64)).square().sum().float()
+
+    def _clip(self, norm: Tensor) -> None:
+        """Clip by the global ``norm``, a scalar of the host, likewise."""
+        if (limit := self.config.optimizer.clip_grad) and (excess := (norm + 1e-6) / limit) > 1:
+            gradients = [p.grad for _, p in self.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, (1 / excess).item())
 
     def _stop_for(self, what: str, step: int, seen: list[MicroBatch]) -> NoReturn:
         self._end_step()

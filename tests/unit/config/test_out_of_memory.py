@@ -96,9 +96,8 @@ def test_advice_names_the_settings_that_save_most():
 def test_ineffective_settings_are_not_advised():
     """One process without a GPU: no replicas to shard over, no ranks to share layers, no host next to it."""
     config, topology = run_of(1, micro_batch_size=1, recompute_granularity="full")
-    assert [words for words, _ in savings(config, topology, on_cpu=True)] == [
-        "--bf16 in a new run", "--seq-length 512 in a new run",
-    ]  # fmt: skip
+    # Nor half precision, which needs master weights and a bucket where FP32 without ZeRO has neither.
+    assert [words for words, _ in savings(config, topology, on_cpu=True)] == ["--seq-length 512 in a new run"]
     config, topology = run_of(1, micro_batch_size=6)
     assert [words for words, _ in savings(config, topology, on_cpu=True)][:2] == [
         "--recompute-granularity full", "--micro-batch-size 3",

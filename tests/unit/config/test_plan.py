@@ -211,8 +211,10 @@ def memory(run, world_size, **kind):
 def test_memory_follows_the_topology():
     one, two = memory(config(), 1), memory(config(), 2)
     count = parameters(config(), 4096).total
-    assert (one.parameters, one.gradients, one.optimizer) == (4 * count, 4 * count, 12 * count)
-    assert (two.parameters, two.optimizer) == (one.parameters, one.optimizer // 2)
+    assert (one.parameters, one.gradients) == (two.parameters, two.gradients) == (4 * count, 4 * count)
+    # One replica in FP32 has nothing to shard: its parameters are their own masters, no bucket is filled.
+    assert (one.optimizer, one.bucket) == (8 * count, 0)
+    assert (two.optimizer, two.bucket) == (12 * count // 2, 4 * count)
     half = memory(config(bf16=True), 1)
     assert (half.parameters, half.gradients, half.optimizer) == (2 * count, 4 * count, 12 * count)
     sharded = memory(config(tensor_model_parallel_size=2), 2)
@@ -286,7 +288,7 @@ def test_tensor_parallelism_sends_activations_of_every_layer():
 def test_frozen_weights_have_no_gradients_and_no_moments():
     run = config(method="inrank")
     phase_1, factors = memory(run, 1, ranks=96, frozen_base=True), parameters(run, 4096, ranks=96).total
-    assert (phase_1.gradients, phase_1.optimizer) == (4 * factors, 12 * factors)
+    assert (phase_1.gradients, phase_1.optimizer) == (4 * factors, 8 * factors)
     assert phase_1.parameters == 4 * parameters(run, 4096, ranks=96, frozen_base=True).total
     assert phase_1.initial_factors == 4 * 96 * (192 + 768) * 8
     assert (
@@ -363,6 +365,18 @@ def test_the_plan_shows_what_contradicts_a_preset():
     changed = {setting.name: (setting.value, setting.default) for setting in changed_settings(run)}
     assert changed.keys() == {"model_preset", "method", "train_iters", "inrank_preset", "buffer"}
     assert changed["buffer"] == (9, 100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "ZeRO stage 0 (1 shards nothing)"),
+        ({"zero_stage": 2}, "ZeRO stage 2,"),
+        ({"bf16": True}, "ZeRO stage 1,"),
+    ],
+)
+def test_the_page_says_which_stage_one_replica_has(settings, words):
+    assert words in render(plan_of(config(**settings), world_size=1))
 
 
 def test_the_page_says_what_will_run():

@@ -11,12 +11,20 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TRAINED, LARGEST = 700_000_000, 65_000_000
 
 
-def zero(device, extra=None, largest=LARGEST, **settings):
+def zero(device, extra=None, largest=LARGEST, replicas=2, **settings):
     """The section on ZeRO."""
     config = from_flat({"model_preset": "tiny", "train_iters": 1} | settings)
     extra = {"zero_optimization": extra} if extra else None
     given = {"accumulation": 1, "trained": TRAINED, "largest": largest, "device": device, "extra": extra}
-    return deepspeed_config(config, **given)["zero_optimization"]
+    return deepspeed_config(config, replicas=replicas, **given)["zero_optimization"]
+
+
+@pytest.mark.parametrize("settings", [{"bf16": True}, {"fp16": True}, {"offload_optimizer": True}], ids=str)
+def test_one_replica_in_fp32_needs_no_zero(settings):
+    assert zero(GPU, zero_stage=1)["stage"] == zero(GPU, replicas=1, **settings)["stage"] == 1
+    alone = zero(GPU, replicas=1, zero_stage=1)
+    assert alone["stage"] == 0 and "overlap_comm" not in alone
+    assert [zero(GPU, replicas=1, zero_stage=stage)["stage"] for stage in (2, 3)] == [2, 3]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
