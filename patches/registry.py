@@ -13,6 +13,7 @@ from inrank_megatron_patches import (
     deepspeed_see_memory_usage,
     megatron_get_rng_state,
     megatron_jit_fuser,
+    megatron_logits_max,
     megatron_set_rng_state,
 )
 
@@ -24,6 +25,7 @@ CPU_PATCHES: tuple[ModuleType, ...] = (
     megatron_jit_fuser,  # before the patches that import Megatron-Core
     megatron_get_rng_state,
     megatron_set_rng_state,
+    megatron_logits_max,
     deepspeed_build_shm_op,
     deepspeed_is_fp16_supported,
     deepspeed_muon,

@@ -30,6 +30,7 @@ from inrank_megatron.lowrank.layers.factorised import (
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.initialise import draw_tensor, initial_shapes, initialise_parameters
 from inrank_megatron.model.modules import (
+    ColumnParallelLinear,
     IndexedEmbedding,
     LayerNorm,
     MaskPaddedVocabulary,
@@ -175,6 +176,7 @@ def _layer_spec(config: Config, index: int, factors: Mapping[str, FactorSpec]) -
     sub.input_layernorm = sub.pre_mlp_layernorm = _norm(config)
     attention, mlp = sub.self_attention.submodules, sub.mlp.submodules
     attention.core_attention = SDPACoreAttention
+    attention.linear_qkv = mlp.linear_fc1 = ColumnParallelLinear
     layer = f"decoder.layers.{index}"
     for parent, submodules, column, row in (
         ("self_attention", attention, "linear_qkv", "linear_proj"),

@@ -1,6 +1,9 @@
-"""The Megatron-Core submodules that need a version of our own: the norms and core attention."""
+"""The Megatron-Core submodules that need a version of our own: the norms, core attention and the linears
+whose bias is as wide as their sharded output.
+"""
 
 import torch.nn.functional as F
+from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor, nn
@@ -31,6 +34,22 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, config, hidden_size: int, eps: float = 1e-5):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         _mark(self, config)
+
+
+class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
+    """Megatron's, with the bias added in place: the same bits, without a second tensor of the output's size.
+
+    It returns no bias for others to add.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.skip_bias_add = True  # in the forward pass of the class above
+
+    def forward(self, *args, **kwargs) -> tuple[Tensor, None]:
+        """[S, B, I] to [S, B, O/n]; arguments as Megatron's."""
+        output, bias = super().forward(*args, **kwargs)
+        return output if bias is None else output.add_(bias), None
 
 
 class IndexedEmbedding(nn.Embedding):

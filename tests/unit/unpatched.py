@@ -12,6 +12,8 @@ import json
 import torch
 from deepspeed.accelerator import get_accelerator
 from megatron.core.tensor_parallel import random
+from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inrank_megatron_patches.registry import PATCHES
 
@@ -43,6 +45,19 @@ def _memory_report() -> str | None:
     return printed.getvalue() or None
 
 
+def _indices_found() -> str | None:
+    found = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Operators():
+        VocabParallelCrossEntropy.calculate_logits_max(torch.ones(2, 3))
+    return "looks for indices" if torch.ops.aten.max.dim in found else None
+
+
 def _float16_refused() -> str | None:
     return None if get_accelerator().is_fp16_supported() else "float16 is refused"
 
@@ -53,6 +68,7 @@ _UPSTREAM = {
     "cuda_manual_seed": _seed_lost,
     "cuda_synchronize": torch.cuda.synchronize,
     "megatron_get_rng_state": lambda: random._get_cuda_rng_state() is None or None,
+    "megatron_logits_max": _indices_found,
     "megatron_set_rng_state": _state_lost,
     "deepspeed_build_shm_op": lambda: importlib.import_module("deepspeed.comm.torch").build_shm_op() and None,
     "deepspeed_is_fp16_supported": _float16_refused,
