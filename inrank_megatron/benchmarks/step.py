@@ -1,8 +1,8 @@
 """Time of a whole training step (forward, backward, AdamW under DeepSpeed) against dense in the same rounds.
 
 ``limit`` of a time is the dense time times the ratio of operations (matrix products of the step). The time
-over a plain PyTorch loop is that of dense steps in FP32 on 4096 tokens; on a CPU it is the process's own (CPU
-time).
+over a plain PyTorch loop is that of dense steps in FP32 on 4096 tokens, the median over pairs; on a CPU it is
+the process's own (CPU time, of its code and of the system for it).
 """
 
 import time
@@ -16,7 +16,7 @@ from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.benchmarks.layer import layer_variants
 from inrank_megatron.benchmarks.plain_loop import plain_step
 from inrank_megatron.benchmarks.rows import Row
-from inrank_megatron.benchmarks.timing import interleaved
+from inrank_megatron.benchmarks.timing import Times, interleaved
 from inrank_megatron.config.costs import flops_per_token
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.platform import device
@@ -63,7 +63,10 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
         yield Row(case, "seconds a step", times.median(name), limit, ratio)
         yield Row(case, "tokens per second", tokens / times.median(name), tokens / limit, 1 / ratio)
         if variant is DENSE:
-            yield Row(case, "time over a plain PyTorch loop", over_plain, 1.0)
+            median, (low, high) = over_plain.ratio("engine", "plain"), over_plain.interval("engine", "plain")
+            yield Row(case, "time over a plain PyTorch loop", median, 1.0)
+            yield Row(case, "the same, 95 % interval from", low)
+            yield Row(case, "the same, 95 % interval to", high)
 
 
 def training_step(
@@ -83,8 +86,8 @@ def training_step(
     return engine, lambda: engine.train_step([batch] * accumulation, step=1, lr=LR)
 
 
-def _over_plain_loop(preset: str, parallel: Parallel, vocabulary: int, *, repeats: int) -> float:
-    """Time of a dense step of the engine over one of the plain loop, in FP32, on the same batch."""
+def _over_plain_loop(preset: str, parallel: Parallel, vocabulary: int, *, repeats: int) -> Times:
+    """Of a dense step of the engine and of the plain loop by turns, in FP32, on the same batch."""
     rows = PLAIN_TOKENS // preset_config(preset).model.seq_length
     config = preset_config(preset, bf16=False, micro_batch_size=rows, global_batch_size=rows)
     engine, step = training_step(config, DENSE, parallel, vocabulary)
@@ -92,7 +95,7 @@ def _over_plain_loop(preset: str, parallel: Parallel, vocabulary: int, *, repeat
     clock = time.process_time if device().type == "cpu" else time.perf_counter
     times = interleaved({"engine": step, "plain": plain}, repeats=repeats, clock=clock)
     stop_deepspeed(engine.deepspeed)
-    return times.ratio("engine", "plain")
+    return times
 
 
 def _batch(config: Config, vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,8 @@ def test_a_dense_step_is_compared_with_a_plain_loop(rows):
     case, quantity = "step tiny dense", "time over a plain PyTorch loop"
     assert 0.3 < value(rows["step"], case, quantity) < 3
     assert value(rows["step"], case, quantity, "limit") == 1.0
+    low, high = (value(rows["step"], case, f"the same, 95 % interval {end}") for end in ("from", "to"))
+    assert low <= value(rows["step"], case, quantity) <= high
 
 
 def test_memory_of_a_dense_mlp(rows):
