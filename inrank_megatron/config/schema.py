@@ -81,6 +81,9 @@ class ParallelConfig(Section):
     sequence_parallel: bool = setting(
         "shard the tokens outside the linears as well (no effect at tensor-parallel size 1)", True
     )
+    preflight: bool = setting(
+        "compare software, clocks, network, data and folders of all hosts before the run starts", True
+    )
     replica_check_interval: Steps = setting(
         "steps between bitwise comparisons of the values that should be equal on several ranks; 0: never", 100
     )

@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # this module comes before torch and Megatron-Core, whose import takes seconds
@@ -93,9 +92,7 @@ class Hosts:
     def _connect(self) -> None:
         meeting, first = self._meeting, self._meeting.arrivals[0]
         opened = json.loads(meeting.store.get(_KEY))
-        # Rank 0's host knows itself by a loopback address where it is itself the meeting point.
-        loopback = ip_address(first.address.split("%")[0]).is_loopback
-        address = meeting.ranks.master_addr if loopback else first.address
+        address = meeting.address_of(0)
         try:
             connection = socket.create_connection((address, opened["port"]), timeout=CONNECT_SECONDS)
             connection.settimeout(None)

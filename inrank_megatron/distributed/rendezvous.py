@@ -43,6 +43,13 @@ class Meeting:
     def ranks_of(self, machine: str) -> list[int]:
         return [rank for rank, arrival in enumerate(self.arrivals) if arrival.machine == machine]
 
+    def address_of(self, rank: int) -> str:
+        """Where other machines reach the one of that rank."""
+        address = self.arrivals[rank].address
+        # Rank 0's host knows itself by a loopback address where it is itself the meeting point.
+        loopback = ip_address(address.split("%")[0]).is_loopback
+        return self.ranks.master_addr if loopback else address
+
     def wait_for_all(self, what: str) -> None:
         """Wait until all ranks have ``what``, however long that takes them; a collective has a time limit.
 

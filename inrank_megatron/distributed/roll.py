@@ -18,6 +18,7 @@ import psutil
 import torch.distributed as dist
 
 from inrank_megatron.distributed.launcher import Ranks
+from inrank_megatron.distributed.listed_hosts import listed_hosts
 from inrank_megatron.distributed.platform import device_identity
 from inrank_megatron.errors import UserError
 
@@ -124,9 +125,12 @@ class Roll:
     def _absent(self, seconds: float) -> str:
         missing = [rank for rank in range(self._ranks.world_size) if rank not in self._arrivals]
         hosts = sorted({arrival.host for arrival in self._arrivals.values()})
+        listed = listed_hosts()
+        theirs = list(dict.fromkeys(listed[rank] for rank in missing if rank < len(listed)))
+        where = f", of {several('host', theirs)}," if theirs else ""
         return (
-            f"{several('rank', missing)} of {self._ranks.world_size} not here after {seconds:.0f} s; the "
-            f"others are, from {several('host', hosts)}"
+            f"{several('rank', missing)} of {self._ranks.world_size}{where} not here after {seconds:.0f} s; "
+            f"the others are, from {several('host', hosts)}"
         )
 
     def _check_gpus(self) -> None:

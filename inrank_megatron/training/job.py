@@ -9,13 +9,19 @@ from inrank_megatron.distributed.platform import backend
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.distributed.rendezvous import Meeting, meet
 from inrank_megatron.distributed.watchdog import JobWatchdog
+from inrank_megatron.preflight.place import Place
+from inrank_megatron.preflight.start import check_start
 from inrank_megatron.training.resume_rules import settings_in_common
 from inrank_megatron.training.stopping import StopRequest
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all parts of a run need. ``deepspeed_json``: what of the user's is passed on to DeepSpeed."""
+    """What all parts of a run need.
+
+    ``deepspeed_json``: what of the user's is passed on to DeepSpeed. ``notes``: warnings of the check before
+    the start.
+    """
 
     config: Config
     topology: Topology
@@ -23,17 +29,19 @@ class Job:
     parallel: Parallel
     meeting: Meeting
     stop: StopRequest
+    notes: list[str]
 
 
 def join(config: Config, topology: Topology, deepspeed_json: dict, watchdog: JobWatchdog) -> Job:
     """Meet the other processes and build the groups. Collective.
 
     Raises:
-        UserError: processes are missing, or their settings differ.
+        UserError: processes are missing, their settings differ, or a host is not fit for the run.
     """
     stop = StopRequest(watchdog, limit_minutes=config.training.exit_duration_in_mins)
     timeout_minutes = config.parallel.distributed_timeout_minutes
     meeting = meet(timeout_minutes=timeout_minutes, settings=settings_in_common(config))
+    notes = check_start(Place(config, topology, deepspeed_json, meeting)) if config.parallel.preflight else []
     watchdog.join(meeting)
     parallel = process_groups.initialise(
         backend=backend(),
@@ -41,4 +49,4 @@ def join(config: Config, topology: Topology, deepspeed_json: dict, watchdog: Job
         timeout_minutes=timeout_minutes,
         meeting=meeting,
     )
-    return Job(config, topology, deepspeed_json, parallel, meeting, stop)
+    return Job(config, topology, deepspeed_json, parallel, meeting, stop, notes)

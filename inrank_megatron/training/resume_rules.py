@@ -36,6 +36,7 @@ FREE = PLACES | frozenset(
         "eval_interval",
         "eval_iters",
         "distributed_timeout_minutes",
+        "preflight",
         "replica_check_interval",
         "tensor_model_parallel_size",
         "sequence_parallel",

@@ -62,7 +62,7 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
     folder = parallel.broadcast_from_rank_0_when_ready(
         lambda: choose_run_folder(config, lock, name=launch.config_path.stem), job.meeting, "a verified run"
     )
-    folder.notes.extend([*launch.notes, *_machines_in_words(job)])
+    folder.notes.extend([*launch.notes, *job.notes, *_machines_in_words(job)])
     if parallel.broadcast_from_rank_0(lambda: is_finished(folder, config)):
         done = f"the run has all its {config.training.train_iters} steps already\n"
     else:

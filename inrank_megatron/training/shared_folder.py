@@ -1,12 +1,11 @@
 """The run folder is one and the same on all hosts: every rank writes its part of a checkpoint into it."""
 
 import socket
-import time
-import uuid
 from pathlib import Path
 
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
+from inrank_megatron.preflight.folders import appears, mark
 
 PATIENCE_SECONDS = 30.0  # NFS may know for so long of no new file in a folder
 
@@ -18,10 +17,10 @@ def check_shared(folder: Path, parallel: Parallel, *, patience: float = PATIENCE
         UserError: on all ranks; names a rank that does not, and its host.
     """
     marker = parallel.broadcast_from_rank_0(lambda: _mark(folder))
-    seen = _appears(folder / marker, within=patience)
+    seen = appears(folder / marker.name, within=patience)
     hosts = parallel.gather_from_all_ranks(None if seen else socket.gethostname())
     if parallel.rank == 0:
-        (folder / marker).unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
     blind = [(rank, host) for rank, host in enumerate(hosts) if host is not None]
     if blind:
         rank, host = blind[0]
@@ -32,19 +31,8 @@ def check_shared(folder: Path, parallel: Parallel, *, patience: float = PATIENCE
         )
 
 
-def _mark(folder: Path) -> str:
-    name = f".seen_by_all_{uuid.uuid4().hex}"
+def _mark(folder: Path) -> Path:
     try:
-        (folder / name).touch()
+        return mark(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --save") from None
-    return name
-
-
-def _appears(path: Path, *, within: float) -> bool:
-    deadline = time.monotonic() + within
-    while not path.exists():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.5)
-    return True

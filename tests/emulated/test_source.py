@@ -10,6 +10,7 @@ ALLOWED = {
     "inrank_megatron/distributed/device_copies.py": "an event that ends with copies to the host",
     "inrank_megatron/distributed/determinism.py": "chooses kernels of the whole process",
     "inrank_megatron/distributed/peak_memory.py": "what torch has counted of the device's memory",
+    "inrank_megatron/preflight/versions.py": "which CUDA torch was built for",
     "inrank_megatron/engine/optimizers.py": "says why an operator does not build",
     "inrank_megatron/benchmarks/layer.py": "how many sequences a measurement takes",
     "inrank_megatron/benchmarks/blocks.py": "the precision of a measurement",

@@ -22,7 +22,7 @@ FLOORS = (
     ("lowrank",),
     ("config", "checkpoint"),
     ("model", "data", "reporting"),
-    ("engine", "interop"),
+    ("engine", "interop", "preflight"),
     ("evaluation",),
     ("generation", "inspection"),
     ("training",),

@@ -1,0 +1,38 @@
+"""All hosts were started with the same configuration."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from inrank_megatron.preflight.findings import ERROR, Finding, HostFacts, unlike_the_others
+from inrank_megatron.preflight.place import Place
+
+SETTINGS, DEEPSPEED = "settings", "DeepSpeed JSON"
+
+
+class Settings:
+    """The run's own settings, which the meeting has compared on every rank, and DeepSpeed's."""
+
+    on_one_host = False
+
+    def gather(self, place: Place) -> dict[str, Any]:
+        own = place.meeting.arrivals[place.meeting.ranks.rank]
+        extra = json.dumps(place.deepspeed_json, sort_keys=True, default=str)
+        return {SETTINGS: own.settings, DEEPSPEED: hashlib.sha256(extra.encode()).hexdigest()}
+
+    def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
+        def differs(host: HostFacts, usual: Any) -> Finding:
+            return Finding(
+                ERROR,
+                DEEPSPEED,
+                host.host,
+                self.shown(DEEPSPEED, host.facts[DEEPSPEED]),
+                f"must be as on the other hosts ({self.shown(DEEPSPEED, usual)})",
+                "give --deepspeed-config the same file on every host",
+            )
+
+        yield from unlike_the_others(hosts, DEEPSPEED, differs)
+
+    def shown(self, row: str, value: Any) -> str:
+        return value[:12]
