@@ -27,14 +27,14 @@ WAIT_SECONDS = 20.0
 def main(argv: list[str]) -> int:
     """Check; the exit status is 0, or 1 after a finding that would stop a run, or a mistake of the user."""
     complete()
-    arguments, flags = options(argv)
+    arguments = options(argv)
     # Imported here: torch takes seconds, --help should not.
     from inrank_megatron.distributed.launcher import adopt_ranks
 
     ranks = None
     try:
         ranks = adopt_ranks()
-        launch = parse(flags, world_size=ranks.world_size)
+        launch = parse(arguments.flags, world_size=ranks.world_size)
         with launch.naming_origins():
             check(launch.config, world_size=launch.world_size)
         from inrank_megatron.distributed.platform import prepare_process
@@ -48,14 +48,12 @@ def main(argv: list[str]) -> int:
             print(json.dumps({"passed": False, "error": str(error)}), flush=True)
         print(f"{f'rank {ranks.rank}: ' if ranks else ''}error: {error}", file=sys.stderr, flush=True)
     if ranks and ranks.world_size > 1:
-        time.sleep(
-            2.0
-        )  # the others are about to say the same, and a launcher ends them as soon as one has gone
+        time.sleep(2.0)  # the others say the same, and a launcher ends them as soon as one has gone
     return 1
 
 
-def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of this tool, and the flags of the run."""
+def options(argv: list[str]) -> argparse.Namespace:
+    """The options of this tool, and as ``flags`` those of the run."""
     parser = tool_parser("preflight.py", __doc__)
     parser.usage = "LAUNCHER tools/preflight.py [--json] [--wait SECONDS] [flags of launch/pretrain_gpt2.py]"
     parser.add_argument("--json", action="store_true", help="print JSON, in one line, and nothing else")
@@ -66,7 +64,9 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="SECONDS",
         help=f"how long to wait for processes that are not there [{WAIT_SECONDS:g}]",
     )
-    return parser.parse_known_args(argv)
+    arguments, flags = parser.parse_known_args(argv)
+    arguments.flags = flags
+    return arguments
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ from inrank_megatron.config.loading import PRESETS, SIZES, sections
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from inrank_megatron.lowrank.methods.growing_rank import INRANK_PRESETS
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
-from inrank_megatron_tools import convert_checkpoint, evaluate, generate, inspect_ranks, prepare_data
+from inrank_megatron_tools import (
+    convert_checkpoint,
+    evaluate,
+    generate,
+    inspect_ranks,
+    preflight,
+    prepare_data,
+)
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 HELP_WIDTH = "100"
@@ -154,6 +161,7 @@ def _programs() -> Iterator[str]:
     launch = _help(lambda words: build_parser().parse_args(words), [])
     yield _program("launch/pretrain_gpt2.py", launch.partition("\nmodel:")[0])
     tools: dict[str, Callable[[list[str]], Any]] = {
+        "preflight": preflight.options,
         "prepare_data": prepare_data.settings,
         "evaluate": evaluate.parse,
         "generate": generate.parse,

@@ -48,8 +48,9 @@ class Connections:
         return {CONNECTIONS: unreachable, CLOCK: None if isinstance(first, str) else -first}
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
-        yield from _unreachable(hosts)
-        yield from _astray(hosts)
+        if len(hosts) > 1:
+            yield from _unreachable(hosts)
+            yield from _astray(hosts)
 
     def shown(self, row: str, value: Any) -> str:
         if row == CLOCK:

@@ -4,6 +4,7 @@ Preparing the data compares all of their content, after minutes or hours of read
 """
 
 import hashlib
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def _described(files: list[Path]) -> dict[str, Any]:
     """Number, bytes, and a digest of all sizes and of samples: start, middle and end of some files."""
     sizes = [path.stat().st_size for path in files]
     digest = hashlib.sha256(repr(sizes).encode())
-    step = max(1, len(files) // SAMPLED_FILES)
+    step = max(1, math.ceil(len(files) / SAMPLED_FILES))
     for path, size in list(zip(files, sizes, strict=True))[::step]:
         with path.open("rb") as file:
             for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):

@@ -42,9 +42,8 @@ class Folders:
         return {row: {"path": str(path), "state": states[row]} for row, path in folders.items()}
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
-        for host in hosts:
-            state = host.facts.get(SAVE, {"state": SHARED})["state"]
-            if state == SHARED:
+        for host in hosts if len(hosts) > 1 else ():
+            if (state := host.facts[SAVE]["state"]) == SHARED:
                 continue
             rule = "every rank writes its part of a checkpoint there"
             if state == OWN:

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch.distributed as dist
+
+from inrank_megatron.distributed.hosts import ended
 from inrank_megatron.errors import UserError
 from inrank_megatron.preflight.connections import Connections
 from inrank_megatron.preflight.data import Data
@@ -13,7 +16,8 @@ from inrank_megatron.preflight.settings import Settings
 from inrank_megatron.preflight.space import Space
 from inrank_megatron.preflight.versions import Versions
 
-CHECKS: tuple[Check, ...] = (Settings(), Versions(), Data(), Space(), Devices(), Connections(), Folders())
+# Those in which hosts wait for each other come first: the others may take longer on one host than on another.
+CHECKS: tuple[Check, ...] = (Connections(), Folders(), Settings(), Versions(), Data(), Space(), Devices())
 _FACTS = "all facts"
 
 
@@ -42,13 +46,12 @@ def gathered(checks: Sequence[Check], place: Place) -> list[HostFacts]:
     Raises:
         UserError: a host does not answer, or could not find out.
     """
-    if place.gathers:
-        try:
-            place.publish(_FACTS, _of_this_host(checks, place))
-        except UserError as error:
-            place.fail(str(error))
-            raise
-    told = place.collect(_FACTS, patience=len(checks) * PATIENCE_SECONDS)
+    try:
+        if place.gathers:
+            _publish(checks, place)
+        told = place.collect(_FACTS, patience=len(checks) * PATIENCE_SECONDS)
+    except dist.DistError:
+        raise UserError(ended(f"rank 0 on host {place.hosts[0]}")) from None
     return [HostFacts(host, **own) for host, own in zip(place.hosts, told, strict=True)]
 
 
@@ -58,9 +61,20 @@ def judged(checks: Sequence[Check], hosts: Sequence[HostFacts]) -> list[Finding]
     return sorted(found, key=lambda finding: finding.level != ERROR)
 
 
-def _of_this_host(checks: Sequence[Check], place: Place) -> dict[str, dict]:
+def _publish(checks: Sequence[Check], place: Place) -> None:
+    """The facts of this host, or why there are none: nobody waits for them."""
     facts, texts = {}, {}
-    for check in checks:
-        for row, value in check.gather(place).items():
-            facts[row], texts[row] = value, check.shown(row, value)
-    return {"facts": facts, "texts": texts}
+    try:
+        for check in checks:
+            for row, value in check.gather(place).items():
+                facts[row], texts[row] = value, check.shown(row, value)
+    except UserError as error:
+        place.fail(str(error))
+        raise
+    except Exception as error:
+        host = place.hosts[place.number]
+        place.fail(
+            f"host {host} has failed to check itself ({type(error).__name__}); its own message says why"
+        )
+        raise
+    place.publish(_FACTS, {"facts": facts, "texts": texts})

@@ -5,7 +5,7 @@ import pytest
 from inrank_megatron.errors import UserError
 from inrank_megatron.preflight import start
 from inrank_megatron.preflight.findings import ERROR, WARNING, Finding
-from inrank_megatron.preflight.start import CHECKS, check_start
+from inrank_megatron.preflight.start import CHECKS, check_start, gathered, judged
 from tests.unit.preflight.several_hosts import on_all, places
 
 
@@ -14,13 +14,13 @@ class Planted:
 
     on_one_host = False
 
-    def __init__(self, *levels: str, fault: str | None = None):
+    def __init__(self, *levels: str, fault: Exception | None = None):
         self.levels, self.fault, self.calls = levels, fault, 0
 
     def gather(self, place):
         self.calls += 1
         if self.fault and place.number == 1:
-            raise UserError(self.fault)
+            raise self.fault
         return {"row": place.number}
 
     def judge(self, hosts):
@@ -59,11 +59,22 @@ def test_findings_are_told_alike_on_all_ranks(monkeypatch, levels, words):
 
 
 def test_a_host_that_cannot_find_out_ends_all(monkeypatch):
-    monkeypatch.setattr(start, "CHECKS", (Planted(fault="host b: hangs"),))
+    monkeypatch.setattr(start, "CHECKS", (Planted(fault=UserError("host b: hangs")),))
     assert on_all(told, places(count=2, slots=2)) == ["refused: host b: hangs"] * 4
+    monkeypatch.setattr(start, "CHECKS", (Planted(fault=ZeroDivisionError()),))
+    first, failing, *_ = places(count=2)
+    with pytest.raises(ZeroDivisionError):
+        check_start(failing)
+    assert told(first).startswith("refused: host b has failed to check itself (ZeroDivisionError)")
 
 
 def test_a_run_on_one_host_makes_the_check_of_space_alone(monkeypatch):
     monkeypatch.setattr(start, "CHECKS", (check := Planted(ERROR),))
     assert on_all(told, places(count=1, slots=2)) == ["", ""] and check.calls == 0
     assert [type(check).__name__ for check in CHECKS if check.on_one_host] == ["Space"]
+
+
+def test_every_check_has_something_to_say_of_one_host(tmp_path):
+    [place] = places("--save", str(tmp_path), count=1)
+    hosts = gathered(CHECKS, place)
+    assert {"torch", "data", "free for checkpoints"} <= hosts[0].texts.keys() and not judged(CHECKS, hosts)
