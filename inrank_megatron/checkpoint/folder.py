@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inrank_megatron.checkpoint.index import read_index, read_tensor
+from inrank_megatron.checkpoint.index import Examine, examine, read_box, read_index
+from inrank_megatron.checkpoint.slices import Box
 from inrank_megatron.checkpoint.verify import (
     STATE,
     Damaged,
-    compare,
     damaged,
     read_json,
     read_manifest,
@@ -36,18 +36,16 @@ class Checkpoint:
 
     Args:
         verify: False where it has just been compared with its manifest, because that reads every byte.
+        examine: how it is compared and its headers are read, if not by this process alone.
 
     Raises:
         Damaged: a file is missing, truncated or altered, or makes no sense.
         UserError: the format is of another version, or the files cannot be read.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True):
+    def __init__(self, folder: Path, *, verify: bool = True, examine: Examine = examine):
         self.folder = folder
-        files = read_manifest(folder)
-        if verify:
-            compare(folder, files)
-        self._index = read_index(folder, files)
+        self._index = read_index(folder, examine(folder, read_manifest(folder), verify=verify))
         self.state = read_state(folder, {name: entry.shape for name, entry in self._index.items()})
         number = folder.name.removeprefix(PREFIX)
         if number.isdecimal() and self.state.get("step", int(number)) != int(number):
@@ -59,7 +57,17 @@ class Checkpoint:
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """``(name, full tensor)`` on the CPU for each of ``names``."""
-        return ((name, read_tensor(self.folder, self._index[name])) for name in names)
+        for name in names:
+            shape = self.shape(name)
+            yield name, self.read(name, ((0,) * len(shape), shape))
+
+    def read(self, name: str, box: Box) -> Tensor:
+        """The entries of a tensor in ``box``, on the CPU; no others are read.
+
+        Raises:
+            UserError: a file cannot be read, or is no longer what it was.
+        """
+        return read_box(self.folder, self._index[name], box)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor; its values are not read."""
@@ -92,6 +100,12 @@ def peek(folder: Path) -> dict:
 
 
 def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
+    """The folder of :func:`open_newest`, and the messages."""
+    checkpoint, faults = open_newest(root)
+    return None if checkpoint is None else checkpoint.folder, faults
+
+
+def open_newest(root: Path, *, examine: Examine = examine) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that passes verification, and a message for every newer one that is damaged.
 
     Raises:
@@ -103,8 +117,7 @@ def newest_complete(root: Path) -> tuple[Path | None, list[str]]:
         if is_set_aside(folder):
             continue
         try:
-            Checkpoint(folder)
-            return folder, faults
+            return Checkpoint(folder, examine=examine), faults
         except Damaged as fault:
             faults.append(str(fault))
     return None, faults

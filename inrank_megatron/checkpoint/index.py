@@ -4,15 +4,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from inrank_megatron.checkpoint.slices import Box, Shape, fill, key
+from inrank_megatron.checkpoint.slices import Box, Shape, common_box, fill, key, runs, within
 from inrank_megatron.checkpoint.verify import (
     INDEX,
     TENSORS,
+    compare,
     damaged,
     is_count,
     read_bytes,
@@ -37,6 +38,10 @@ class Stored(NamedTuple):
     at: int
 
 
+Header = dict[str, Stored]
+"""What a tensor file has, by name."""
+
+
 class Piece(NamedTuple):
     """A slice of a tensor: its file, the byte in it, and where the slice lies in the full tensor."""
 
@@ -53,13 +58,32 @@ class Entry(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-def read_index(folder: Path, files: Mapping[str, dict]) -> dict[str, Entry]:
-    """The tensors of a checkpoint, by name. ``files``: those of its manifest.
+def examine(folder: Path, files: Mapping[str, dict], *, verify: bool = True) -> dict[str, Header]:
+    """What the tensor files among ``files`` have, by file.
+
+    Args:
+        files: of the manifest. verify: first compare every byte of them with it.
+    """
+    if verify:
+        compare(folder, files)
+    return {file: _header(folder / file) for file in sorted(files) if TENSORS.fullmatch(file)}
+
+
+class Examine(Protocol):
+    """:func:`examine`, or what does its work on several ranks."""
+
+    def __call__(
+        self, folder: Path, files: Mapping[str, dict], *, verify: bool = True
+    ) -> dict[str, Header]: ...
+
+
+def read_index(folder: Path, inside: Mapping[str, Header]) -> dict[str, Entry]:
+    """The tensors of a checkpoint, by name. ``inside``: what its tensor files have.
 
     Raises:
         Damaged: index and headers do not agree, or slices do not make up a tensor.
     """
-    path, inside = folder / INDEX, {f: _header(folder / f) for f in sorted(files) if TENSORS.fullmatch(f)}
+    path = folder / INDEX
     try:
         listed = {name: _listed(name, entry, inside) for name, entry in read_json(path).items()}
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -75,38 +99,44 @@ def read_index(folder: Path, files: Mapping[str, dict]) -> dict[str, Entry]:
     return {name: _entry(path, name, shape, slices, inside) for name, (shape, slices) in listed.items()}
 
 
-def read_tensor(folder: Path, entry: Entry) -> Tensor:
-    """The full tensor, on the CPU; only its own bytes of the files are read."""
-    full = torch.empty(entry.shape, dtype=entry.dtype)
+def read_box(folder: Path, entry: Entry, box: Box) -> Tensor:
+    """The entries of a full tensor in ``box``, on the CPU; of the files only their bytes are read."""
+    values = torch.empty(box[1], dtype=entry.dtype)
     for piece in entry.pieces:
-        offset, shape = piece.box
-        target = full[tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))]
+        if (common := common_box(box, piece.box)) is None:
+            continue
+        target = values[within(common, box[0])]
         if target.is_contiguous():
-            _read_into(folder, piece, target)
+            _read_into(folder, piece, common, target)
         else:
-            values = torch.empty(shape, dtype=entry.dtype)
-            _read_into(folder, piece, values)
-            target.copy_(values)
-    return full
+            part = torch.empty(common[1], dtype=entry.dtype)
+            _read_into(folder, piece, common, part)
+            target.copy_(part)
+    return values
 
 
-def _read_into(folder: Path, piece: Piece, target: Tensor) -> None:
+def _read_into(folder: Path, piece: Piece, box: Box, target: Tensor) -> None:
+    """Fill ``target`` with the entries of the full tensor in ``box``, all of which are in ``piece``."""
     path, data = folder / piece.file, target.view(-1).view(torch.uint8).numpy().data
+    inside, done = tuple(at - o for at, o in zip(box[0], piece.box[0], strict=True)), 0
     try:
-        with path.open("rb") as file:
-            file.seek(piece.at)
-            count = file.readinto(data)
+        with path.open("rb", buffering=0) as file:  # a buffer would read more than is asked for
+            for start, count in runs(piece.box[1], (inside, box[1])):
+                file.seek(piece.at + start * target.itemsize)
+                end = done + count * target.itemsize
+                while done < end and (read := file.readinto(data[done:end])):
+                    done += read
+                if done < end:
+                    damaged(path, "shorter than its header says")
     except OSError as error:
         unreadable(path, error)
-    if count != data.nbytes:
-        damaged(path, "shorter than its header says")
 
 
 Slices = list[tuple[str, Box]]
 """File and box of each."""
 
 
-def _listed(name: str, entry: Any, inside: Mapping[str, Mapping[str, Stored]]) -> tuple[Shape, Slices]:
+def _listed(name: str, entry: Any, inside: Mapping[str, Header]) -> tuple[Shape, Slices]:
     """What an index says of a tensor. Version 2 names its one file, whose header alone has the shape."""
     if isinstance(entry, str):
         shape = inside[entry][name].shape if name in inside[entry] else ()
@@ -126,9 +156,7 @@ def _counts(value: Any, *, axes: int | None = None) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _entry(
-    path: Path, name: str, shape: Shape, slices: Slices, inside: Mapping[str, Mapping[str, Stored]]
-) -> Entry:
+def _entry(path: Path, name: str, shape: Shape, slices: Slices, inside: Mapping[str, Header]) -> Entry:
     stored = [inside[file][key(name, box, shape)] for file, box in slices]
     alike = len({data.dtype for data in stored}) == 1
     if not alike or any(data.shape != box[1] for data, (_, box) in zip(stored, slices, strict=True)):
@@ -139,7 +167,7 @@ def _entry(
     return Entry(shape, DTYPES[stored[0].dtype], tuple(pieces))
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _header(path: Path) -> Header:
     """What a safetensors file has, by name; the data have been found to be all there."""
     total = size_of(path) or 0
     length = int.from_bytes(read_bytes(path, 8), "little") if total >= 8 else total

@@ -66,6 +66,33 @@ def _in_row(shape: Shape, index: int, start: int, stop: int) -> Iterator[Box]:
         yield (index, *offset), (1, *size)
 
 
+def common_box(one: Box, other: Box) -> Box | None:
+    """The entries that two boxes of a tensor have in common; None if there are none."""
+    first = tuple(map(max, one[0], other[0]))
+    ends = [[at + size for at, size in zip(*box, strict=True)] for box in (one, other)]
+    shape = tuple(min(both) - at for at, *both in zip(first, *ends, strict=True))
+    return (first, shape) if all(size > 0 for size in shape) else None
+
+
+def within(box: Box, origin: Shape) -> tuple[slice, ...]:
+    """The index of a box in a tensor whose first entry is at ``origin``."""
+    return tuple(slice(at - o, at - o + size) for at, size, o in zip(*box, origin, strict=True))
+
+
+def runs(shape: Shape, box: Box) -> Iterator[tuple[int, int]]:
+    """First entry and length of the runs that make up a box of a flattened tensor of ``shape``, in order."""
+    if not shape:
+        yield 0, 1
+        return
+    row, (first, *offset), (rows, *size) = math.prod(shape[1:]), *box
+    if tuple(size) == shape[1:]:
+        yield first * row, rows * row
+        return
+    for index in range(first, first + rows):
+        for start, count in runs(shape[1:], (tuple(offset), tuple(size))):
+            yield index * row + start, count
+
+
 def fill(full_shape: Shape, placed: Sequence[Box]) -> bool:
     """Whether the boxes hold every entry of a tensor of ``full_shape`` once."""
     for offset, shape in placed:

@@ -1,6 +1,6 @@
-"""What each rank writes of an engine's state: slices that it holds already, every entry on one rank.
+"""What each rank holds of an engine's state: the slices that it writes, and those that it reads again.
 
-Nothing is gathered. Which rank holds what:
+Nothing is gathered to write: of every entry one rank writes what it holds already. Which rank holds what:
 
 - tensor parallelism: its shard of a parameter that is sharded; all of any other (norms, position
   embeddings, ...);
@@ -8,21 +8,24 @@ Nothing is gathered. Which rank holds what:
   other replica holds; in stage 3 of W0 too;
 - else, as in stage 0, all of it, as every replica does.
 
-What several ranks hold is divided between them: large runs evenly, small ones in turns.
+What several ranks hold is divided between them: large runs evenly, small ones in turns. To resume, each rank
+reads all that it holds.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inrank_megatron.checkpoint.slices import Box, Slice, boxes
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.fragments import held_value, local_shape
-from inrank_megatron.engine.state import stored_shape
+from inrank_megatron.model.initialise import full_shape
 
 EVEN_BYTES = 2**16  # a smaller run, divided over many ranks, would be more names than values
 
@@ -32,6 +35,7 @@ class _Held:
     """``run``: entries of this rank's flattened tensor-parallel part of ``name`` from ``start`` on.
 
     ``like``: the parameter that is sharded as it is. ``shared``: whether every replica holds the same.
+    ``write``: sets the run.
     """
 
     name: str
@@ -39,6 +43,7 @@ class _Held:
     start: int
     like: Tensor
     shared: bool
+    write: Callable[[Tensor], object]
 
 
 def held_slices(engine: Engine) -> Iterator[Slice]:
@@ -46,13 +51,22 @@ def held_slices(engine: Engine) -> Iterator[Slice]:
     tensor of the state, by the names of ``state.py``.
     """
     for turn, held in enumerate(_held(engine)):
-        first, last = _to_write(held, turn, engine.parallel)
-        shape, begin = local_shape(held.like), first
-        for box in boxes(shape, held.start + first, held.start + last):
-            count = math.prod(box[1])
-            values = held.run[begin : begin + count].view(box[1])
-            yield from _placed(held, values, box, engine.parallel)
-            begin += count
+        yield from _slices(held, held.run, *_to_write(held, turn, engine.parallel), engine.parallel)
+
+
+def fill_held(engine: Engine, read: Callable[[str, Box], Tensor], *, names: Container[str]) -> None:
+    """Set all that this rank holds of the tensors ``names``. Not collective: a working copy that is more than
+    what this rank holds of the master stays as it is.
+
+    Args:
+        read: the entries of a full tensor in a box, on the CPU.
+    """
+    for held in _held(engine):
+        if held.name in names:
+            values = torch.zeros(held.run.shape, dtype=held.run.dtype)  # rows that pad a vocabulary stay zero
+            for piece in _slices(held, values, 0, held.run.numel(), engine.parallel):
+                piece.values.copy_(read(held.name, piece.box))
+            held.write(values)
 
 
 def held_bytes(engine: Engine) -> int:
@@ -67,16 +81,16 @@ def _held(engine: Engine) -> Iterator[_Held]:
     for name, parameter in engine.parameters():
         for key in (None, *master_weights.kind.moments):
             run, start = master_weights.held(parameter, key)
-            yield _Held(name if key is None else f"{name}.{key}", run, start, parameter, shared)
+            write = partial(master_weights.write_held, parameter, key=key)
+            yield _Held(name if key is None else f"{name}.{key}", run, start, parameter, shared, write)
     for name, layer in engine.layers.items():
-        if layer.weight is not None:
-            run, start = held_value(layer.weight)
-            shared = not hasattr(layer.weight, "ds_tensor")
-            yield _Held(f"{name}.weight", run, start, layer.weight, shared)
+        if (weight := layer.weight) is not None:
+            run, start = held_value(weight)
+            yield _Held(f"{name}.weight", run, start, weight, not hasattr(weight, "ds_tensor"), run.copy_)
     for name, pair in engine.initial.items():
         for leaf, initial in zip(("U0", "V0"), pair, strict=True):
-            like = getattr(engine.layers[name], leaf[0])
-            yield _Held(f"{name}.{leaf}", initial.reshape(-1), 0, like, shared=True)
+            like, run = getattr(engine.layers[name], leaf[0]), initial.view(-1)
+            yield _Held(f"{name}.{leaf}", run, 0, like, shared=True, write=run.copy_)
 
 
 def _to_write(held: _Held, turn: int, parallel: Parallel) -> tuple[int, int]:
@@ -92,6 +106,21 @@ def _to_write(held: _Held, turn: int, parallel: Parallel) -> tuple[int, int]:
 
 def _is_sharded(like: Tensor) -> bool:
     return bool(getattr(like, "tensor_model_parallel", False))
+
+
+def _slices(held: _Held, run: Tensor, first: int, last: int, parallel: Parallel) -> Iterator[Slice]:
+    """The entries ``first`` to ``last`` of ``run``, which has the place of ``held.run``, as slices."""
+    begin = first
+    for box in boxes(local_shape(held.like), held.start + first, held.start + last):
+        count = math.prod(box[1])
+        yield from _placed(held, run[begin : begin + count].view(box[1]), box, parallel)
+        begin += count
+
+
+def stored_shape(like: Tensor, parallel: Parallel) -> tuple[int, ...]:
+    """Shape of the full tensor that a checkpoint has for ``like``, without rows that pad a vocabulary."""
+    rows, *others = full_shape(like, parallel)
+    return (getattr(like, "true_rows", rows), *others)
 
 
 def _placed(held: _Held, values: Tensor, box: Box, parallel: Parallel) -> Iterator[Slice]:

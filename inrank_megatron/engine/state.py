@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.checkpoint.accounting import differences
-from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.engine import zero_state
+from inrank_megatron.checkpoint.slices import Box
 from inrank_megatron.engine.engine import Engine
-from inrank_megatron.engine.fragments import finish_writes, write_value
-from inrank_megatron.engine.zero_state import ParameterState
+from inrank_megatron.engine.fragments import finish_writes, read_value, write_value
+from inrank_megatron.engine.held import fill_held, stored_shape
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.model.initialise import full_shape, shard
 from inrank_megatron.model.vocabulary import FullTensors
 
 
@@ -39,7 +37,8 @@ def recorded_structure(record: Mapping) -> dict[str, FactorSpec]:
 
 @torch.no_grad()
 def load_engine(engine: Engine, record: Mapping, source: FullTensors, *, weights_only: bool = False) -> None:
-    """Fill an engine that was built with the recorded structure.
+    """Fill an engine that was built with the recorded structure. Each rank reads what it holds (``held.py``);
+    working copies of master weights that ZeRO divides are put together over the replicas. Collective.
 
     Args:
         source: full tensors, exactly those that the engine has.
@@ -47,26 +46,25 @@ def load_engine(engine: Engine, record: Mapping, source: FullTensors, *, weights
             loss scale stay as they begin. Factors whose initial values ``source`` lacks begin here.
 
     Raises:
-        UserError: before anything is filled; it names the tensors that are absent or of another shape.
+        UserError: on all ranks; before anything is filled it names the tensors that are absent or of another
+            shape.
     """
-    parameters, frozen, initial = dict(engine.parameters()), _frozen_weights(engine), _initial_values(engine)
+    initial = _initial_values(engine)
     moments = () if weights_only else engine.master_weights.kind.moments
     optional = initial.keys() if weights_only else set()
-    _account(stored_shapes(engine, moments), source, optional=optional)
-    for name, parameter in parameters.items():
-        names = [f"{name}{suffix}" for suffix in _suffixes(moments)]
-        shards = {key: _shard(tensor, parameter, engine) for key, tensor in source.tensors(names)}
-        if weights_only:
-            zero_state.write_master_weight(parameter, shards[name])
-        else:
-            state = ParameterState(shards[name], {key: shards[f"{name}.{key}"] for key in moments})
-            zero_state.write_state(parameter, state)
-    for name, tensor in source.tensors(list(frozen)):
-        write_value(frozen[name], _shard(tensor, frozen[name], engine))
-    stored = {name: name if name in source.names else name.removesuffix("0") for name in initial}
-    for name, (target, factor) in initial.items():
-        [(_, tensor)] = source.tensors([stored[name]])
-        target.copy_(_shard(tensor, factor, engine))
+    expected = stored_shapes(engine, moments)
+    _account(expected, source, optional=optional)
+    factors = {name: name.removesuffix("0") for name in optional if name not in source.names}
+
+    def read(name: str, box: Box) -> Tensor:
+        return source.read(factors.get(name, name), box)
+
+    engine.parallel.call_or_raise_on_all_ranks(lambda: fill_held(engine, read, names=expected))
+    for _, parameter in engine.parameters():
+        write_value(parameter, engine.master_weights.read(parameter))
+    for frozen in _frozen_weights(engine).values():
+        if hasattr(frozen, "ds_tensor"):  # ZeRO 3 may have it gathered
+            write_value(frozen, read_value(frozen))
     finish_writes()
     if not weights_only:
         engine.master_weights.set_steps(record["optimizer_steps"])
@@ -77,7 +75,7 @@ def stored_shapes(engine: Engine, moments: Iterable[str]) -> dict[str, tuple[int
     """Shape of every full tensor of the state by name, with these moments of each parameter."""
     suffixes, frozen, initial = _suffixes(moments), _frozen_weights(engine), _initial_values(engine)
     like = {f"{name}{suffix}": x for suffix in suffixes for name, x in engine.parameters()} | frozen
-    like |= {name: factor for name, (_, factor) in initial.items()}
+    like |= initial
     return {name: stored_shape(x, engine.parallel) for name, x in like.items()}
 
 
@@ -89,12 +87,12 @@ def _frozen_weights(engine: Engine) -> dict[str, Tensor]:
     return {f"{name}.weight": x.weight for name, x in engine.layers.items() if x.weight is not None}
 
 
-def _initial_values(engine: Engine) -> dict[str, tuple[Tensor, Tensor]]:
-    """Tensor name -> initial value of a factor, and the factor, which is sharded as it is."""
+def _initial_values(engine: Engine) -> dict[str, Tensor]:
+    """Name of a factor's initial value -> the factor, which is sharded as that is."""
     return {
-        f"{name}.{leaf}": (value, getattr(engine.layers[name], leaf[0]))
-        for name, pair in engine.initial.items()
-        for leaf, value in zip(("U0", "V0"), pair, strict=True)
+        f"{name}.{leaf}": getattr(engine.layers[name], leaf[0])
+        for name in engine.initial
+        for leaf in ("U0", "V0")
     }
 
 
@@ -109,16 +107,3 @@ def _account(
             f"{source.folder}: tensors that differ from those of this run's model and optimizer: "
             f"{differing}; resume with the configuration that wrote it"
         )
-
-
-def stored_shape(like: Tensor, parallel: Parallel) -> tuple[int, ...]:
-    """Shape of the full tensor that a checkpoint has for ``like``, without rows that pad a vocabulary."""
-    rows, *others = full_shape(like, parallel)
-    return (getattr(like, "true_rows", rows), *others)
-
-
-def _shard(tensor: Tensor, like: Tensor, engine: Engine) -> Tensor:
-    padding = full_shape(like, engine.parallel)[0] - tensor.shape[0]
-    if padding:
-        tensor = torch.cat([tensor, tensor.new_zeros(padding, *tensor.shape[1:])])
-    return shard(tensor, like, engine.parallel).to(like.device)

@@ -37,8 +37,8 @@ class ParameterState:
 class MasterWeights:
     """The FP32 side of one DeepSpeed engine's parameters.
 
-    Reading and writing are collective over the data-parallel group; :meth:`held` is not. Every optimizer has
-    its state from the start: DeepSpeed would create it at the first step.
+    Reading and writing are collective over the data-parallel group; those of what a rank holds are not. Every
+    optimizer has its state from the start: DeepSpeed would create it at the first step.
     """
 
     def __init__(self, optimizer, kind: Kind, group):
@@ -72,6 +72,11 @@ class MasterWeights:
         if (fragment := self.shard_map.fragments[id(parameter)]) is not None:
             flat = value.detach().reshape(-1)
             self._stored(fragment, key).copy_(flat[fragment.start : fragment.start + fragment.count])
+
+    def write_held(self, parameter: Tensor, values: Tensor, key: str | None = None) -> None:
+        """Set what :meth:`held` gives. Not collective, and the working copy stays as it is."""
+        if (fragment := self.shard_map.fragments[id(parameter)]) is not None:
+            self._stored(fragment, key).copy_(values)
 
     def _stored(self, fragment: Fragment, key: str | None) -> Tensor:
         return fragment.of(

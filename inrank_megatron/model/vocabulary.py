@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from inrank_megatron.checkpoint.slices import Box
 from inrank_megatron.errors import UserError
 
 OF_THE_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -24,6 +25,8 @@ class FullTensors(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]: ...
+
+    def read(self, name: str, box: Box) -> Tensor: ...
 
 
 def spare_rows(source: FullTensors, *, vocab_size: int) -> int:
@@ -64,3 +67,6 @@ class WithoutSpareRows:
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._source.tensors(names):
             yield name, tensor[: self.shape(name)[0]] if name in OF_THE_VOCABULARY else tensor
+
+    def read(self, name: str, box: Box) -> Tensor:
+        return self._source.read(name, box)

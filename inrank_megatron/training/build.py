@@ -42,8 +42,8 @@ def build(job: Job, folder: RunFolder) -> tuple[Trainer, PreparedData]:
 def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, PretrainedWeights | None]:
     """The checkpoint that the run goes on from, or weights that it starts from, if any."""
     config, parallel = job.config, job.parallel
-    if (path := folder.checkpoint) is not None:
-        return parallel.call_or_raise_on_all_ranks(lambda: Checkpoint(path, verify=False)), None
+    if folder.opened is not None:
+        return folder.opened, None
     if config.training.pretrained_checkpoint is None:
         return None, None
     source, notes = parallel.broadcast_from_rank_0_when_ready(

@@ -18,6 +18,7 @@ from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.training.build import build
 from inrank_megatron.training.dry_run import print_plan
+from inrank_megatron.training.examining import JobExaminer
 from inrank_megatron.training.failures import explained
 from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.job import Job, join
@@ -59,8 +60,13 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
     """Meet the other processes, choose the folder, train unless that is done, report."""
     job = join(launch.config, topology, deepspeed_json, watchdog)
     config, parallel, lock, done = job.config, job.parallel, FolderLock(), ""
+    examiner, name = JobExaminer(parallel), launch.config_path.stem
+    if parallel.rank != 0:
+        examiner.serve()
     folder = parallel.broadcast_from_rank_0_when_ready(
-        lambda: choose_run_folder(config, lock, name=launch.config_path.stem), job.meeting, "a verified run"
+        lambda: examiner.lead(lambda: choose_run_folder(config, lock, name=name, examine=examiner)),
+        job.meeting,
+        "a verified run",
     )
     folder.notes.extend([*launch.notes, *job.notes, *_machines_in_words(job)])
     if parallel.broadcast_from_rank_0(lambda: is_finished(folder, config)):

@@ -8,12 +8,13 @@ from inrank_megatron.checkpoint.disk import sync
 from inrank_megatron.checkpoint.folder import (
     Checkpoint,
     is_set_aside,
-    newest_complete,
+    open_newest,
     peek,
     published,
     step_folder,
     step_of,
 )
+from inrank_megatron.checkpoint.index import Examine, examine
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.checkpoint.retention import go_back, tidy
 from inrank_megatron.checkpoint.verify import check_resumable
@@ -31,27 +32,35 @@ from inrank_megatron.training.schedule import changed_rate
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``is_new``: no run is there yet. ``checkpoint``: where to go on; ``goes_back``: it was asked for by its
+    """``is_new``: no run is there yet. ``opened``: where to go on; ``goes_back``: it was asked for by its
     step, so later ones are not part of the run any more. ``notes``: messages for the user.
     """
 
     path: Path
     is_new: bool = True
-    checkpoint: Path | None = None
+    opened: Checkpoint | None = None
     goes_back: bool = False
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of the one where to go on."""
+        return None if self.opened is None else self.opened.folder
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
 
-def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFolder:
+def choose_run_folder(
+    config: Config, lock: FolderLock, *, name: str, examine: Examine = examine
+) -> RunFolder:
     """Choose the run folder and look into it; it is locked if it exists. Called on one rank.
 
     Args:
         name: of the configuration; without ``save`` the folder is ``runs/<name>-<method>``, with a number
             if taken.
+        examine: see :class:`Checkpoint`.
 
     Raises:
         UserError: the folder holds another run, or this run without ``--resume``, or something that is
@@ -64,7 +73,7 @@ def choose_run_folder(config: Config, lock: FolderLock, *, name: str) -> RunFold
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
     path = Path(config.training.save).expanduser()
     try:
-        return _existing(path, config, lock)
+        return _existing(path, config, lock, examine)
     except OSError as error:
         raise _unusable(path, error) from None
 
@@ -102,7 +111,7 @@ def _unused(path: Path) -> Path:
     return candidate
 
 
-def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
+def _existing(path: Path, config: Config, lock: FolderLock, examine: Examine) -> RunFolder:
     if not (path / CONFIG).is_file():
         others = strangers(path)
         _refuse_step(config, f"{path} holds no run")
@@ -116,7 +125,7 @@ def _existing(path: Path, config: Config, lock: FolderLock) -> RunFolder:
         )
     lock.take(path)
     changed = [words for name, words in changes(before, config).items() if name not in ("resume", "save")]
-    folder = _resumable(path, changed, step=None if resume == "auto" else resume)
+    folder = _resumable(path, changed, step=None if resume == "auto" else resume, examine=examine)
     if folder.checkpoint and (note := changed_rate(step_of(folder.checkpoint), before, config)):
         folder.notes.append(note)
     return folder
@@ -140,18 +149,21 @@ def _goes_on_from_weights(path: Path, resume: str | int) -> bool:
     return chosen is not None and is_weights_only(peek(chosen))
 
 
-def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder:
+def _resumable(path: Path, changed: list[str], *, step: int | None, examine: Examine) -> RunFolder:
     root = path / "checkpoints"
     tidy(root)
-    checkpoint, faults = newest_complete(root) if step is None else (_of_step(root, step), [])
+    if step is None:
+        checkpoint, faults = open_newest(root, examine=examine)
+    else:
+        checkpoint, faults = Checkpoint(_of_step(root, step), examine=examine), []
     if checkpoint is None:
         return _without_checkpoint(path, faults)
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
-    state = peek(checkpoint)
-    check_resumable(checkpoint, state)
-    if is_weights_only(state):
+    check_resumable(checkpoint.folder, checkpoint.state)
+    if is_weights_only(checkpoint.state):
         notes.append(
-            f"{checkpoint} holds weights alone: moments, their step counts and the loss scale start from zero"
+            f"{checkpoint.folder} holds weights alone: moments, their step counts and the loss scale start "
+            "from zero"
         )
     if changed:
         notes.append(f"changed since the run began: {', '.join(changed)}")
@@ -160,7 +172,7 @@ def _resumable(path: Path, changed: list[str], *, step: int | None) -> RunFolder
             f"goes back to step {step}: records of later steps go, later checkpoints (step "
             f"{_listed(later)}) stay aside until the run comes to their step, or --resume names one"
         )
-    return RunFolder(path, is_new=False, checkpoint=checkpoint, goes_back=step is not None, notes=notes)
+    return RunFolder(path, is_new=False, opened=checkpoint, goes_back=step is not None, notes=notes)
 
 
 def _without_checkpoint(path: Path, faults: list[str]) -> RunFolder:
@@ -186,7 +198,7 @@ def _without_checkpoint(path: Path, faults: list[str]) -> RunFolder:
 
 
 def _of_step(root: Path, step: int) -> Path:
-    """The verified checkpoint of a step that the user names."""
+    """The folder of the step that the user names."""
     there = {step_of(folder): folder for folder in published(root)}
     if step not in there:
         steps = f"there are those of steps {_listed(there)}" if there else "there is none at all"
@@ -194,7 +206,7 @@ def _of_step(root: Path, step: int) -> Path:
             f"resume = {step}: {root} has no checkpoint of that step, {steps}; name one of them or give "
             "--resume auto"
         )
-    return Checkpoint(there[step]).folder
+    return there[step]
 
 
 def _listed(steps: Iterable[int]) -> str:

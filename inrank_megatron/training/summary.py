@@ -4,7 +4,6 @@ import json
 import platform as python_platform
 from importlib.metadata import version
 
-from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import costs
 from inrank_megatron.config.plan import largest_phase
 from inrank_megatron.config.schema import Config
@@ -24,9 +23,9 @@ PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "datasets")
 
 def is_finished(folder: RunFolder, config: Config) -> bool:
     """Whether the run came to its end, and its newest complete checkpoint has all the steps asked for."""
-    if folder.checkpoint is None:
+    if folder.opened is None:
         return False
-    steps = Checkpoint(folder.checkpoint, verify=False).state["step"]
+    steps = folder.opened.state["step"]
     return (
         steps >= config.training.train_iters
         and (read_json(folder.path / SUMMARY) or {}).get("finished") is True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from inrank_megatron.checkpoint.slices import Box, within
 from inrank_megatron.engine.state import engine_record, load_engine
 from tests.contract.cases import CHECK
 from tests.contract.gathered import copied_slices
@@ -30,6 +31,9 @@ class Tensors:
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         return ((name, self.by_name[name]) for name in names)
+
+    def read(self, name: str, box: Box) -> Tensor:
+        return self.by_name[name][within(box, (0,) * len(box[0]))]
 
 
 def leave_and_go_on(

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from inrank_megatron.checkpoint.slices import boxes, fill, key
+from inrank_megatron.checkpoint.slices import boxes, common_box, fill, key, runs, within
 
 
 def shapes(seed, count):
@@ -28,6 +28,24 @@ def test_a_run_is_its_boxes_in_order():
         assert found == list(range(start, stop)), (shape, start, stop)
     assert list(boxes((4, 5), 3, 17)) == [((0, 3), (1, 2)), ((1, 0), (2, 5)), ((3, 0), (1, 2))]
     assert list(boxes((4, 5), 5, 15)) == [((1, 0), (2, 5))], "full rows are one box"
+
+
+def some_boxes(shape, rng):
+    ends = [sorted(rng.choices(range(size + 1), k=2)) for size in shape]
+    return tuple(a for a, _ in ends), tuple(b - a for a, b in ends)
+
+
+def test_a_box_is_its_runs_in_order():
+    rng = random.Random(2)
+    for shape, _, _ in shapes(2, 300):
+        box, other = some_boxes(shape, rng), some_boxes(shape, rng)
+        found = [entry for start, count in runs(shape, box) for entry in range(start, start + count)]
+        assert found == entries(shape, box), (shape, box)
+        both = sorted(set(entries(shape, box)) & set(entries(shape, other)))
+        common = common_box(box, other)
+        assert both == ([] if common is None else entries(shape, common)), (shape, box, other)
+    assert list(runs((4, 5), ((1, 0), (2, 5)))) == [(5, 10)], "full rows are one run"
+    assert torch.arange(20).view(4, 5)[2:, 1:][within(((3, 2), (1, 2)), (2, 1))].tolist() == [[17, 18]]
 
 
 def test_slices_make_up_a_tensor_if_each_entry_is_in_one():

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from inrank_megatron.checkpoint.folder import Checkpoint, newest_complete
-from inrank_megatron.checkpoint.slices import Slice, boxes, full_slice
+from inrank_megatron.checkpoint.slices import Slice, boxes, full_slice, within
 from inrank_megatron.checkpoint.verify import Damaged, sha256
 from inrank_megatron.checkpoint.writing import PartWriter
 from inrank_megatron.errors import UserError
@@ -72,6 +73,22 @@ def test_full_tensors_are_read(tmp_path, kind):
     for name, tensor in TENSORS.items():
         assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype
         assert checkpoint.shape(name) == tuple(tensor.shape)
+
+
+def bytes_read():
+    """By this process, from files of any kind."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+
+
+def test_of_a_box_only_its_own_bytes_are_read(tmp_path):
+    checkpoint = Checkpoint(write(tmp_path, 4))
+    before = bytes_read()
+    nothing = bytes_read() - before  # the file that says so has been read, too
+    for name, box in (("w", ((1, 3), (3, 2))), ("half", ((1, 1), (2, 4))), ("b", ((2,), (6,)))):
+        before = bytes_read()
+        read = checkpoint.read(name, box)
+        assert abs(bytes_read() - before - nothing - read.nbytes) < 8, name  # its numbers have some digits
+        assert torch.equal(read, TENSORS[name][within(box, (0,) * len(box[0]))])
 
 
 def test_every_byte_is_written_once_and_files_say_what_they_hold(tmp_path):
