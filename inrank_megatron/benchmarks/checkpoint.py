@@ -2,8 +2,9 @@
 
 Rank 0 of 4 tensor-parallel ranks x 16 replicas, of a dense model, by ZeRO stage; the other ranks do not
 exist, so that one process measures. The limit of the bytes is the state (12 bytes per parameter: master and
-two moments in FP32) over the ranks; of what ZeRO does not divide each replica reads all. Seconds are those of the copy, for which training waits, and of the part
-on its way to this machine's temporary folder: written, flushed and hashed.
+two moments in FP32) over the ranks; of what ZeRO does not divide each replica reads all. Seconds are those of
+the copy, for which training waits, and of the part on its way to this machine's temporary folder: written,
+flushed and hashed.
 """
 
 import math

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inrank_megatron.checkpoint.index import Examine, examine, read_box, read_index
+from inrank_megatron.checkpoint.index import Entry, Examine, Portion, examine, read_box, read_index
 from inrank_megatron.checkpoint.slices import Box
 from inrank_megatron.checkpoint.verify import (
     STATE,
@@ -38,6 +38,9 @@ class Checkpoint:
         verify: False where it has just been compared with its manifest, because that reads every byte.
         examine: how it is compared and its headers are read, if not by this process alone.
 
+    Attributes:
+        received: what another host has of it, where hosts do not share the folder.
+
     Raises:
         Damaged: a file is missing, truncated or altered, or makes no sense.
         UserError: the format is of another version, or the files cannot be read.
@@ -45,6 +48,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, *, verify: bool = True, examine: Examine = examine):
         self.folder = folder
+        self.received: dict[Portion, Tensor] = {}
         self._index = read_index(folder, examine(folder, read_manifest(folder), verify=verify))
         self.state = read_state(folder, {name: entry.shape for name, entry in self._index.items()})
         number = folder.name.removeprefix(PREFIX)
@@ -67,7 +71,11 @@ class Checkpoint:
         Raises:
             UserError: a file cannot be read, or is no longer what it was.
         """
-        return read_box(self.folder, self._index[name], box)
+        return read_box(self.folder, self.entry(name), box, self.received)
+
+    def entry(self, name: str) -> Entry:
+        """Where a tensor lies."""
+        return self._index[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor; its values are not read."""

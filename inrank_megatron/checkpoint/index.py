@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -47,6 +47,13 @@ class Piece(NamedTuple):
 
     file: str
     at: int
+    box: Box
+
+
+class Portion(NamedTuple):
+    """Entries of the full tensor in ``box``, all of which are in ``piece``."""
+
+    piece: Piece
     box: Box
 
 
@@ -99,24 +106,40 @@ def read_index(folder: Path, inside: Mapping[str, Header]) -> dict[str, Entry]:
     return {name: _entry(path, name, shape, slices, inside) for name, (shape, slices) in listed.items()}
 
 
-def read_box(folder: Path, entry: Entry, box: Box) -> Tensor:
-    """The entries of a full tensor in ``box``, on the CPU; of the files only their bytes are read."""
+def read_box(folder: Path, entry: Entry, box: Box, received: Mapping[Portion, Tensor]) -> Tensor:
+    """The entries of a full tensor in ``box``, on the CPU; of the files only their bytes are read.
+
+    Args:
+        received: portions that are not in the folder.
+    """
     values = torch.empty(box[1], dtype=entry.dtype)
-    for piece in entry.pieces:
-        if (common := common_box(box, piece.box)) is None:
-            continue
-        target = values[within(common, box[0])]
-        if target.is_contiguous():
-            _read_into(folder, piece, common, target)
+    for portion in portions_of(entry, box):
+        target = values[within(portion.box, box[0])]
+        if portion in received:
+            target.copy_(received[portion])
+        elif target.is_contiguous():
+            _read_into(folder, portion, target)
         else:
-            part = torch.empty(common[1], dtype=entry.dtype)
-            _read_into(folder, piece, common, part)
-            target.copy_(part)
+            target.copy_(read_portion(folder, portion, entry.dtype))
     return values
 
 
-def _read_into(folder: Path, piece: Piece, box: Box, target: Tensor) -> None:
-    """Fill ``target`` with the entries of the full tensor in ``box``, all of which are in ``piece``."""
+def portions_of(entry: Entry, box: Box) -> Iterator[Portion]:
+    """What of a tensor's pieces makes up ``box``."""
+    for piece in entry.pieces:
+        if (common := common_box(box, piece.box)) is not None:
+            yield Portion(piece, common)
+
+
+def read_portion(folder: Path, portion: Portion, dtype: torch.dtype) -> Tensor:
+    """The entries of a portion, on the CPU."""
+    values = torch.empty(portion.box[1], dtype=dtype)
+    _read_into(folder, portion, values)
+    return values
+
+
+def _read_into(folder: Path, portion: Portion, target: Tensor) -> None:
+    piece, box = portion
     path, data = folder / piece.file, target.view(-1).view(torch.uint8).numpy().data
     inside, done = tuple(at - o for at, o in zip(box[0], piece.box[0], strict=True)), 0
     try:

@@ -1,7 +1,8 @@
 """Which checkpoints of a run stay, and what a killed process left of those that did not."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import (
@@ -15,13 +16,16 @@ from inrank_megatron.checkpoint.folder import (
     published,
     step_of,
 )
+from inrank_megatron.checkpoint.index import Examine, examine
 from inrank_megatron.checkpoint.verify import Damaged
 from inrank_megatron.errors import UserError
 
 REMOVED = ".removed"
 
 
-def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> None:
+def prune(
+    root: Path, *, keep_last: int, newest: Path, verified: set[Path], examine: Examine = examine
+) -> None:
     """Remove checkpoints before ``newest`` beyond the ``keep_last`` last complete ones and the best complete
     one.
 
@@ -30,6 +34,7 @@ def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> N
 
     Args:
         verified: complete ones that need not be read once more; those found here are added.
+        examine: see :class:`Checkpoint`.
 
     Raises:
         Damaged: ``newest`` is not complete; all others are still there.
@@ -40,20 +45,39 @@ def prune(root: Path, *, keep_last: int, newest: Path, verified: set[Path]) -> N
     last, judged = {newest, *course[:keep_last]}, by_loss(root)
     if all(folder in last or folder in judged[:1] or folder.is_symlink() for folder in so_far):
         return
-    Checkpoint(newest)
+    Checkpoint(newest, examine=examine)
     verified.add(newest)
-    kept = {*last, *_first_complete(course, keep_last, verified), *_first_complete(judged, 1, verified)}
+    complete = partial(_first_complete, verified=verified, examine=examine)
+    kept = {*last, *complete(course, keep_last), *complete(judged, 1)}
     for folder in so_far:
-        if folder in kept or folder.is_symlink():
-            continue
-        # A folder that is half removed must not look like a checkpoint.
-        hidden = folder.with_name(f".{folder.name}{REMOVED}")
-        shutil.rmtree(hidden, ignore_errors=True)
-        folder.rename(hidden)
-        shutil.rmtree(hidden)
+        if folder not in kept:
+            _remove(folder)
 
 
-def _first_complete(folders: Iterable[Path], count: int, verified: set[Path]) -> list[Path]:
+def keep_only(root: Path, names: Collection[str]) -> None:
+    """Remove all checkpoints but these, as another host has that keeps the run's records.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for folder in published(root):
+        if folder.name not in names:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        return
+    # A folder that is half removed must not look like a checkpoint.
+    hidden = folder.with_name(f".{folder.name}{REMOVED}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _first_complete(
+    folders: Iterable[Path], count: int, *, verified: set[Path], examine: Examine
+) -> list[Path]:
     """The first ``count`` complete ones, and what comes before them and may be complete but cannot be
     read.
     """
@@ -64,7 +88,7 @@ def _first_complete(folders: Iterable[Path], count: int, verified: set[Path]) ->
             break
         try:
             if folder not in verified:
-                Checkpoint(folder)
+                Checkpoint(folder, examine=examine)
                 verified.add(folder)
             found.append(folder)
         except Damaged:

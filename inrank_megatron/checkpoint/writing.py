@@ -5,9 +5,10 @@ rank that wrote them. When all parts are there, the writer of the first adds sta
 publishes the folder by one rename.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,27 @@ class PartWriter:
     learn of it.
 
     Args:
-        part: its number; the writer of part 0 begins the folder and publishes it.
+        part: its number; one writer begins the folder and publishes it.
+        host: recorded with every file, where hosts do not share the folder.
         deferred: keep all slices and touch no file before :meth:`close`, which may then run in another
             thread. Else files are written as they fill: at most ``file_bytes`` plus one slice in memory.
         file_bytes: ``FILE_BYTES`` where none is given.
     """
 
     def __init__(
-        self, root: Path, step: int, *, part: int, deferred: bool = False, file_bytes: int | None = None
+        self,
+        root: Path,
+        step: int,
+        *,
+        part: int,
+        deferred: bool = False,
+        file_bytes: int | None = None,
+        host: str | None = None,
     ):
         self.final = step_folder(root, step)
         self.partial = root / f".{self.final.name}{PARTIAL}"
         self.deferred = deferred
-        self._number = part
+        self._number, self._host = part, {} if host is None else {"host": host}
         self._file_bytes = FILE_BYTES if file_bytes is None else file_bytes
         self._pending: list[dict[str, Tensor]] = [{}]  # one for each file
         self._bytes = 0  # of the last of them
@@ -101,7 +110,11 @@ class PartWriter:
             ValueError: the parts do not make up every tensor.
             UserError: as :meth:`close`.
         """
-        self._attempt(lambda: self._complete(parts, state))
+        return self.publish_documents(documents(parts, state))
+
+    def publish_documents(self, documents: Mapping[str, bytes]) -> Path:
+        """:meth:`publish` with what :func:`documents` has made on this rank or another."""
+        self._attempt(lambda: self._complete(documents))
         self._raise_fault()
         return self.final
 
@@ -135,7 +148,7 @@ class PartWriter:
                 file = f"tensors_{self._number:05d}{f'_{number:05d}' if number else ''}.safetensors"
                 save_file(tensors, self.partial / file)
                 sync(self.partial / file)
-                self._part.files[file] = _entry(self.partial / file)
+                self._part.files[file] = _entry(self.partial / file) | self._host
                 for name in tensors:
                     self._record(file, *self._placed[name])
 
@@ -143,14 +156,10 @@ class PartWriter:
         entry = self._part.index.setdefault(name, {"shape": list(full_shape), "slices": []})
         entry["slices"].append({"file": file, "offset": list(box[0]), "shape": list(box[1])})
 
-    def _complete(self, parts: Sequence[Part], state: dict) -> None:
-        _write_json(self.partial / STATE, state)
-        _write_json(self.partial / INDEX, _merged(parts))
-        files = {name: entry for part in parts for name, entry in part.files.items()}
-        files |= {name: _entry(self.partial / name) for name in (STATE, INDEX)}
-        _write_json(self.partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
-        for path in (self.partial / STATE, self.partial / INDEX, self.partial / MANIFEST, self.partial):
-            sync(path)
+    def _complete(self, documents: Mapping[str, bytes]) -> None:
+        for name, content in documents.items():
+            _write(self.partial / name, content)
+        sync(self.partial)
         replaced = self.final.with_name(f".{self.final.name}{REPLACED}")
         if self.final.exists():
             self.final.rename(replaced)
@@ -183,6 +192,19 @@ class CheckpointWriter:
             raise
 
 
+def documents(parts: Sequence[Part], state: dict) -> dict[str, bytes]:
+    """State, index and manifest of a checkpoint, by file name; the manifest is the last.
+
+    Raises:
+        ValueError: the parts do not make up every tensor.
+    """
+    made = {STATE: _json(state), INDEX: _json(_merged(parts))}
+    files = {name: entry for part in parts for name, entry in part.files.items()}
+    for name, content in made.items():
+        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {**made, MANIFEST: _json({"format_version": FORMAT_VERSION, "files": files})}
+
+
 def _merged(parts: Sequence[Part]) -> dict[str, dict]:
     """One index of all parts."""
     merged: dict[str, dict] = {}
@@ -200,5 +222,10 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True))
+def _json(value: dict) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    sync(path)

@@ -155,6 +155,9 @@ class TrainingConfig(Section):
         "keep only this number of newest checkpoints, and the best by validation loss; left out: keep all",
         None,
     )
+    use_node_local_storage: bool = setting(
+        "--save is a folder of each host's own: there it keeps its part of every checkpoint", False
+    )
     resume: Literal["never", "auto"] | Steps = setting(
         "auto: continue from the newest complete checkpoint in --save; N: from that of step N", "never"
     )

@@ -40,6 +40,11 @@ class Meeting:
     def is_on_one_machine(self) -> bool:
         return len({arrival.machine for arrival in self.arrivals}) == 1
 
+    @property
+    def leaders(self) -> tuple[int, ...]:
+        """Of each rank, the first one on its machine."""
+        return tuple(min(self.ranks_of(arrival.machine)) for arrival in self.arrivals)
+
     def ranks_of(self, machine: str) -> list[int]:
         return [rank for rank, arrival in enumerate(self.arrivals) if arrival.machine == machine]
 

@@ -54,6 +54,13 @@ def held_slices(engine: Engine) -> Iterator[Slice]:
         yield from _slices(held, held.run, *_to_write(held, turn, engine.parallel), engine.parallel)
 
 
+def held_boxes(engine: Engine) -> Iterator[tuple[str, Box]]:
+    """Name and place of all that this rank holds, in full tensors."""
+    for held in _held(engine):
+        for piece in _slices(held, held.run, 0, held.run.numel(), engine.parallel):
+            yield held.name, piece.box
+
+
 def fill_held(engine: Engine, read: Callable[[str, Box], Tensor], *, names: Container[str]) -> None:
     """Set all that this rank holds of the tensors ``names``. Not collective: a working copy that is more than
     what this rank holds of the master stays as it is.

@@ -34,6 +34,10 @@ class PretrainedWeights:
         """The checkpoint's."""
         return self._checkpoint.folder
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, as the checkpoint has it."""
+        return self._checkpoint.shape(name)
+
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The full tensor of the parameter ``name``, FP32; :meth:`account` has compared its ``shape``."""
         source, part = self._source(name)

@@ -14,22 +14,27 @@ MOST_SPARE_ROWS = 1024
 """More are another vocabulary; models are padded by up to 905 rows."""
 
 
-class FullTensors(Protocol):
-    """Where full tensors are read; see ``checkpoint/folder.py``."""
+class Shapes(Protocol):
+    """What shapes the tensors of a checkpoint have."""
 
-    folder: Path
+    @property
+    def folder(self) -> Path: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+class FullTensors(Shapes, Protocol):
+    """Where full tensors are read; see ``checkpoint/folder.py``."""
 
     @property
     def names(self) -> frozenset[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]: ...
 
     def read(self, name: str, box: Box) -> Tensor: ...
 
 
-def spare_rows(source: FullTensors, *, vocab_size: int) -> int:
+def spare_rows(source: Shapes, *, vocab_size: int) -> int:
     """The rows of the embedding of ``source`` beyond ``vocab_size`` tokens.
 
     Raises:

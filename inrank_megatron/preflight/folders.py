@@ -1,4 +1,6 @@
-"""The run folder is one and the same on all hosts; of the folder of token files it is said whether it is."""
+"""The run folder is one and the same on all hosts, or with ``--use-node-local-storage`` each host has its own;
+of the folder of token files it is said whether it is shared.
+"""
 
 import os
 import time
@@ -32,23 +34,33 @@ class Folders:
         # Where hosts have the checkout in different places, a relative path leads to different ones.
         own = {row: [_missing(folders[row]), mark.name] for row, mark in marks.items() if mark}
         written = place.exchange("a file in the shared folders", own)[0]
+        local = place.config.training.use_node_local_storage
         states = {
-            row: _seen(path, written.get(row), within=PATIENCE_SECONDS if row == SAVE else 0)
+            row: _seen(path, written.get(row), within=PATIENCE_SECONDS if row == SAVE and not local else 0)
             for row, path in folders.items()
         }
         place.exchange("a look at the shared folders", None)
         for mark in filter(None, marks.values()):
             mark.unlink(missing_ok=True)
-        return {row: {"path": str(path), "state": states[row]} for row, path in folders.items()}
+        needed = OWN if local and place.number > 0 else SHARED
+        return {
+            row: {"path": str(path), "state": states[row], "needed": needed} for row, path in folders.items()
+        }
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
         for host in hosts if len(hosts) > 1 else ():
-            if (state := host.facts[SAVE]["state"]) == SHARED:
+            fact = host.facts[SAVE]
+            if (state := fact["state"]) == fact["needed"]:
                 continue
-            rule = "every rank writes its part of a checkpoint there"
+            rule, first = "every rank writes its part of a checkpoint there", hosts[0].host
+            remedy = "give --save a folder that all hosts share and can write, or --use-node-local-storage"
             if state == OWN:
-                rule = f"it does not see what host {hosts[0].host} writes, and {rule}"
-            remedy = "give --save a folder that all hosts share and can write"
+                rule = f"it does not see what host {first} writes, and {rule}"
+            elif state == SHARED:
+                rule = (
+                    f"it is that of host {first}, and with --use-node-local-storage each host needs its own"
+                )
+                remedy = "drop that flag"
             yield Finding(ERROR, SAVE, host.host, host.texts[SAVE], rule, remedy)
 
     def shown(self, row: str, value: Any) -> str:

@@ -61,7 +61,7 @@ def _prepare_data(
     name, parses = config.data.tokenizer, config.data.parse_special_tokens
     if weights is not None and name is not None:  # before the text is read
         parallel.broadcast_from_rank_0(
-            lambda: check_tokenizer(weights.folder, load_tokenizer(name, parse_special_tokens=parses))
+            lambda: check_tokenizer(weights, load_tokenizer(name, parse_special_tokens=parses))
         )
     identity = weights.state.get("identity") if isinstance(weights, Checkpoint) else None
     recorded = identity["data"] if identity else None
@@ -71,9 +71,7 @@ def _prepare_data(
     _check_equal(parallel.gather_from_all_ranks(data.folder.name))
     folder.notes.extend(data.notes)
     if weights is not None:
-        folder.notes.extend(
-            parallel.broadcast_from_rank_0(lambda: check_tokenizer(weights.folder, data.tokenizer))
-        )
+        folder.notes.extend(parallel.broadcast_from_rank_0(lambda: check_tokenizer(weights, data.tokenizer)))
     return data
 
 
@@ -112,7 +110,7 @@ def _trainer(
     }
     identity = _identity(config, data, checkpoint, steps_per_epoch=batches.steps_per_epoch)
     method = make_method(config, switch_step=identity["switch_step"])
-    engine = _engine(job, topology, method, checkpoint=checkpoint, pretrained=pretrained)
+    engine = _engine(job, folder, topology, method, pretrained=pretrained)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
     run_logger = RunLogger(
         folder,
@@ -155,14 +153,14 @@ def _identity(
 
 def _engine(
     job: Job,
+    folder: RunFolder,
     topology: Topology,
     method: Method,
     *,
-    checkpoint: Checkpoint | None,
     pretrained: PretrainedWeights | None,
 ) -> Engine:
     """The model in the structure that the method begins with or the checkpoint has, with its values."""
-    config, parallel = job.config, job.parallel
+    config, parallel, checkpoint = job.config, job.parallel, folder.opened
     factory = GPTFactory(
         config,
         parallel,
@@ -181,5 +179,5 @@ def _engine(
         deepspeed_json=job.deepspeed_json,
     )
     if checkpoint:
-        fill(engine, checkpoint)
+        fill(engine, folder)
     return engine

@@ -11,6 +11,7 @@ from inrank_megatron.distributed.rendezvous import Meeting, meet
 from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.preflight.place import Place
 from inrank_megatron.preflight.start import check_start
+from inrank_megatron.training.examining import Leaders
 from inrank_megatron.training.resume_rules import settings_in_common
 from inrank_megatron.training.stopping import StopRequest
 
@@ -30,6 +31,12 @@ class Job:
     meeting: Meeting
     stop: StopRequest
     notes: list[str]
+
+    @property
+    def leaders(self) -> Leaders | None:
+        """Of each rank, the first one on its host, where each host has a run folder of its own."""
+        local = self.config.training.use_node_local_storage and not self.meeting.is_on_one_machine
+        return self.meeting.leaders if local else None
 
 
 def join(config: Config, topology: Topology, deepspeed_json: dict, watchdog: JobWatchdog) -> Job:

@@ -75,6 +75,7 @@ class TrainingParts:
             run_logger=run_logger,
             keep_last=config.training.keep_last,
             verified=self.folder.checkpoint,
+            leaders=self.folder.leaders,
         )
 
     def _stopping(self) -> bool:

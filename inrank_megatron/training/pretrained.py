@@ -9,7 +9,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.pretrained import PretrainedWeights
-from inrank_megatron.model.vocabulary import spare_rows
+from inrank_megatron.model.vocabulary import Shapes, spare_rows
 
 # What changes the function of the same weights and leaves every shape as it is.
 SAME = ("model_type", "num_attention_heads", "norm_epsilon", "openai_gelu", "rotary_base")
@@ -46,9 +46,9 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
     return folder, [*notes, f"starts from the weights of {folder}, step {step} of method {there['method']}"]
 
 
-def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """The run's tokens mean what they meant to the weights of the checkpoint ``folder``, from which it starts
-    or goes on. Runs keep their tokenizer; those from before they did are not compared.
+def check_tokenizer(weights: Shapes, tokenizer: Tokenizer) -> list[str]:
+    """The run's tokens mean what they meant to the weights of a checkpoint, from which it starts or goes on.
+    Runs keep their tokenizer; those from before they did are not compared.
 
     Returns:
         Messages for the user.
@@ -56,13 +56,14 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> list[str]:
     Raises:
         UserError: the tokenizers differ, or the weights lack rows for some tokens.
     """
+    folder = weights.folder
     own = folder.resolve().parent.parent / TOKENIZER
     if own.is_dir() and load_tokenizer(str(own)).identity != tokenizer.identity:
         raise UserError(
             f"{folder}: was trained with another tokenizer, so its token ids mean other words; give "
             f"--tokenizer {own}, or, if it was made from the text, restore that"
         )
-    spare = spare_rows(Checkpoint(folder, verify=False), vocab_size=tokenizer.vocab_size)
+    spare = spare_rows(weights, vocab_size=tokenizer.vocab_size)
     return [f"left out {spare} rows of the embedding, which pad its vocabulary"] if spare else []
 
 

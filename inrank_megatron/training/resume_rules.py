@@ -30,6 +30,7 @@ FREE = PLACES | frozenset(
         "train_iters",
         "save_interval",
         "keep_last",
+        "use_node_local_storage",
         "resume",
         "exit_duration_in_mins",
         "log_interval",

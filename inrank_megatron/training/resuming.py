@@ -1,16 +1,20 @@
 """What a run takes up from the checkpoint that it goes on from: its place, identity, structure and values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from inrank_megatron.checkpoint.folder import Checkpoint
+from inrank_megatron.checkpoint.slices import Box
 from inrank_megatron.checkpoint.weights import is_weights_only
 from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.held import held_boxes
 from inrank_megatron.engine.state import load_engine, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.vocabulary import FullTensors, WithoutSpareRows
+from inrank_megatron.training.fetching import fetch
+from inrank_megatron.training.run_folder import RunFolder
 
 
 def identity_of(checkpoint: Checkpoint, derived: dict, *, train_iters: int) -> dict:
@@ -56,14 +60,28 @@ def structure_of(checkpoint: Checkpoint, wanted: Mapping[str, FactorSpec]) -> di
     return recorded | {n: replace(spec, tracked=wanted[n].tracked) for n, spec in growing.items()}
 
 
-def fill(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Give an engine of that structure the values of ``checkpoint``."""
-    state = checkpoint.state
+def fill(engine: Engine, folder: RunFolder) -> None:
+    """Give an engine of that structure the values of the checkpoint in ``folder``. Collective."""
+    checkpoint = folder.opened
+    assert checkpoint is not None
+    if folder.leaders is not None:
+        boxes = _stored_boxes(engine, checkpoint.names)
+        fetch(checkpoint, boxes, leaders=folder.leaders, holders=folder.holders, parallel=engine.parallel)
     source: FullTensors = checkpoint
     factory: Any = engine.factory  # a run's, which knows the vocabulary
-    if weights_only := is_weights_only(state):  # a converted model's vocabulary may be padded
+    if weights_only := is_weights_only(checkpoint.state):  # a converted model's vocabulary may be padded
         source = WithoutSpareRows(checkpoint, vocab_size=factory.vocab_size)
-    load_engine(engine, state["engine"], source, weights_only=weights_only)
+    load_engine(engine, checkpoint.state["engine"], source, weights_only=weights_only)
+    checkpoint.received.clear()
+
+
+def _stored_boxes(engine: Engine, names: Collection[str]) -> Iterator[tuple[str, Box]]:
+    """What :func:`load_engine` is going to read: initial values that are not there begin as the factors."""
+    for name, box in held_boxes(engine):
+        for stored in (name, name.removesuffix("0")):
+            if stored in names:
+                yield stored, box
+                break
 
 
 def _base(spec: FactorSpec) -> str:

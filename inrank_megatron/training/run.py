@@ -1,6 +1,7 @@
 """One run from its settings to its report: check, join the job, build, train, report."""
 
 import socket
+from dataclasses import replace
 
 from inrank_megatron.config import costs
 from inrank_megatron.config.cli import Launch
@@ -12,6 +13,7 @@ from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed import process_groups
 from inrank_megatron.distributed.placement import hosts_in_words
 from inrank_megatron.distributed.platform import backend, check_precision, device_name, mixed_devices
+from inrank_megatron.distributed.side_group import SideGroup
 from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
@@ -25,7 +27,7 @@ from inrank_megatron.training.job import Job, join
 from inrank_megatron.training.loop import Trainer
 from inrank_megatron.training.run_folder import RunFolder, choose_run_folder, claim
 from inrank_megatron.training.saving import without_best
-from inrank_megatron.training.shared_folder import check_shared
+from inrank_megatron.training.shared_folder import check_shared, check_unshared
 from inrank_megatron.training.summary import is_finished, write_summary
 
 FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
@@ -60,7 +62,7 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
     """Meet the other processes, choose the folder, train unless that is done, report."""
     job = join(launch.config, topology, deepspeed_json, watchdog)
     config, parallel, lock, done = job.config, job.parallel, FolderLock(), ""
-    examiner, name = JobExaminer(parallel), launch.config_path.stem
+    examiner, name = JobExaminer(parallel, SideGroup(parallel), job.leaders), launch.config_path.stem
     if parallel.rank != 0:
         examiner.serve()
     folder = parallel.broadcast_from_rank_0_when_ready(
@@ -68,6 +70,9 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
         job.meeting,
         "a verified run",
     )
+    if job.leaders is not None:
+        holders = parallel.broadcast_from_rank_0(lambda: examiner.holders)
+        folder = replace(folder, leaders=job.leaders, holders=holders)
     folder.notes.extend([*launch.notes, *job.notes, *_machines_in_words(job)])
     if parallel.broadcast_from_rank_0(lambda: is_finished(folder, config)):
         done = f"the run has all its {config.training.train_iters} steps already\n"
@@ -97,8 +102,14 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
     """Build everything, then train to the end or to a stop."""
     config, parallel = job.config, job.parallel
     trainer, data = build(job, folder)
-    parallel.broadcast_from_rank_0(lambda: claim(folder, config, lock, data.tokenizer))
-    check_shared(folder.path, parallel)
+    leads = parallel.rank in (folder.leaders or [0])
+    parallel.call_or_raise_on_all_ranks(
+        lambda: claim(folder, config, lock, data.tokenizer) if leads else None
+    )
+    if folder.leaders is None:
+        check_shared(folder.path, parallel)
+    else:
+        folder.notes.append(check_unshared(folder.path, parallel, folder.leaders))
     folder.notes.extend(filter(None, [lock.note]))
     job.stop.listen()
     first = parallel.rank == 0

@@ -1,6 +1,6 @@
 """The run folder: which one, whether this run may use it, and what to resume from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import METRICS, read_records, write_atomically
+from inrank_megatron.training.examining import Leaders
 from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.resume_rules import changes, refuse_another_run
 from inrank_megatron.training.run_place import refuse_unwritable, strangers
@@ -34,6 +35,9 @@ from inrank_megatron.training.schedule import changed_rate
 class RunFolder:
     """``is_new``: no run is there yet. ``opened``: where to go on; ``goes_back``: it was asked for by its
     step, so later ones are not part of the run any more. ``notes``: messages for the user.
+
+    Where each host has a folder of its own, ``leaders`` has the first rank on the host of each rank, and
+    ``holders`` one rank of each host that has a file of the checkpoint.
     """
 
     path: Path
@@ -41,6 +45,8 @@ class RunFolder:
     opened: Checkpoint | None = None
     goes_back: bool = False
     notes: list[str] = field(default_factory=list)
+    leaders: Leaders | None = None
+    holders: Mapping[str, list[int]] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -79,8 +85,8 @@ def choose_run_folder(
 
 
 def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer) -> None:
-    """Make the folder and store configuration and tokenizer in it. Called on one rank, once nothing can be
-    refused.
+    """Make the folder and store configuration and tokenizer in it. Called on one rank, or one of each host,
+    once nothing can be refused.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -90,6 +96,7 @@ def claim(run: RunFolder, config: Config, lock: FolderLock, tokenizer: Tokenizer
         write_atomically(run.path / CONFIG, to_yaml(config).encode())
         tokenizer.save(run.path / TOKENIZER)
         run.checkpoints.mkdir(exist_ok=True)
+        tidy(run.checkpoints)
         sync(run.path)
         if run.goes_back:
             go_back(run.checkpoints, step_of(run.checkpoint))

@@ -2,13 +2,16 @@
 
 import math
 import os
+import socket
 import time
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from inrank_megatron.checkpoint.index import Examine
 from inrank_megatron.checkpoint.retention import prune
 from inrank_megatron.checkpoint.slices import Slice
 from inrank_megatron.checkpoint.writing import PartWriter
@@ -17,6 +20,7 @@ from inrank_megatron.distributed.memory import available_memory
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.distributed.side_group import SideGroup
 from inrank_megatron.errors import UserError
+from inrank_megatron.training.examining import Leaders
 from inrank_megatron.training.run_logger import RunLogger
 from inrank_megatron.training.save_task import SaveTask
 
@@ -39,6 +43,7 @@ class Saver:
     Args:
         root: where checkpoints lie, in the run folder. keep_last: how many stay next to the best; None: all.
         verified: a checkpoint that this process has read and found complete.
+        leaders: of each rank, the first one on its host, where each host has a folder of its own.
     """
 
     def __init__(
@@ -50,11 +55,12 @@ class Saver:
         run_logger: RunLogger,
         keep_last: int | None,
         verified: Path | None,
+        leaders: Leaders | None = None,
     ):
         self._root, self._keep_last = root, keep_last
         self._verified = set() if verified is None else {verified}
         self._parallel, self._device, self._run_logger = parallel, device, run_logger
-        self._side = SideGroup(parallel)
+        self._side, self._leaders = SideGroup(parallel), leaders
         self._task: SaveTask | None = None  # while a checkpoint is in flight
         self._ended = False  # whether it had ended when this rank last reported its status
 
@@ -69,9 +75,17 @@ class Saver:
         self.wait()
         fits = fits_in_memory(snapshot_bytes)
         deferred = not self._parallel.largest(int(not fits), self._device)
-        rank = self._parallel.rank
-        writer = PartWriter(self._root, state["step"], part=rank, deferred=deferred)
-        task = SaveTask(writer, state, self._side, is_first=rank == 0, clear=self._clear_away, began=began)
+        host = None if self._leaders is None else socket.gethostname()
+        writer = PartWriter(self._root, state["step"], part=self._parallel.rank, deferred=deferred, host=host)
+        task = SaveTask(
+            writer,
+            state,
+            self._side,
+            parallel=self._parallel,
+            leaders=self._leaders,
+            clear=None if self._keep_last is None else partial(self._clear_away, self._keep_last),
+            began=began,
+        )
         if not deferred:
             task.begin()
         for piece in slices:
@@ -127,9 +141,8 @@ class Saver:
             self._record()
         return worst == SaveStatus.STOP
 
-    def _clear_away(self, newest: Path) -> None:
-        if self._keep_last is not None:
-            prune(self._root, keep_last=self._keep_last, newest=newest, verified=self._verified)
+    def _clear_away(self, keep_last: int, newest: Path, examine: Examine) -> None:
+        prune(self._root, keep_last=keep_last, newest=newest, verified=self._verified, examine=examine)
 
     def _outcome(self) -> SaveStatus:
         failed = self._task is not None and self._task.fault is not None

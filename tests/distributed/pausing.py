@@ -90,7 +90,7 @@ def plant() -> None:
     )
     writing.save_file = half_written(writing.save_file)
     before(writing, "save_file", "the tensors")
-    before(writing, "_write_json", lambda path, value: f"the {path.stem}")
+    before(writing, "_write", lambda path, content: f"the {path.stem}")
     before(writing, "sync", lambda path: path.name.endswith(".partial") and "the flush")
     Path.rename = after_rename(Path.rename)
 

@@ -7,6 +7,7 @@ import pytest
 from inrank_megatron.checkpoint import verify
 from inrank_megatron.checkpoint.folder import open_newest
 from inrank_megatron.distributed.process_groups import initialise
+from inrank_megatron.distributed.side_group import SideGroup
 from inrank_megatron.training.examining import JobExaminer, share
 from tests.harness import run_ranks
 from tests.unit.checkpoint.test_writing import DAMAGE, write
@@ -23,7 +24,7 @@ def examined(rank: int, world_size: int, root: Path) -> tuple[str, list[str], li
     verify.sha256 = seen
     try:
         parallel = initialise(backend="gloo", tensor_model_parallel_size=1)
-        examiner = JobExaminer(parallel, patience=0.0)
+        examiner = JobExaminer(parallel, SideGroup(parallel), None, patience=0.0)
         if rank != 0:
             examiner.serve()
 

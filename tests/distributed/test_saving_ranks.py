@@ -93,7 +93,7 @@ def test_a_folder_that_a_rank_does_not_see_is_refused_on_all(tmp_path):
     assert run_ranks(see, 2, tmp_path, True) == ["all see it"] * 2
     for told in run_ranks(see, 2, tmp_path, False):
         assert re.search(r": rank 1 on host \S+ does not see what rank 0 has written there", told)
-        assert told.endswith("give --save a folder that all hosts share")
+        assert told.endswith("give --save a folder that all hosts share, or --use-node-local-storage")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -154,9 +154,9 @@ def test_damaged_checkpoint_does_not_count(tmp_path):
 def test_verified_checkpoint_is_not_read_again(tmp_path, monkeypatch):
     read = []
 
-    def checkpoint(folder):
+    def checkpoint(folder, **options):
         read.append(step_of(folder))
-        return Checkpoint(folder)
+        return Checkpoint(folder, **options)
 
     monkeypatch.setattr(retention, "Checkpoint", checkpoint)
     verified = {write(tmp_path, 2, 1.0)}

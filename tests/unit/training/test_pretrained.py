@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.writing import CheckpointWriter
 from inrank_megatron.config.loading import from_flat, replace, to_yaml
 from inrank_megatron.config.schema import Config
@@ -106,8 +107,8 @@ def test_rows_of_the_embedding_beyond_the_tokens(tmp_path, rows, expected):
     writer.add("embedding.word_embeddings.weight", torch.ones(rows, 3))
     folder, tokenizer = writer.publish({"step": 1}), train_tokenizer([], vocab_size=257)
     if isinstance(expected, list):
-        assert check_tokenizer(folder, tokenizer) == expected
+        assert check_tokenizer(Checkpoint(folder), tokenizer) == expected
     else:
         with pytest.raises(UserError, match=expected) as raised:
-            check_tokenizer(folder, tokenizer)
+            check_tokenizer(Checkpoint(folder), tokenizer)
         assert "\n" not in str(raised.value)
