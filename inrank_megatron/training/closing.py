@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from inrank_megatron.config.defaults import RUN_CONFIG, find_config, shown_path
@@ -13,10 +12,11 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.learnt import sample_lines, size, verdict
 from inrank_megatron.reporting.report import unfinished
 from inrank_megatron.reporting.run import Run, read_run
+from inrank_megatron.training.relaunch import launcher
 from inrank_megatron.training.schedule import learning_rate
 
 WIDTH = 96
-LAUNCH_MODULE, TOOLS = "inrank_megatron_launch.pretrain_gpt2", "inrank_megatron_tools"
+TOOLS = "inrank_megatron_tools"
 REAL_TEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 
 
@@ -30,39 +30,10 @@ def last_lines(run_dir: str | Path, *, deepspeed_config: str | None = None) -> s
     return "\n".join([*_learnt(run), *_places(run), "", *_commands(run, deepspeed_config)])
 
 
-def launcher(summary: Mapping) -> str:
-    """The words that start the program again as it was started: launcher, processes, script or module."""
-    world = summary.get("world", {})
-    size = str(world.get("size", 1))
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    module = spec is not None and spec.name == LAUNCH_MODULE
-    python = ["python", "-m"] if module else ["python"]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        words = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", size), *python[1:]]
-    elif "LOCAL_SIZE" not in os.environ and size == "1":  # which DeepSpeed's launcher sets
-        words = python
-    elif "LOCAL_SIZE" not in os.environ and "OMPI_COMM_WORLD_RANK" in os.environ:
-        words = ["mpirun", "-n", size, *python]
-    elif "LOCAL_SIZE" not in os.environ and "SLURM_PROCID" in os.environ:
-        words = ["srun", *python]
-    else:
-        # On a CPU machine DeepSpeed's launcher cannot count devices; of several nodes a host file is read.
-        words = ["deepspeed", *(["--num_gpus", size] if os.environ.get("LOCAL_SIZE", size) == size else [])]
-        words += ["--module"] if module else []
-    return shlex.join([*words, LAUNCH_MODULE if module else _program()])
-
-
 def tool(name: str) -> str:
     """The words that start a tool: its file in the checkout, else its module in the installed package."""
     path = Path(__file__).parents[2] / "tools" / f"{name}.py"
     return shlex.join(["python", shown_path(path)] if path.is_file() else ["python", "-m", f"{TOOLS}.{name}"])
-
-
-def _program() -> str:
-    """The script as it was named on the command line; that of the checkout where it is another's."""
-    if Path(sys.argv[0]).name == "pretrain_gpt2.py":
-        return shown_path(Path(sys.argv[0]))
-    return shown_path(Path(__file__).parents[2] / "launch" / "pretrain_gpt2.py")
 
 
 def _learnt(run: Run) -> list[str]:
@@ -84,7 +55,7 @@ def _places(run: Run) -> list[str]:
 
 
 def _commands(run: Run, deepspeed_config: str | None) -> list[str]:
-    launch, quoted = launcher(run.summary), shlex.quote(str(run.folder))
+    (launch, where), quoted = launcher(run.summary), shlex.quote(str(run.folder))
     active = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
     activation = [] if active else [f"  first        source {shlex.quote(sys.prefix)}/bin/activate"]
     more, remark = _longer(run)
@@ -101,7 +72,7 @@ def _commands(run: Run, deepspeed_config: str | None) -> list[str]:
         *activation,
         *written,
         f"  go on        {launch} --save {quoted} --resume auto{more}{extra}",
-        *([f"               ({remark})"] if remark else []),
+        *(f"               ({words})" for words in (where, remark) if words),
         f"  real text    {launch} {real}",
         f"  all curves   tensorboard --logdir {quoted}/tensorboard",
     ]

@@ -54,7 +54,11 @@ def test_paths_and_commands_are_printed(make_run):
             {},
             ["deepspeed", "--num_gpus", "2", "launch/pretrain_gpt2.py"],
         ),
-        ("x/pretrain_gpt2.py", {"LOCAL_SIZE": "1"}, ["deepspeed", "x/pretrain_gpt2.py"]),
+        (
+            "x/pretrain_gpt2.py",
+            {"LOCAL_SIZE": "1"},
+            ["deepspeed", "--hostfile", "HOSTFILE", "x/pretrain_gpt2.py"],
+        ),
         (
             "x/pretrain_gpt2.py",
             {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"},
@@ -65,8 +69,41 @@ def test_paths_and_commands_are_printed(make_run):
             {"LOCAL_SIZE": None, "SLURM_PROCID": "0"},
             ["srun", "python", "x/pretrain_gpt2.py"],
         ),
+        (
+            "x/pretrain_gpt2.py",
+            {
+                **{"LOCAL_SIZE": None, "TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "1"},
+                **{"GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "node-1"},
+            },
+            [
+                *("torchrun", "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "node-1:29500"),
+                *("--nproc-per-node", "1", "x/pretrain_gpt2.py"),
+            ],
+        ),
+        (
+            "x/pretrain_gpt2.py",
+            {
+                **{"LOCAL_SIZE": None, "SLURM_PROCID": "0", "SLURM_NNODES": "2"},
+                **{"LOCAL_WORLD_SIZE": "1"},
+            },
+            ["srun", "--nodes", "2", "--ntasks", "2", "python", "x/pretrain_gpt2.py"],
+        ),
+        (
+            "x/pretrain_gpt2.py",
+            {
+                **{"LOCAL_SIZE": None, "OMPI_COMM_WORLD_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+                **{"MASTER_ADDR": "node-1", "MASTER_PORT": "4"},
+            },
+            [
+                *("mpirun", "-n", "2", "--hostfile", "HOSTFILE", "--map-by", "slot", "--bind-to", "none"),
+                *("-x", "MASTER_ADDR=node-1", "-x", "MASTER_PORT=4", "-x", "PATH", "python"),
+            ],
+        ),
     ],
-    ids=["absolute", "two nodes", "torchrun", "srun"],
+    ids=[
+        *("absolute", "two nodes", "torchrun", "srun"),
+        *("torchrun on two nodes", "srun on two nodes", "mpirun on two nodes"),
+    ],
 )
 def test_the_program_is_started_as_it_was(make_run, monkeypatch, argv, environment, words):
     monkeypatch.setattr(sys, "argv", [argv])
