@@ -7,13 +7,19 @@ or a collective with two results: the job then trains two models that share grad
 parameters again from its partitioned master weights after every step, but each tensor-parallel rank has a
 master weight of what is not sharded, and nothing ever writes W0 or initial values again.
 
-Every rank reduces its tensors to two numbers on its own device, and one all-gather of three numbers per rank
+FP32 master weights and optimizer moments are compared wherever two ranks hold the same: all of them in ZeRO
+stage 0, and in stages 1 to 3 this rank's part of what tensor parallelism does not shard, which the other
+ranks of the tensor-parallel group have too. The rest of a ZeRO partition is in one memory alone. Nothing that
+is kept next to it would tell more: every step changes it, and what has changed it wrongly would be hashed.
+
+Every rank reduces its tensors to three numbers on its own device, and one all-gather of five numbers per rank
 compares them; on the wire is nothing else, however large the model. Only if they differ are the hashes of
 single tensors gathered, to name tensor and ranks.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from enum import IntEnum
 
 import torch
 import torch.distributed as dist
@@ -34,6 +40,14 @@ _INDEX, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644E
 _BELOW_SIGN = 2**33 - 1
 
 
+class Holders(IntEnum):
+    """Which ranks hold the same: all, those of one place in the tensor-parallel groups, or one such group."""
+
+    ALL = 0
+    REPLICAS = 1
+    TENSOR_PARALLEL = 2
+
+
 def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
     """Compare over the job what must be equal. Collective.
 
@@ -43,40 +57,60 @@ def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
         UserError: on every rank, the same; names a tensor, and the ranks that hold another one than most.
     """
     parallel = engine.parallel
-    hashes = {
-        common: {name: tensor_hash(tensor) for name, tensor in held(engine, common=common)}
-        for common in (False, True)
-    }
-    digests = (tensor_hash(torch.stack(list(h.values()))) for h in hashes.values())
-    own = torch.stack([torch.tensor(parallel.tp_rank, device=engine.device), *digests])
+    hashes: dict[Holders, dict[str, Tensor]] = {holders: {} for holders in Holders}
+    for holders, name, tensor in held(engine):
+        hashes[holders][name] = tensor_hash(tensor).to(engine.device)
+    nothing = torch.zeros(1, dtype=torch.int64, device=engine.device)
+    digests = [tensor_hash(torch.stack(list(h.values())) if h else nothing) for h in hashes.values()]
+    places = [torch.tensor(place, device=engine.device) for place in (parallel.tp_rank, parallel.dp_rank)]
+    own = torch.stack([*places, *digests])
     table = [torch.empty_like(own) for _ in range(parallel.world_size)]
     dist.all_gather(table, own)
     rows = torch.stack(table).tolist()
-    places = [row[0] for row in rows]
-    if len({tuple(row[:2]) for row in rows}) == len(set(places)) and len({row[2] for row in rows}) == 1:
+    groups = [(0, tp_rank, dp_rank) for tp_rank, dp_rank, *_ in rows]
+    pairs = {(h, group[h], row[2 + h]) for group, row in zip(groups, rows, strict=True) for h in Holders}
+    if len(pairs) == len({(h, group[h]) for group in groups for h in Holders}):
         return
-    named = {name: (common, int(value.item())) for common in hashes for name, value in hashes[common].items()}
-    faults = differences(parallel.gather_from_all_ranks(named), places)
+    named = {name: (holders, int(h.item())) for holders in hashes for name, h in hashes[holders].items()}
+    faults = differences(parallel.gather_from_all_ranks(named), groups)
     kinds = sorted(set(parallel.gather_from_all_ranks(device_name())))
     raise UserError(_message(faults, step=step, last_good=last_good, kinds=kinds))
 
 
-def held(engine: Engine, *, common: bool) -> Iterator[tuple[str, Tensor]]:
-    """What is equal on all ranks (``common``), or on those of the same place in the tensor-parallel groups.
+def held(engine: Engine) -> Iterator[tuple[Holders, str, Tensor]]:
+    """All that several ranks hold, by a name for messages; the order is the same on all ranks.
 
-    The order is the same on all ranks. Under ZeRO 3, where each replica holds a part of a parameter, they put
-    it together, and what tensor-parallel ranks have in common is compared.
+    Under ZeRO 3, where each replica holds a part of a parameter, they put it together, and what
+    tensor-parallel ranks have in common is compared.
     """
     for name, parameter in engine.model.named_parameters():
-        if common != bool(getattr(parameter, "tensor_model_parallel", False)):
-            yield name, read_value(parameter)
-    if common:
-        for name, layer in engine.layers.items():
-            numbers = (engine.ranks[name], layer.active_columns, layer.capacity)
-            yield f"the rank of {name}", torch.tensor(numbers, device=engine.device)
-    else:
-        for name, pair in engine.initial.items():
-            yield from ((f"{name}.{leaf}", value) for leaf, value in zip(("U0", "V0"), pair, strict=True))
+        yield _of(parameter), name, read_value(parameter)
+    for name, layer in engine.layers.items():
+        numbers = (engine.ranks[name], layer.active_columns, layer.capacity)
+        yield Holders.ALL, f"the rank of {name}", torch.tensor(numbers, device=engine.device)
+    for name, pair in engine.initial.items():
+        for leaf, value in zip(("U0", "V0"), pair, strict=True):
+            yield Holders.REPLICAS, f"{name}.{leaf}", value
+    yield from _optimizer_state(engine)
+
+
+def _optimizer_state(engine: Engine) -> Iterator[tuple[Holders, str, Tensor]]:
+    """Master weights that are not the parameters themselves, and moments."""
+    master_weights = engine.master_weights
+    for name, parameter in engine.parameters():
+        holders = _of(parameter)
+        if master_weights.shard_map.partitioned:
+            if holders == Holders.REPLICAS:
+                continue  # no other rank has this part
+            holders = Holders.TENSOR_PARALLEL
+        for key in (None, *master_weights.kind.moments):
+            run, _ = master_weights.held(parameter, key)
+            if key is not None or run.data_ptr() != parameter.data_ptr():
+                yield holders, f"{key or 'the master weight'} of {name}", run
+
+
+def _of(parameter: Tensor) -> Holders:
+    return Holders.REPLICAS if getattr(parameter, "tensor_model_parallel", False) else Holders.ALL
 
 
 @torch.no_grad()
@@ -111,22 +145,24 @@ def _words(data: Tensor) -> Tensor:
     return data.view(torch.int64)
 
 
-def differences(ranks: list[dict[str, tuple[bool, int]]], places: list[int]) -> list[tuple[str, list[int]]]:
+def differences(
+    ranks: list[dict[str, tuple[Holders, int]]], groups: list[tuple[int, int, int]]
+) -> list[tuple[str, list[int]]]:
     """``(tensor, ranks)`` for each tensor that is not the same where it must be.
 
     The ranks are those that hold another value than most of their replicas; where no value has a majority,
     all of these.
 
     Args:
-        ranks: of every rank, the hash of each tensor by name, and whether all ranks hold it in common.
-        places: of every rank, its place in its tensor-parallel group.
+        ranks: of every rank, the hash of each tensor by name, and who holds it.
+        groups: of every rank, its group of each kind of :class:`Holders`.
     """
     found = []
-    for name, (common, _) in ranks[0].items():
-        groups: dict[int, list[int]] = {}
-        for rank, place in enumerate(places):
-            groups.setdefault(0 if common else place, []).append(rank)
-        odd = [rank for group in groups.values() for rank in _odd(group, [ranks[r][name][1] for r in group])]
+    for name, (holders, _) in ranks[0].items():
+        members: dict[int, list[int]] = {}
+        for rank, group in enumerate(groups):
+            members.setdefault(group[holders], []).append(rank)
+        odd = [rank for same in members.values() for rank in _odd(same, [ranks[r][name][1] for r in same])]
         if odd:
             found.append((name, sorted(odd)))
     return found

@@ -22,6 +22,23 @@ def parameter(name: str) -> Callable[[Session], torch.Tensor]:
     return lambda session: session.engine.model.get_parameter(name).data
 
 
+def state(name: str, key: str | None) -> Callable[[Session], torch.Tensor]:
+    """What this rank holds of the optimizer's state."""
+
+    def find(session: Session) -> torch.Tensor:
+        parameter = session.engine.model.get_parameter(name)
+        return session.engine.master_weights.held(parameter, key)[0]
+
+    return find
+
+
+STATE = {
+    f"exp_avg of {NORM}": state(NORM, "exp_avg"),
+    f"exp_avg_sq of {NORM}": state(NORM, "exp_avg_sq"),
+    f"exp_avg of {LAYER}.V": state(f"{LAYER}.V", "exp_avg"),
+    f"the master weight of {NORM}": state(NORM, None),
+    f"the master weight of {LAYER}.V": state(f"{LAYER}.V", None),
+}
 TENSORS = {
     NORM: parameter(NORM),
     f"{LAYER}.U": parameter(f"{LAYER}.U"),
@@ -114,3 +131,38 @@ def test_replicas_stay_bitwise_equal(name, layout, settings):
     layout = LAYOUTS[layout]
     for said in run_ranks(both_phases, layout.world_size, name, layout, settings):
         assert said == ["equal"] * 4
+
+
+def state_verdicts(rank: int, world_size: int, layout: Layout, odd_rank: int, settings: dict) -> dict:
+    """What each rank says of optimizer state that is another one on one rank."""
+    session = build("inrank", layout, **settings).start().train(CHECK + 1)
+    said = {"trained": verdict(session)}
+    for name, find in STATE.items():
+        with planted(find(session) if rank == odd_rank and find(session).numel() else None):
+            said[name] = verdict(session)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "found"),
+    [
+        ("DP2", {"bf16": True, "zero_stage": 0}, STATE.keys()),
+        ("TP2 SP DP2", {"zero_stage": 0}, {name for name in STATE if name.startswith("exp")}),
+        ("TP2 SP DP2", {"bf16": True, "zero_stage": 1}, {name for name in STATE if name.endswith(NORM)}),
+        ("TP2 SP", {"zero_stage": 3}, {name for name in STATE if name.endswith(NORM)}),
+    ],
+)
+def test_optimizer_state_that_two_ranks_hold_is_compared(layout, settings, found):
+    """All of it without ZeRO; with it, what tensor-parallel ranks have in common. In FP32 of stage 0 the
+    parameter is its own master weight, and has that one's name.
+    """
+    layout, odd_rank = LAYOUTS[layout], 1
+    first, *others = run_ranks(state_verdicts, layout.world_size, layout, odd_rank, settings)
+    assert all(said == first for said in others)
+    assert first.pop("trained") == "equal"
+    differing = {name for name, message in first.items() if message.startswith(f"{name}: rank")}
+    own_master = {name for name, message in first.items() if message.startswith(f"{name.split()[-1]}: rank")}
+    assert differing == set(found)
+    masters = {name for name in STATE if name.startswith("the master")}
+    assert own_master == (masters if settings == {"zero_stage": 0} else set())
+    assert all(first[name] == "equal" for name in STATE.keys() - differing - own_master)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inrank_megatron.engine.replicas import differences, tensor_hash
+from inrank_megatron.engine.replicas import Holders, differences, tensor_hash
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 
@@ -51,11 +51,14 @@ def test_words_that_differ_never_collide():
 
 
 def test_differing_ranks_are_named():
-    """Replicas of a sharded tensor are the ranks of one place; of a common one, all ranks."""
-    ranks = [{"norm": (True, 1), "shard": (False, 10 + place)} for place in (0, 1, 0, 1, 0, 1)]
-    places = [0, 1] * 3
-    assert differences(ranks, places) == []
-    ranks[3] = {"norm": (True, 2), "shard": (False, 99)}
-    assert differences(ranks, places) == [("norm", [3]), ("shard", [3])]
-    ranks[1] = {"norm": (True, 1), "shard": (False, 98)}
-    assert differences(ranks, places)[1] == ("shard", [1, 3, 5]), "no majority: all three"
+    """Replicas of a sharded tensor are the ranks of one place; of a common one, all ranks; of a part that
+    ZeRO gives to a tensor-parallel group, the ranks of that.
+    """
+    common, shard, part = Holders.ALL, Holders.REPLICAS, Holders.TENSOR_PARALLEL
+    groups = [(0, rank % 2, rank // 2) for rank in range(6)]
+    ranks = [{"norm": (common, 1), "shard": (shard, 10 + tp), "part": (part, dp)} for _, tp, dp in groups]
+    assert differences(ranks, groups) == []
+    ranks[3] = {"norm": (common, 2), "shard": (shard, 99), "part": (part, 7)}
+    assert differences(ranks, groups) == [("norm", [3]), ("shard", [3]), ("part", [2, 3])]
+    ranks[1] = {"norm": (common, 1), "shard": (shard, 98), "part": (part, 0)}
+    assert differences(ranks, groups)[1] == ("shard", [1, 3, 5]), "no majority: all three"
