@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -181,3 +182,17 @@ def test_a_part_that_cannot_be_written_is_told_at_its_end(tmp_path):
         writer.add(piece)
     with pytest.raises(UserError, match=r"step_00000004: the checkpoint cannot be written .*No such file"):
         writer.close()
+
+
+def test_a_checkpoint_comes_back_from_an_object_store(tmp_path):
+    """Copied there and back by fsspec, as the guide says: only the published folder, and it verifies."""
+    folder = write(tmp_path / "run", 4)
+    shutil.copytree(folder, folder.with_name(".step_00000008.partial"))
+    store = fsspec.filesystem("memory")
+    names = [path.name for path in folder.parent.iterdir() if not path.name.startswith(".")]
+    for name in names:
+        store.put(f"{folder.parent / name}/", f"/bucket/{name}/", recursive=True)
+    store.get("/bucket/", f"{tmp_path / 'back'}/", recursive=True)
+    found, faults = newest_complete(tmp_path / "back")
+    assert (found, faults) == (tmp_path / "back" / folder.name, [])
+    assert not list((tmp_path / "back").glob(".*"))
