@@ -7,6 +7,7 @@ from inrank_megatron.data.tokenizer import Tokenizer
 from inrank_megatron.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 DEFAULT_NEW_TOKENS = 128
@@ -74,6 +75,7 @@ def continuations(
 
     model.generation_config = GenerationConfig()  # the hub's may punish repetition or search with beams
     torch.manual_seed(sampling.seed)
+    numbers = _Numbers()
     prompt = torch.tensor([ids], device=model.device)
     with torch.inference_mode():
         found = model.generate(
@@ -85,20 +87,40 @@ def continuations(
             eos_token_id=eod,
             pad_token_id=eod,
             use_cache=True,
-            logits_processor=LogitsProcessorList([_numbers, _below(vocab_size)]),
+            logits_processor=LogitsProcessorList([numbers, _below(vocab_size)]),
             **sampling.options,
         )
-    return [_before(eod, row[len(ids) :].tolist()) for row in found]
+        numbers.check()
+        rows = found[:, len(ids) :].cpu().tolist()
+    return [_before(eod, row) for row in rows]
 
 
-def _numbers(ids, scores):
-    """The scores as they are; among values that are not numbers the likeliest would be an arbitrary token."""
-    if scores.isnan().any():
-        raise UserError(
-            "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is too "
-            "small; name another model or raise it"
-        )
-    return scores
+class _Numbers:
+    """The scores, and 0 in place of NaN: among NaN the likeliest would be an arbitrary token.
+
+    The first token's are looked at when they come; those of the others by :meth:`check`, at the end, as each
+    look makes a GPU wait.
+    """
+
+    def __init__(self) -> None:
+        self._missing: "Tensor | None" = None
+
+    def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
+        missing = scores.isnan()
+        if self._missing is None:
+            self._missing = missing.any()
+            self.check()
+        else:
+            self._missing = self._missing | missing.any()
+        return scores.masked_fill(missing, 0.0)
+
+    def check(self) -> None:
+        """Raise UserError if a score was not a number."""
+        if self._missing is not None and bool(self._missing):
+            raise UserError(
+                "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is too "
+                "small; name another model or raise it"
+            )
 
 
 def _below(vocab_size: int | None):

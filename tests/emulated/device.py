@@ -47,7 +47,7 @@ from tests.forked import server
 ZERO_AT = {
     "inrank_megatron.engine.step_report:fetch",
     "inrank_megatron.distributed.process_groups:largest",
-    "inrank_megatron.generation.generate:_numbers",
+    "inrank_megatron.generation.generate:check",
 }
 """Where a 1 that is read would be a request to stop, or a number that is none."""
 
@@ -148,7 +148,7 @@ def _install() -> None:
     torch.cuda.synchronize = _synchronise
     torch.cuda.is_current_stream_capturing = lambda: False  # a build with CUDA would ask the driver
     torch.cuda.empty_cache = _gives_memory_back
-    torch.cuda.Event, torch.cuda.Stream, torch.cuda.stream = _event, _new_stream, _on_stream
+    torch.cuda.Event, torch.cuda.Stream, torch.cuda.stream = _NewEvent, _NewStream, _on_stream
     torch.cuda.current_stream, torch.cuda.default_stream = _current_stream, _default_stream
     Tensor.record_stream = lambda tensor, stream: _LOGS[-1].under_way.record(tensor, stream)
     torch.cuda.max_memory_allocated = torch.cuda.max_memory_reserved = lambda: 0
@@ -188,12 +188,18 @@ def _streams() -> Streams:
     return _LOGS[-1].under_way.streams
 
 
-def _event(*args, **kwargs) -> Event:
-    return Event(_streams())
+class _NewEvent:
+    """A type, which annotations name; what it makes is of the device that is there."""
+
+    def __new__(cls, *args, **kwargs):
+        return Event(_streams())
 
 
-def _new_stream(*args, **kwargs) -> Stream:
-    return _streams().make()
+class _NewStream:
+    """As ``_NewEvent``."""
+
+    def __new__(cls, *args, **kwargs):
+        return _streams().make()
 
 
 def _current_stream(*args) -> Stream:
@@ -376,8 +382,8 @@ class _Accelerator(cpu_accelerator.CPU_Accelerator):
     def supported_dtypes(self):
         return [torch.float32, torch.float16, torch.bfloat16]
 
-    Stream, Event, stream = map(staticmethod, (_new_stream, _event, _on_stream))
-    current_stream, default_stream = map(staticmethod, (_current_stream, _default_stream))
+    Stream, Event, stream = _NewStream, _NewEvent, staticmethod(_on_stream)
+    current_stream, default_stream = staticmethod(_current_stream), staticmethod(_default_stream)
     IntTensor = property(lambda self: partial(torch.tensor, dtype=torch.int32, device=device()))
     ByteTensor = property(lambda self: partial(torch.tensor, dtype=torch.uint8, device=device()))
     FloatTensor = property(lambda self: partial(torch.tensor, dtype=torch.float32, device=device()))

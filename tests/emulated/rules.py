@@ -36,7 +36,7 @@ NCCL_TYPES = {
     torch.uint8, torch.bool,
 }  # fmt: skip
 BITWISE = ("BAND", "BOR", "BXOR")
-PACKAGES = ("inrank_megatron", "deepspeed", "megatron", "tests")
+PACKAGES = ("inrank_megatron", "deepspeed", "megatron", "transformers", "tests")
 # A shape or a branch of these depends on values, or they look at a status that the device has computed
 # (cholesky_ex leaves it to its caller, on the device; what cuSOLVER itself waits for is not known here).
 ASKS = (
@@ -103,6 +103,8 @@ class Log:
     """Of the backward pass, until it has ended."""
     zero_at: set[str] = field(default_factory=set)
     """Places at which numbers read are 0."""
+    answers: dict[str, list[bool]] = field(default_factory=dict)
+    """By place, what is read there of the next questions."""
 
     def __post_init__(self) -> None:
         self.under_way = UnderWay(Streams(self.note))
@@ -236,6 +238,8 @@ class Rules(TorchDispatchMode):
         if _on_device(tensor):
             self.log.wait(f"reads a {tensor.dtype}")
         place, _ = place_now()
+        if tensor.dtype == torch.bool and self.log.answers.get(place):
+            return self.log.answers[place].pop(0)
         if place in self.log.zero_at:
             return 0.0
         if tensor.dtype in (torch.bool, torch.uint8):

@@ -1,6 +1,7 @@
 """Tools on a machine with a GPU: what computes on it, and what stays on the CPU."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -30,18 +31,29 @@ def test_an_evaluation_computes_on_the_device(tmp_path):
     assert printed.products == {"gpu"}
 
 
-@pytest.mark.parametrize("how", ["--greedy", "--num-return-sequences=2"])
-def test_text_is_made_on_the_device(tmp_path, how):
-    """Prompt, cache, logits and the draw of a token: nothing of the host meets them."""
-    run = write_run(make_weights("llama", "first phase"), tmp_path / "run")
+TOKENS = 12
+"""More than anything that is asked once."""
+
+
+@pytest.mark.parametrize(
+    ("family", "how", "rows"), [("llama", "--greedy", 1), ("gpt2", "--num-return-sequences=2", 2)]
+)
+def test_text_is_made_on_the_device(tmp_path, family, how, rows):
+    """Prompt, cache, logits and the draw of a token: nothing of the host meets them, and it waits for each
+    token once. After the prompt each pass is of the last token alone.
+    """
+    run = write_run(make_weights(family, "first phase"), tmp_path / "run")
     make_tokenizer().save(tmp_path / "tokenizer")
     words = [
         "--tokenizer",
         str(tmp_path / "tokenizer"),
         "--prompt",
         "The quick",
-        "--num-return-sequences",
-        "2",
     ]
-    printed = run_emulated(tools.generated, str(run), *words)
+    printed = run_emulated(tools.generated, TOKENS, str(run), *words, how)
     assert printed.output.startswith("The quick") and printed.products == {"gpu"}
+    waits = Counter(wait.place for wait in printed.waits)
+    print(waits)
+    assert {place: count for place, count in waits.items() if count >= TOKENS} == {tools.STOPS: TOKENS}
+    passes = [shape for shape in printed.looked_up if shape[0] == rows]
+    assert passes.count((rows, 1)) >= TOKENS - 1 and len({shape for shape in passes if shape[1] > 1}) == 1

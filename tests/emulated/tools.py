@@ -8,18 +8,28 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 
 import torch
+from torch.nn import Embedding
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.evaluation import models
 from tests.emulated.device import rank_of
+from tests.emulated.rules import Wait
+
+
+STOPS = "transformers.generation.utils:__call__"
+"""Where it is asked, of every token, whether it was the last."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What was printed, and the devices on which matrices were multiplied."""
+    """What was printed, the devices on which matrices were multiplied, and what the host waited for.
+    """
 
     output: str
     products: set[str]
+    waits: list[Wait]
+    looked_up: list[tuple[int, ...]]
 
 
 def converted(source: str, target: str) -> tuple[int, str]:
@@ -41,23 +51,27 @@ def evaluated(*words: str) -> Output:
     return _on_device(lambda parallel: command.run(arguments, parallel))
 
 
-def generated(*words: str) -> Output:
-    """What ``tools/generate.py`` does with these words; the first token ends it, as a 1 stands for every
-    answer to whether all is done.
-    """
+def generated(tokens: int, *words: str) -> Output:
+    """What ``tools/generate.py`` does with these words: all is done after ``tokens`` of them."""
     from inrank_megatron.generation import command
     from tools.generate import parse
 
-    return _on_device(lambda parallel: command.run(parse(list(words))))
+    done = {STOPS: [False] * (tokens - 1) + [True]}
+    return _on_device(lambda parallel: command.run(parse(list(words))), answers=done)
 
 
-def _on_device(work: Callable[[Parallel], None]) -> Output:
+def _on_device(work: Callable[[Parallel], None], *, answers: dict[str, list[bool]] | None = None) -> Output:
     models.read_weights = _without_values
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' threads would share the one FakeTensorMode
     printed = io.StringIO()
+    looked_up: list[tuple[int, ...]] = []
+    register_module_forward_pre_hook(
+        lambda module, given: looked_up.append(tuple(given[0].shape)) if isinstance(module, Embedding) else None
+    )
     with rank_of(0, 1, 1) as (parallel, log), contextlib.redirect_stdout(printed):
+        log.answers |= answers or {}
         work(parallel)
-    return Output(printed.getvalue(), log.products)
+    return Output(printed.getvalue(), log.products, log.waits.get("start", []), looked_up)
 
 
 _read_weights = models.read_weights
