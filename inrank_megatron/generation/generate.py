@@ -103,7 +103,7 @@ class _Numbers:
     """
 
     def __init__(self) -> None:
-        self._missing: "Tensor | None" = None
+        self._missing: Tensor | None = None
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
         missing = scores.isnan()
@@ -118,8 +118,8 @@ class _Numbers:
         """Raise UserError if a score was not a number."""
         if self._missing is not None and bool(self._missing):
             raise UserError(
-                "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is too "
-                "small; name another model or raise it"
+                "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is "
+                "too small; name another model or raise it"
             )
 
 

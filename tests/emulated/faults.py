@@ -186,7 +186,9 @@ def _drops_what_another_stream_reads(hidden):
 
 
 def _has_streams_wait(hidden):
-    """No fault: for the stream, for an event, and by an allocator that knows. Halves of a buffer are apart."""
+    """No fault: a stream waits for another and for an event, and an allocator knows. Halves of a buffer are
+    apart.
+    """
     buffer, side = torch.zeros(8, device=device()), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

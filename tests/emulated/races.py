@@ -3,8 +3,8 @@
 Whoever reads memory must come after the last write to it, and whoever writes after all reads and writes: on
 the same stream, or after a wait (``streams.py``). That holds for
 
-- work on two streams, a collective that was begun with ``async_op`` among them: NCCL does it on a stream of its
-  own, for which the current one waits by ``wait`` of the work alone;
+- work on two streams, a collective that was begun with ``async_op`` among them: NCCL does it on a stream of
+  its own, for which the current one waits by ``wait`` of the work alone;
 - the host and its memory from or into which the device copies asynchronously;
 - memory of which nobody holds the tensor any more: what is allocated next on the stream of its allocation may
   take it, whatever other streams still do with it, unless ``record_stream`` has named them.
@@ -260,8 +260,8 @@ def _watched(function, under_way: Callable[[], UnderWay]):
 
 
 def _note(memory: Memory, access: Access) -> None:
-    """A write makes what was done before to the same bytes nobody's concern, and an access a former one of its
-    kind on the same stream.
+    """A write makes what was done before to the same bytes nobody's concern, and a read a former one on the
+    same stream.
     """
     memory.accesses = [
         other

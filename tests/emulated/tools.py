@@ -16,15 +16,13 @@ from inrank_megatron.evaluation import models
 from tests.emulated.device import rank_of
 from tests.emulated.rules import Wait
 
-
 STOPS = "transformers.generation.utils:__call__"
 """Where it is asked, of every token, whether it was the last."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What was printed, the devices on which matrices were multiplied, and what the host waited for.
-    """
+    """What was printed, the devices on which matrices were multiplied, and what the host waited for."""
 
     output: str
     products: set[str]
@@ -66,7 +64,9 @@ def _on_device(work: Callable[[Parallel], None], *, answers: dict[str, list[bool
     printed = io.StringIO()
     looked_up: list[tuple[int, ...]] = []
     register_module_forward_pre_hook(
-        lambda module, given: looked_up.append(tuple(given[0].shape)) if isinstance(module, Embedding) else None
+        lambda module, given: (
+            looked_up.append(tuple(given[0].shape)) if isinstance(module, Embedding) else None
+        )
     )
     with rank_of(0, 1, 1) as (parallel, log), contextlib.redirect_stdout(printed):
         log.answers |= answers or {}

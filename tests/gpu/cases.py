@@ -5,7 +5,7 @@ The list needs no torch.
 
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inrank_megatron.benchmarks.command import NOTES, TIMED
 
@@ -64,6 +64,7 @@ def cases(gpus: int, *, memory_gib: float, rehearse: bool) -> list[Case]:
         *_counts(gpus),
         *_benchmarks(memory_gib, rehearse),
         *_optimizers(gpus, rehearse),
+        *_rank_checks(gpus),
         *(case for case in losses if case not in first),
     ]
 
@@ -117,10 +118,21 @@ def _optimizers(gpus: int, rehearse: bool) -> Iterator[Case]:
     rows = [("adamw offloaded", 2, "fp32", {"offload_optimizer": True})]
     if not rehearse:
         rows += [("fused-adam", 0, "bf16", fused), ("fused-adam", 3, "fp32", fused)]
+        rows += [("fused-adam", 1, "fp32", fused), ("fused-adam", 2, "bf16", fused)]
         rows += [("cpu-adam", stage, "bf16", on_host) for stage in (1, 2, 3)]
+        rows += [("cpu-adam", stage, "fp32", on_host) for stage in (1, 3)]
     for name, stage, precision, settings in rows:
         where = f"{name}/ZeRO {stage}/{precision}"
         yield _session(where, METHODS[0], ranks, stage, settings | PRECISIONS[precision], limit=220)
+
+
+def _rank_checks(gpus: int) -> Iterator[Case]:
+    """Checks that a thread of the host computes during the next step, and those that a step waits for."""
+    ranks = {"world_size": gpus, "tensor_parallel": min(gpus, 2)}
+    for overlap, stage, precision in ((True, 1, "fp32"), (True, 3, "bf16"), (False, 1, "fp32")):
+        where = f"{'overlapping' if overlap else 'awaited'} rank checks/ZeRO {stage}/{precision}"
+        session = _session(where, METHODS[0], ranks, stage, PRECISIONS[precision])
+        yield replace(session, kind="rank checks", settings=session.settings | {"overlap": overlap})
 
 
 def _session(where: str, method: str, layout: dict, stage: int, settings: dict, limit: int = 90) -> Case:

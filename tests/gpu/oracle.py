@@ -24,7 +24,8 @@ def losses(rank: int, world_size: int, settings: dict, results: list[dict]) -> l
     """
     changes = settings["changes"]
     precision = next((name for name in ("bf16", "fp16") if changes.get(name)), "fp32")
-    reference = _serial(settings["method"], tuple(_sizes(changes).items()))
+    later = settings.get("overlap", False)
+    reference = _serial(settings["method"], tuple(_sizes(changes).items()), later)
     difference = max(rank_difference(result["ranks"], reference["ranks"]) for result in results)
     agree = all(result["ranks"] == results[0]["ranks"] for result in results)
     if difference:
@@ -105,8 +106,8 @@ def counts(rank: int, world_size: int, settings: dict, results: list[dict]) -> l
 
 
 @functools.cache
-def _serial(method: str, sizes: tuple) -> dict:
-    return serial(method, dict(sizes))
+def _serial(method: str, sizes: tuple, later: bool) -> dict:
+    return serial(method, dict(sizes), later=later)
 
 
 def _sizes(changes: dict) -> dict:
@@ -125,6 +126,7 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 CHECKS = {
     "losses": losses,
+    "rank checks": losses,
     "layer": layer,
     "tiles": tiles,
     "megatron": megatron_checkpoints,

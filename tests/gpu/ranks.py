@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inrank_megatron.engine.decisions import Decisions
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.megatron import checkpoint as megatron
 from tests.contract import sessions
 from tests.contract.cases import ACCUMULATION, STEPS, SWITCH
 from tests.contract.layouts import LAYOUTS, Layout
+from tests.contract.overlapped_checks import OneStepLater
 from tests.distributed import layer_parity, megatron_folders
 from tests.distributed.gpt_parity import configuration
 from tests.gpu.profiling import counts_of
@@ -22,6 +24,33 @@ def losses(rank: int, world_size: int, settings: dict) -> dict:
     """A training of 50 steps: checks every 5, the switch after 20, restarts every 10."""
     layout = Layout(**settings["layout"])
     return sessions.run(rank, world_size, settings["method"], layout, settings["changes"], STEPS)
+
+
+def rank_checks(rank: int, world_size: int, settings: dict) -> dict:
+    """As :func:`losses`; checks are made and carried out as ``--overlap-rank-check`` has it or not."""
+    layout = Layout(**settings["layout"])
+    session = sessions.build(settings["method"], layout, **settings["changes"]).start()
+    overlap = settings["overlap"]
+    return _followed(
+        session, Decisions(session.engine, session.method, batches=session.batch, overlap=overlap)
+    )
+
+
+def _followed(session: sessions.Session, decisions: Decisions | OneStepLater) -> dict:
+    changes = []
+    for step in range(1, STEPS + 1):
+        session.train_step()
+        changes.append([])
+        for decision in decisions.after(step, is_last=step == STEPS):
+            session.engine.apply(decision.changes, step=decision.step, batches=session.batch)
+            changes[-1] += decision.changes
+        session.ranks.append(dict(session.engine.ranks))
+    return {
+        "losses": session.losses,
+        "grad_norms": session.grad_norms,
+        "ranks": session.ranks,
+        "changes": changes,
+    }
 
 
 def layer(rank: int, world_size: int, settings: dict) -> dict[str, Tensor]:
@@ -72,17 +101,21 @@ def counts(rank: int, world_size: int, settings: dict) -> dict[str, dict[str, in
     return found | {"second phase": counts_of(session)}
 
 
-def serial(method: str, sizes: dict, given: list | None = None) -> dict:
+def serial(method: str, sizes: dict, given: list | None = None, *, later: bool = False) -> dict:
     """What a case of :func:`losses` is judged by: one process, FP32, ZeRO 1; with ``given`` these changes are
-    carried out instead of the method's.
+    carried out instead of the method's, and with ``later`` its checks one step later, without a thread.
     """
     micro_batch = sizes["global_batch_size"] // ACCUMULATION
     changes = sizes | {"micro_batch_size": micro_batch}
+    if later and given is None:
+        session = sessions.build(method, LAYOUTS["TP1 DP1"], **changes).start()
+        return _followed(session, OneStepLater(session))
     return sessions.run(0, 1, method, LAYOUTS["TP1 DP1"], changes, STEPS, given)
 
 
 CASES = {
     "losses": losses,
+    "rank checks": rank_checks,
     "layer": layer,
     "tiles": tiles,
     "megatron": megatron_checkpoints,

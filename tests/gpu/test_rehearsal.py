@@ -136,6 +136,8 @@ def test_the_cases_cover_what_there_is(gpus):
     and each can start in a piece.
     """
     everything = cases(gpus, memory_gib=80, rehearse=False)
+    page = (ROOT / "docs" / "guides" / "first_gpu_run.md").read_text()
+    assert f"\n| {gpus} | {len(everything)} |" in page
     names = [case.name for case in everything]
     assert len(set(names)) == len(names)
     for tensor in [n for n in (1, 2, 4, 8) if n <= gpus]:
@@ -152,6 +154,7 @@ def test_the_cases_cover_what_there_is(gpus):
         config = configuration(METHODS[-1], Layout(**layout), **changes)
         check(config, world_size=gpus)
     longest = max(case.limit_seconds for case in everything if case.ranks)
+    assert {case.settings["overlap"] for case in everything if case.kind == "rank checks"} == {True, False}
     assert longest + CHECK_SECONDS + 2 * START_SECONDS < 60 * LEAST_MINUTES
     assert {case.name for case in chosen(everything, ["programs/gpt2", "*/wire"])} == {
         *(name for name in names if name.startswith("programs/gpt2/")),

@@ -15,7 +15,7 @@ from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer, train_toke
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
 from inrank_megatron.generation.command import run
-from inrank_megatron.generation.generate import Sampling, continuations, new_tokens, prompt_ids
+from inrank_megatron.generation.generate import Sampling, _Numbers, continuations, new_tokens, prompt_ids
 from inrank_megatron.interop.core.gpt import gpt_forward
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.run import open_weights
@@ -200,3 +200,16 @@ def test_the_tool_reads_standard_input_and_prints_errors_in_one_line(gpt2_run):
     refused = tool(gpt2_run / "absent", text=PROMPT)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
     assert refused.stderr.startswith("error: ")
+
+
+def test_numbers_that_are_missing_after_the_first_token_are_found_at_the_end():
+    """Nobody waits for them in between, and nothing that draws a token meets them."""
+    numbers, ids = _Numbers(), torch.zeros(1, 1)
+    good, bad = torch.tensor([[1.0, 2.0]]), torch.tensor([[float("nan"), 2.0]])
+    assert torch.equal(numbers(ids, good), good)
+    assert torch.equal(numbers(ids, bad), torch.tensor([[0.0, 2.0]]))
+    numbers(ids, good)
+    with pytest.raises(UserError, match="not numbers"):
+        numbers.check()
+    with pytest.raises(UserError, match="not numbers"):
+        _Numbers()(ids, bad)
