@@ -38,6 +38,8 @@ from inrank_megatron.model.initialise import named_generator
 
 def carry_out(live: LiveModel, changes: Iterable[Change], *, step: int, batches: Batches) -> None:
     """Carry out ``changes`` in order, after ``step`` completed steps. Collective."""
+    changes = list(changes)
+    writes = any(_writes(live, change) for change in changes)
     for change in changes:
         match change:
             case InitialiseFactors():
@@ -53,7 +55,15 @@ def carry_out(live: LiveModel, changes: Iterable[Change], *, step: int, batches:
             case _:
                 raise TypeError(f"unknown change {change!r}")
         live.last_weighing = None  # it was of the weights before
-    finish_writes()
+    if writes:
+        finish_writes()
+
+
+def _writes(live: LiveModel, change: Change) -> bool:
+    """Whether weights or moments change: not by a rank check after which no columns come into use."""
+    if isinstance(change, SetRank):
+        return change.active_columns > _factorised(live, change.layer).module.active_columns
+    return not isinstance(change, LostCheck)
 
 
 def initialise_factors(live: LiveModel, change: InitialiseFactors, batches: Batches) -> None:
@@ -97,8 +107,11 @@ def _first_gradients(live: LiveModel, batches: Batches, scale: float) -> dict[st
 
 def set_rank(live: LiveModel, change: SetRank, step: int) -> None:
     """Set a layer's decided rank, and fill the columns that come into use with it."""
-    layer, module = live.factorised[change.layer], live.layers[change.layer]
+    layer = _factorised(live, change.layer)
+    module = layer.module
     start, grown = module.active_columns, change.rank > layer.spec.rank
+    if (change.rank, change.active_columns) == (layer.spec.rank, start):
+        return  # as most checks end
     layer.spec = replace(
         layer.spec,
         rank=change.rank,
@@ -123,8 +136,15 @@ def set_rank(live: LiveModel, change: SetRank, step: int) -> None:
 
 def lose_check(live: LiveModel, change: LostCheck, step: int) -> None:
     """Count a layer as one that may have grown at ``step``."""
-    layer = live.factorised[change.layer]
+    layer = _factorised(live, change.layer)
     layer.spec = replace(layer.spec, grown_at=step)
+
+
+def _factorised(live: LiveModel, name: str) -> FactorisedLayer:
+    """``live.factorised[name]``, which would go through all layers for each of them."""
+    layer = live.linears[name]
+    assert isinstance(layer, FactorisedLayer), f"{name} is not factorised"
+    return layer
 
 
 def _place(layer: FactorisedLayer, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:

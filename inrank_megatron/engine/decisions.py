@@ -1,13 +1,20 @@
 """What follows an optimizer step: a method looks at the layers and decides, the engine carries it out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import numpy as np
+
+from inrank_megatron.distributed.side_group import SideGroup
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.engine.live_model import Batches
 from inrank_megatron.engine.spectra import LayerSpectra
+from inrank_megatron.lowrank.linalg.cores import in_background
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import Change, LayerView, Metric, Plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,19 @@ class Decisions:
     """
 
     def __init__(self, engine: Engine, method: Method, *, batches: Batches, overlap: bool):
-        self._engine, self._method, self._batches, self._overlap = engine, method, batches, overlap
+        self._engine, self._method, self._batches = engine, method, batches
         self._under_way: _Check | None = None
+        self._side = SideGroup(engine.parallel) if overlap else None
 
     @property
     def under_way(self) -> bool:
         """Whether a check has been begun whose outcome is still to be carried out."""
         return self._under_way is not None
+
+    def close(self) -> None:
+        """Wait until no thread uses a process group, before those are destroyed."""
+        if self._under_way is not None:
+            self._under_way.agreed()
 
     def after(self, step: int, *, is_last: bool) -> Iterator[Decision]:
         """Decisions to carry out after ``step``, each before the next is asked for. Collective.
@@ -59,30 +72,72 @@ class Decisions:
         if self._under_way is not None:
             check, self._under_way = self._under_way, None
             yield check.finish()
-        plan = self._method.plan_step(step, self._engine.views())
+        views = self._engine.views()
+        plan = self._method.plan_step(step, views)
         if plan is None:
             return
-        if self._overlap and plan.may_come_late and not is_last:
-            self._under_way = _Check(self._engine, plan, step=step)
+        if self._side is not None and plan.may_come_late and not is_last:
+            self._under_way = _Check(self._engine, plan, views, self._side, step=step)
         else:
             yield _decide(self._engine, plan, step=step, batches=self._batches)
 
 
 class _Check:
-    """A check under way, of the values and ranks at which it was made."""
+    """A check under way, of the values and ranks at which it was made.
 
-    def __init__(self, engine: Engine, plan: Plan, *, step: int):
+    A thread of each rank has the host decompose this rank's layers, tells the first rank, which decides, and
+    learns what that decided: the device and the training go on meanwhile and wait for nothing.
+
+    Args:
+        views: the layers as they are now. side: a group for these threads alone.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, views: Sequence[LayerView], side: SideGroup, *, step: int):
         if plan.spectrum is None or isinstance(plan.spectrum, Metric):
             raise ValueError(f"{plan} may not come late: it is not decided by spectra of factors")
-        self._step, self._plan, self._parallel = step, plan, engine.parallel
-        self._views = engine.views()
+        self._step, self._plan, self._parallel, self._side = step, plan, engine.parallel, side
+        self._views = views
         self._spectra = LayerSpectra(
             engine.layers, engine.initial, engine.parallel, kind=plan.spectrum, overlap=True
         )
+        self.agreed = in_background(self._agree)
+        """Waits for the decision; None if it is left to :meth:`finish`."""
 
     def finish(self) -> Decision:
+        if (decision := self.agreed()) is not None:
+            return decision
         values = self._spectra.finish(step=self._step)
-        views = [replace(view, singular_values=tuple(values[view.name].tolist())) for view in self._views]
+        views = self._seen(values)
         return Decision(
             self._step, views, self._parallel.broadcast_from_rank_0(lambda: self._plan.decide(views))
         )
+
+    def _agree(self) -> Decision | None:
+        parts = self._side.to_first(_or_none(self._owned))
+        sound = [part for part in parts if part is not None]
+        outcome = _or_none(lambda: self._decide(sound)) if sound and len(sound) == len(parts) else None
+        # Every rank's thread comes here, whatever went wrong; what did, finish() meets and reports.
+        outcome = self._side.from_first(outcome)
+        if outcome is None:
+            return None
+        values, changes = outcome
+        return Decision(self._step, self._seen(values), changes)
+
+    def _owned(self) -> dict[str, np.ndarray] | None:
+        owned = self._spectra.owned()
+        return None if owned is None else {name: values.numpy() for name, values in owned.items()}
+
+    def _decide(self, parts: list[dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], Sequence[Change]]:
+        values = {name: row for part in parts for name, row in part.items()}
+        return values, self._plan.decide(self._seen(values))
+
+    def _seen(self, values: Mapping[str, Any]) -> list[LayerView]:
+        """The layers with their values [at most min(O, I)] FP64."""
+        return [replace(view, singular_values=tuple(values[view.name].tolist())) for view in self._views]
+
+
+def _or_none(compute: Callable[[], T]) -> T | None:
+    try:
+        return compute()
+    except Exception:
+        return None

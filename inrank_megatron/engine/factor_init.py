@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from inrank_megatron.distributed.device_copies import to_device
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.linalg.factors import shard_matrix
 from inrank_megatron.lowrank.linalg.new_columns import full_columns
@@ -27,7 +28,7 @@ def drawn_columns(
     )
     left = shard_matrix(left, 0, layer.tp_group, layer.U.partition_stride)
     right = shard_matrix(right, 1, layer.tp_group)
-    return left.to(layer.U.device), right.to(layer.U.device)
+    return to_device(left, layer.U.device), to_device(right, layer.U.device)
 
 
 def norm_like(matrix: Tensor, columns: int) -> float:

@@ -50,6 +50,15 @@ class LayerSpectra:
         self._local = [product.name for product in products]
         self._under_way = SpectraUnderWay(products, parallel.tp_group, overlap=overlap)
 
+    def owned(self) -> dict[str, Tensor] | None:
+        """FP64 values by layer, of those that this rank has decomposed; None where one is left to
+        :meth:`finish`. Not collective; any thread may ask.
+        """
+        values = self._under_way.owned()
+        if values is None:
+            return None
+        return {self._local[i]: row[: self._length] for i, row in values.items()}
+
     def finish(self, *, step: int) -> dict[str, Tensor]:
         """By layer, FP64, the same on every rank. ``step``: after which they are, for messages."""
         results = self._parallel.call_or_raise_on_all_ranks(lambda: self._under_way.finish(step=step))

@@ -32,12 +32,32 @@ class OneStepLater:
             self._waiting = decision
 
 
-class LateSpectra(LayerSpectra):
+class Counted(LayerSpectra):
+    """Counts the checks that all ranks have finished together, which the threads have not."""
+
+    finished = 0
+
+    def finish(self, *, step):
+        Counted.finished += 1
+        return super().finish(step=step)
+
+
+class OneUnsound(Counted):
+    """A layer of the last rank needs the Householder way: the threads leave the check to all ranks."""
+
+    def owned(self):
+        return None if self._parallel.rank == self._parallel.world_size - 1 else super().owned()
+
+
+class LateSpectra(Counted):
     """A planted fault: spectra of the layers as they are when the outcome is asked for."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._made_with = args, kwargs
+
+    def owned(self):
+        return None
 
     def finish(self, *, step):
         args, kwargs = self._made_with
@@ -45,12 +65,16 @@ class LateSpectra(LayerSpectra):
 
 
 def compare(rank: int, world_size: int, layout: Layout, settings: dict) -> dict[str, dict]:
-    """What these leave: the oracle, an overlapping training, its resumed half, and one with the fault."""
+    """What these leave: the oracle, an overlapping training, its resumed half, and one with the fault.
+
+    The resumed half leaves its checks to all ranks together.
+    """
 
     def overlapping(session: Session) -> Decisions:
         return Decisions(session.engine, session.method, batches=session.batch, overlap=True)
 
-    seen = {}
+    seen: dict = {}
+    decisions_module.LayerSpectra, Counted.finished = Counted, 0
     for name, made in (("oracle", OneStepLater), ("overlapping", overlapping)):
         session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
         seen[name] = _trained(session, made(session))
@@ -58,19 +82,20 @@ def compare(rank: int, world_size: int, layout: Layout, settings: dict) -> dict[
     before = overlapping(session)
     _trained(session, before, steps=RESUMED)
     record, tensors = engine_record(session.engine), snapshot(session)
-    seen["under way"] = before.under_way
+    seen["under way"], seen["by all ranks"] = before.under_way, [Counted.finished]
+    before.close()
+    decisions_module.LayerSpectra = OneUnsound
     session = build("inrank-efficient", layout, switch=SWITCH, record=record, **settings)
     load_engine(session.engine, record, Tensors(tensors))
     session.step, resumed = RESUMED, overlapping(session)
     assert not list(resumed.after(RESUMED, is_last=False))  # it begins again
     seen["resumed"] = _trained(session, resumed)
+    seen["by all ranks"].append(Counted.finished)
     if world_size == 1:
         decisions_module.LayerSpectra = LateSpectra
-        try:
-            session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
-            seen["fault"] = _trained(session, overlapping(session))
-        finally:
-            decisions_module.LayerSpectra = LayerSpectra
+        session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
+        seen["fault"] = _trained(session, overlapping(session))
+    decisions_module.LayerSpectra = LayerSpectra
     return seen
 
 

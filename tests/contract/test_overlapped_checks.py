@@ -14,8 +14,9 @@ CASES = [("TP1 DP1", EVERY_STEP), ("TP2 SP", EVERY_OTHER), ("DP2", {**EVERY_OTHE
 @pytest.mark.parametrize(("layout", "settings"), CASES, ids=str)
 def test_a_check_is_carried_out_one_step_after_what_it_saw(layout, settings):
     """Ranks, the steps of growth, losses and weights are those of a training that decides at once and waits a
-    step; so are those of one that goes on from a state between the two, to the bit. At the switch and at the
-    last step nothing is late. A planted check that sees the values of the next step sees others.
+    step; so are those of one that goes on from a state between the two, to the bit, although there all ranks
+    finish together what else their threads decide. At the switch and at the last step nothing is late. A
+    planted check that sees the values of the next step sees others.
     """
     results = run_ranks(compare, LAYOUTS[layout].world_size, LAYOUTS[layout], settings)
     for result in results:
@@ -25,6 +26,8 @@ def test_a_check_is_carried_out_one_step_after_what_it_saw(layout, settings):
             later = {step: value for step, value in ours[what].items() if step in resumed[what]}
             assert resumed[what] == later, what
         assert result["under way"] and min(resumed["spectra"]) == RESUMED
+        checks = len([step for step in resumed["spectra"] if step != SWITCH])
+        assert result["by all ranks"] == [0, checks]
         for name, tensor in ours["tensors"].items():
             assert torch.equal(tensor, oracle["tensors"][name]), name
             assert torch.equal(tensor, resumed["tensors"][name]), name

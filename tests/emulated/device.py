@@ -36,6 +36,7 @@ from inrank_megatron.distributed.launcher import Ranks
 from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
 from inrank_megatron.distributed.rendezvous import Meeting
 from inrank_megatron.distributed.roll import Arrival
+from inrank_megatron.engine import decisions
 from inrank_megatron.lowrank.linalg import cores, spectra
 from inrank_megatron.training import saving
 from tests.emulated.operators import Operators, install
@@ -139,7 +140,7 @@ def _install() -> None:
     FakeTensorMode.avoid_device_init = True  # although CUDA seems to be there
     torch.autograd.set_multithreading_enabled(False)  # the dispatch mode is the thread's own
     cores.on_host_cores = lambda decompose, matrices: [decompose(matrix) for matrix in matrices]  # the same
-    spectra.in_background = _in_background
+    spectra.in_background = decisions.in_background = _in_background
     os.environ["CUDA_VISIBLE_DEVICES"] = "0"
     torch.cuda.is_available = _is_visible
     torch.cuda.device_count = lambda: int(_is_visible())
@@ -166,7 +167,7 @@ def _install() -> None:
     partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
     Parallel.broadcast_from_rank_0 = _broadcast_from_rank_0
     Parallel.gather_from_all_ranks = _gather_from_all_ranks
-    saving.PartWriter, saving.SideGroup = _Writer, _Side
+    saving.PartWriter, saving.SideGroup, decisions.SideGroup = _Writer, _Side, _Side
     # Modules have the functions of platform.py as names of their own.
     for module in [module for name, module in sys.modules.items() if name.startswith("inrank_megatron")]:
         for name, (original, answer) in _PLATFORM.items():
@@ -325,7 +326,7 @@ class _Writer:
 
 
 class _Side:
-    """The threads that save have nobody to talk to."""
+    """Threads of the other ranks do not exist."""
 
     def __init__(self, parallel):
         pass

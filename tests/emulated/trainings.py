@@ -17,8 +17,10 @@ from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
 from inrank_megatron.distributed.platform import prepare_process
 from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine import decisions
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
+from inrank_megatron.engine.spectra import LayerSpectra
 from inrank_megatron.engine.state import engine_record, load_engine, recorded_structure, stored_shapes
 from inrank_megatron.lowrank.methods.registry import METHODS as REGISTRY
 from inrank_megatron.lowrank.methods.registry import make_method
@@ -110,6 +112,22 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         return Seen(
             log.waits, log.collectives, log.misaligned, log.wide, tuple(trainer.peak_memory), trainer.left
         )
+
+
+class Agreed(LayerSpectra):
+    """Every layer is sound, and decomposed by this rank, whose values depend on nothing on the device."""
+
+    ratio = 1.0  # of the smallest singular value over the largest
+
+    def owned(self):
+        values = np.geomspace(1, self.ratio, self._length)
+        return {name: SimpleNamespace(numpy=lambda: values) for name in self._names}
+
+
+def agreed_training(rank: int, ratio: float, *case) -> Seen:
+    """As :func:`training`, with checks that the threads of the ranks decide among themselves."""
+    decisions.LayerSpectra, Agreed.ratio = Agreed, ratio
+    return training(rank, *case)
 
 
 def _held(engine: Engine) -> Iterator[tuple[str, Tensor]]:

@@ -5,8 +5,9 @@ are its own work, the values the host's.
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,10 +90,19 @@ def host_svd(matrix: Tensor, *, full_matrices: bool = True) -> tuple[Tensor, Ten
 
 
 def in_background(compute: Callable[[], T]) -> Callable[[], T]:
-    """Have a thread ``compute``; the function that is returned waits for its result, or raises its error."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="rank check")
-    result = pool.submit(compute)
-    pool.shutdown(wait=False)  # the thread ends with its work
+    """Have a thread ``compute``; the function that is returned waits for its result, or raises its error.
+
+    The thread does not keep a process alive that ends: it may wait for others that are gone.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(compute())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="rank check", daemon=True).start()
     return result.result
 
 

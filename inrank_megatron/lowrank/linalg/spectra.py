@@ -126,6 +126,23 @@ class SpectraUnderWay:
             for indices in _rounds(order, products)
         ]
 
+    def owned(self) -> dict[int, Tensor] | None:
+        """Values of the products that this rank owns, by their place. Not collective; any thread may ask.
+
+        None where one of them is not sound: :meth:`finish` goes the Householder way then, or says what is
+        wrong.
+        """
+        values: dict[int, Tensor] = {}
+        for indices, one in self._rounds:
+            for i, row in zip(
+                indices[self._group.rank() :: self._group.size()], one.own_rows(), strict=False
+            ):
+                values[i] = row[_HEAD : _HEAD + self._products[i].columns]
+                sound = bool(row.isfinite().all()) and row[3] <= _GRAM_ACCURACY
+                if not sound or _cancels(values[i], float(row[2])):
+                    return None
+        return values
+
     def finish(self, *, step: int) -> list[Tensor]:
         """The values; errors as those of :func:`singular_values`."""
         values: dict[int, Tensor] = {}
@@ -160,7 +177,8 @@ def _rounds(order: list[int], products: Sequence[Product | Update]) -> Iterator[
 class _Round:
     """Products on the Gram way, the widest first.
 
-    Product i belongs to rank i mod n, which evens out the work.
+    Product i belongs to rank i mod n, which evens out the work. ``own_rows()``: as :meth:`rows`, of those
+    that belong to this rank.
     """
 
     def __init__(self, products: Sequence[Product | Update], group: ProcessGroup, *, overlap: bool):
@@ -173,12 +191,12 @@ class _Round:
         own_rows = _owner_rows(
             [p.columns for p in products[rank::n]], local, width=_HEAD + products[0].columns
         )
-        self._own_rows = in_background(own_rows) if overlap else own_rows
+        self.own_rows = in_background(own_rows) if overlap else own_rows
 
     def rows(self) -> list[Tensor]:
         """A row for each product, on the CPU: sum d1, sum d2, sum d1 d2, error bound, singular values."""
         n = self._group.size()
-        table = to_device(_padded(self._own_rows(), -(-self._count // n)), self._device)
+        table = to_device(_padded(self.own_rows(), -(-self._count // n)), self._device)
         tables = [torch.empty_like(table) for _ in range(n)]
         dist.all_gather(tables, table, group=self._group)
         everyones = torch.stack(tables).cpu()
@@ -253,10 +271,13 @@ def _householder(products: Sequence[Product | Update], group: ProcessGroup) -> l
 
 def _check_cancellation(values: Tensor, weight: float, name: str, step: int) -> None:
     """``weight`` is the sum of all columns' norms |u| |v|; k eps of it is lost when they are added up."""
-    lost, largest = len(values) * _EPS * weight, float(values[0])
-    if lost > ACCURACY * largest:
+    if _cancels(values, weight):
         raise UserError(
             f"the columns of {name} at step {step} cancel: norms of {weight:.3g} in all leave a largest "
-            f"singular value of {largest:.3g}, which must be exact to {ACCURACY:g} of itself. "
+            f"singular value of {float(values[0]):.3g}, which must be exact to {ACCURACY:g} of itself. "
             "Resume from an earlier checkpoint, with a lower --lr"
         )
+
+
+def _cancels(values: Tensor, weight: float) -> bool:
+    return len(values) * _EPS * weight > ACCURACY * float(values[0])
