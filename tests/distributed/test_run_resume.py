@@ -16,8 +16,8 @@ from tests.unit.checkpoint.test_writing import write_version_2
 STEPS = 16
 LAUNCHER_LINE = re.compile(r"\[[-\d :,]+\] \[\w+\] \[(runner|launch|real_accelerator)\.py:\d+:")
 OWN_LINE = re.compile(
-    r"$|resumed at step |learning rate at step |step \d+|\d+% of the dense model's parameters|checkpoint  |"
-    r"best  |plots  |report  |what to run next:|  (first|score|its text|go on|real text|all curves) "
+    r"$|changed since the run began: |learning rate at step \d+: |resumed at step \d+ |step \d+[/:]|"
+    r"it has learnt |(checkpoint|plots|report)  |what to run next:$|  (first|its text|go on|real text|all curves)  | {15}\("
 )
 """How each line begins that a run writes when it goes on."""
 RUN = [
