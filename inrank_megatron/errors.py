@@ -12,4 +12,4 @@ class UserError(Exception):
 
 
 class Unsupported(UserError):
-    """A model that is whole, and that no run can have."""
+    """A complete model of a kind that no run can have."""

@@ -47,7 +47,7 @@ def main() -> None:
 
         run(launch, watchdog)
     except UserError as error:
-        # The other ranks are about to say the same, and torchrun ends them as soon as one has gone.
+        # The other ranks are about to say the same, and torchrun ends them as soon as one has ended.
         _end(f"rank {rank}: error: {error}\n", patience=2.0 if world_size > 1 else 0.0)
     except KeyboardInterrupt:
         _end(f"rank {rank}: interrupted before training began (nothing was written), or twice\n")
@@ -57,7 +57,7 @@ def main() -> None:
 
 def _end(message: str, *, patience: float = 0.0) -> None:
     """Fail, ``patience`` seconds after the message: process groups that have lost a rank may never close."""
-    with contextlib.suppress(OSError):  # its reader may be gone, which must not cost the message
+    with contextlib.suppress(OSError):  # its reader may have ended; the message must still appear
         sys.stdout.flush()
     sys.stderr.write(message)
     sys.stderr.flush()

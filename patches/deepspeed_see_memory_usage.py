@@ -27,4 +27,4 @@ def apply() -> None:
 
 
 def _report_nothing(message: str, force: bool = False) -> None:
-    """Take the place of a report that nobody asked for."""
+    """Replaces a report of memory that DeepSpeed prints unasked."""

@@ -21,7 +21,7 @@ def require_symbol(module: ModuleType, name: str, *, package: str) -> Callable:
     """``module.name``, after a look at the version of the ``package`` that it comes from.
 
     Raises:
-        UserError: the symbol is gone, so this release of the package cannot be patched.
+        UserError: the symbol does not exist, so this release of the package cannot be patched.
     """
     warn_if_untested(package)
     symbol = getattr(module, name, None)

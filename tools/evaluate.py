@@ -92,7 +92,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.data and arguments.dataset:
         parser.error("give --data or --dataset, not both")
     if arguments.data and arguments.split:
-        parser.error("--split is of a dataset or of a run; files given by --data are taken whole")
+        parser.error(
+            "--split selects a split of a dataset or of a run; files given with --data are scored in full"
+        )
     if arguments.split == "train" and not arguments.dataset:
         parser.error("--split train is for --dataset; a run's own splits to evaluate on are valid and test")
     return arguments

@@ -1,1 +1,1 @@
-"""What the layers, the rank decisions and whole steps cost, against what arithmetic allows."""
+"""What the layers, the rank decisions and full steps cost, against what arithmetic allows."""

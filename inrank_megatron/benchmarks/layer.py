@@ -1,4 +1,4 @@
-"""Time of an MLP and of a whole transformer layer, forward and backward, against dense in the same rounds.
+"""Time of an MLP and of a transformer layer, forward and backward, against dense in the same rounds.
 
 ``limit`` of a time is the dense time times the ratio of operations; the gap is the difference. The
 reference is the same arithmetic in plain torch, ``linear(linear(x, V), U)`` next to ``linear(x, W0)``,

@@ -5,8 +5,8 @@ matrix in FP32. Both spectra go through the same method; the decisions must agre
 target: the reference's time over 75 with the columns that a run starts with, over 12 with those of the
 paper's rank. Operations of decompositions are by formula.
 
-Checks of whole models are not run: one layer is measured at its widths and counted as often as the model has
-it. The step they are compared with is extrapolated from one transformer layer in phase 1 on this machine,
+Checks of complete models are not run: one layer is measured at its widths and counted as often as the model
+has it. The step they are compared with is extrapolated from one transformer layer in phase 1 on this machine,
 without embeddings and head, to the paper's batch of 512 sequences.
 """
 
@@ -63,7 +63,7 @@ class Factors:
 
 
 def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
-    """Rows of single decisions at the preset's widths, then of all checks of whole models."""
+    """Rows of single decisions at the preset's widths, then of all checks of a model."""
     with single_process() as parallel:
         model = preset_config(preset).model
         width, height = model.hidden_size, model.ffn_hidden_size

@@ -1,4 +1,4 @@
-"""Time of a whole training step (forward, backward, AdamW under DeepSpeed) against dense in the same rounds.
+"""Time of a full training step (forward, backward, AdamW under DeepSpeed) against dense in the same rounds.
 
 ``limit`` of a time is the dense time times the ratio of operations (matrix products of the step). The time
 over a plain PyTorch loop is that of dense steps in FP32 on 4096 tokens, the median over pairs; on a CPU it is

@@ -99,7 +99,7 @@ def more_tokens(tokens: int) -> int:
 
 def _forward(mlp: nn.Module, x: torch.Tensor, recompute: bool) -> torch.Tensor:
     if recompute:
-        # As Megatron does it: the whole forward pass again, not only what backward asks for.
+        # As Megatron does it: the full forward pass again, not only what the backward pass needs.
         with set_checkpoint_early_stop(False):
             return checkpoint(mlp_output, mlp, x, use_reentrant=False, preserve_rng_state=False)
     return mlp_output(mlp, x)

@@ -1,4 +1,4 @@
-"""Defaults give way: what nobody asked for is adapted to what the user did ask for, and the run says so.
+"""Defaults that do not fit a setting that the user gave are changed, and the run says so.
 
 A setting is the user's if it comes from a flag, a file of the user's own that ``--config`` names, or a
 DeepSpeed JSON. All others, from a configuration of this project, a preset or the schema, are defaults.
@@ -32,7 +32,7 @@ class Asked:
         return smallest_dim(self.config)
 
     def free(self, name: str) -> bool:
-        """Whether the setting is nobody's."""
+        """Whether nobody gave the setting, so that its default may be changed."""
         return name not in self.given
 
 
@@ -61,7 +61,7 @@ def adapt(
 
 
 def _heads(asked: Asked) -> Iterator[Adaptation]:
-    """A preset's heads to a width of one's own, or its width to heads; RoPE turns pairs of features."""
+    """Heads that fit the user's width, or a width that fits them; RoPE needs an even head size."""
     model = asked.config.model
     h, heads, unit = model.hidden_size, model.num_attention_heads, 2 if model.model_type == "llama" else 1
     if h % (heads * unit) == 0:
@@ -70,17 +70,17 @@ def _heads(asked: Asked) -> Iterator[Adaptation]:
     if asked.free("num_attention_heads") and h % unit == 0:
         legal = (n for n in range(1, h // unit + 1) if h // unit % n == 0)
         closest = min(legal, key=lambda n: abs(n - heads))
-        yield "num_attention_heads", closest, f"hidden_size = {h} has {features} then"
+        yield "num_attention_heads", closest, f"so that hidden_size = {h} gives {features}"
     elif asked.free("hidden_size"):
         width = -(-h // (heads * unit)) * heads * unit
-        yield "hidden_size", width, f"num_attention_heads = {heads} leave {features} then"
+        yield "hidden_size", width, f"so that num_attention_heads = {heads} gives {features}"
 
 
 def _positions(asked: Asked) -> Iterator[Adaptation]:
     model = asked.config.model
     if model.seq_length > model.max_position_embeddings and asked.free("seq_length"):
         most = model.max_position_embeddings
-        yield "seq_length", most, f"max_position_embeddings = {most} are all the positions"
+        yield "seq_length", most, f"there are only max_position_embeddings = {most} positions"
 
 
 def _tensor_parallel(asked: Asked) -> Iterator[Adaptation]:
@@ -109,7 +109,11 @@ def _micro_batch(asked: Asked) -> Iterator[Adaptation]:
         return
     if (each := batch // replicas) % micro:
         fitting = max(n for n in range(1, min(micro, each) + 1) if each % n == 0)
-        yield "micro_batch_size", fitting, f"global_batch_size = {batch} is {each} on each replica"
+        yield (
+            "micro_batch_size",
+            fitting,
+            f"global_batch_size = {batch} leaves {each} sequences for each replica",
+        )
 
 
 def _rates(asked: Asked) -> Iterator[Adaptation]:
@@ -125,7 +129,7 @@ def _offload(asked: Asked) -> Iterator[Adaptation]:
     parallel = asked.config.parallel
     alone = asked.config.optimizer.optimizer == "cpu-adam" and not parallel.offload_optimizer
     if alone and asked.free("offload_optimizer"):
-        yield "offload_optimizer", True, "optimizer = 'cpu-adam' steps in the host's memory"
+        yield "offload_optimizer", True, "optimizer = 'cpu-adam' needs its state in the host's memory"
 
 
 def _shown(value: Any) -> str:

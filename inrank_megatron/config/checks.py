@@ -15,7 +15,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.registry import METHODS
 
 SMALLEST_VOCABULARY = 257
-LARGEST_SCALE_POWER = 40  # far beyond any scale that float16 bears: each step at such a scale is lost
+LARGEST_SCALE_POWER = 40  # far beyond what float16 can hold: each step at such a scale overflows
 
 
 def check(config: Config, *, world_size: int) -> None:
@@ -43,8 +43,8 @@ def _check_model(config: Config) -> None:
         )
     if model.model_type == "llama" and h // heads % 2:
         raise UserError(
-            f"num_attention_heads = {heads}: leaves {h // heads} features per head, and RoPE turns pairs of "
-            f"them; {_divisors(h // 2, near=heads) if h % 2 == 0 else 'give an even --hidden-size'}"
+            f"num_attention_heads = {heads}: leaves {h // heads} features per head, and RoPE rotates pairs "
+            f"of features; {_divisors(h // 2, near=heads) if h % 2 == 0 else 'give an even --hidden-size'}"
         )
     if model.seq_length > model.max_position_embeddings:
         raise UserError(
@@ -107,14 +107,14 @@ def _check_training(config: Config) -> None:
     training = config.training
     save, path = training.save, training.pretrained_checkpoint
     if training.resume != "never" and save is None:
-        raise UserError("resume = 'auto': needs the run folder to go on in; name it with --save")
+        raise UserError("resume = 'auto': needs the folder of the run to continue; name it with --save")
     if save is not None and path is not None and _is_in(path, save):
         raise UserError(
             f"save = {save!r}: is the run that pretrained_checkpoint names; choose another --save, or drop "
-            "--pretrained-checkpoint and give --resume auto to go on with that run"
+            "--pretrained-checkpoint and give --resume auto to continue that run"
         )
     if training.bf16 and training.fp16:
-        raise UserError("bf16, fp16: each names the precision of the run; give one of the two")
+        raise UserError("bf16, fp16: each sets the precision of the run; give one of the two")
     scale = training.initial_loss_scale
     power = min(max(0, round(math.log2(scale))), LARGEST_SCALE_POWER)
     if scale != 2.0**power:
@@ -151,18 +151,19 @@ def _check_engine(config: Config) -> None:
         )
     if offload and optimizer in ("fused-adam", "apex-fused-adam"):
         raise UserError(
-            f"optimizer = {optimizer!r} with offload_optimizer: it steps on the GPU alone; give --optimizer "
-            "cpu-adam or adamw"
+            f"optimizer = {optimizer!r} with offload_optimizer: it computes only on the GPU; give "
+            "--optimizer cpu-adam or adamw"
         )
     if optimizer == "apex-fused-adam" and stage == 3:
         raise UserError(
-            "optimizer = 'apex-fused-adam' with zero_stage = 3: ZeRO 3 steps part by part, and apex counts "
-            "each part as a step of every parameter; give --optimizer fused-adam, or --zero-stage 1 or 2"
+            "optimizer = 'apex-fused-adam' with zero_stage = 3: ZeRO 3 divides a step into parts, and "
+            "apex counts each part as a step of every parameter; give --optimizer fused-adam, or "
+            "--zero-stage 1 or 2"
         )
     if optimizer == "cpu-adam" and not offload:
         raise UserError(
-            "optimizer = 'cpu-adam': steps on state in the host's memory; give --offload-optimizer too, or "
-            "--optimizer adamw"
+            "optimizer = 'cpu-adam': needs its state in the host's memory; give --offload-optimizer too, "
+            "or --optimizer adamw"
         )
 
 
@@ -183,14 +184,14 @@ def check_sources(data: DataConfig) -> None:
         raise UserError(f"{', '.join(named)}: each names the training text; give only one of them")
     if data.document_separator is not None and not named:
         raise UserError(
-            f"document_separator = {data.document_separator!r}: belongs to a text of yours, and none is "
-            "named; give --data-path or --dataset, or leave it out"
+            f"document_separator = {data.document_separator!r}: applies only to a text of your own, and "
+            "none is named; give --data-path or --dataset, or leave it out"
         )
     held_out = [name for name in ("valid_data_path", "test_data_path") if getattr(data, name) is not None]
     if held_out and data.train_data_path is None:
         raise UserError(
-            f"{', '.join(held_out)}: belongs to train_data_path, which is missing; give --train-data-path "
-            "(or only --data-path, which --split divides)"
+            f"{', '.join(held_out)}: needs train_data_path, which is missing; give --train-data-path (or "
+            "only --data-path, which --split divides)"
         )
 
 

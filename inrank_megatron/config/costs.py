@@ -134,7 +134,7 @@ def linear_flops_per_token(shape: tuple[int, int], columns: int | None, *, froze
 
 
 def overlaps_reductions(config: Config, device: str) -> bool:
-    """Whether gradients are reduced while the backward pass goes on, unless the user says otherwise.
+    """Whether gradients are reduced during the backward pass, unless the user says otherwise.
 
     Not on a CPU, whose collectives have its cores to themselves. Not with offload under stages 1 and 2: there
     the host waits for each reduced gradient, so that the backward pass would wait all the same.

@@ -95,7 +95,7 @@ def refuse_other_kinds(given: Mapping[str, Any], optimizer: OptimizerConfig) -> 
 
 
 def refuse_unread(given: Mapping[str, Any], decided: Decided) -> None:
-    """Sections that are not objects, and in those that the run fills alone what nobody would read."""
+    """Sections that are not objects, and unknown keys in those that only the run fills."""
     for section in sorted({str(path) for key in (*decided, *UNAVAILABLE, *OWNED) for path in _above(key)}):
         value = lookup(given, section)
         if value not in (None, "auto") and not isinstance(value, Mapping):

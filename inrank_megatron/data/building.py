@@ -71,7 +71,7 @@ def building(final: Path) -> Iterator[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Take the folder away at once, so that nobody finds half of it, and remove it."""
+    """Rename the folder and then remove it, so that no process finds half of it."""
     aside = _unique(folder)
     os.rename(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What makes a cache folder trustworthy: content hashes, and JSON that is read whole or not at all."""
+"""What makes a cache folder trustworthy: content hashes, and JSON that is read completely or not at all."""
 
 import hashlib
 import json

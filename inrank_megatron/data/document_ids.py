@@ -1,4 +1,4 @@
-"""The ids of whole documents, computed piece by piece in bounded memory.
+"""The ids of documents, computed piece by piece in bounded memory.
 
 A tokenizer may put a space before its text, look ahead, merge across white space or count from the beginning
 of a run. So each piece is encoded with some of the text before and after it, and the ids of two neighbours
@@ -68,7 +68,7 @@ class _Window:
 def encode_pieces(
     pieces: Iterable[Piece], tokenizer: Tokenizer, *, context: int = CONTEXT, limit: int = LIMIT
 ) -> Iterator[Encoded]:
-    """Each piece with its ids, which are together those of each whole document.
+    """Each piece with its ids; together they are the ids of each full document.
 
     Memory: that of 2^20 characters or of the longest piece. Raises UserError for a text that the tokenizer
     cannot encode.

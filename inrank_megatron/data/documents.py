@@ -14,7 +14,7 @@ def document_pieces(
 ) -> Iterator[Piece]:
     """The pieces of a text given in chunks of any size: of one document, or of those between separators.
 
-    The separator, and the line end right after it, belong to no document. A stretch between two separators
+    The separator, and the line end right after it, belong to no document. Text between two separators
     that holds nothing but white space is none.
     """
     if separator is None:

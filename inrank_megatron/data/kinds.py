@@ -94,7 +94,7 @@ def identify(path: Path) -> Kind:
     plain, packed_by_name = _without_compression(path)
     if plain.suffix in REFUSED:
         what, remedy = REFUSED[plain.suffix]
-        raise UserError(f"{path}: is {what} by its name, which is not read; {remedy}")
+        raise UserError(f"{path}: its name says {what}, which cannot be read; {remedy}")
     compression, head, tail = _ends(path, packed_by_name)
     promised = FORMATS.get(plain.suffix)
     found = _format(path, head, tail, promised)
@@ -151,7 +151,7 @@ def _format(path: Path, head: bytes, tail: bytes | None, promised: tuple[str, ..
         return ARROW_STREAM
     if refused := _refused_content(head):
         what, remedy = refused
-        raise UserError(f"{path}: its content is {what}, which is not read; {remedy}")
+        raise UserError(f"{path}: its content is {what}, which cannot be read; {remedy}")
     if promised and promised[0] not in TEXT_FORMATS and not _is_text(head):
         return promised[0]  # damaged, as its reader says, or a stream of the first versions of Arrow
     if encoding := _other_encoding(head):

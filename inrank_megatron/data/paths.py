@@ -177,5 +177,5 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(
             f"data path {path} is a pipe or device, and data are read more than once; write them to a file "
-            "first (.gz files are unpacked on the way)"
+            "first (.gz files need not be unpacked)"
         )

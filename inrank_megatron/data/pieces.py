@@ -1,4 +1,4 @@
-"""Documents as a stream of pieces that can be tokenized one by one with the tokens of the whole.
+"""Documents as a stream of pieces that, tokenized one by one, give the tokens of the full documents.
 
 GPT-2 splits text with ``'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+``
 before it applies BPE. No alternative goes on from a character that is not white space to one that is, so
@@ -21,7 +21,7 @@ _BEFORE_SPACE = re.compile(r"(?<=\S)(?=[ \t\r\n])")
 
 
 class Piece(NamedTuple):
-    """A stretch of one document; ``ends`` says that the document ends with it."""
+    """A part of one document; ``ends`` says that the document ends with it."""
 
     text: str
     ends: bool

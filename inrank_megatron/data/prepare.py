@@ -52,7 +52,7 @@ def prepare(
     choose: Callable[[DataConfig], Selection] = select,
     recorded: str | None = None,
 ) -> PreparedData:
-    """The token files for the settings: those in ``data_cache_path/<key>`` if whole, else made there.
+    """The token files for the settings: those in ``data_cache_path/<key>`` if complete, else made there.
 
     The key is a hash of the content of all sources, their splits and order, and the tokenizer. Any number of
     processes may call this at once: one makes the files, the others wait and use them. A complete folder is

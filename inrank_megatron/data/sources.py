@@ -89,7 +89,7 @@ def select(data: DataConfig) -> Selection:
     - ``data_path`` or ``train_data_path``: files, folders and patterns (see `find`). Without weights all of
       them are one component, else there is one for each weight. Each is cut by ``split``, see `cut`. A split
       that has its own path (``valid_data_path``, ``test_data_path``, allowed together with
-      ``train_data_path``) uses that text whole, and its share of the training text stays training text.
+      ``train_data_path``) uses all of that text, and its share of the training text stays training text.
     - ``dataset``: its own splits; one that it lacks is cut from "train" in the same way.
     - neither: the embedded corpus, whose documents have a split of their own.
 

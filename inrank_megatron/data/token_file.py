@@ -21,14 +21,14 @@ PROGRESS_TOKENS = 2**18
 
 
 class Reader(Protocol):
-    """Where the tokens of a stretch lie."""
+    """Where the tokens of a range are."""
 
     def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """A stream of tokens: stretches ``(reader, start, stop)`` of one or more files, one after the other.
+    """A stream of tokens: ranges ``(reader, start, stop)`` of one or more files, one after the other.
 
     ``num_words`` counts as WikiText does (words and newlines); None where a file does not know.
     """
@@ -109,7 +109,7 @@ def write_tokens(
     """Tokenize the pieces into ``prefix`` + ``.bin``, ``.idx`` and ``.words.npy``, a piece a sequence.
 
     A document begins and ends with what the tokenizer puts there, with the end-of-text token at least; its
-    ids are those of its whole text. uint16 is used for vocabularies under 65,500, else int32. Raises
+    ids are those of its full text. uint16 is used for vocabularies under 65,500, else int32. Raises
     UserError where there is no piece.
     """
     dtype = DType.optimal_dtype(tokenizer.vocab_size)

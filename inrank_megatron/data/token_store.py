@@ -1,4 +1,4 @@
-"""Megatron's ``.bin``/``.idx`` pairs: checked whole when they are opened, then read with few descriptors."""
+"""Megatron's ``.bin``/``.idx`` pairs: checked in full when they are opened, then read with few handles."""
 
 import os
 import struct
@@ -21,7 +21,7 @@ INDEX_HEADER = struct.Struct("<9sQBQQ")
 class TokenStore:
     """One ``.bin``/``.idx`` pair, with the words of each sequence where ``.words.npy`` lies next to it.
 
-    It holds the whole index; the token files that it gives hold a reader of the ``.bin`` alone.
+    It holds the full index; the token files that it gives hold only a reader of the ``.bin``.
 
     Raises UserError for a pair whose header, sizes or pointers do not fit together, before it reads more
     than there is.
@@ -36,7 +36,7 @@ class TokenStore:
             raise damaged(name, "its sequences do not follow each other")
         first, last = self._boundaries[[0, -1]]
         if first < 0 or last != self.num_sequences or (np.diff(self._boundaries) < 0).any():
-            raise damaged(name, f"its documents are not stretches of its {self.num_sequences} sequences")
+            raise damaged(name, f"its documents are not ranges of its {self.num_sequences} sequences")
         data = pair_file(prefix, ".bin")
         status = data.stat()
         if status.st_size != self.starts[-1] * dtype.itemsize:
@@ -73,7 +73,7 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class TokenReader:
-    """Reads stretches of a ``.bin`` file.
+    """Reads ranges of a ``.bin`` file.
 
     A run may have more files than a process may keep open, so the file is opened when it is read, and stays
     open while it is among the last ``OPEN_FILES``: on a network file system every opening costs a round trip.

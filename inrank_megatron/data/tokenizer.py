@@ -46,7 +46,7 @@ class Tokenizer:
         eod: the id that ends a document.
         before, after: the ids that a document begins and ends with; the last is ``eod``.
         in_blocks: blocks that are cut before white space which follows something else are encoded one by
-            one; with GPT-2's pre-tokenization they have the ids of the whole text.
+            one; with GPT-2's pre-tokenization they have the ids of the full text.
         identity: SHA-256 (hex) of everything that decides the ids.
         notes: one line each on what a user may not expect.
 
@@ -214,7 +214,7 @@ def _added(backend: tokenizers.Tokenizer, name: str) -> tuple[list[int], list[in
 
 
 def _ignores_cuts(parts: dict[str, Any], parse_special_tokens: bool) -> bool:
-    """Whether blocks as `pieces.cut_blocks` makes them have the ids of the whole; see there.
+    """Whether blocks as `pieces.cut_blocks` makes them have the ids of the full text; see there.
 
     Args:
         parts: of a ``tokenizer.json``.
@@ -236,7 +236,7 @@ def _located(name: str) -> Path:
         if path.is_file():
             raise UserError(f"tokenizer {name} is a file; name the folder that it lies in: {path.parent}")
     except OSError as error:
-        raise UserError(f"tokenizer {name[:80]}: no path ({error.strerror}); name a folder") from None
+        raise UserError(f"tokenizer {name[:80]}: not a path ({error.strerror}); name a folder") from None
     return path
 
 
@@ -252,8 +252,9 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*FILES, *FURTHER, MODEL, *FOREIGN]))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"tokenizer {name} is not a folder here and cannot be had from the hub ({_one_line(error)}); "
-            "give a folder with vocab.json + merges.txt, or a repository that can be reached"
+            f"tokenizer {name} is not a folder here and cannot be loaded from the hub "
+            f"({_one_line(error)}); give a folder with vocab.json + merges.txt, or a repository that can "
+            "be reached"
         ) from error
 
 

@@ -170,14 +170,14 @@ def _by_transformers(
         logging.set_verbosity(verbosity)
     if not isinstance(theirs, transformers.PreTrainedTokenizerFast):
         raise UserError(
-            f"tokenizer {name} is a {type(theirs).__name__}, which works in Python in transformers; give one "
-            "with a tokenizer.json"
+            f"tokenizer {name} is a {type(theirs).__name__}, which transformers implements only in Python; "
+            "give one with a tokenizer.json"
         )
     backend = theirs.backend_tokenizer
     if theirs(SAMPLE)["input_ids"] != backend.encode(SAMPLE).ids:
         raise UserError(
-            f"tokenizer {name}: transformers' {type(theirs).__name__} changes what its tokenizer.json gives; "
-            "give one that is read as it is"
+            f"tokenizer {name}: transformers' {type(theirs).__name__} changes the result of its "
+            "tokenizer.json; give one whose tokenizer.json is used unchanged"
         )
     return backend, theirs.eos_token
 
@@ -226,8 +226,8 @@ def _check(backend: tokenizers.Tokenizer, vocabulary: dict[str, int], name: str)
     largest = max(vocabulary.values(), default=None)
     if largest is None or largest >= LARGEST_VOCABULARY:
         raise UserError(
-            f"tokenizer {name}: its largest id is {largest}, there must be one below {LARGEST_VOCABULARY}; "
-            "give a complete tokenizer"
+            f"tokenizer {name}: its largest id is {largest}; it must be from 0 to "
+            f"{LARGEST_VOCABULARY - 1}: give a complete tokenizer"
         )
     if dropout := getattr(backend.model, "dropout", None):
         raise UserError(

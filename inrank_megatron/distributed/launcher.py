@@ -74,8 +74,8 @@ def refuse_ranks(program: str, env: Environment = os.environ) -> None:
     if ranks.world_size > 1:
         raise UserError(
             f"{program} works in one process, and this is rank {ranks.rank} of {ranks.world_size} "
-            f"({ranks.launcher}): all of them would do and write the same; start it as "
-            f"`{ranks.alone} {sys.argv[0]} ...`"
+            f"({ranks.launcher}): each process would do the same work and write the same files; start it "
+            f"as `{ranks.alone} {sys.argv[0]} ...`"
         )
 
 
@@ -191,7 +191,7 @@ def _meeting(
         )
     port = _number(env, "MASTER_PORT", least=1) or port or DEFAULT_PORT
     if port > LARGEST_PORT:
-        raise UserError(f"MASTER_PORT = {port}: no port lies above {LARGEST_PORT}; give another")
+        raise UserError(f"MASTER_PORT = {port}: a port is at most {LARGEST_PORT}; give another one")
     return replace(ranks, master_addr=address, master_port=port)
 
 
@@ -207,7 +207,7 @@ def _number(env: Environment, name: str, *, least: int = 0) -> int | None:
         return None
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         remedy = _start(unset=_OWN if name in _OWN.split() else name)
-        raise UserError(f"{name} = {text!r}: must be a whole number from {least} up; {remedy}")
+        raise UserError(f"{name} = {text!r}: must be a whole number of at least {least}; {remedy}")
     return int(text)
 
 

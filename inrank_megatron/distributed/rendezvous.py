@@ -126,8 +126,8 @@ def _store(ranks: Ranks, deadline: float) -> dist.Store:
         socket.getaddrinfo(ranks.master_addr, ranks.master_port)
     except OSError as error:
         raise UserError(
-            f"MASTER_ADDR = {ranks.master_addr!r}: this host knows no address of it ({error.strerror}); give "
-            "the name or the address of rank 0's host"
+            f"MASTER_ADDR = {ranks.master_addr!r}: this host finds no address for it ({error.strerror}); "
+            "give the name or the address of rank 0's host"
         ) from None
     # torchrun's agent has opened the store, which this variable says; else rank 0 does.
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -80,7 +80,7 @@ def deepspeed_config(
     bucket = zero.get("reduce_bucket_size", reduction_bucket(trained, largest, overlapping=overlapping))
     unless_asked: dict[str, Any] = {
         "zero_optimization": {"reduce_bucket_size": bucket},
-        # It waits for the device around every micro-batch, and nobody reads it.
+        # It waits for the device around every micro-batch, and nothing uses its figures.
         "timers": {"throughput": {"enabled": False}},
     }
     if overlapping and int(bucket) >= largest:  # `reduction_bucket` says why

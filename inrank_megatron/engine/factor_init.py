@@ -1,4 +1,4 @@
-"""New columns of a layer's factors: drawn whole, so that they do not depend on how the layer is sharded."""
+"""New columns of a layer's factors: drawn for the full matrix, so that sharding does not change them."""
 
 import torch
 from torch import Tensor

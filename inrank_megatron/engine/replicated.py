@@ -15,7 +15,7 @@ class ReplicatedGradients:
     """Sums, once per step and in one all-reduce, the gradients of all parameters that ``sequence_parallel``
     marks over the group.
 
-    Under sequence parallelism nobody else does: neither Megatron (outside its own optimizer) nor DeepSpeed.
+    Under sequence parallelism nothing else does: neither Megatron (outside its own optimizer) nor DeepSpeed.
     It sums what DeepSpeed has averaged over the replicas, as the two sums commute: of that a rank holds its
     part alone from stage 1 on, and the ranks of the group hold the same parts.
 
@@ -50,7 +50,7 @@ class ReplicatedGradients:
 
     @property
     def _offloaded(self) -> bool:
-        """Whether gradients lie in the host's memory, and the norm of each is taken on the way there."""
+        """Whether gradients are in the host's memory, and the norm of each is computed on the way there."""
         optimizer = self._optimizer
         return getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False)
 

@@ -84,7 +84,7 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
     tokenizer = arguments.tokenizer or model.tokenizer
     if tokenizer is None:
         raise UserError(
-            f"{model.name}: no tokenizer next to it; name the one it was trained with by --tokenizer"
+            f"{model.name}: no tokenizer next to it; name the one it was trained with, with --tokenizer"
         )
     source = {
         "tokenizer": tokenizer,

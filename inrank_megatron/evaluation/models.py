@@ -27,7 +27,7 @@ class Model:
     """A model that has been found, its weights not yet read.
 
     Attributes:
-        name: as the user gave it. kind: the name of its format. step: that made it; 0 where nobody knows.
+        name: as the user gave it. kind: the name of its format. step: that made it; 0 if not known.
         positions: the longest sequence it can see. seq_length: the one that it was trained with.
         tokenizer: folder or hub name, if there is one.
         load: computes logits on a device; ids and logits lie there.
@@ -89,7 +89,9 @@ def _transformers_model(name: str, path: Path) -> Model:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
-        raise UserError(f"{name}: its {CONFIG} has no max_position_embeddings; name a causal model that has")
+        raise UserError(
+            f"{name}: its {CONFIG} has no max_position_embeddings; name a causal model that has one"
+        )
     return Model(
         name=name,
         kind=TRANSFORMERS,

@@ -48,7 +48,7 @@ def run_split(path: Path, split: str) -> Text:
     """The split "valid" or "test" of the run at ``path``, from its own settings, made again if need be.
 
     Raises:
-        UserError: the run's text or tokenizer is gone or another one, or it has no such split.
+        UserError: the run's text or tokenizer is missing or has changed, or it has no such split.
     """
     run, checkpoint, _ = locate(path)
     data = load(run / CONFIG).data
@@ -123,8 +123,8 @@ def check_tokens(text: Text, *, vocab_size: int, tokenizer: Tokenizer | None, mo
     """
     if tokenizer is not None and tokenizer.identity != text.tokenizer.identity:
         raise UserError(
-            f"{text.name}: its tokenizer is not that of {model}, so its ids mean other words there; leave "
-            "--tokenizer out, which takes the model's own"
+            f"{text.name}: its tokenizer is not that of {model}, so its ids mean other words to the model; "
+            "leave out --tokenizer to use the model's own"
         )
     if text.largest_id >= vocab_size:
         raise UserError(

@@ -101,7 +101,7 @@ def flags(
             switch=max(1, steps // 4),
             warmup=max(1, steps // 40),
             found=found and math.ceil(found.rank - 1e-9),
-            # A budget counts whole parameters, rounded down: a little more than the share, not less.
+            # A budget is a number of parameters, rounded down: a little more than the share, not less.
             found_share=found and f"{found.share + 1e-6:.6f}",
             rank=int(budget.rank),
             budget=f"{budget.share:g}",

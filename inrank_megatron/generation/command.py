@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     named = arguments.tokenizer or model.tokenizer
     if named is None:
         raise UserError(
-            f"{model.name}: no tokenizer next to it; name the one it was trained with by --tokenizer"
+            f"{model.name}: no tokenizer next to it; name the one it was trained with, with --tokenizer"
         )
     tokenizer = load_tokenizer(named)
     if tokenizer.vocab_size > model.vocab_size:

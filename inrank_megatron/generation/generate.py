@@ -39,7 +39,7 @@ def new_tokens(asked: int | None, *, prompt: int, positions: int) -> int:
     """How many tokens to make after ``prompt`` tokens; None asks for as many as fit, at most 128.
 
     Raises:
-        UserError: there is no room, or too little.
+        UserError: the model has no positions left for text, or too few.
     """
     room = positions - prompt
     if room < 1:

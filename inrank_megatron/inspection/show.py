@@ -83,7 +83,7 @@ def _layer_table(rows: list[LayerRow], leading: int) -> Table:
 
 
 def _model_table(found: Inspection) -> Table:
-    table = Table("whole model", "this", "dense", "share", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("complete model", "this", "dense", "share", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, own, dense in (
         ("parameters", found.parameters, found.dense_parameters),
         ("FLOPs per token, forward and backward", found.flops_per_token, found.dense_flops_per_token),

@@ -24,7 +24,7 @@ def convert(
 
     Raises:
         UserError: a format that cannot be written, a target that exists, a source that cannot be read or
-            whose model the format cannot hold, no room, or a result that computes something else.
+            whose model the format cannot hold, a full disk, or a result that computes something else.
     """
     formats = writable()
     if format_name not in formats:
@@ -34,7 +34,7 @@ def convert(
     (reader, weights), writer = read_weights(source, options), formats[format_name]
     for note in weights.notes:
         notify(note)
-    step = f", step {weights.step}" if weights.step else ""  # 0: nobody knows
+    step = f", step {weights.step}" if weights.step else ""  # 0: not known
     notify(f"{weights.origin} ({reader.NAME}{step}) -> {target} ({format_name})")
     with _aside(target) as partial:
         writer.write(weights, partial, options)
@@ -64,7 +64,7 @@ def _check_target(target: Path) -> None:
     if not above.is_dir():
         raise UserError(f"{target}: cannot be a folder, {above} is a file; name another one")
     if target.parent.name == "checkpoints" and (target.parent.parent / CONFIG).is_file():
-        raise UserError(f"{target}: would pass for a checkpoint of that run; name a folder elsewhere")
+        raise UserError(f"{target}: would look like a checkpoint of that run; name a folder elsewhere")
 
 
 @contextmanager
@@ -108,9 +108,9 @@ def _checked(
     found = difference(first, second, tolerance=options.tolerance)
     if not found.is_rounding:
         raise UserError(
-            f"{name}: does not compute what {source} does ({found}; largest logit {found.magnitude:.3g}); "
-            "convert again, and if it stays so report it; if the logits are so large that this is rounding, "
-            "give a larger --tolerance"
+            f"{name}: does not compute the same as {source} ({found}; largest logit "
+            f"{found.magnitude:.3g}); convert again, and report it if it fails again; if the logits are so "
+            "large that this is rounding, give a larger --tolerance"
         )
     return found
 

@@ -36,10 +36,10 @@ class Format(Protocol):
     NAME: str
 
     def matches(self, path: Path) -> bool:
-        """Whether ``path`` looks like this format; a quick look, nothing is read whole."""
+        """Whether ``path`` looks like this format; a quick look that reads no file in full."""
 
     def open_weights(self, path: Path, options: Options) -> Weights:
-        """The weights, each read when it is asked for. Raises UserError for what is not a complete model."""
+        """The weights, each read when it is asked for. Raises UserError if the model is not complete."""
 
     def forward(self, path: Path, options: Options) -> Forward:
         """Logits by the software that the format is for, where that is other than this project's model."""
@@ -58,7 +58,7 @@ def writable() -> dict[str, Format]:
 
 
 def format_of(path: Path) -> Format:
-    """The format of what lies at ``path``.
+    """The format of the model at ``path``.
 
     Raises:
         UserError: nothing is there, a pointer lies in the place of a file, or (``Unsupported``) it is nothing
@@ -73,11 +73,11 @@ def format_of(path: Path) -> Format:
             if module.matches(path):
                 return module
     names = ", ".join(module.NAME for module in formats())
-    raise Unsupported(f"{path}: is in no format that is known here ({names}); name one that is")
+    raise Unsupported(f"{path}: is in none of the formats that can be read ({names}); name one that is")
 
 
 def read_weights(path: Path, options: Options) -> tuple[Format, Weights]:
-    """The format of what lies at ``path``, and its weights. Raises UserError for whatever is wrong there,
+    """The format of the model at ``path``, and its weights. Raises UserError for whatever is wrong there,
     also later, when a tensor is read.
     """
     module = format_of(path)

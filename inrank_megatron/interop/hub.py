@@ -30,7 +30,7 @@ def located(name: str) -> Path:
         if not HUB_NAME.fullmatch(name):
             return path
     except OSError as error:
-        raise UserError(f"{name[:80]}: no path ({error.strerror}); name a folder that is there") from None
+        raise UserError(f"{name[:80]}: not a path ({error.strerror}); name a folder that exists") from None
     from huggingface_hub import snapshot_download
 
     try:
@@ -38,13 +38,13 @@ def located(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{name}: is not a folder here and cannot be had from the hub ({reason}); name a run, an "
+            f"{name}: is not a folder here and cannot be loaded from the hub ({reason}); name a run, an "
             "exported folder, or a model that can be reached"
         ) from None
 
 
 def local_notes(name: str) -> tuple[str, ...]:
-    """Messages for the user about a model that lies here under a name that may be meant as the hub's."""
+    """Messages for the user about a folder here whose name may be meant as that of a model on the hub."""
     path = Path(name).expanduser()
     return (_hides(name, path),) if HUB_NAME.fullmatch(name) and (path / CONFIG).is_file() else ()
 

@@ -87,8 +87,8 @@ class Console:
 
 @contextmanager
 def unless_nobody_reads() -> Iterator[None]:
-    """Go on without output when its reader is gone, as behind `head`, after an interrupt that ended `tee`
-    too, or when the terminal was closed. For what prints, and does nothing else.
+    """Continue without output when its reader has ended, as behind `head`, after an interrupt that ended
+    `tee` too, or when the terminal was closed. For code that prints and does nothing else.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The files of a run folder: JSON lines that survive a crash, and writes that are whole or absent."""
+"""The files of a run folder: JSON lines that survive a crash, and writes that are complete or absent."""
 
 import json
 import math

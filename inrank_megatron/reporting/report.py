@@ -56,7 +56,7 @@ def write_report(run_dir: str | Path) -> Path:
     """Write ``plots/*.png`` and the self-contained ``report.html`` of a run; returns the page's path.
 
     Works on any run folder: dense or low-rank, finished or not, cut off in the middle of a line, or without
-    records. Each file is replaced whole.
+    records. Each file is replaced at once, so a reader never sees half of one.
 
     Raises:
         UserError: the folder does not exist, or its ``config.yaml`` or ``summary.json`` cannot be parsed.

@@ -40,7 +40,7 @@ def build(job: Job, folder: RunFolder) -> tuple[Trainer, PreparedData]:
 
 
 def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, PretrainedWeights | None]:
-    """The checkpoint that the run goes on from, or weights that it starts from, if any."""
+    """The checkpoint that the run continues, or the weights that it starts from, if any."""
     config, parallel = job.config, job.parallel
     if folder.opened is not None:
         return folder.opened, None

@@ -1,4 +1,4 @@
-"""What a run says when it ends: what it has learnt, where everything lies, commands that work as printed."""
+"""What a run says when it ends: what it has learnt, where everything is, commands that work as printed."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""What a run takes up from the checkpoint that it goes on from: its place, identity, structure and values."""
+"""What a run takes from the checkpoint that it continues: step, identity, structure and values."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace

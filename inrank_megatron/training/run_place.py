@@ -25,7 +25,7 @@ NAMES = frozenset(
 
 
 def strangers(path: Path) -> list[str]:
-    """What of others lies in the folder, as the log that ``tee`` has opened; none if there is no folder.
+    """Files in the folder that are not the run's, as a log that ``tee`` has opened; none without a folder.
 
     Raises:
         UserError: the run would write over it, or the folder is none for a run.
@@ -40,7 +40,7 @@ def strangers(path: Path) -> list[str]:
     there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if taken := [name for name in there if name in NAMES]:
         raise UserError(
-            f"{path}: holds something that is not a run, and {', '.join(taken)} would be written over; "
+            f"{path}: holds files that are not a run's, and a run would overwrite {', '.join(taken)}; "
             "choose another folder with --save"
         )
     refuse_unwritable(path)

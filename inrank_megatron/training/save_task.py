@@ -149,7 +149,7 @@ class SaveTask:
         """The fault, unless it only is that something cannot be removed."""
         if not isinstance(fault, OSError) or self.saved is None:
             return fault
-        self.saved.notes.append(f"older checkpoints cannot be removed ({fault}); the run goes on")
+        self.saved.notes.append(f"older checkpoints cannot be removed ({fault}); the run continues")
         return None
 
 

@@ -17,7 +17,7 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def changed_rate(step: int, before: Config, now: Config) -> str | None:
-    """What to say where a run goes on after ``step`` steps and its learning rate jumps, or stays at zero."""
+    """A note for a run that continues after ``step`` steps if its learning rate jumps, or stays at zero."""
     first = step + 1
     was, rate = (learning_rate(first, config) for config in (before, now))
     end = now.decay_iters

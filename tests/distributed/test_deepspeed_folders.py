@@ -74,7 +74,7 @@ def test_mixed_or_missing_files_are_refused(tmp_path, stage):
     shard.rename(tmp_path / "shard")
     refuse(tag, options, r"saved by 2 .* x 2 replicas, and there are files of 2 x 1")
     (tag / shard.name.replace("rank_1_", "rank_3_")).write_bytes(b"")
-    refuse(tag, options, r"data-parallel ranks \[0, 3\] alone")
+    refuse(tag, options, r"only files of data-parallel ranks \[0, 3\];")
 
 
 def refuse(folder: Path, options: Options, match: str) -> None:

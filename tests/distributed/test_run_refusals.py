@@ -52,7 +52,7 @@ def faults(folder: Path) -> dict[str, list[str]]:
             write(folder / "short.txt", "Only a few words. " * 5),
         ],
         "token id 4999": wrong_tokens(folder),
-        "holds something that is not a run": [*good, "--save", str(occupied)],
+        "holds files that are not a run's": [*good, "--save", str(occupied)],
         "cannot be used as run folder": [*good, "--save", str(occupied / "thesis.txt" / "run")],
         "gradient_clipping = 0.25: contradicts": [*good, "--clip-grad", "1", "--deepspeed_config", json_file],
         "DeepSpeed refuses its configuration": [

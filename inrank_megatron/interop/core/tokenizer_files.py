@@ -11,7 +11,7 @@ NAMES = (*FILES, *FURTHER, "chat_template.jinja")
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer that can be read here lies in ``folder``, maybe among other files."""
+    """Whether ``folder`` has a tokenizer that can be read here, maybe among other files."""
     return any(all((folder / name).is_file() for name in names) for names in ((FILES[0],), FILES[2:]))
 
 

@@ -68,8 +68,8 @@ def as_data(path: Path, options: Options, *, known: Collection[str] = ()) -> Abs
     unsafe_globals = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     if (unknown := sorted(set(unsafe_globals) - set(known))) and not options.allow_pickle:
         raise UserError(
-            f"{path}: names {', '.join(unknown)}, which is not plain data; if the file is as its writer left "
-            "it, give --allow-pickle (such objects are left out, and nothing of theirs runs)"
+            f"{path}: names {', '.join(unknown)}, which is not data; if the file is as its writer left it, "
+            "give --allow-pickle (such objects are left out, and nothing of theirs runs)"
         )
     return torch.serialization.safe_globals([(_stand_in(name), name) for name in unsafe_globals])
 

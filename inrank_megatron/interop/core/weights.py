@@ -1,4 +1,4 @@
-"""A model's weights by the names of a run's model, whatever files they lie in: what conversions go through.
+"""A model's weights by the names of a run's model, whatever files they are in; all conversions use this.
 
 Letters: h hidden_size, f ffn_hidden_size, O x I the shape of a linear, k columns in use of its factors U
 [O, k] and V [k, I].

@@ -187,10 +187,14 @@ def _unpadded(flat: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _in_order(folder: Path, files: dict[int, Path], options: Options) -> list[dict]:
     if sorted(files) != list(range(len(files))):
-        raise UserError(f"{folder}: files of data-parallel ranks {sorted(files)} alone; put the others back")
+        raise UserError(
+            f"{folder}: has only files of data-parallel ranks {sorted(files)}; put the others back"
+        )
     states = [load(files[index], options, known=KNOWN) for index in range(len(files))]
     if not all(isinstance(state, dict) for state in states):
-        raise UserError(f"{folder}: {files[0].name} is not a state of DeepSpeed; name a folder that it saved")
+        raise UserError(
+            f"{folder}: {files[0].name} is not a state file of DeepSpeed; name a folder that it saved"
+        )
     return states
 
 

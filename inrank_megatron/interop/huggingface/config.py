@@ -93,7 +93,7 @@ def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int,
     """
     hf = _read(folder, family)
     for complaint in _complaints(hf, family):
-        raise Unsupported(f"{folder / CONFIG}: {complaint}; choose a model that is built so")
+        raise Unsupported(f"{folder / CONFIG}: {complaint}; choose a model that is built in this way")
     found = _llama(hf) if family == "llama" else _gpt2(hf)
     common = {
         "model_type": family,
@@ -117,7 +117,7 @@ def _read(folder: Path, family: str):
 
     values = read_json(folder / CONFIG)
     if values is None:
-        raise UserError(f"{folder / CONFIG}: is missing or no JSON object; name a complete folder")
+        raise UserError(f"{folder / CONFIG}: is missing or not a JSON object; name a complete folder")
     if (method := values.get("quantization_config")) is not None:
         raise UserError(
             f"{folder / CONFIG}: quantization_config {method}: quantised weights cannot be read; name the "

@@ -1,4 +1,4 @@
-"""Where each tensor of Hugging Face's GPT-2 and LLaMA lies in a run's model: names, rows and orientation.
+"""Where each tensor of Hugging Face's GPT-2 and LLaMA is in a run's model: names, rows and orientation.
 
 ``GPT2LMHeadModel`` keeps its linears as [in, out], and query, key and value as one with q, k and v one after
 the other; ``LlamaForCausalLM`` has three, and SwiGLU's gate and up apart. A run has the rows of a fused

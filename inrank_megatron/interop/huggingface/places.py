@@ -1,4 +1,4 @@
-"""Where each tensor of the factorised models of ``modeling_inrank.py`` lies in a run's model.
+"""Where each tensor of the factorised models of ``modeling_inrank.py`` is in a run's model.
 
 The rows of W0, U and bias are those of the dense format (``names.py``); a V that several modules share is
 there once. A factorised linear, and GPT-2's separate query, key and value, are [out, in] also where the dense

@@ -53,7 +53,7 @@ def is_stacked(keys: Iterable[str]) -> bool:
 
 
 def places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """Where each of a run's weights lies among the tensors (key to shape) of a folder."""
+    """Where each of a run's weights is among the tensors (key to shape) of a folder."""
     found: dict[str, Place] = {}
     keys: tuple[str, ...]
     for key, shape in shapes.items():

@@ -57,7 +57,7 @@ def open_weights(path: Path, options: Options) -> Weights:
 
 
 def forward(path: Path, options: Options) -> Forward:
-    """Logits of PEFT's ``PeftModel`` on the base that lies next to the adapter."""
+    """Logits of PEFT's ``PeftModel`` on the base next to the adapter."""
     _require_peft()
     from peft import PeftModel
 

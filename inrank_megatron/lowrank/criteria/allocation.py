@@ -27,7 +27,7 @@ class Demand:
 
 def explaining_rank(e: Sequence[float], threshold: float) -> int:
     """The smallest r >= 1 that leaves at most ``1 - threshold`` of the sum of ``e`` unexplained."""
-    # Summed from the smallest on, so that a tail far below the whole keeps its digits.
+    # Summed from the smallest up, so that a tail far below the total keeps its digits.
     tails = [0.0, *accumulate(reversed(e))]
     allowed = tails[-1] - threshold * tails[-1]
     return next(r for r in range(1, len(e) + 1) if tails[len(e) - r] <= allowed)

@@ -44,7 +44,7 @@ def _attention_too(asked):
 
 
 class Factorising(Method):
-    """Factorises the linears that the run names, sooner or later."""
+    """A method that factorises the linears that the run names, at the start or at a switch."""
 
     settings: ClassVar[Sections] = (FactorSettings,)
     adaptations: ClassVar[Rules] = (_attention_too,)

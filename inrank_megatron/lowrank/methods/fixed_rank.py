@@ -35,8 +35,8 @@ class FixedRank(OfGivenRank):
             )
         if source == "random" and run.training.pretrained_checkpoint is not None:
             raise UserError(
-                "pretrained_checkpoint with factor_init = 'random': factors that are drawn, without a W0, "
-                "hold nothing of its weights; give --factor-init spectral, or drop --pretrained-checkpoint"
+                "pretrained_checkpoint with factor_init = 'random': random factors without a W0 cannot "
+                "use its weights; give --factor-init spectral, or drop --pretrained-checkpoint"
             )
         super().check_settings(run, shapes)
 

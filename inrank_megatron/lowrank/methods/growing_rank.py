@@ -103,7 +103,7 @@ def _columns(asked):
     if needed + buffer > width and asked.free("buffer"):
         fitting = max(1, min(default_buffer(width), width - needed))
         if fitting != buffer:
-            yield "buffer", fitting, f"rank {needed} and the buffer share a width of {width}"
+            yield "buffer", fitting, f"rank {needed} and the buffer must fit into a width of {width}"
             buffer = fitting
     most = min(width - buffer, largest or width)
     if rank > most >= 1 and asked.free("initial_rank"):
@@ -169,7 +169,7 @@ def _check_base(run, method: str) -> None:
             )
         if inrank.absorb_columns:
             raise UserError(
-                "absorb_columns on: is a subtraction from a frozen W0, and frozen_base is off; give "
+                "absorb_columns on: subtracts from a frozen W0, and frozen_base is off; give "
                 "--no-absorb-columns or --frozen-base"
             )
     if source not in legal:
@@ -180,8 +180,8 @@ def _check_base(run, method: str) -> None:
         )
     if run.training.pretrained_checkpoint is not None and not inrank.frozen_base:
         raise UserError(
-            "pretrained_checkpoint with frozen_base off: factors that are drawn, without a W0, hold nothing "
-            "of its weights; give --frozen-base, or drop --pretrained-checkpoint"
+            "pretrained_checkpoint with frozen_base off: random factors without a W0 cannot use its "
+            "weights; give --frozen-base, or drop --pretrained-checkpoint"
         )
 
 

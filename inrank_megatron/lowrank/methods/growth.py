@@ -15,7 +15,7 @@ from inrank_megatron.lowrank.methods.settings import Run
 
 
 class GrowthSettings(Section):
-    """When ranks are checked, and what a check asks for."""
+    """When ranks are checked, and what a check requires."""
 
     initial_rank: Count = setting("rank r at the start", 2)
     buffer: Count | None = setting(
@@ -122,7 +122,7 @@ class GrowthRule:
         return max(0, step // self.interval - last // self.interval)
 
     def check(self, layer: LayerView) -> Growth:
-        """The rank that the layer's spectrum asks for, within the reach of one check."""
+        """The rank that the layer's spectrum requires, as far as one check may raise it."""
         b, r = self.buffer_of(layer.min_dim), layer.rank
         # The authors' code searches [r, r + b). Equation 7 is 1 at r + b: no trained column is left out.
         reach = b if self.criterion == "eq7" else max(1, b - 1)

@@ -23,7 +23,7 @@ class ReLoRASettings(Section):
 
 
 def _merges(asked):
-    """Four stretches in a run too short for the default, with a tenth of each as warm-up."""
+    """Four intervals in a run too short for the default, with a tenth of each as warm-up."""
     inrank, steps = asked.config.inrank, asked.config.training.train_iters
     if steps < 2:
         return

@@ -56,10 +56,10 @@ class Asked(Protocol):
     def min_dim(self) -> int: ...
 
     def free(self, name: str) -> bool:
-        """Whether nobody has chosen this setting."""
+        """Whether nobody gave this setting, so that its default may be changed."""
 
 
 class Rule(Protocol):
-    """What gives way to what was asked for."""
+    """The defaults to change, with a reason each."""
 
     def __call__(self, asked: Asked, /) -> Iterator[Adaptation]: ...

@@ -109,6 +109,7 @@ def _check_budget(run, shapes) -> None:
     needed = sum(min(m, out, inp) * (out + inp) for out, inp in shapes.values())
     if int(budget * dense) < needed:
         raise UserError(
-            f"parameter_budget = {budget:g}: does not hold {m} columns of every linear, which are "
-            f"{needed / dense:.3g} of their parameters; raise --parameter-budget or lower --rank-multiple-of"
+            f"parameter_budget = {budget:g}: is too small for rank {m} in every linear, which takes "
+            f"{needed / dense:.3g} of their parameters; raise --parameter-budget or lower "
+            "--rank-multiple-of"
         )

@@ -153,12 +153,12 @@ BAD = [
     (
         1,
         {"method": "warm-start", "parameter_budget": 0.006},
-        ["parameter_budget = 0.006", "1 columns of every linear", "0.00651", "raise --parameter-budget"],
+        ["parameter_budget = 0.006", "rank 1 in every linear", "0.00651", "raise --parameter-budget"],
     ),
     (
         1,
         {"method": "warm-start", "parameter_budget": 0.3, "rank_multiple_of": 64},
-        ["parameter_budget = 0.3", "64 columns", "--rank-multiple-of"],
+        ["parameter_budget = 0.3", "rank 64", "--rank-multiple-of"],
     ),
     (
         1,

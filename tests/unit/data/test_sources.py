@@ -120,7 +120,7 @@ def test_paths_that_the_system_refuses_are_named(settings) -> None:
 def test_two_names_for_the_training_text_are_refused(settings) -> None:
     with pytest.raises(UserError, match="data_path, dataset: each names the training text"):
         select(settings(data_path=["a"], dataset="b"))
-    with pytest.raises(UserError, match="valid_data_path: belongs to train_data_path"):
+    with pytest.raises(UserError, match="valid_data_path: needs train_data_path"):
         select(settings(data_path=["a"], valid_data_path=["b"]))
 
 

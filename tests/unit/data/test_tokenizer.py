@@ -89,7 +89,7 @@ def test_faulty_tokenizer_folders_are_refused_in_one_line(
 def test_missing_tokenizers_and_too_small_vocabularies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(str(tmp_path / "missing"))
-    with pytest.raises(UserError, match="cannot be had from the hub"):
+    with pytest.raises(UserError, match="cannot be loaded from the hub"):
         load_tokenizer("nobody/nothing")
     with pytest.raises(UserError, match=r"vocab_size = 256: .* at least 257"):
         train_tokenizer(["text"], vocab_size=256)

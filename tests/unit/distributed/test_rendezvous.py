@@ -107,7 +107,7 @@ def test_ranks_wait_for_the_slowest(monkeypatch, capsys, late):
         (
             "0",
             "no.such.host.invalid",
-            r"MASTER_ADDR = 'no.such.host.invalid': this host knows no address of it",
+            r"MASTER_ADDR = 'no.such.host.invalid': this host finds no address for it",
         ),
         ("0", "taken", r"2 ranks cannot meet at 127.0.0.1:\d+ .*EADDRINUSE.*give the launcher a free"),
         ("1", "127.0.0.1", r"2 ranks cannot meet at 127.0.0.1:\d+ "),

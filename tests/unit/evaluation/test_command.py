@@ -138,8 +138,8 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):
         ((without, "--data", path), "no tokenizer next to it"),
         ((without, "--data", path, "--tokenizer", tokenizer_folder), "has a vocabulary of 300"),
         ((tmp_path / "absent", "--data", path), "does not exist"),
-        (("no-such-model", "--data", path), "cannot be had from the hub"),
-        ((tmp_path, "--data", path), "is in no format that is known here"),
+        (("no-such-model", "--data", path), "cannot be loaded from the hub"),
+        ((tmp_path, "--data", path), "is in none of the formats that can be read"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             evaluated(*words)

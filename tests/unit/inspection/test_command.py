@@ -141,7 +141,7 @@ def test_newer_damaged_checkpoint_is_passed_over_and_named(run):
 def test_what_cannot_be_inspected(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         inspect(tmp_path / "absent")
-    with pytest.raises(UserError, match="is in no format that is known here"):
+    with pytest.raises(UserError, match="is in none of the formats that can be read"):
         inspect(tmp_path)
     (tmp_path / "config.yaml").write_text(to_yaml(configuration()))
     with pytest.raises(UserError, match="it has no checkpoint yet"):

@@ -82,7 +82,7 @@ def test_one_altered_number_fails_the_check(run, tmp_path, kind):
     convert(run, target, kind, OPTIONS, notify=ignore)
     assert check_only(run, target, OPTIONS).is_rounding
     perturb(target, "transformer.h.1.mlp.c_fc.bias", 0.05)
-    with pytest.raises(UserError, match=r"exported: does not compute what .*run does \(largest logit"):
+    with pytest.raises(UserError, match=r"exported: does not compute the same as .*run \(largest logit"):
         check_only(run, target, OPTIONS)
 
 
@@ -95,7 +95,7 @@ def test_a_conversion_that_computes_something_else_leaves_nothing(run, tmp_path,
         perturb(folder, "transformer.h.0.attn.c_attn.weight", 1.0)
 
     monkeypatch.setattr(hf_dense, "write", wrong)
-    with pytest.raises(UserError, match="does not compute what"):
+    with pytest.raises(UserError, match="does not compute the same as"):
         convert(run, tmp_path / "exported", "hf-dense", OPTIONS, notify=ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -207,7 +207,7 @@ def test_a_name_of_the_hub_is_what_was_downloaded_before(tmp_path, monkeypatch):
     for absent in ("./someone/tiny", "/no/such/folder"):
         assert located(absent) == Path(absent)
     with pytest.raises(
-        UserError, match=r"^someone/else: is not a folder here and cannot be had from the hub"
+        UserError, match=r"^someone/else: is not a folder here and cannot be loaded from the hub"
     ):
         located("someone/else")
 

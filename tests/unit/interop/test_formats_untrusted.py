@@ -185,7 +185,7 @@ def test_targets_that_are_refused_before_anything_is_read(models, tmp_path, monk
         tmp_path / "link": "is a link",
         tmp_path / "link to a folder": "is a link",
         tmp_path / ("x" * 300): "cannot be a folder",
-        run / "checkpoints" / "step_00000099": "would pass for a checkpoint",
+        run / "checkpoints" / "step_00000099": "would look like a checkpoint",
         run: "exists already",
     }.items():
         with pytest.raises(UserError, match=reason):

@@ -109,7 +109,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"another run .*switch_iters None there, 7 here"):
         choose(resumed(config, method="inrank-efficient", switch_iters=7))
     (tmp_path / "run" / "config.yaml").unlink()
-    with pytest.raises(UserError, match="something that is not a run"):
+    with pytest.raises(UserError, match="files that are not a run's"):
         choose(resumed(config))
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -285,7 +285,7 @@ def test_the_configuration_of_another_program(tmp_path):
 def test_what_a_run_would_write_over_is_named(tmp_path, name):
     (tmp_path / "log.txt").write_text("")
     (tmp_path / name).write_text("of another program")
-    with pytest.raises(UserError, match=f"not a run, and {name} would be written over"):
+    with pytest.raises(UserError, match=f"not a run's, and a run would overwrite {name};"):
         choose(config_of(tmp_path))
     assert (tmp_path / name).read_text() == "of another program"
 

@@ -190,7 +190,7 @@ def test_older_checkpoints_are_removed(make, tmp_path, monkeypatch, records):
     saver.wait()
     assert steps(tmp_path) == [4, 6, 8]
     assert records.messages == [
-        "older checkpoints cannot be removed ([Errno 13] Permission denied); the run goes on"
+        "older checkpoints cannot be removed ([Errno 13] Permission denied); the run continues"
     ]
 
 

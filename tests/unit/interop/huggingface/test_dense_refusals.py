@@ -161,7 +161,7 @@ def test_other_families_and_no_model_at_all(saved, tmp_path):
     folder = saved("llama")
     change_settings(folder, model_type="mistral")
     with pytest.raises(
-        UserError, match=r"is in no format that is known here \(run, peft, hf-dense, hf-factorised"
+        UserError, match=r"is in none of the formats that can be read \(run, peft, hf-dense, hf-factorised"
     ):
         format_of(folder)
     (tmp_path / "a-file").write_text("{}")
