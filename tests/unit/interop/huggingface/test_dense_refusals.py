@@ -165,7 +165,7 @@ def test_other_families_and_no_model_at_all(saved, tmp_path):
     ):
         format_of(folder)
     (tmp_path / "a-file").write_text("{}")
-    with pytest.raises(UserError, match="a-file: is in no format"):
+    with pytest.raises(UserError, match="a-file: is in none of the formats"):
         format_of(tmp_path / "a-file")
     with pytest.raises(UserError, match="does not exist"):
         convert(tmp_path / "absent", tmp_path / "new", "run", OPTIONS, notify=lambda _line: None)
