@@ -1,5 +1,5 @@
-"""The run folder is one and the same on all hosts, or with ``--use-node-local-storage`` each host has its own;
-of the folder of token files it is said whether it is shared.
+"""The run folder is one and the same on all hosts, or with ``--use-node-local-storage`` each host has its
+own; of the folder of token files it is said whether it is shared.
 """
 
 import os
