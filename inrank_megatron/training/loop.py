@@ -135,7 +135,7 @@ class Trainer(TrainingParts):
         elif left := self.method.unfinished(self.engine.views()):
             self.run_logger.event("unfinished", step, f"step {step}: {left}")
         self._saver.wait()
-        self._decisions.close()
+        self._rank_changes.close()
         self._memory.since_last()
         self.peak_memory = largest(parallel.gather_from_all_ranks(self._memory.parts))
         return finished

@@ -79,6 +79,10 @@ class RankChanges:
         while self._unrecorded:
             self._unrecorded.pop(0)()
 
+    def close(self) -> None:
+        """Wait until no thread uses a process group, before those are destroyed."""
+        self._decisions.close()
+
     def _switch(self, decision: Decision) -> dict:
         step, engine, began = decision.step, self._engine, time.monotonic()
         form, in_first_phase = _form(engine), engine.in_first_phase
