@@ -37,6 +37,7 @@ TITLES = {
     "training": "Method, batch, evaluation, saving",
     "inrank": "Ranks",
     "data": "Text and tokenizer",
+    "logging": "Watching a run",
 }
 SETTINGS_HEAD = f"""{GENERATED}
 

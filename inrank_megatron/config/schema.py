@@ -199,6 +199,22 @@ class DataConfig(Section):
     )
 
 
+class LoggingConfig(Section):
+    """Where rank 0 reports besides the console, TensorBoard and the run folder. None of these can end a run."""
+
+    wandb_project: str | None = setting("Weights & Biases: the project; left out: no W&B", None)
+    wandb_exp_name: str | None = setting("name of the run there; left out: that of the run folder", None)
+    wandb_save_dir: str | None = setting("folder of W&B's local files; left out: the run folder", None)
+    mlflow_experiment: str | None = setting("MLflow: the experiment; left out: no MLflow", None)
+    mlflow_run_name: str | None = setting("name of the run there; left out: that of the run folder", None)
+    mlflow_tracking_uri: str | None = setting(
+        "server or store; left out: MLFLOW_TRACKING_URI, else MLflow's default", None
+    )
+    prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = setting(
+        "port of rank 0's host for Prometheus to scrape; left out: none", None
+    )
+
+
 class Config(Section):
     """One run. Build it with `from_flat` or `load`."""
 
@@ -208,6 +224,7 @@ class Config(Section):
     training: TrainingConfig
     inrank: InRankConfig
     data: DataConfig
+    logging: LoggingConfig
 
     @property
     def decay_iters(self) -> int:

@@ -1,14 +1,14 @@
-"""What a run records while it trains: ``metrics.jsonl``, ``ranks.jsonl`` and TensorBoard events."""
+"""What a run records while it trains: ``metrics.jsonl``, ``ranks.jsonl``, and scalars for its sinks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
-
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import json_line, read_records, write_atomically
+from inrank_megatron.reporting.sinks.base import FAILURE_SECONDS, BackgroundSink
+from inrank_megatron.reporting.sinks.tensorboard import TensorBoard
 
 # Megatron-LM's names, so that runs of both can lie in one TensorBoard.
 TRAIN_TAGS = {
@@ -38,12 +38,13 @@ class MetricsWriter:
         resume_step: the number of completed optimizer steps that the run continues from. Records of later
             steps, which the run is about to repeat, are removed first. 0 starts the records again. None
             (a new run) accepts no earlier records.
+        sinks: where scalars go besides TensorBoard; closed with this.
 
     Raises:
         UserError: ``resume_step`` is None and the folder holds records already.
     """
 
-    def __init__(self, run_dir: str | Path, *, resume_step: int | None):
+    def __init__(self, run_dir: str | Path, *, resume_step: int | None, sinks: Sequence[BackgroundSink] = ()):
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         paths = [run_dir / "metrics.jsonl", run_dir / "ranks.jsonl"]
@@ -56,9 +57,8 @@ class MetricsWriter:
                     "name another with --save, or continue the run with --resume auto"
                 )
         self._metrics, self._ranks = (path.open("a", encoding="utf-8") for path in paths)
-        # TensorBoard hides earlier events from purge_step on.
-        purge_step = resume_step + 1 if resume_step else resume_step
-        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        self._events = TensorBoard(run_dir, resume_step=resume_step)
+        self._sinks = sinks
 
     def train(self, step: int, **values: float | int | None) -> None:
         """One optimizer step: ``loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens`` (cumulative),
@@ -69,9 +69,8 @@ class MetricsWriter:
         ``step`` counts completed steps from 1.
         """
         _append(self._metrics, {"kind": "train", "step": step, **values})
-        for name, tag in TRAIN_TAGS.items():
-            if values.get(name) is not None:
-                self._events.add_scalar(tag, values[name], step)
+        known = {tag: values.get(name) for name, tag in TRAIN_TAGS.items()}
+        self._scalars({tag: value for tag, value in known.items() if value is not None}, step)
 
     def evaluation(
         self,
@@ -102,8 +101,8 @@ class MetricsWriter:
                 "elapsed_seconds": elapsed_seconds,
             },
         )
-        self._events.add_scalar(EVALUATION_TAGS[split], loss, step)
-        self._events.add_scalar(f"{EVALUATION_TAGS[split]} ppl", perplexity, step)
+        tag = EVALUATION_TAGS[split]
+        self._scalars({tag: loss, f"{tag} ppl": perplexity}, step)
 
     def ranks(self, records: list[dict[str, Any]]) -> None:
         """One record per layer of a check: ``step``, ``event`` (``init``, ``check``, ``switch``), ``layer``,
@@ -112,18 +111,30 @@ class MetricsWriter:
         """
         for record in records:
             _append(self._ranks, record)
-            self._events.add_scalar(f"rank/{record['layer']}", record["rank"], record["step"])
+        for step in dict.fromkeys(record["step"] for record in records):
+            own = [record for record in records if record["step"] == step]
+            self._scalars({f"rank/{record['layer']}": record["rank"] for record in own}, step)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """Anything else that happens once, such as ``switch`` or ``checkpoint``."""
         _append(self._metrics, {"kind": kind, "step": step, **values})
 
-    def close(self) -> None:
-        """Close all three; a second call does nothing."""
+    def faults(self) -> list[str]:
+        """A line about each sink that has failed since the last call for the first time."""
+        return [line for sink in self._sinks if (line := sink.fault()) is not None]
+
+    def close(self, *, finished: bool = False, failed: bool = False) -> None:
+        """Close everything; a second call does nothing. ``failed``: it is an error that ends the run."""
         for stream in (self._metrics, self._ranks):
             with _naming(stream):
                 stream.close()
         self._events.close()
+        for sink in self._sinks:
+            sink.close(finished=finished, **({"patience": FAILURE_SECONDS} if failed else {}))
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
+        for sink in (self._events, *self._sinks):
+            sink.scalars(values, step)
 
 
 def _append(stream: TextIO, record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What a run is made of, in this order: weights, data, method, model, engine, trainer. Collective."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.registry import make_method, switch_step
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.model.pretrained import PretrainedWeights
+from inrank_megatron.reporting.sinks.registry import open_sinks
 from inrank_megatron.reporting.stages import shown
 from inrank_megatron.training.job import Job
 from inrank_megatron.training.loop import Trainer
@@ -118,6 +120,7 @@ def _trainer(
         total_steps=config.training.train_iters,
         start_step=progress.step,
         vocab_size=topology.vocab_size,
+        sinks=partial(open_sinks, config, folder.path, is_new=folder.is_new),
     )
     return Trainer(
         config=config,

@@ -11,6 +11,7 @@ from inrank_megatron.distributed.platform import device_name
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.reporting.console import unless_nobody_reads
+from inrank_megatron.reporting.sinks.registry import check_installed as check_sinks
 from inrank_megatron.training.pretrained import choose_pretrained
 
 
@@ -27,6 +28,7 @@ def print_plan(launch: Launch) -> None:
     check_deepspeed(config, accumulation=topology.accumulation_steps, extra=extra)
     if launch.cluster is None:  # which may have other software
         check_installed(config)
+        check_sinks(config)
     if config.data.dataset is None:  # which a look at would download
         select(config.data)
     if config.training.pretrained_checkpoint is not None:

@@ -22,6 +22,8 @@ PLACES = frozenset(
         "test_data_path",
         "dataset",
         "tokenizer",
+        "wandb_save_dir",
+        "mlflow_tracking_uri",
     }
 )
 # What may change besides: where a run runs, how long, how it is watched and how it is optimized.
@@ -51,6 +53,7 @@ FREE = PLACES | frozenset(
         "overflow_limit",
         "overlap_rank_check",
         *sections()["optimizer"].model_fields,
+        *sections()["logging"].model_fields,
     }
 )
 # Weights alone have seen neither data nor a switch: fixed is what gives them their meaning.

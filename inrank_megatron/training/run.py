@@ -18,6 +18,7 @@ from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.reporting.console import unless_nobody_reads
+from inrank_megatron.reporting.sinks.registry import check_installed as check_sinks
 from inrank_megatron.training.build import build
 from inrank_megatron.training.dry_run import print_plan
 from inrank_megatron.training.examining import JobExaminer
@@ -49,6 +50,7 @@ def run(launch: Launch, watchdog: JobWatchdog) -> None:
     deepspeed_json = passthrough(launch.deepspeed_config or {}, config, topology)
     check_deepspeed(config, accumulation=topology.accumulation_steps, extra=deepspeed_json)
     check_installed(config)
+    check_sinks(config)
     check_precision(bf16=config.training.bf16)
     explained(
         lambda: _run(launch, topology, deepspeed_json, watchdog),

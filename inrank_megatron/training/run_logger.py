@@ -1,6 +1,6 @@
 """What the run reports: records in the run folder and lines for the user, from rank 0 alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +9,7 @@ from inrank_megatron.reporting.console import Console, unless_nobody_reads
 from inrank_megatron.reporting.files import METRICS, RANKS, read_records
 from inrank_megatron.reporting.learnt import tells_of_words
 from inrank_megatron.reporting.metrics import MetricsWriter
+from inrank_megatron.reporting.sinks.base import BackgroundSink
 from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.run_folder import RunFolder
 
@@ -21,32 +22,50 @@ class RunLogger:
     Args:
         start_step: completed steps that the run continues from; records of later ones are removed.
         vocab_size: without padding.
+        sinks: opens the sinks of the run, on rank 0.
     """
 
     def __init__(
-        self, folder: RunFolder, *, active: bool, total_steps: int, start_step: int, vocab_size: int
+        self,
+        folder: RunFolder,
+        *,
+        active: bool,
+        total_steps: int,
+        start_step: int,
+        vocab_size: int,
+        sinks: Callable[[], Sequence[BackgroundSink]] = tuple,
     ):
         self._folder, self._active, self._vocab_size = folder, active, vocab_size
         self._total_steps, self._start_step = total_steps, start_step
+        self._sinks, self._finished = sinks, False
         self._stack = ExitStack()
 
     def __enter__(self) -> "RunLogger":
         if self._active:
             resumed = None if self._folder.is_new else self._start_step
-            self._metrics = MetricsWriter(self._folder.path, resume_step=resumed)
-            self._stack.callback(self._metrics.close)
+            self._metrics = MetricsWriter(self._folder.path, resume_step=resumed, sinks=self._sinks())
+            self._stack.push(self._close)
             self._console = self._stack.enter_context(Console(self._total_steps, start_step=self._start_step))
         return self
 
     def __exit__(self, *exception) -> None:
         self._stack.__exit__(*exception)
 
+    def _close(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._metrics.close(finished=self._finished, failed=kind is not None)
+        for fault in self._metrics.faults():
+            with unless_nobody_reads():
+                print(fault, flush=True)
+
     def train(self, record: dict[str, Any]) -> None:
         """One optimizer step's record (``reporting/metrics.py``)."""
         if self._active:
             self._metrics.train(**record)
+            self._finished = record["step"] == self._total_steps
             with unless_nobody_reads():
                 self._console.step(record)
+            for fault in self._metrics.faults():
+                self.message(fault)
 
     def evaluation(self, step: int, split: str, result: Evaluation, *, elapsed_seconds: float) -> None:
         if self._active:

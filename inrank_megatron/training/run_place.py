@@ -20,6 +20,8 @@ NAMES = frozenset(
         "report.html",
         "summary.json",
         "tensorboard",
+        "wandb_run_id",
+        "mlflow_run_id",
     }
 )
 
