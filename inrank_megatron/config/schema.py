@@ -166,6 +166,11 @@ class TrainingConfig(Section):
         "full: recompute each layer's activations in the backward pass", None
     )
     log_interval: Count = setting("steps between two lines of metrics", 1)
+    on_loss_spike: Literal["warn", "skip", "rollback"] = setting(
+        "warn: say so; skip: leave out the update; rollback: go on from the newest checkpoint, with the "
+        "batches after the spike",
+        "warn",
+    )
 
 
 class DataConfig(Section):
@@ -200,7 +205,7 @@ class DataConfig(Section):
 
 
 class LoggingConfig(Section):
-    """Where rank 0 reports besides the console, TensorBoard and the run folder. None of these can end a run."""
+    """Where rank 0 reports, besides console, TensorBoard and run folder. None of these can end a run."""
 
     wandb_project: str | None = setting("Weights & Biases: the project; left out: no W&B", None)
     wandb_exp_name: str | None = setting("name of the run there; left out: that of the run folder", None)

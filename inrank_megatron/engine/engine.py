@@ -4,7 +4,7 @@ It knows no method by name. ``live_model.py`` holds the model, ``changes.py`` ca
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -27,13 +27,16 @@ class StepResult:
     """Mean loss per token over the global batch, global gradient norm before clipping.
 
     ``skipped``: the gradient overflowed under loss scaling and nothing was updated; its norm is infinite.
-    ``notice``: the largest that any rank gave.
+    ``notice``: the largest that any rank gave. ``forbidden``: the loss forbade the update, and the norm is
+    infinite. ``rank_seconds``: of each rank's own work per step since they were last asked for.
     """
 
     loss: float
     grad_norm: float
     skipped: bool = False
     notice: int = 0
+    forbidden: bool = False
+    rank_seconds: Sequence[float] = ()
 
 
 class Engine(LiveModel):
@@ -46,6 +49,8 @@ class Engine(LiveModel):
         step: int,
         lr: float,
         meanwhile: Callable[[], int] = lambda: 0,
+        forbids: Callable[[float], bool] = lambda loss: False,
+        asks_times: bool = False,
     ) -> StepResult:
         """Optimizer step number ``step`` (from 1) over this rank's micro-batches, at learning rate ``lr``.
 
@@ -55,7 +60,10 @@ class Engine(LiveModel):
         Args:
             meanwhile: called when the device has all of the forward and backward passes to do. What it
                 returns is sent to all ranks (``StepReport``).
+            forbids: whether the update is to be left out for its loss; the same on all ranks.
+            asks_times: whether to give ``rank_seconds``.
         """
+        self.clock.begin()
         self.parallel.seed_random(seed=self.config.training.seed, step=step)
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group["lr_multiplier"]
@@ -64,10 +72,13 @@ class Engine(LiveModel):
             seen.append(batch)
             self._begin_micro_batch(index)
             loss = self.loss(self.deepspeed, batch)
+            if index + 1 == self.accumulation:
+                self.clock.forward_done()
             self.deepspeed.backward(loss)
             total += loss.detach()
             if index + 1 < self.accumulation:
                 self.deepspeed.step()  # counts the micro-batch
+        self.clock.backward_done()
         self._replicated.sum()
         report = StepReport(
             total,
@@ -75,12 +86,23 @@ class Engine(LiveModel):
             meanwhile(),
             self.parallel,
             need_finite=not self.loss_scaling.enabled,
+            forbids=forbids,
+            seconds=self.clock.take() if asks_times else None,
         )
-        norm = self._update(step, report, seen)
+        with self.loss_scaling.unless(lambda: report.forbidden):
+            norm = self._update(step, report, seen)
         self._end_step()
-        skipped = self.loss_scaling.enabled and not math.isfinite(norm)
-        self.loss_scaling.count(overflow=skipped, step=step)
-        return StepResult(loss=report.loss, grad_norm=norm, skipped=skipped, notice=report.notice)
+        skipped = self.loss_scaling.enabled and not math.isfinite(norm) and not report.forbidden
+        if not report.forbidden:
+            self.loss_scaling.count(overflow=skipped, step=step)
+        return StepResult(
+            loss=report.loss,
+            grad_norm=norm,
+            skipped=skipped,
+            notice=report.notice,
+            forbidden=report.forbidden,
+            rank_seconds=report.rank_seconds,
+        )
 
     def _update(self, step: int, report: StepReport, seen: list[MicroBatch]) -> float:
         """The optimizer's step; the gradient norm, infinite if the step was left out for that."""
@@ -96,7 +118,7 @@ class Engine(LiveModel):
             norm = self._norm_of_deepspeed()
             if report.loss is None:  # it has seen an overflow before it came to the norm
                 report.fetch()
-        if not self.loss_scaling.enabled:
+        if not self.loss_scaling.enabled and not report.forbidden:
             if not math.isfinite(report.loss):
                 self._stop_for(f"the loss is {report.loss}", step, seen)
             if not math.isfinite(norm):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.distributed.step_clock import StepClock
 from inrank_megatron.engine import deepspeed_setup
 from inrank_megatron.engine.linears import FactorisedLayer, Linear, find_linears
 from inrank_megatron.engine.loss_scaling import LossScaling
@@ -47,6 +48,7 @@ class LiveModel:
             factorised. All that is known of a layer is there.
         master_weights: FP32 master weights and optimizer state of the trained parameters.
         loss_scaling: the loss scale, and the steps that it skipped.
+        clock: how long this rank takes for its steps.
         last_weighing: what ``weighing.py`` measured last, of which metric and step, until weights change.
     """
 
@@ -69,6 +71,7 @@ class LiveModel:
         self.config, self.parallel, self.device = config, parallel, device
         self.accumulation, self.deepspeed_json = accumulation, deepspeed_json
         self.factory = factory
+        self.clock = StepClock(device)
         self.deepspeed: Any = None
         self.last_weighing: tuple[Metric, int, Weighing] | None = None
         self.loss_scaling = LossScaling(enabled=config.training.fp16, limit=config.training.overflow_limit)
@@ -80,11 +83,7 @@ class LiveModel:
     def build(self, factors: Mapping[str, FactorSpec]) -> None:
         """Make the model with this structure, in the place of the one before if there is one."""
         if self.deepspeed is not None:
-            self.loss_scaling.detach()
-            deepspeed_setup.stop_deepspeed(self.deepspeed)
-            self.deepspeed = None
-            del self.model, self.linears, self.master_weights, self._replicated
-            gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
+            self.discard()
         self.model = self.factory.build(factors).to(self.device)
         self.linears = find_linears(self.model, self.factory.linear_shapes, factors, self.parallel.tp_group)
         self.deepspeed, self.master_weights = deepspeed_setup.start_deepspeed(
@@ -94,6 +93,14 @@ class LiveModel:
             self.model, self.deepspeed.optimizer, self.master_weights.shard_map, self.parallel.tp_group
         )
         self.loss_scaling.attach(self.deepspeed.optimizer)
+
+    def discard(self) -> None:
+        """Free the model, and what DeepSpeed holds of it."""
+        self.loss_scaling.detach()
+        deepspeed_setup.stop_deepspeed(self.deepspeed)
+        self.deepspeed = None
+        del self.model, self.linears, self.master_weights, self._replicated
+        gc.collect()  # DeepSpeed's engine is full of cycles that would keep the old model alive
 
     # ---- its factorised layers ----
 

@@ -1,5 +1,7 @@
 """Dynamic loss scaling under DeepSpeed: its state, the steps that it skipped, and when they are too many."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from inrank_megatron.errors import UserError
@@ -56,6 +58,17 @@ class LossScaling:
                 f"{self.scale:g} ({limit}); lower --lr and continue from the last checkpoint with --resume "
                 "auto, or start again with --bf16"
             )
+
+    @contextmanager
+    def unless(self, forbidden: Callable[[], bool]) -> Iterator[None]:
+        """What DeepSpeed's optimizer does within it leaves no trace if the update was ``forbidden``, which it
+        takes for an overflow.
+        """
+        before = self._state()
+        yield
+        if forbidden():
+            self._set_state(before)
+            self._forget_gradients()
 
     def record(self) -> dict:
         """For a checkpoint."""

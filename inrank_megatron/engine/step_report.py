@@ -38,16 +38,33 @@ class StepReport:
         count: micro-batches of all replicas together.
         notice: what this rank has to report to the others, 0 (nothing) to ``NOTICES``.
         need_finite: whether a loss that is not finite forbids the update.
+        forbids: whether a loss forbids the update for another reason; the same on all ranks.
+        seconds: of this rank, to be sent to all; None, on all ranks alike: none are sent.
 
     Attributes:
         loss, notice: mean loss over all micro-batches, largest notice of all ranks; after :meth:`fetch`.
+        forbidden: what ``forbids`` said. rank_seconds: those of all ranks, by rank; empty if none were sent.
     """
 
-    def __init__(self, total: Tensor, count: int, notice: int, parallel: Parallel, *, need_finite: bool):
+    def __init__(
+        self,
+        total: Tensor,
+        count: int,
+        notice: int,
+        parallel: Parallel,
+        *,
+        need_finite: bool,
+        forbids: Callable[[float], bool] = lambda loss: False,
+        seconds: float | None = None,
+    ):
         self.loss: float | None = None
-        self.notice = 0
-        self._count, self._need_finite = count, need_finite
-        self._sums = torch.zeros(1 + NOTICES, dtype=torch.float64, device=total.device)
+        self.notice, self.forbidden = 0, False
+        self.rank_seconds: list[float] = []
+        self._count, self._need_finite, self._forbids = count, need_finite, forbids
+        times = 0 if seconds is None else parallel.world_size
+        self._sums = torch.zeros(1 + NOTICES + times, dtype=torch.float64, device=total.device)
+        if seconds is not None:
+            self._sums[1 + NOTICES + parallel.rank] = seconds
         if parallel.tp_rank == 0:  # the others have the same
             self._sums[0] = total
         if notice:
@@ -61,12 +78,14 @@ class StepReport:
         """
         own = torch.zeros((), device=self._sums.device) if norm is None else norm
         if own.device == self._sums.device:
-            total, *ranks, last = torch.cat([self._sums, own.double().view(1)]).cpu().tolist()
+            *sums, last = torch.cat([self._sums, own.double().view(1)]).cpu().tolist()
         else:  # with offload the norm is the host's
-            (total, *ranks), last = self._sums.cpu().tolist(), own.item()
+            sums, last = self._sums.cpu().tolist(), own.item()
+        total, notices, self.rank_seconds = sums[0], sums[1 : 1 + NOTICES], sums[1 + NOTICES :]
         self.loss = total / self._count
-        self.notice = max((notice for notice, count in enumerate(ranks, start=1) if count), default=0)
-        if self._need_finite and not math.isfinite(self.loss):
+        self.notice = max((notice for notice, count in enumerate(notices, start=1) if count), default=0)
+        self.forbidden = self._forbids(self.loss)
+        if self.forbidden or (self._need_finite and not math.isfinite(self.loss)):
             last = math.inf
         return torch.tensor(last, dtype=own.dtype)
 

@@ -125,4 +125,6 @@ def _figures(record: dict[str, Any]) -> list[str]:
         figures.append(f"peak {record['max_memory_allocated'] / 2**30:.1f} GiB")
     if record.get("mean_rank") is not None:
         figures.append(f"mean rank {record['mean_rank']:.1f}")
+    if record.get("straggler_rank") is not None:
+        figures.append(f"rank {record['straggler_rank']} {record['straggler_factor']:.1f}x slower")
     return figures

@@ -23,6 +23,7 @@ TRAIN_TAGS = {
     "peak_rss": "peak-rss-bytes",
     "loss_scale": "loss-scale",
     "mean_rank": "rank/mean",
+    "straggler_factor": "straggler-factor",
 }
 EVALUATION_TAGS = {"valid": "lm loss validation", "test": "lm loss test"}
 
@@ -133,7 +134,8 @@ class MetricsWriter:
             sink.close(finished=finished, **({"patience": FAILURE_SECONDS} if failed else {}))
 
     def _scalars(self, values: dict[str, float], step: int) -> None:
-        for sink in (self._events, *self._sinks):
+        self._events.scalars(values, step)
+        for sink in self._sinks:
             sink.scalars(values, step)
 
 

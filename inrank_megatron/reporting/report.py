@@ -20,6 +20,7 @@ from inrank_megatron.reporting.tables import (
     Table,
     evaluation_table,
     median,
+    notice_table,
     number,
     phase_table,
     rank_table,
@@ -159,5 +160,5 @@ def _cost_tile(run: Run, key: str, *, name: str) -> Tile:
 
 
 def _tables(run: Run) -> list[Table]:
-    tables = (phase_table(run), evaluation_table(run), rank_table(run), *small_tables(run))
+    tables = (phase_table(run), evaluation_table(run), notice_table(run), rank_table(run), *small_tables(run))
     return [table for table in tables if table.rows]

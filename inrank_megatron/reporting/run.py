@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from inrank_megatron.reporting.files import SAMPLE, is_there, read_records
 from inrank_megatron.reporting.sound import fault_of_summary, is_sound
 
 Record = dict[str, Any]
+NOTICES = ("note", "straggler", "loss_spike")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Run:
         settings: ``config.yaml``, flat.
         summary: ``summary.json``. sample: ``sample.json``, text of the model.
         train, evaluations, switches, checkpoints: the lines of ``metrics.jsonl``, by kind.
+        notices: lines of ``metrics.jsonl`` with a text: notes, stragglers, loss spikes.
         ranks: the lines of ``ranks.jsonl``, one per layer and check.
     """
 
@@ -35,6 +37,7 @@ class Run:
     checkpoints: list[Record]
     ranks: list[Record]
     sample: Record
+    notices: list[Record] = field(default_factory=list)
 
     @property
     def switch_step(self) -> int | None:
@@ -77,10 +80,13 @@ def read_run(run_dir: str | Path) -> Run:
             f"{folder} is not a run folder, and a report needs one: name the folder given to --save"
         )
     kinds: dict[str, list[Record]] = {"train": [], "eval": [], "switch": [], "checkpoint": []}
+    notices = []
     for record in read_records(folder / "metrics.jsonl"):
         kind = record.get("kind")
         if isinstance(kind, str) and kind in kinds and is_sound(record, kind):
             kinds[kind].append(record)
+        elif kind in NOTICES and is_sound(record, "notice"):
+            notices.append(record)
     return Run(
         folder=folder,
         settings=_settings(folder / "config.yaml"),
@@ -91,6 +97,7 @@ def read_run(run_dir: str | Path) -> Run:
         checkpoints=kinds["checkpoint"],
         ranks=[record for record in read_records(folder / "ranks.jsonl") if is_sound(record, "ranks")],
         sample=_mapping(folder / SAMPLE, parse=lambda text: json.loads(text or "{}")),
+        notices=notices,
     )
 
 

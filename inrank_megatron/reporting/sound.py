@@ -42,6 +42,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value) <= 300
 
 
+def _is_notice(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 2000
+
+
 def _is_layer(value: Any) -> bool:
     """A name in a block that a model can have: each block gets a colour."""
     return _is_text(value) and all(len(part) <= 4 for part in value.split(".") if part.isdecimal())
@@ -80,6 +84,7 @@ _RECORDS: dict[str, tuple[dict[str, Is], dict[str, Is]]] = {
     ),
     "switch": ({"step": is_step}, {}),
     "checkpoint": ({"step": is_step, "path": _is_text}, {}),
+    "notice": ({"step": is_step, "text": _is_notice}, {}),
     "ranks": (
         {"step": is_step, "layer": _is_layer, "event": _is_text, "rank": is_step},
         {"explained_ratio": _is_known, "singular_values": _is_spectrum, "singular_value_sum": _is_known},

@@ -94,6 +94,12 @@ def evaluation_table(run: Run) -> Table:
     return Table("Evaluations", heads, rows)
 
 
+def notice_table(run: Run) -> Table:
+    """What was noticed: how the run began, ranks that were slow, jumps of the loss."""
+    rows = [[f"{record['step']:,}", record["text"]] for record in run.notices]
+    return Table("Notices", ["step", "what"], rows)
+
+
 def rank_table(run: Run) -> Table:
     """First and last rank of every layer."""
     rows = []

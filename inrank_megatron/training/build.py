@@ -1,6 +1,7 @@
 """What a run is made of, in this order: weights, data, method, model, engine, trainer. Collective."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,16 @@ def build(job: Job, folder: RunFolder) -> tuple[Trainer, PreparedData]:
     checkpoint, pretrained = _open_weights(job, folder)
     data = _prepare_data(job, folder, checkpoint or pretrained)
     return _trainer(job, folder, data, checkpoint=checkpoint, pretrained=pretrained), data
+
+
+def build_again(job: Job, folder: RunFolder, data: PreparedData, *, skipped_batches: int) -> Trainer:
+    """The trainer of a run that goes back to its folder's checkpoint, passing over batches. Collective."""
+    path, parallel = folder.checkpoint, job.parallel
+    assert path is not None, "the run goes back to it"
+    checkpoint = parallel.call_or_raise_on_all_ranks(lambda: Checkpoint(path, verify=parallel.rank == 0))
+    return _trainer(
+        job, folder, data, checkpoint=checkpoint, pretrained=None, skipped_batches=skipped_batches
+    )
 
 
 def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, PretrainedWeights | None]:
@@ -94,8 +105,9 @@ def _trainer(
     *,
     checkpoint: Checkpoint | None,
     pretrained: PretrainedWeights | None,
+    skipped_batches: int | None = None,
 ) -> Trainer:
-    """Batches, method, engine, trainer."""
+    """Batches, method, engine, trainer. ``skipped_batches``: after a rollback, more than the checkpoint's."""
     config, parallel = job.config, job.parallel
     vocab_size, world_size = data.tokenizer.vocab_size, parallel.world_size
     topology = topology_of(config, world_size=world_size, vocab_size=vocab_size)
@@ -114,6 +126,8 @@ def _trainer(
     method = make_method(config, switch_step=identity["switch_step"])
     engine = _engine(job, folder, topology, method, pretrained=pretrained)
     progress = resume_progress(checkpoint) if checkpoint else Progress()
+    if skipped_batches is not None:
+        progress = replace(progress, history=replace(progress.history, skipped_batches=skipped_batches))
     run_logger = RunLogger(
         folder,
         active=parallel.rank == 0,

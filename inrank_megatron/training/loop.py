@@ -1,23 +1,27 @@
 """The training loop: step, every k steps a rank decision, once a switch; evaluation, saving, stopping.
 
 ``parts.py`` has what it works with: ``RankChanges`` asks the method and has its changes made, ``StepMetrics``
-records steps, ``RecordedEvaluation`` evaluates, ``Saver`` writes checkpoints, ``StopRequest`` says when to
-end.
+records steps, ``StepWatch`` looks at them, ``RecordedEvaluation`` evaluates, ``Saver`` writes checkpoints,
+``StopRequest`` says when to end.
 """
 
 import time
+from dataclasses import replace
 
+from inrank_megatron.checkpoint.folder import step_folder
 from inrank_megatron.distributed.peak_memory import largest
 from inrank_megatron.engine.engine import StepResult
 from inrank_megatron.engine.held import held_bytes, held_slices
 from inrank_megatron.engine.replicas import check_replicas
 from inrank_megatron.engine.state import engine_record
 from inrank_megatron.training.failures import saves_outlive_failures
+from inrank_megatron.training.loss_history import LossHistory
 from inrank_megatron.training.parts import TrainingParts
 from inrank_megatron.training.progress import Progress, recorded_progress
 from inrank_megatron.training.saving import SaveStatus
 from inrank_megatron.training.schedule import learning_rate
 from inrank_megatron.training.step_metrics import is_due, phase_name
+from inrank_megatron.training.watching import RolledBack
 
 
 class Trainer(TrainingParts):
@@ -50,12 +54,17 @@ class Trainer(TrainingParts):
 
     def _step(self) -> bool:
         """Train a step, with what follows from it. Whether a rank was asked to stop, the same on all."""
-        began, step = time.monotonic(), self.progress.step + 1
+        began, step, history = time.monotonic(), self.progress.step + 1, self.progress.history
         lr = learning_rate(step, self.config)
         result = self.engine.train_step(
-            self._micro_batches(step - 1), step=step, lr=lr, meanwhile=self._meanwhile
+            self._micro_batches(step - 1),
+            step=step,
+            lr=lr,
+            meanwhile=self._meanwhile,
+            forbids=self._step_watch.forbids(history),
+            asks_times=self._step_watch.asks_times(step),
         )
-        self.progress = Progress(step, self._seconds())
+        self.progress = Progress(step, self._seconds(), history=history)
         self._watch(result, lr=lr, seconds=time.monotonic() - began)
         stopping = self._saver.should_stop(result.notice)
         self._change_ranks()
@@ -74,12 +83,35 @@ class Trainer(TrainingParts):
 
     def _watch(self, result: StepResult, *, lr: float, seconds: float) -> None:
         """Everything that looks at each step's ``result`` without changing the model."""
-        self._metrics.record(result, self.progress, lr=lr, seconds=seconds)
+        step, history = self.progress.step, self.progress.history
+        self.progress = replace(self.progress, history=self._step_watch.look(result, history, step=step))
+        figures = self._step_watch.figures()
+        self._metrics.record(result, self.progress, lr=lr, seconds=seconds, figures=figures)
+        if self._step_watch.rolls_back(result.loss, history):
+            self._roll_back(history)
+
+    def _roll_back(self, history: LossHistory) -> None:
+        """Have the run go on from the newest checkpoint, if this run has one.
+
+        Raises:
+            RolledBack: it has.
+        """
+        step, saved = self.progress.step, self._saved
+        if saved.step == 0 or saved.weights_only:
+            self.run_logger.message(
+                f"step {step}: there is no checkpoint to roll back to yet; the run goes on"
+            )
+            return
+        self._saver.wait()
+        skipped = history.skipped_batches + step - saved.step
+        raise RolledBack(step_folder(self.folder.checkpoints, saved.step), step, skipped)
 
     def _change_ranks(self) -> None:
-        step = self.progress.step
+        step, phase = self.progress.step, phase_name(self.engine)
         changed = self._rank_changes.after(step, is_last=step == self.config.training.train_iters)
         self.identity = self.identity | changed
+        if phase_name(self.engine) != phase:  # another model, whose loss is another one
+            self.progress = replace(self.progress, history=replace(self.progress.history, losses=()))
 
     def _compare_replicas(self) -> None:
         step, interval = self.progress.step, self.config.parallel.replica_check_interval

@@ -13,10 +13,22 @@ from inrank_megatron.engine.live_model import MicroBatch
 
 
 class MicroBatches:
-    """``micro_batches(step)``: this rank's part of the global batch of ``step`` (from 0)."""
+    """``micro_batches(step)``: this rank's part of the global batch of ``step`` (from 0).
 
-    def __init__(self, batches: TrainBatches, topology: Topology, parallel: Parallel, device: torch.device):
-        self._batches, self._topology = batches, topology
+    Args:
+        skipped: global batches that are passed over: step s has the batch of index s + ``skipped``.
+    """
+
+    def __init__(
+        self,
+        batches: TrainBatches,
+        topology: Topology,
+        parallel: Parallel,
+        device: torch.device,
+        *,
+        skipped: int = 0,
+    ):
+        self._batches, self._topology, self._skipped = batches, topology, skipped
         self._parallel, self._device = parallel, device
         self._ahead: tuple[int, list[Tensor]] = (-1, [])
 
@@ -36,6 +48,6 @@ class MicroBatches:
         rows = []
         for index in range(self._topology.accumulation_steps):
             first = (index * parallel.dp_size + parallel.dp_rank) * micro
-            tokens = torch.from_numpy(self._batches.rows(step, first, first + micro))
+            tokens = torch.from_numpy(self._batches.rows(step + self._skipped, first, first + micro))
             rows.append(to_device(tokens, self._device))
         return rows

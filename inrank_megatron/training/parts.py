@@ -18,6 +18,7 @@ from inrank_megatron.training.run_logger import RunLogger
 from inrank_megatron.training.saving import Saver
 from inrank_megatron.training.step_metrics import StepMetrics
 from inrank_megatron.training.stopping import StopRequest
+from inrank_megatron.training.watching import StepWatch
 
 OVERLAP = "overlap_rank_check"
 
@@ -55,7 +56,9 @@ class TrainingParts:
         self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
         self._compared_step = self.progress.step  # full tensors were loaded, or drawn on all ranks alike
         self._memory = memory = PeakMemory(device, "start")
-        self._micro_batches = MicroBatches(self.batches, topology, parallel, device)
+        self._micro_batches = MicroBatches(
+            self.batches, topology, parallel, device, skipped=self.progress.history.skipped_batches
+        )
         self._rank_changes = RankChanges(
             engine,
             self.method,
@@ -65,6 +68,7 @@ class TrainingParts:
             memory=memory,
         )
         self._metrics = StepMetrics(engine, config, topology, run_logger, memory, self.peak_flops)
+        self._step_watch = StepWatch(config, parallel, run_logger)
         self._evaluation = RecordedEvaluation(
             engine, self.windows, config, topology, run_logger, self._seconds, self._stopping
         )

@@ -36,6 +36,7 @@ FREE = PLACES | frozenset(
         "resume",
         "exit_duration_in_mins",
         "log_interval",
+        "on_loss_spike",
         "eval_interval",
         "eval_iters",
         "distributed_timeout_minutes",

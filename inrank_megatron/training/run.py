@@ -19,17 +19,19 @@ from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.sinks.registry import check_installed as check_sinks
-from inrank_megatron.training.build import build
+from inrank_megatron.training.build import build, build_again
 from inrank_megatron.training.dry_run import print_plan
 from inrank_megatron.training.examining import JobExaminer
 from inrank_megatron.training.failures import explained
 from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.job import Job, join
 from inrank_megatron.training.loop import Trainer
+from inrank_megatron.training.rank_log import rank_log
 from inrank_megatron.training.run_folder import RunFolder, choose_run_folder, claim
 from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.shared_folder import check_shared, check_unshared
 from inrank_megatron.training.summary import is_finished, write_summary
+from inrank_megatron.training.watching import Rollbacks, RolledBack
 
 FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
 
@@ -117,17 +119,33 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
     first = parallel.rank == 0
     if first:
         write_summary(trainer, data, finished=False)
-    with trainer.run_logger as run_logger:
-        for note in folder.notes:
-            run_logger.note(note)
-        if "valid" in trainer.windows and (warning := without_best(config)):
-            run_logger.note(warning)
-        run_logger.message(_headline(trainer))
-        finished = trainer.train()
+    if "valid" in trainer.windows and (warning := without_best(config)):
+        folder.notes.append(warning)
+    with rank_log(folder.path, rank=parallel.rank, device=device_name()):
+        finished = _session(trainer, folder)
+        rollbacks = Rollbacks()
+        while isinstance(finished, RolledBack):
+            note = rollbacks.note(finished)
+            folder = replace(folder, is_new=False, checkpoint=finished.checkpoint, notes=[note])
+            trainer.engine.discard()
+            trainer = build_again(job, folder, data, skipped_batches=finished.skipped_batches)
+            finished = _session(trainer, folder)
     if first:
         write_summary(trainer, data, finished=finished)
     if first and finished and config.training.train_iters >= FEWEST_STEPS:
         _write_sample(trainer, data)
+
+
+def _session(trainer: Trainer, folder: RunFolder) -> bool | RolledBack:
+    """Train to the end, a stop or a rollback. Whether the run is finished."""
+    with trainer.run_logger as run_logger:
+        for note in folder.notes:
+            run_logger.note(note)
+        run_logger.message(_headline(trainer))
+        try:
+            return trainer.train()
+        except RolledBack as rolled_back:
+            return rolled_back.with_traceback(None)  # which would keep the trainer's memory
 
 
 def _write_sample(trainer: Trainer, data: PreparedData) -> None:

@@ -153,6 +153,12 @@ class RunLogger:
             self._metrics.event(kind, step, **values)
             self.message(text)
 
+    def notice(self, kind: str, step: int, text: str, **values: Any) -> None:
+        """An event whose text stays on record, for the report."""
+        if self._active:
+            self._metrics.event(kind, step, text=text, **values)
+            self.message(text)
+
     def note(self, text: str) -> None:
         """What the user should know of how the run began; it stays on record."""
         if self._active:

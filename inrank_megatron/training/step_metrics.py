@@ -38,13 +38,17 @@ class StepMetrics:
     memory: PeakMemory
     peak_flops: float | None
 
-    def record(self, result: StepResult, progress: Progress, *, lr: float, seconds: float) -> None:
-        """Record the step that ``progress`` ends with if it is due, and say so if it was skipped."""
+    def record(
+        self, result: StepResult, progress: Progress, *, lr: float, seconds: float, figures: dict
+    ) -> None:
+        """Record the step that ``progress`` ends with if it is due, with ``figures`` of others, and say so if
+        it was skipped.
+        """
         step, training = progress.step, self.config.training
         if is_due(step, training.log_interval) or step == training.train_iters:
             metrics = self._of(result, step=step, lr=lr, seconds=seconds)
             elapsed = {"elapsed_seconds": progress.seconds}
-            self.run_logger.train(metrics | elapsed | self.memory.since_last())
+            self.run_logger.train(metrics | figures | elapsed | self.memory.since_last())
         if result.skipped:
             scale = self.engine.loss_scaling.scale
             self.run_logger.message(
@@ -61,7 +65,7 @@ class StepMetrics:
             "loss": result.loss,
             "perplexity": math.exp(min(result.loss, 700.0)),
             "lr": lr,
-            "grad_norm": None if result.skipped else result.grad_norm,
+            "grad_norm": None if result.skipped or result.forbidden else result.grad_norm,
             "loss_scale": scaling.scale,
             "skipped_steps": scaling.skipped,
             "tokens": tokens * step,

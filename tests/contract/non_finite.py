@@ -75,6 +75,29 @@ def spoilt_steps(rank: int, world_size: int, layout: Layout, settings: dict, val
     return seen
 
 
+def left_out(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
+    """A step whose loss forbids the update: what it changes, and what follows."""
+    session = build("inrank", layout, **settings).start()
+    session.train_step()
+    before = everything(session)
+    result = session.train_step(forbids=lambda loss: loss > 0, asks_times=True)
+    changed = different(before, everything(session))
+    # As if it had never been: the same batch, dropout included, trains now.
+    session.step -= 1
+    session.train_step()
+    after, scaling = everything(session), session.engine.loss_scaling.record()
+    other = build("inrank", layout, **settings).start()
+    other.train_step()
+    other.train_step()
+    return {
+        "forbidden": result.forbidden and not result.skipped,
+        "changed": changed,
+        "same scale": scaling == other.engine.loss_scaling.record(),
+        "after": different(after, everything(other)),
+        "times": result.rank_seconds,
+    }
+
+
 def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, steps: int) -> dict:
     """A training whose first loss scales are far too large, over rank checks; then one spoilt step."""
     session = build("inrank", layout, fp16=True, initial_loss_scale=2.0**40, **settings).start()

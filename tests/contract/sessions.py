@@ -79,14 +79,14 @@ class Session:
             self.apply(self.decide())
         return self
 
-    def train_step(self) -> StepResult:
+    def train_step(self, **options) -> StepResult:
         """A step without the method's changes."""
         self.step += 1
         config, lr = self.engine.config, self.engine.config.optimizer.lr
         # ReLoRA's schedule is part of the method; others stay at the peak.
         if config.training.method == "relora":
             lr = learning_rate(self.step, config)
-        result = self.engine.train_step(self.batch(self.step - 1), step=self.step, lr=lr)
+        result = self.engine.train_step(self.batch(self.step - 1), step=self.step, lr=lr, **options)
         self.losses.append(result.loss)
         self.grad_norms.append(result.grad_norm)
         return result

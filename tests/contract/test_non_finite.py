@@ -13,6 +13,7 @@ from tests.contract.non_finite import (
     MODULE,
     PARAMETER,
     gives_up,
+    left_out,
     overflowing,
     scaling_over_changes,
     spoilt_steps,
@@ -55,6 +56,26 @@ def test_non_finite_value_stops_every_rank_before_the_update(layout, settings):
         assert message.startswith("step 2: ") and what in message and where in message, message
         assert "\n" not in message and "--lr" in message and "--resume auto" in message
         assert [result[place][1] for result in results] == [[], []], place
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [
+        ("TP2 SP", {"zero_stage": 1}),
+        ("TP2 SP", {"zero_stage": 1, "bf16": True}),
+        ("DP2", {"zero_stage": 2, **OFFLOAD}),
+        ("DP2", {"zero_stage": 2, "fp16": True}),
+        ("DP2", {"zero_stage": 3}),
+    ],
+    ids=str,
+)
+def test_a_forbidden_update_leaves_no_trace(layout, settings):
+    results = run_ranks(left_out, 2, LAYOUTS[layout], settings)
+    for result in results:
+        assert result["forbidden"] and result["changed"] == [] and result["after"] == []
+        assert result["same scale"]
+        assert len(result["times"]) == 2 and min(result["times"]) > 0
+    assert results[0]["times"] == results[1]["times"]
 
 
 SCALED = [

@@ -147,6 +147,7 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
         "split": "1,1,1",
         "optimizer": "sgd",
         "new_column_moments": "zero",
+        "on_loss_spike": "skip",
     }
     for name, info in fields().items():
         flag, method = "--" + name.replace("_", "-"), ["--method", "inrank-efficient"]
