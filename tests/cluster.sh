@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 apt-get update -q
-DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends iproute2 openssh-client openssh-server \
+DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends iproute2 iptables openssh-client openssh-server \
     pdsh munge slurmctld slurmd slurm-client openmpi-bin
 bash launch/setup_env.sh test
 .venv/bin/pip install -q -c launch/constraints.txt kubernetes-validate==1.37.0

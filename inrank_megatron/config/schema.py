@@ -95,7 +95,11 @@ class ParallelConfig(Section):
         "keep the optimizer's state in the host's memory and compute its step there", False
     )
     distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = setting(
-        "minutes after which the run ends if a process does not answer", 10
+        "minutes that a collective waits, and that a process may pause in work that is new to it",
+        10,
+    )
+    hang_timeout_seconds: Annotated[int, Field(ge=5, le=10**6)] = setting(
+        "seconds within which all processes end once one is lost, stopped or hangs", 60
     )
 
 

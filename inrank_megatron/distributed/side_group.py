@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from inrank_megatron.distributed.entered import OF_SIDE_THREADS
 from inrank_megatron.distributed.process_groups import Parallel
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ class SideGroup:
         self._is_first = parallel.rank == 0
         self._group = None
         if parallel.world_size > 1:
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE, group_desc=OF_SIDE_THREADS)
 
     def to_first(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on rank 0; nothing on the others."""

@@ -5,19 +5,27 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from inrank_megatron.distributed.hosts import Hosts, ended
+from inrank_megatron.distributed.guarded import Guard
+from inrank_megatron.distributed.marks import Marks
+from inrank_megatron.distributed.pauses import Pauses, WakingClock
 
 if TYPE_CHECKING:  # this module comes before torch and Megatron-Core, whose import takes seconds
+    from inrank_megatron.distributed.hang import State
+    from inrank_megatron.distributed.peers import Peers
     from inrank_megatron.distributed.process_groups import Parallel
     from inrank_megatron.distributed.rendezvous import Meeting
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
+NEWS_SECONDS = 0.2
+# Of the time in which all ranks must have ended: what is left is for telling the others and for ending.
+SILENCE, PAUSE, GRACE = 0.5, 0.75, 0.05
 LAUNCHERS = {"deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 DEEPSPEED_COMMANDS = {"deepspeed", "ds", "deepspeed.launcher.runner"}
 _SESSION = re.compile(r"sshd(-session)?: \S+@notty")
@@ -28,24 +36,33 @@ class JobWatchdog:
 
     The `deepspeed` command does not pass SIGTERM on to the launcher that it started, a killed launcher
     cannot pass on anything, what ssh has started outlives its connection, and a collective waits for a lost
-    host, or with NCCL for a killed rank, until its timeout. A thread watches for all of these, because the
-    main thread may be inside a collective.
+    host, a stopped or hanging rank, or with NCCL for a killed one, until its timeout. A thread watches for
+    all of these, because the main thread may be inside a collective. A rank that is stopped is ended by its
+    guard, and is then lost.
 
     Make it first of all, so that no launcher is gone before it is known. A lost launcher ends the process
     until :meth:`hand_over`; after that the training loop asks :attr:`launcher_is_gone`, because it has
     something to save. A lost rank, once :meth:`join` knows the ranks, ends the process ``GRACE_SECONDS``
     later, unless the main thread fails by itself before. On GPUs of several hosts NCCL may end the process
     sooner than that, without a reason, and the message comes at once. :meth:`leave` ends the watch.
+
+    Attributes:
+        marks: what the main thread does, by its own word.
+        on_failure: told of a loss that ends this process.
     """
 
     def __init__(self, *, rank: int):
+        self.marks = Marks()
+        self.on_failure: Callable[[str], None] = lambda message: None
         self._rank = rank
         self._launchers = _launchers()
         self._ranks: dict[int, psutil.Process | None] = {}
         self._lost: str | None = None
-        self._place = ""  # of the ranks of this machine, in words, where there are others
+        self._host = ""
         self._speaks_at_once = False
-        self._hosts: Hosts | None = None
+        self._grace = GRACE_SECONDS
+        self._peers: Peers | None = None
+        self._guard: Guard | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="job watchdog", daemon=True).start()
 
@@ -53,17 +70,39 @@ class JobWatchdog:
     def launcher_is_gone(self) -> bool:
         return not all(map(_alive, self._launchers))
 
-    def join(self, meeting: "Meeting") -> None:
-        """Learn which ranks run on this machine and which on others. Called on all ranks."""
+    def join(self, meeting: "Meeting", *, hang_timeout: float = 60.0, longest: float = 600.0) -> None:
+        """Learn which ranks run on this machine and which on others. Called on all ranks.
+
+        Args:
+            hang_timeout: seconds within which all ranks end once one is lost, stopped or hangs.
+            longest: seconds that a rank may pause where it has not done such work before (``Pauses``).
+        """
+        # Imported here: it imports torch.
+        from inrank_megatron.distributed.peers import Peers
+
         own = meeting.ranks.rank
-        machine = meeting.arrivals[own].machine
+        if meeting.ranks.world_size == 1:
+            return
+        self._host, machine = meeting.arrivals[own].host, meeting.arrivals[own].machine
         for rank in meeting.ranks_of(machine):
             if rank != own:
                 self._ranks[rank] = _process(meeting.arrivals[rank].pid, meeting.arrivals[rank].created)
-        if not meeting.is_on_one_machine:
-            self._speaks_at_once = meeting.arrivals[own].gpu is not None
-            self._place = f" on host {meeting.arrivals[own].host}"
-            self._hosts = Hosts(meeting)
+        self._speaks_at_once = not meeting.is_on_one_machine and meeting.arrivals[own].gpu is not None
+        self._grace = min(GRACE_SECONDS, GRACE * hang_timeout)
+        silence = SILENCE * hang_timeout
+        clock = WakingClock(time.monotonic, most=silence / 4)
+        self._pauses = Pauses(self.marks, least=PAUSE * hang_timeout, longest=longest, clock=clock)
+        self._peers = Peers(meeting, silence=silence, state=self._state)
+        self._guard = Guard(silence, f"rank {own} on host {self._host}")
+
+    def _state(self) -> "State":
+        """What this rank does. Called by one thread, every few seconds."""
+        from inrank_megatron.distributed.entered import entered_collectives
+        from inrank_megatron.distributed.hang import State
+
+        entered = entered_collectives()
+        self._pauses.see(sum(entered.values()))
+        return State(self.marks.in_words(), self._pauses.seconds, self._pauses.limit, entered)
 
     def hand_over(self) -> None:
         """From here on the caller sees to a lost launcher."""
@@ -73,6 +112,8 @@ class JobWatchdog:
         """From here on ranks may end, each in its own time. Collective."""
         parallel.barrier()
         self._left.set()
+        if self._peers:
+            self._peers.leave()
 
     def explain(self, *, patience: float) -> str | None:
         """What to say of a failure of the main thread that a lost rank or host may have caused; None if none
@@ -91,22 +132,33 @@ class JobWatchdog:
         return self._lost
 
     def _look(self) -> str | None:
-        if self._hosts and self._hosts.lost:
-            return self._hosts.lost
         gone = [rank for rank, process in self._ranks.items() if not _alive(process)]
-        return ended(f"rank {gone[0]}{self._place}") if gone else None
+        if gone:
+            time.sleep(NEWS_SECONDS)  # rank 0 knows more of it, and reports that
+        if self._peers and self._peers.lost:
+            return self._peers.lost
+        if not gone:
+            return None
+        from inrank_megatron.distributed.peers import ended
+
+        return ended(f"rank {gone[0]} on host {self._host}")
 
     def _watch(self) -> None:
         lost_since = None
         while not self._left.wait(POLL_SECONDS):
+            if self._guard:
+                self._guard.beat()
             if not self._handed_over.is_set() and self.launcher_is_gone:
                 self._end("the launcher has ended before training began; nothing was written")
             lost = self.lost()
             if lost and not lost_since and self._speaks_at_once:
                 self._say(lost)
             lost_since = None if lost is None else lost_since or time.monotonic()
-            if lost_since and time.monotonic() - lost_since > GRACE_SECONDS:
+            if lost and lost_since and time.monotonic() - lost_since > self._grace:
+                self.on_failure(lost)
                 self._end(None if self._speaks_at_once else lost)
+        if self._guard:
+            self._guard.leave()
 
     def _say(self, message: str) -> None:
         print(f"rank {self._rank}: error: {message}", file=sys.stderr, flush=True)

@@ -47,10 +47,22 @@ class Decisions:
     computes step s + 1, and carried out after that. It sees nothing of step s + 1, and however fast the host
     is, it comes after that step: runs repeat bit for bit, and a run that is resumed between the two steps
     begins the check again, from the same values.
+
+    Args:
+        begin: called with the kind of work and the step when a decision begins (``Marks.begin``).
     """
 
-    def __init__(self, engine: Engine, method: Method, *, batches: Batches, overlap: bool):
+    def __init__(
+        self,
+        engine: Engine,
+        method: Method,
+        *,
+        batches: Batches,
+        overlap: bool,
+        begin: Callable[[str, int], None] = lambda kind, step: None,
+    ):
         self._engine, self._method, self._batches = engine, method, batches
+        self._begin = begin
         self._under_way: _Check | None = None
         self._side = SideGroup(engine.parallel) if overlap else None
 
@@ -70,12 +82,14 @@ class Decisions:
         ``is_last``: no step follows, so that nothing may be left under way.
         """
         if self._under_way is not None:
+            self._begin("rank check", step)
             check, self._under_way = self._under_way, None
             yield check.finish()
         views = self._engine.views()
         plan = self._method.plan_step(step, views)
         if plan is None:
             return
+        self._begin("rank check" if isinstance(plan.spectrum, str) else "choice of ranks", step)
         if self._side is not None and plan.may_come_late and not is_last:
             self._under_way = _Check(self._engine, plan, views, self._side, step=step)
         else:

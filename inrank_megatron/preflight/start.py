@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from inrank_megatron.distributed.hosts import ended
+from inrank_megatron.distributed.peers import ended
 from inrank_megatron.errors import UserError
 from inrank_megatron.preflight.connections import Connections
 from inrank_megatron.preflight.data import Data

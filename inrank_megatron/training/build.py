@@ -146,6 +146,7 @@ def _trainer(
         folder=folder,
         run_logger=run_logger,
         stop=job.stop,
+        marks=job.watchdog.marks,
         identity=identity,
         progress=progress,
         peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),

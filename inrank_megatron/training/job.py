@@ -30,6 +30,7 @@ class Job:
     parallel: Parallel
     meeting: Meeting
     stop: StopRequest
+    watchdog: JobWatchdog
     notes: list[str]
 
     @property
@@ -49,11 +50,12 @@ def join(config: Config, topology: Topology, deepspeed_json: dict, watchdog: Job
     timeout_minutes = config.parallel.distributed_timeout_minutes
     meeting = meet(timeout_minutes=timeout_minutes, settings=settings_in_common(config))
     notes = check_start(Place(config, topology, deepspeed_json, meeting)) if config.parallel.preflight else []
-    watchdog.join(meeting)
+    hang_timeout = config.parallel.hang_timeout_seconds
+    watchdog.join(meeting, hang_timeout=hang_timeout, longest=60 * timeout_minutes)
     parallel = process_groups.initialise(
         backend=backend(),
         tensor_model_parallel_size=topology.tensor_model_parallel_size,
         timeout_minutes=timeout_minutes,
         meeting=meeting,
     )
-    return Job(config, topology, deepspeed_json, parallel, meeting, stop, notes)
+    return Job(config, topology, deepspeed_json, parallel, meeting, stop, watchdog, notes)

@@ -29,7 +29,7 @@ class Trainer(TrainingParts):
 
     def train(self) -> bool:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
-        with saves_outlive_failures(self._saver):
+        with saves_outlive_failures(self._saver, self.marks):
             self._begin()
             stopping = self._stopping()
             while self.progress.step < self.config.training.train_iters and not stopping:
@@ -55,6 +55,7 @@ class Trainer(TrainingParts):
     def _step(self) -> bool:
         """Train a step, with what follows from it. Whether a rank was asked to stop, the same on all."""
         began, step, history = time.monotonic(), self.progress.step + 1, self.progress.history
+        self.marks.begin("step", step)
         lr = learning_rate(step, self.config)
         result = self.engine.train_step(
             self._micro_batches(step - 1),
@@ -116,6 +117,7 @@ class Trainer(TrainingParts):
     def _compare_replicas(self) -> None:
         step, interval = self.progress.step, self.config.parallel.replica_check_interval
         if self.engine.parallel.world_size > 1 and is_due(step, interval or None):
+            self.marks.begin("comparison of replicas", step)
             check_replicas(self.engine, step=step, last_good=self._compared_step)
             self._compared_step = step
 
@@ -151,6 +153,7 @@ class Trainer(TrainingParts):
             return
         state = recorded_progress(progress, check_under_way=self._rank_changes.under_way)
         state |= {"identity": self.identity, "engine": engine_record(engine)}
+        self.marks.begin("save", progress.step)
         self._saver.save(held_slices(engine), state, snapshot_bytes=held_bytes(engine))
         self._saved = progress
 
@@ -160,14 +163,12 @@ class Trainer(TrainingParts):
         finished = finished and self._evaluate("test")
         step, parallel = self.progress.step, self.engine.parallel
         if not finished:
-            reason = parallel.broadcast_from_rank_0(
-                lambda: self.stop.reason() or "another rank was asked to stop"
-            )
-            self.run_logger.message(f"stopping after step {step}: {reason}")
+            self.run_logger.message(f"stopping after step {step}: {self.stop.reason_of_all(parallel)}")
         elif left := self.method.unfinished(self.engine.views()):
             self.run_logger.event("unfinished", step, f"step {step}: {left}")
         self._saver.wait()
         self._rank_changes.close()
+        self.marks.begin("report", step)
         self._memory.since_last()
         self.peak_memory = largest(parallel.gather_from_all_ranks(self._memory.parts))
         return finished

@@ -8,6 +8,7 @@ from torch import Tensor
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.data.batches import TrainBatches
 from inrank_megatron.distributed.device_copies import to_device
+from inrank_megatron.distributed.marks import Marks
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.live_model import MicroBatch
 
@@ -16,6 +17,7 @@ class MicroBatches:
     """``micro_batches(step)``: this rank's part of the global batch of ``step`` (from 0).
 
     Args:
+        marks: counts what is taken.
         skipped: global batches that are passed over: step s has the batch of index s + ``skipped``.
     """
 
@@ -25,10 +27,12 @@ class MicroBatches:
         topology: Topology,
         parallel: Parallel,
         device: torch.device,
+        marks: Marks,
         *,
         skipped: int = 0,
     ):
         self._batches, self._topology, self._skipped = batches, topology, skipped
+        self._marks = marks
         self._parallel, self._device = parallel, device
         self._ahead: tuple[int, list[Tensor]] = (-1, [])
 
@@ -37,7 +41,9 @@ class MicroBatches:
         known, rows = self._ahead
         if known != step:
             rows = self._rows(step)
-        return ((tokens[:, :-1], tokens[:, 1:]) for tokens in rows)
+        for tokens in rows:
+            self._marks.micro_batches += 1
+            yield tokens[:, :-1], tokens[:, 1:]
 
     def fetch(self, step: int) -> None:
         """Send the tokens of ``step`` on their way to the device; the host does not wait."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.distributed.marks import Marks
 from inrank_megatron.distributed.peak_memory import Peak, PeakMemory
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank.methods.base import Method
@@ -44,6 +45,7 @@ class TrainingParts:
     folder: RunFolder
     run_logger: RunLogger
     stop: StopRequest
+    marks: Marks
     identity: dict
     peak_flops: float | None
     progress: Progress = field(default_factory=Progress)
@@ -57,7 +59,12 @@ class TrainingParts:
         self._compared_step = self.progress.step  # full tensors were loaded, or drawn on all ranks alike
         self._memory = memory = PeakMemory(device, "start")
         self._micro_batches = MicroBatches(
-            self.batches, topology, parallel, device, skipped=self.progress.history.skipped_batches
+            self.batches,
+            topology,
+            parallel,
+            device,
+            self.marks,
+            skipped=self.progress.history.skipped_batches,
         )
         self._rank_changes = RankChanges(
             engine,
@@ -66,11 +73,12 @@ class TrainingParts:
             overlap=self.identity.get(OVERLAP, False),  # not in runs that began before that was possible
             run_logger=run_logger,
             memory=memory,
+            marks=self.marks,
         )
         self._metrics = StepMetrics(engine, config, topology, run_logger, memory, self.peak_flops)
         self._step_watch = StepWatch(config, parallel, run_logger)
         self._evaluation = RecordedEvaluation(
-            engine, self.windows, config, topology, run_logger, self._seconds, self._stopping
+            engine, self.windows, config, topology, run_logger, self.marks, self._seconds, self._stopping
         )
         self._saver = Saver(
             self.folder.checkpoints,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from inrank_megatron.distributed.marks import Marks
 from inrank_megatron.distributed.peak_memory import PeakMemory
 from inrank_megatron.engine.decisions import Decision, Decisions
 from inrank_megatron.engine.engine import Engine
@@ -35,10 +36,12 @@ class RankChanges:
         overlap: bool,
         run_logger: RunLogger,
         memory: PeakMemory,
+        marks: Marks,
     ):
         self._engine, self._method, self._batches = engine, method, batches
         self._overlap, self._run_logger, self._memory = overlap, run_logger, memory
-        self._decisions = Decisions(engine, method, batches=batches, overlap=overlap)
+        self._marks = marks
+        self._decisions = Decisions(engine, method, batches=batches, overlap=overlap, begin=marks.begin)
         self._unrecorded: list[Callable[[], None]] = []
 
     @property
@@ -87,6 +90,7 @@ class RankChanges:
         step, engine, began = decision.step, self._engine, time.monotonic()
         form, in_first_phase = _form(engine), engine.in_first_phase
         begins = "; second phase" if in_first_phase or not engine.layers else ""
+        self._marks.begin("switch", step)
         self._memory.begin("switch")
         engine.apply(decision.changes, step=step, batches=self._batches)
         self._memory.begin(phase_name(engine))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.data.batches import EvalWindows
+from inrank_megatron.distributed.marks import Marks
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.training.evaluate import evaluate
 from inrank_megatron.training.progress import Progress
@@ -27,6 +28,7 @@ class RecordedEvaluation:
     config: Config
     topology: Topology
     run_logger: RunLogger
+    marks: Marks
     seconds: Callable[[], float]
     stopping: Callable[[], bool]
 
@@ -49,6 +51,8 @@ class RecordedEvaluation:
             lambda: run_logger.recorded_evaluation(step, split, tokens=tokens)
         )
         rows = self.topology.micro_batch_size
+        if recorded is None:
+            self.marks.begin("evaluation", step)
         result = recorded or evaluate(
             self.engine, windows, rows=rows, limit=limit, part=usual, stop=self.stopping
         )

@@ -41,6 +41,7 @@ FREE = PLACES | frozenset(
         "eval_iters",
         "distributed_timeout_minutes",
         "preflight",
+        "hang_timeout_seconds",
         "replica_check_interval",
         "tensor_model_parallel_size",
         "sequence_parallel",

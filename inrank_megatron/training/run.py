@@ -2,7 +2,9 @@
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 
+from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import costs
 from inrank_megatron.config.cli import Launch
 from inrank_megatron.config.deepspeed_json import passthrough
@@ -13,6 +15,7 @@ from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed import process_groups
 from inrank_megatron.distributed.placement import hosts_in_words
 from inrank_megatron.distributed.platform import backend, check_precision, device_name, mixed_devices
+from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.distributed.side_group import SideGroup
 from inrank_megatron.distributed.watchdog import JobWatchdog
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
@@ -27,6 +30,7 @@ from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.job import Job, join
 from inrank_megatron.training.loop import Trainer
 from inrank_megatron.training.rank_log import rank_log
+from inrank_megatron.training.repeated_failures import Failures
 from inrank_megatron.training.run_folder import RunFolder, choose_run_folder, claim
 from inrank_megatron.training.saving import without_best
 from inrank_megatron.training.shared_folder import check_shared, check_unshared
@@ -74,14 +78,12 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
         job.meeting,
         "a verified run",
     )
-    if job.leaders is not None:
-        holders = parallel.broadcast_from_rank_0(lambda: examiner.holders)
-        folder = replace(folder, leaders=job.leaders, holders=holders)
+    folder = _with_holders(folder, job, examiner)
     folder.notes.extend([*launch.notes, *job.notes, *_machines_in_words(job)])
     if parallel.broadcast_from_rank_0(lambda: is_finished(folder, config)):
         done = f"the run has all its {config.training.train_iters} steps already\n"
     else:
-        _train(job, folder, lock)
+        _train(job, folder, lock, examiner)
     watchdog.leave(parallel)
     if parallel.rank == 0:
         # Imported here: no other rank draws, and Matplotlib takes a second.
@@ -102,7 +104,15 @@ def _machines_in_words(job: Job) -> list[str]:
     return [*mixed, *hosts_in_words(job.meeting, job.parallel, backend=backend(), sent=sent)]
 
 
-def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
+def _with_holders(folder: RunFolder, job: Job, examiner: JobExaminer) -> RunFolder:
+    """The folder with who has which files, where hosts do not share it."""
+    if job.leaders is None:
+        return folder
+    holders = job.parallel.broadcast_from_rank_0(lambda: examiner.holders)
+    return replace(folder, leaders=job.leaders, holders=holders)
+
+
+def _train(job: Job, folder: RunFolder, lock: FolderLock, examiner: JobExaminer) -> None:
     """Build everything, then train to the end or to a stop."""
     config, parallel = job.config, job.parallel
     trainer, data = build(job, folder)
@@ -115,6 +125,8 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
     else:
         folder.notes.append(check_unshared(folder.path, parallel, folder.leaders))
     folder.notes.extend(filter(None, [lock.note]))
+    failures = Failures(folder.path, config, session=job.meeting.arrivals[0].created)
+    job.watchdog.on_failure = failures.note
     job.stop.listen()
     first = parallel.rank == 0
     if first:
@@ -126,14 +138,26 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock) -> None:
         rollbacks = Rollbacks()
         while isinstance(finished, RolledBack):
             note = rollbacks.note(finished)
-            folder = replace(folder, is_new=False, checkpoint=finished.checkpoint, notes=[note])
+            opened = _opened(finished.checkpoint, job.parallel, examiner)
+            folder = replace(folder, is_new=False, opened=opened, notes=[note])
+            folder = _with_holders(folder, job, examiner)
             trainer.engine.discard()
             trainer = build_again(job, folder, data, skipped_batches=finished.skipped_batches)
             finished = _session(trainer, folder)
     if first:
+        failures.clear()
         write_summary(trainer, data, finished=finished)
     if first and finished and config.training.train_iters >= FEWEST_STEPS:
         _write_sample(trainer, data)
+
+
+def _opened(checkpoint: Path, parallel: Parallel, examiner: JobExaminer) -> Checkpoint:
+    """A checkpoint of this session, verified by all ranks."""
+    if parallel.rank != 0:
+        examiner.serve()
+    return parallel.broadcast_from_rank_0(
+        lambda: examiner.lead(lambda: Checkpoint(checkpoint, examine=examiner))
+    )
 
 
 def _session(trainer: Trainer, folder: RunFolder) -> bool | RolledBack:

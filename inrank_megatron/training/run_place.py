@@ -7,6 +7,7 @@ from pathlib import Path
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import METRICS, RANKS
+from inrank_megatron.training.repeated_failures import FAILURES
 
 # All that a run writes, apart from hidden files.
 NAMES = frozenset(
@@ -16,6 +17,7 @@ NAMES = frozenset(
         METRICS,
         RANKS,
         "checkpoints",
+        FAILURES,
         "plots",
         "report.html",
         "summary.json",

@@ -1,10 +1,15 @@
 """When a run must stop early: a signal, a time limit, or a launcher that is gone."""
 
 import signal
+import socket
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from inrank_megatron.distributed.watchdog import JobWatchdog
+
+if TYPE_CHECKING:  # this module comes before torch and Megatron-Core, whose import takes seconds
+    from inrank_megatron.distributed.process_groups import Parallel
 
 # Batch systems warn of a time limit with one of these, which end a process unless it listens.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -58,3 +63,15 @@ class StopRequest:
         if self._watchdog.launcher_is_gone:
             return "the launcher has ended"
         return None
+
+    def reason_of_all(self, parallel: "Parallel") -> str:
+        """Why to stop, and which ranks that has reached, unless it has all. Collective."""
+        from inrank_megatron.distributed.roll import several  # here: it imports torch
+
+        told = parallel.gather_from_all_ranks((self.reason(), socket.gethostname()))
+        asked = [(rank, host) for rank, (reason, host) in enumerate(told) if reason is not None]
+        reason = next((reason for reason, _ in told if reason is not None), "a rank was asked to stop")
+        if len(asked) == len(told) or not asked:
+            return reason
+        hosts = several("host", sorted({host for _, host in asked}))
+        return f"{reason} ({several('rank', [rank for rank, _ in asked])} on {hosts})"

@@ -22,6 +22,7 @@ from tests.harness import ROOT
 PROGRAMS = {
     "ip": "iproute2",
     "tc": "iproute2",
+    "iptables": "iptables",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "pdsh": "pdsh",
@@ -101,6 +102,9 @@ class Host:
     def set_cable(self, state: str) -> None:
         """``up`` or ``down``."""
         self.run("ip", "link", "set", DEVICE, state)
+
+    def is_there(self) -> bool:
+        return self._holder.poll() is None
 
     def kill(self) -> None:
         """The host vanishes, without a word to its peers."""

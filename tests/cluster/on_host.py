@@ -1,6 +1,6 @@
-"""The main program on a host of its own: ``on_host.py FIRST_PROCESS FLAG...``
+"""A program on a host of its own: ``on_host.py FIRST_PROCESS PROGRAM FLAG...``
 
-The fork that runs it has imported everything already, and enters the host. A host is lost after six seconds.
+The fork that runs it has imported everything already, and enters the host.
 """
 
 import ctypes
@@ -10,8 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from inrank_megatron.distributed import hosts
-from tests.harness import PRETRAIN, ROOT
+from tests.harness import ROOT
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,12 +31,11 @@ def enter(first_pid: int) -> None:
 
 
 if __name__ == "__main__":
-    first_pid, *flags = sys.argv[1:]
+    first_pid, program, *flags = sys.argv[1:]
     enter(int(first_pid))
     child = os.fork()
     if child:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
-    hosts.SILENCE_SECONDS = 6
-    sys.argv = [str(PRETRAIN), *flags]
-    runpy.run_path(str(PRETRAIN), run_name="__main__")
+    sys.argv = [program, *flags]
+    runpy.run_path(program, run_name="__main__")

@@ -20,7 +20,7 @@ def test_out_of_memory_on_one_rank_stops_all_with_advice(tmp_path):
     assert "Traceback" not in run.stderr
     lines = sorted(line for line in run.stderr.splitlines() if ": error: " in line)
     assert [line.partition(": ")[0] for line in lines] == ["rank 0", "rank 1"], run.stderr
-    assert "rank 1 has ended" in lines[0]
+    assert re.search(r"rank 1 on host \S+ has ended \(last seen in step \d", lines[0])
     assert re.search(
         r"out of memory: [\d.]+ MiB more was asked for, [\d.]+ MiB is left to this process", lines[1]
     )

@@ -86,7 +86,11 @@ def test_full_disk_for_metrics_stops_every_rank(tmp_path):
     first, second = errors(full)
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert f"{metrics}: No space left on device; correct that, then continue with --resume auto" in first
-    assert "rank 0 has ended" in second and "--resume auto" in second
+    assert (
+        "rank 0 on host " in second
+        and " has ended (last seen in step " in second
+        and "--resume auto" in second
+    )
     saved = published(tmp_path / "run" / "checkpoints")
     assert saved and all(Checkpoint(path) for path in saved)
     assert [record["step"] for record in records(tmp_path / "run", "train")] == [1, 2, 3, 4, 5]

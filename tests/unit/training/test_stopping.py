@@ -139,7 +139,7 @@ def test_lost_rank_is_reported(alone, monkeypatch):
     deadline = time.monotonic() + 30
     while not ended and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert "rank 1 has ended" in ended[0]
+    assert "rank 1 on host here has ended" in ended[0]
     other.wait()
 
 
@@ -164,7 +164,7 @@ def test_a_failure_is_explained_by_the_rank_that_was_lost(alone):
     alone.join(meeting)
     assert alone.explain(patience=0) is None and not alone._left.is_set()
     other.kill()
-    assert "rank 1 has ended" in alone.explain(patience=10)
+    assert "rank 1 on host here has ended" in alone.explain(patience=10)
     assert alone._left.is_set(), "one message is enough"
     other.wait()
 
@@ -175,7 +175,7 @@ def test_rank_that_ended_early_is_reported(alone):
     other.kill()
     other.wait()
     alone.join(meeting)
-    assert "rank 1 has ended" in alone.explain(patience=10)
+    assert "rank 1 on host here has ended" in alone.explain(patience=10)
 
 
 @pytest.mark.parametrize("number", WARNINGS)
