@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def session(config, folder, steps, *, is_new):
     [sink] = open_sinks(config, folder, is_new=is_new)
     for step in steps:
         sink.scalars({"lm loss": 10.0 - step, f"rank/{LAYER}": 4}, step)
-    sink.close(finished=not is_new)
+    sink.close(finished=not is_new, patience=120)
     return sink.fault()
 
 
@@ -91,12 +92,13 @@ def test_mlflow_on_its_server(tmp_path):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", store, "--default-artifact-root", str(tmp_path)]
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=env)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", log)
         check_mlflow(tmp_path, f"http://127.0.0.1:{port}")
     finally:
-        os.killpg(server.pid, 15)
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
 
 
