@@ -15,6 +15,16 @@ SCRIPTS = [
 ]
 
 
+_DEEPSPEED = "deepspeed --hostfile HOSTFILE "
+_TORCHRUN = "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint node-1:29500 --nproc-per-node 2 "
+# How the command begins that the run prints to go on.
+GO_ON = {
+    **{name: _DEEPSPEED for name in SCRIPTS if name.startswith("deepspeed")},
+    "open_mpi.sh": "mpirun -n 4 --hostfile HOSTFILE --map-by slot --bind-to none -x MASTER_ADDR=node-1 -x ",
+    "torchrun_static.sh": _TORCHRUN,
+}
+
+
 @pytest.mark.parametrize("recipe", SCRIPTS)
 def test_a_recipe_trains_as_one_host_does(cluster, trainings, one_host, recipe):
     """Bit for bit, and everything is written once, by one rank."""
@@ -23,6 +33,7 @@ def test_a_recipe_trains_as_one_host_does(cluster, trainings, one_host, recipe):
     assert result(folder) == one_host
     assert told.count("4 x cpu = 2 tensor-parallel x 2 data-parallel") == 1
     assert told.count("report      ") == 1
+    assert told.count(f"  go on        {GO_ON[recipe]}") == 1
     assert {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} <= NAMES
     assert [entry.name for entry in sorted((folder / "checkpoints").iterdir())] == [
         f"step_{step:08d}" for step in (STEPS // 2, STEPS)
