@@ -10,6 +10,7 @@ from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.engine.state import engine_record, recorded_structure
 from inrank_megatron.errors import UserError
 from inrank_megatron.training.resuming import fill, structure_of
+from inrank_megatron.training.run_folder import RunFolder
 from tests.contract.cases import CHECK, METHODS
 from tests.contract.layouts import LAYOUTS, Layout
 from tests.contract.probes import snapshot
@@ -37,7 +38,7 @@ def go_on(rank: int, world_size: int, name: str, layout: Layout, folder: Path, s
     record = {"factors": {n: vars(s) for n, s in structure_of(checkpoint, wanted).items()}}
     session = build(name, layout, switch=CHECK + 2, record=record, **settings)
     session.step = CHECK + 1
-    fill(session.engine, checkpoint)
+    fill(session.engine, RunFolder(folder, opened=checkpoint))
     tensors, fixed = snapshot(session), session.fixed_loss()
     steps, scaling = session.engine.master_weights.steps(), engine_record(session.engine)["loss_scaling"]
     session.train(2)
