@@ -47,8 +47,8 @@ def verdict(states: Sequence[State | None], arrivals: Sequence[Arrival]) -> str 
         return f"{ranks}{more} {verb} not get on: {seconds}, and the others wait for {them}; see why, {end}"
     hosts = several("host", sorted({arrival.host for arrival in arrivals}))
     return (
-        f"the network of {hosts}, or a device, is lost or too slow: {seconds}, and all are in the same "
-        f"collectives, as {ranks}{more}; see to it, {end}"
+        f"all ranks have come equally far and do not get on: {seconds}, {ranks}{more}; see whether the "
+        f"network of {hosts}, a device or a disk is lost or too slow, {end}"
     )
 
 

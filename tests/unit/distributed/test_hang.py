@@ -38,8 +38,13 @@ def test_the_culprit_is_named_with_what_it_does():
 
 def test_where_all_have_come_equally_far_it_is_the_network_or_a_device():
     told = verdict(states(*TOGETHER), HOSTS)
-    assert told.startswith("the network of hosts node-1, node-2, or a device, is lost or too slow: no rank")
-    assert "as rank 0 on host node-1 (in step 0), rank 1 on host node-1 (in step 1) and 2 more;" in told
+    assert told.startswith(
+        "all ranks have come equally far and do not get on: no rank has got on for 50 s, rank 0"
+    )
+    assert (
+        "rank 0 on host node-1 (in step 0), rank 1 on host node-1 (in step 1) and 2 more; see whether" in told
+    )
+    assert "the network of hosts node-1, node-2, a device or a disk is lost or too slow" in told
 
 
 def test_no_job_hangs_in_which_a_rank_gets_on_or_has_said_nothing_yet():
