@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # this module comes before torch and Megatron-Core, whose imp
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
-NEWS_SECONDS = 0.2
+NEWS_SECONDS = 0.5
 # Of the time in which all ranks must have ended: what is left is for telling the others and for ending.
 SILENCE, PAUSE, GRACE = 0.5, 0.75, 0.05
 LAUNCHERS = {"deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
