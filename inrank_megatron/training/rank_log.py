@@ -4,11 +4,22 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOGS = "logs"
 LOG = logging.getLogger("inrank_megatron.rank")
+
+
+class _QuietHandler(logging.FileHandler):
+    """A file that a full disk ends, without a word: what ends the run over it has its own line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+        """Say nothing."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
@@ -16,7 +27,7 @@ def rank_log(folder: Path, *, rank: int, device: str) -> Iterator[None]:
     """Within it, what goes to ``LOG`` is appended to ``logs/rank_<rank>.log`` of the run folder."""
     place = folder / LOGS
     place.mkdir(exist_ok=True)
-    handler = logging.FileHandler(place / f"rank_{rank}.log", encoding="utf-8")
+    handler = _QuietHandler(place / f"rank_{rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)

@@ -15,3 +15,12 @@ def test_it_is_appended_to_and_has_the_traceback(tmp_path, capfd):
     assert text.count("begins on ") == 2 and "step 10" in text and "ends\n" in text
     assert "ends with an error\nTraceback" in text and "ValueError: planted" in text
     assert "outside" not in text and capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_adds_no_word_to_the_error(tmp_path, capfd):
+    """The file is one that is always full."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank_0.log").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="planted"), rank_log(tmp_path, rank=0, device="cpu"):
+        raise OSError("planted")
+    assert capfd.readouterr() == ("", "")
