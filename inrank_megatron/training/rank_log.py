@@ -14,7 +14,7 @@ LOG = logging.getLogger("inrank_megatron.rank")
 class _QuietHandler(logging.FileHandler):
     """A file that a full disk ends, without a word: what ends the run over it has its own line."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+    def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing."""
 
     def close(self) -> None:
