@@ -144,10 +144,10 @@ def _check_engine(config: Config) -> None:
             f"zero_stage = 0 with bf16 and tensor_model_parallel_size = {tp}: without ZeRO DeepSpeed takes "
             "one tensor-parallel rank's gradient norm for the full norm; give --zero-stage 1, or drop --bf16"
         )
-    if training.on_loss_spike == "skip" and stage == 0:
+    if training.on_loss_spike == "skip" and training.bf16 and stage == 0:
         raise UserError(
-            "on_loss_spike = 'skip' with zero_stage = 0: without ZeRO DeepSpeed cannot leave out an update; "
-            "give --zero-stage 1, or --on-loss-spike rollback"
+            "on_loss_spike = 'skip' with zero_stage = 0 and bf16: without ZeRO DeepSpeed cannot leave out an "
+            "update of 16-bit parameters; give --zero-stage 1, or --on-loss-spike rollback"
         )
     if offload and stage == 0:
         raise UserError(

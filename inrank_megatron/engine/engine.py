@@ -130,6 +130,13 @@ class Engine(LiveModel):
         """In FP32 DeepSpeed steps whatever the gradients are, and in BF16 whatever the loss is."""
         plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
         norm = report.fetch(self._gradient_norm() if plain else None)
+        if (
+            report.forbidden
+        ):  # only where `plain`; DeepSpeed counts the step, and its optimizer finds nothing to do
+            for _, parameter in self.parameters():
+                parameter.grad = None
+            self.deepspeed.step()
+            return math.inf
         if not math.isfinite(report.loss) or not norm.isfinite():
             return math.inf
         if plain:

@@ -61,8 +61,9 @@ def test_non_finite_value_stops_every_rank_before_the_update(layout, settings):
 @pytest.mark.parametrize(
     ("layout", "settings"),
     [
-        ("TP2 SP", {"zero_stage": 1}),
+        ("TP2 SP", {"zero_stage": 1}),  # runs as stage 0
         ("TP2 SP", {"zero_stage": 1, "bf16": True}),
+        ("DP2", {"zero_stage": 1}),
         ("DP2", {"zero_stage": 2, **OFFLOAD}),
         ("DP2", {"zero_stage": 2, "fp16": True}),
         ("DP2", {"zero_stage": 3}),
