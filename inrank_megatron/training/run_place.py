@@ -7,6 +7,7 @@ from pathlib import Path
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.files import METRICS, RANKS
+from inrank_megatron.training.rank_log import LOGS
 from inrank_megatron.training.repeated_failures import FAILURES
 
 # All that a run writes, apart from hidden files.
@@ -18,6 +19,7 @@ NAMES = frozenset(
         RANKS,
         "checkpoints",
         FAILURES,
+        LOGS,
         "plots",
         "report.html",
         "summary.json",
@@ -42,7 +44,8 @@ def strangers(path: Path) -> list[str]:
         raise UserError(f"{path}: is a file, and a run needs a folder; choose another --save")
     # Hidden files are what a job leaves that was killed while it claimed the folder.
     there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    if taken := [name for name in there if name in NAMES]:
+    # A folder of logs may be a batch system's: a rank's log is added to it.
+    if taken := [name for name in there if name in NAMES - {LOGS}]:
         raise UserError(
             f"{path}: holds files that are not a run's, and a run would overwrite {', '.join(taken)}; "
             "choose another folder with --save"

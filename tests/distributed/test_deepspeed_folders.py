@@ -140,7 +140,7 @@ def test_inconsistent_rank_files_are_refused(tmp_path):
 
 
 def test_missing_optimizer_files_are_refused(tmp_path):
-    tag = check(tmp_path, "lora", TP2, zero_stage=1) / "global_step1"
+    tag = check(tmp_path, "lora", TP2, zero_stage=2) / "global_step1"
     [shard] = tag.glob("*mp_rank_01_optim_states.pt")
     shard.unlink()
     refuse(tag, described(tmp_path, "lora"), r"optim_states.pt of tensor-parallel ranks \[0\] and .*\[0, 1\]")

@@ -281,7 +281,7 @@ def test_the_configuration_of_another_program(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "trainer: 1\n"
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"config.yaml"}))
+@pytest.mark.parametrize("name", sorted(NAMES - {"config.yaml", "logs"}))
 def test_what_a_run_would_write_over_is_named(tmp_path, name):
     (tmp_path / "log.txt").write_text("")
     (tmp_path / name).write_text("of another program")
