@@ -7,7 +7,7 @@ import pytest
 from inrank_megatron.checkpoint.folder import Checkpoint
 from tests.distributed.launches import TINY, course, data_flags, launch, records
 from tests.distributed.spiking import NOISE
-from tests.distributed.test_run_resume import cut
+from tests.distributed.test_run_resume import copied
 
 STEPS, SPIKE = 24, 19
 SPIKING = Path(__file__).with_name("spiking.py")
@@ -36,7 +36,7 @@ def finished(args, **options):
 
 def resumed(run, data, tmp_path, action, *, step):
     """What a run that was killed after ``step`` comes to in the end."""
-    copy = cut(run, tmp_path / f"from {step}", step=step)
+    copy = copied(run, tmp_path / f"from {step}", step=step)
     finished([*data, "--on-loss-spike", action, "--save", str(copy), "--resume", "auto"])
     return course(copy)
 
@@ -66,7 +66,7 @@ def test_a_rollback_passes_over_the_batches_and_a_resumed_run_repeats_it(data, t
     for step in (16, 20):  # it repeats the rollback; it comes after it
         assert resumed(run, data, tmp_path, "rollback", step=step) == course(run)
     everywhere = " ".join(map(str, range(SPIKE - 1, SPIKE + 99)))
-    again = cut(run, tmp_path / "again", step=16)
+    again = copied(run, tmp_path / "again", step=16)
     args = [*data, "--on-loss-spike", "rollback", "--save", str(again), "--resume", "auto"]
     status, _, error = train(args, noise=everywhere)
     assert status == 1 and "the loss has jumped after step_00000016 4 times" in error
