@@ -7,8 +7,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-NEW_MODEL = "switch"
-"""The kind of work after which none is known any more: the model is another."""
+NEW_MODEL = ("switch", "rollback")
+"""The kinds of work after which none is known any more: the model has been built again."""
 PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -27,7 +27,7 @@ class Marks:
     Attributes:
         work: None before the training.
         micro_batches: that the present work has taken.
-        completed: kinds of work that came to their end since the session, or its second phase, began.
+        completed: kinds of work that came to their end since the session began, switched or rolled back.
     """
 
     work: Work | None = None
@@ -38,7 +38,7 @@ class Marks:
         serial = 0
         if self.work is not None:
             serial = self.work.serial + 1
-            if self.work.kind == NEW_MODEL:
+            if self.work.kind in NEW_MODEL:
                 self.completed = frozenset()
             elif self.work.kind not in self.completed:
                 self.completed |= {self.work.kind}

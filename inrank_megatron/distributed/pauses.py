@@ -5,7 +5,8 @@ last
 
 - for ever before the training begins: preparing a text takes what it takes;
 - ``longest`` seconds, after which collectives fail, while work of its kind (a step, an evaluation, a save,
-  ...) has not been completed since the session or its second phase began: it may compile, or read cold files;
+  ...) has not been completed since the session began, switched or rolled back: it may compile, or read cold
+  files;
 - then ``least`` seconds, or ``TIMES`` the longest pause in the last ``REMEMBERED`` works of that kind if that
   is longer, but no more than ``longest``.
 """

@@ -39,17 +39,12 @@ def build(job: Job, folder: RunFolder) -> tuple[Trainer, PreparedData]:
     """The trainer of a run, at the step that its folder has come to, and its data."""
     checkpoint, pretrained = _open_weights(job, folder)
     data = _prepare_data(job, folder, checkpoint or pretrained)
-    return _trainer(job, folder, data, checkpoint=checkpoint, pretrained=pretrained), data
+    return _trainer(job, folder, data, pretrained=pretrained), data
 
 
 def build_again(job: Job, folder: RunFolder, data: PreparedData, *, skipped_batches: int) -> Trainer:
-    """The trainer of a run that goes back to its folder's checkpoint, passing over batches. Collective."""
-    path, parallel = folder.checkpoint, job.parallel
-    assert path is not None, "the run goes back to it"
-    checkpoint = parallel.call_or_raise_on_all_ranks(lambda: Checkpoint(path, verify=parallel.rank == 0))
-    return _trainer(
-        job, folder, data, checkpoint=checkpoint, pretrained=None, skipped_batches=skipped_batches
-    )
+    """The trainer of a run that goes back to the checkpoint open in its folder, passing over batches."""
+    return _trainer(job, folder, data, pretrained=None, skipped_batches=skipped_batches)
 
 
 def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, PretrainedWeights | None]:
@@ -103,12 +98,11 @@ def _trainer(
     folder: RunFolder,
     data: PreparedData,
     *,
-    checkpoint: Checkpoint | None,
     pretrained: PretrainedWeights | None,
     skipped_batches: int | None = None,
 ) -> Trainer:
     """Batches, method, engine, trainer. ``skipped_batches``: after a rollback, more than the checkpoint's."""
-    config, parallel = job.config, job.parallel
+    config, parallel, checkpoint = job.config, job.parallel, folder.opened
     vocab_size, world_size = data.tokenizer.vocab_size, parallel.world_size
     topology = topology_of(config, world_size=world_size, vocab_size=vocab_size)
     batches = TrainBatches(

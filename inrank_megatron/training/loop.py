@@ -103,7 +103,9 @@ class Trainer(TrainingParts):
                 f"step {step}: there is no checkpoint to roll back to yet; the run goes on"
             )
             return
+        self.marks.begin("rollback", step)
         self._saver.wait()
+        self._rank_changes.close()
         skipped = history.skipped_batches + step - saved.step
         raise RolledBack(step_folder(self.folder.checkpoints, saved.step), step, skipped)
 

@@ -1,17 +1,22 @@
 """Hosts that share no folder: each has its own text, tokens and part of every checkpoint."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint
-from tests.cluster.hosts import Host
+from tests.cluster.hosts import Cluster, Host, need
 from tests.cluster.trainings import STEPS, flags, result, run
-from tests.distributed.launches import course
+from tests.distributed import spiking, test_run_spikes
+from tests.distributed.launches import PATIENCE, course, data_flags, records
+from tests.forked import Forked
+from tests.harness import ROOT
 
 HALF, END = f"step_{STEPS // 2:08d}", f"step_{STEPS:08d}"
 LOCAL = "--use-node-local-storage"
+PROGRAM = Path(__file__).with_name("on_host.py")
 
 
 def on_host(host: Host, path: Path) -> Path:
@@ -64,3 +69,26 @@ def test_hosts_without_a_common_folder(cluster, trainings, one_host, hosts, tmp_
     for one, other in zip(first["train"], second["train"], strict=True):
         assert other == pytest.approx(one, rel=1e-4)
     assert first["ranks"] == second["ranks"]
+
+
+def test_a_rollback_to_a_checkpoint_of_which_each_host_has_a_part(tmp_path):
+    need()
+    folder, spike = tmp_path / "own" / "run", test_run_spikes.SPIKE
+    args = [*test_run_spikes.FLAGS, *data_flags(folder.parent / "data"), "--save", str(folder), LOCAL]
+    env = os.environ | {spiking.NOISE: str(spike - 1), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    env |= {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
+    with Cluster(2, tmp_path) as cluster:
+        ranks = []
+        for rank, host in enumerate(cluster.hosts):
+            own_folder(host, folder.parent)
+            words = [str(host.first_pid), spiking.__file__, *args, "--on-loss-spike", "rollback"]
+            ranks.append(Forked(PROGRAM, words, num_procs=1, env=env | {"RANK": str(rank)}, cwd=ROOT, port=0))
+        try:
+            statuses = [rank.wait(timeout=PATIENCE) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        outputs = [rank.communicate() for rank in ranks]
+        assert statuses == [0, 0], outputs
+        assert f"rolled back from the loss spike of step {spike} to step_00000016" in outputs[0][0]
+        assert records(on_host(cluster.hosts[0], folder), "checkpoint")[-1]["step"] == test_run_spikes.STEPS

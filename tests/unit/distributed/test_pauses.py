@@ -74,10 +74,11 @@ def test_work_that_was_too_short_to_be_seen_is_known_too(rank):
     assert rank.work("step") == LEAST
 
 
-def test_after_the_switch_everything_is_new(rank):
+@pytest.mark.parametrize("kind", NEW_MODEL)
+def test_with_a_model_that_is_built_again_everything_is_new(rank, kind):
     rank.work("step", 1.0)
     assert rank.work("step") == LEAST
-    rank.work(NEW_MODEL, 1.0)
+    rank.work(kind, 1.0)
     assert rank.work("step") == LONGEST
 
 
