@@ -68,7 +68,7 @@ class BackgroundSink:
         if self._fault is None or self._reported:
             return None
         self._reported = True
-        return f"{self._name}: {self._fault}; training goes on, and its own records are complete"
+        return f"{self._name}: {self._fault}; training goes on, and the run folder has every record"
 
     def close(self, *, finished: bool, patience: float = END_SECONDS) -> None:
         """Wait for what is under way, at most ``patience`` seconds."""

@@ -23,9 +23,9 @@ class WeightsAndBiases:
             id=facts.known_id,
             resume="allow",
             config=dict(facts.settings),
-            # The console is the run's own: signals and its live display are left alone.
+            # The console is the run's own: signals and its live display are left alone, and few lines added.
             settings=wandb.Settings(
-                console="off", login_timeout=WAIT, init_timeout=WAIT, finish_timeout=WAIT
+                console="off", quiet=True, login_timeout=WAIT, init_timeout=WAIT, finish_timeout=WAIT
             ),
         )
         facts.keep_id(self._run.id)

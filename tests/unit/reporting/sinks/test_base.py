@@ -39,8 +39,8 @@ def test_a_failure_is_named_once_and_later_records_arrive():
     sink.close(finished=False)
     assert kept.steps == [1, 4] and kept.finished is False
     assert sink.fault() == (
-        "kept: a record was lost (ConnectionError: no answer from the server); training goes on, and its own "
-        "records are complete"
+        "kept: a record was lost (ConnectionError: no answer from the server); training goes on, and the run "
+        "folder has every record"
     )
     assert sink.fault() is None
 
