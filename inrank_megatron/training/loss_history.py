@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from statistics import median
 
-WINDOW = 128  # losses, and the factor below: those of OLMo's optimizers that skip steps
+WINDOW = 128  # losses; this and the next two are the defaults of SkipStepOptimizer in OLMo-core
 FEWEST = WINDOW // 2  # before there are so many, no loss is a spike
 FACTOR = 6.0
 TO_SIGMA = 1.4826  # from the median absolute deviation to a normal distribution's standard deviation

@@ -6,7 +6,7 @@ from statistics import median
 
 INTERVAL = 10  # steps after which ranks send their times, unless lines of metrics are further apart
 LOOK_SECONDS = 2.0  # of work that a look is over at least: a shared core is uneven for as long
-FACTOR = 4 / 3  # a score of 0.75, where NVIDIA's resiliency extension begins to speak of a straggler
+FACTOR = 4 / 3  # a score of 0.75: the default threshold of NVIDIA's resiliency extension
 PATIENCE = 3  # looks in a row: a pause during one of them is none
 
 
