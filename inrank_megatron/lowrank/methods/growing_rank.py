@@ -152,7 +152,7 @@ class GrowingRank(Factorising):
 
     @classmethod
     def keeps_initial_factors(cls, run):
-        return run.inrank.rank_criterion == "update"
+        return GrowthRule.from_config(run).spectrum == "update"
 
 
 def _check_base(run, method: str) -> None:

@@ -69,7 +69,7 @@ class InRank(GrowingRank):
                 active_columns=rule.initial_rank + rule.buffer_of(d),
                 rank=rule.initial_rank,
                 frozen_base=self.frozen_base,
-                tracked=rule.criterion == "update",
+                tracked=rule.spectrum == "update",
             )
             for name, d in min_dims.items()
         }
