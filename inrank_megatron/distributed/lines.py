@@ -4,6 +4,7 @@ import json
 import socket
 
 MOST_BYTES = 2**16  # of a line: a stranger may send anything
+MOST_IDLE = 2**15 - 1  # seconds between probes, the kernel's limit
 
 
 class Lines:
@@ -19,10 +20,11 @@ class Lines:
         self._connection = connection
         self._came, self._goes = b"", b""
         self._fault: OSError | None = None
+        interval = min(MOST_IDLE, max(1, int(silence / 6)))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (
-            (socket.TCP_KEEPIDLE, max(1, int(silence / 6))),
-            (socket.TCP_KEEPINTVL, max(1, int(silence / 6))),
+            (socket.TCP_KEEPIDLE, interval),
+            (socket.TCP_KEEPINTVL, interval),
             (socket.TCP_KEEPCNT, 5),
             (socket.TCP_USER_TIMEOUT, round(1000 * silence)),
         ):
