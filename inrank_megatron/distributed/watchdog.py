@@ -48,7 +48,7 @@ class JobWatchdog:
 
     Attributes:
         marks: what the main thread does, by its own word.
-        on_failure: told of a loss that ends this process.
+        on_failure: told of what ends this process, in a thread.
     """
 
     def __init__(self, *, rank: int):
@@ -126,6 +126,12 @@ class JobWatchdog:
             self._left.set()
         return lost
 
+    def note_failure(self, message: str) -> None:
+        """Tell :attr:`on_failure`, and wait only so long: its disk may be gone with the host that is lost."""
+        noting = threading.Thread(target=self.on_failure, args=(message,), daemon=True)
+        noting.start()
+        noting.join(GRACE_SECONDS)
+
     def lost(self) -> str | None:
         """What to say of the first rank or host that was lost; None while there is none."""
         self._lost = self._lost or self._look()
@@ -149,25 +155,22 @@ class JobWatchdog:
             if self._guard:
                 self._guard.beat()
             if not self._handed_over.is_set() and self.launcher_is_gone:
-                self._end("the launcher has ended before training began; nothing was written")
+                self._say("the launcher has ended before training began; nothing was written")
+                os._exit(1)
             lost = self.lost()
             if lost and not lost_since and self._speaks_at_once:
                 self._say(lost)
             lost_since = None if lost is None else lost_since or time.monotonic()
             if lost and lost_since and time.monotonic() - lost_since > self._grace:
-                self.on_failure(lost)
-                self._end(None if self._speaks_at_once else lost)
+                if not self._speaks_at_once:
+                    self._say(lost)
+                self.note_failure(lost)
+                os._exit(1)
         if self._guard:
             self._guard.leave()
 
     def _say(self, message: str) -> None:
         print(f"rank {self._rank}: error: {message}", file=sys.stderr, flush=True)
-
-    def _end(self, message: str | None) -> None:
-        """``message``: None if it has been said."""
-        if message is not None:
-            self._say(message)
-        os._exit(1)
 
 
 def _launchers() -> list[psutil.Process]:

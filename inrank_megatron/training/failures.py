@@ -29,7 +29,7 @@ def explained(
         _explained(compute, config, topology, watchdog)
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        watchdog.on_failure(f"{kind}{error}")
+        watchdog.note_failure(f"{kind}{error}")
         raise
 
 

@@ -27,6 +27,10 @@ class Failures:
 
     def note(self, message: str) -> None:
         """Count the failure, the first that a rank of this session notes."""
+        with suppress(OSError):  # of a disk that is full or gone, which may be the failure
+            self._note(message)
+
+    def _note(self, message: str) -> None:
         before = _read(self._path)
         if before and before[-1]["session"] == self._session:
             return
@@ -38,8 +42,7 @@ class Failures:
             "failure": message.strip().splitlines()[-1].partition(" (")[0].partition("; ")[0],
         }
         alike = before if before and _is_like(before[-1], own) else []
-        with suppress(OSError):  # such as a full disk, which may be the failure
-            write_atomically(self._path, json.dumps([*alike, own], indent=1).encode())
+        write_atomically(self._path, json.dumps([*alike, own], indent=1).encode())
 
     def clear(self) -> None:
         """The run has not failed."""

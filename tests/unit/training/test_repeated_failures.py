@@ -48,5 +48,7 @@ def test_whatever_differs_begins_the_count_again(tmp_path, between):
 
 def test_a_run_folder_that_cannot_be_written_or_read_is_another_matter(tmp_path):
     fail(tmp_path / "gone", "out of memory")
+    (tmp_path / "a file").touch()
+    fail(tmp_path / "a file", "out of memory")
     (tmp_path / FAILURES).write_text("{")
     refuse_repeated(tmp_path, CONFIG)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 
@@ -128,18 +129,24 @@ def meeting_of(processes):
     return Meeting(Ranks(0, len(arrivals)), dist.HashStore(), arrivals)
 
 
-def test_lost_rank_is_reported(alone, monkeypatch):
-    ended = []
-    monkeypatch.setattr(alone, "_end", ended.append)
+def test_a_lost_rank_ends_this_one_with_its_name_though_the_disk_hangs(alone, monkeypatch, capsys):
+    ended, noted, disk = threading.Event(), [], threading.Event()
+
+    def end(status):
+        ended.set()
+        threading.Event().wait()  # for ever: the thread that watches has nothing more to do
+
+    monkeypatch.setattr(watchdog.os, "_exit", end)
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
+    alone.on_failure = lambda message: (noted.append(message), disk.wait())
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     alone.join(meeting_of([other]))
     assert alone.lost() is None
     other.kill()
-    deadline = time.monotonic() + 30
-    while not ended and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert "rank 1 on host here has ended" in ended[0]
+    assert ended.wait(30)
+    assert "rank 1 on host here has ended" in noted[0]
+    assert f"rank 0: error: {noted[0]}" in capsys.readouterr().err
+    disk.set()
     other.wait()
 
 
