@@ -1,5 +1,6 @@
 """The newest losses, when a loss is a spike, and what was left out of the training because of spikes."""
 
+import math
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -33,9 +34,9 @@ class LossHistory:
         return middle + FACTOR * TO_SIGMA * median(abs(loss - middle) for loss in self.losses)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether the next ``loss`` would be a spike."""
+        """Whether the next ``loss`` would be a spike: one that is not finite is an overflow, or an error."""
         limit = self.limit()
-        return limit is not None and loss > limit
+        return limit is not None and limit < loss < math.inf
 
     def after(self, step: int, loss: float, *, skipped: bool) -> "LossHistory":
         """With ``loss``, which is finite, of ``step``. ``skipped``: whether its update was left out."""

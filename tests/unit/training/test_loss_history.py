@@ -48,6 +48,12 @@ def test_too_few_losses_have_no_spike():
     assert history([3.0, 3.1] * FEWEST).is_spike(1e9)
 
 
+@pytest.mark.parametrize("loss", [np.inf, np.nan])
+def test_a_loss_that_is_not_finite_is_no_spike(loss):
+    """Left out as one, an overflow would neither lower the loss scale nor be reported."""
+    assert not history([3.0, 3.1] * FEWEST).is_spike(loss)
+
+
 def test_a_checkpoint_keeps_it_to_the_last_bit():
     found = history(np.random.default_rng(3).normal(3.0, 0.1, 70)).after(71, 9.0, skipped=True)
     state = json.loads(json.dumps(recorded_progress(Progress(71, 1.0, history=found), check_under_way=False)))
