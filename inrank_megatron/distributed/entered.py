@@ -16,6 +16,6 @@ def entered_collectives() -> dict[str, int]:
     if not dist.is_initialized():
         return {}
     world = distributed_c10d._world
-    groups = [g for g in list(world.pg_map) if g.size() > 1 and g.group_desc != OF_SIDE_THREADS]
-    # A group that another thread is just making may have no name yet.
-    return {world.pg_names[g]: getattr(g, _COUNTER)() for g in groups if g in world.pg_names}
+    names = dict(world.pg_names)  # without a group that another thread is just making
+    groups = [g for g in names if g.size() > 1 and g.group_desc != OF_SIDE_THREADS]
+    return {names[g]: getattr(g, _COUNTER)() for g in groups}

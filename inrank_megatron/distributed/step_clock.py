@@ -69,7 +69,7 @@ class StepClock:
 
     def take(self) -> float:
         """Mean seconds per step since the last call, of steps that the device is known to have done."""
-        *done, self._open = [*self._open[:-1], self._open[-1:]]
+        done, self._open = self._open[:-1], self._open[-1:]
         for first, last in done:
             self._add(first.elapsed_time(last) / 1000)
         mean = self._sum / self._steps if self._steps else 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.errors import UserError
-from inrank_megatron.reporting.files import METRICS, RANKS
+from inrank_megatron.reporting.files import METRICS, RANKS, SAMPLE
 from inrank_megatron.training.rank_log import LOGS
 from inrank_megatron.training.repeated_failures import FAILURES
 
@@ -22,6 +22,7 @@ NAMES = frozenset(
         LOGS,
         "plots",
         "report.html",
+        SAMPLE,
         "summary.json",
         "tensorboard",
         "wandb_run_id",
