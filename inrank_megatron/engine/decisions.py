@@ -89,10 +89,12 @@ class Decisions:
         plan = self._method.plan_step(step, views)
         if plan is None:
             return
-        self._begin("rank check" if isinstance(plan.spectrum, str) else "choice of ranks", step)
         if self._side is not None and plan.may_come_late and not is_last:
+            # Another kind of work than a check, as it tells nothing of how long one takes.
+            self._begin("start of a rank check", step)
             self._under_way = _Check(self._engine, plan, views, self._side, step=step)
         else:
+            self._begin("rank check" if isinstance(plan.spectrum, str) else "choice of ranks", step)
             yield _decide(self._engine, plan, step=step, batches=self._batches)
 
 

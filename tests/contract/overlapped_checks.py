@@ -70,14 +70,24 @@ def compare(rank: int, world_size: int, layout: Layout, settings: dict) -> dict[
     The resumed half leaves its checks to all ranks together.
     """
 
+    begun: list[tuple[str, int]] = []
+
     def overlapping(session: Session) -> Decisions:
-        return Decisions(session.engine, session.method, batches=session.batch, overlap=True)
+        begun.clear()
+        return Decisions(
+            session.engine,
+            session.method,
+            batches=session.batch,
+            overlap=True,
+            begin=lambda *work: begun.append(work),
+        )
 
     seen: dict = {}
     decisions_module.LayerSpectra, Counted.finished = Counted, 0
     for name, made in (("oracle", OneStepLater), ("overlapping", overlapping)):
         session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
         seen[name] = _trained(session, made(session))
+    seen["begun"] = list(begun)
     session = build("inrank-efficient", layout, switch=SWITCH, **settings).start()
     before = overlapping(session)
     _trained(session, before, steps=RESUMED)

@@ -32,6 +32,9 @@ def test_a_check_is_carried_out_one_step_after_what_it_saw(layout, settings):
             assert torch.equal(tensor, oracle["tensors"][name]), name
             assert torch.equal(tensor, resumed["tensors"][name]), name
         interval = settings["rank_check_interval"]
+        starts = [("start of a rank check", step) for step in range(interval, SWITCH, interval)]
+        assert [work for work in result["begun"] if work[0] == starts[0][0]] == starts
+        assert {("rank check", step + 1) for _, step in starts} <= set(result["begun"])
         assert list(ours["spectra"]) == sorted({*range(interval, SWITCH, interval), SWITCH})
         assert ours["ranks"][interval] == ours["ranks"][1] != ours["ranks"][SWITCH] == ours["ranks"][STEPS]
         if len(results) == 1:
