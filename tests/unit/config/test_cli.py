@@ -148,6 +148,7 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
         "optimizer": "sgd",
         "new_column_moments": "zero",
         "on_loss_spike": "skip",
+        "hang_timeout_seconds": "30",
     }
     for name, info in fields().items():
         flag, method = "--" + name.replace("_", "-"), ["--method", "inrank-efficient"]
@@ -158,7 +159,7 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
         else:
             floating = "float" in str(info.annotation)
             value = special.get(name, "0.5" if floating else "3" if "int" in str(info.annotation) else "word")
-            expected = float(value) if floating else int(value) if value == "3" else value
+            expected = float(value) if floating else int(value) if value.isdigit() else value
             expected = [expected] if "list" in str(info.annotation) else expected
             argv = [flag, value]
         extra = method if name != "method" else []
