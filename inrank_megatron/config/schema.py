@@ -55,7 +55,7 @@ class ModelConfig(Section):
     hidden_size: Count = setting("width of the residual stream")
     num_attention_heads: Count = setting("attention heads")
     ffn_hidden_size: Count = setting(
-        "width inside the MLP; left out: 4 x hidden-size, for LLaMA 8/3 x, rounded up to 64s"
+        "width inside the MLP; left out: 4 x hidden-size, for LLaMA 8/3 x, rounded up to a multiple of 64"
     )
     seq_length: Count = setting("tokens in one training sequence")
     max_position_embeddings: Count = setting("largest position (GPT-2: learned); left out: seq-length")
@@ -95,11 +95,12 @@ class ParallelConfig(Section):
         "keep the optimizer's state in the host's memory and compute its step there", False
     )
     distributed_timeout_minutes: Annotated[int, Field(ge=1, le=10**6)] = setting(
-        "minutes that a collective waits, and that a process may pause in work that is new to it",
+        "minutes after which a collective fails, and that a process may pause in work that it does for the "
+        "first time",
         10,
     )
     hang_timeout_seconds: Annotated[int, Field(ge=5, le=10**6)] = setting(
-        "seconds within which all processes end once one is lost, stopped or hangs", 60
+        "seconds within which all processes end when one is lost, is stopped or hangs", 60
     )
 
 
@@ -160,7 +161,7 @@ class TrainingConfig(Section):
         None,
     )
     use_node_local_storage: bool = setting(
-        "--save is a folder of each host's own: there it keeps its part of every checkpoint", False
+        "--save is a separate folder on each host, with that host's part of every checkpoint", False
     )
     resume: Literal["never", "auto"] | Steps = setting(
         "auto: continue from the newest complete checkpoint in --save; N: from that of step N", "never"
@@ -171,8 +172,8 @@ class TrainingConfig(Section):
     )
     log_interval: Count = setting("steps between two lines of metrics", 1)
     on_loss_spike: Literal["warn", "skip", "rollback"] = setting(
-        "warn: say so; skip: leave out the update; rollback: go on from the newest checkpoint, with the "
-        "batches after the spike",
+        "after a jump of the loss: warn prints a line; skip also leaves out the update; rollback goes back "
+        "to the newest checkpoint and passes over the batches up to the jump",
         "warn",
     )
 

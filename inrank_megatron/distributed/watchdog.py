@@ -74,7 +74,7 @@ class JobWatchdog:
         """Learn which ranks run on this machine and which on others. Called on all ranks.
 
         Args:
-            hang_timeout: seconds within which all ranks end once one is lost, stopped or hangs.
+            hang_timeout: seconds within which all ranks end when one is lost, is stopped or hangs.
             longest: seconds that a rank may pause where it has not done such work before (``Pauses``).
         """
         # Imported here: it imports torch.
