@@ -15,6 +15,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.batches import EvalWindows, TrainBatches
+from inrank_megatron.distributed.marks import Marks
 from inrank_megatron.distributed.platform import prepare_process
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine import decisions
@@ -168,7 +169,9 @@ def trainer_of(config: Config, parallel: Parallel, folder: Path) -> Watched:
         seed=config.training.seed,
     )
     structure = method.structure({name: min(shape) for name, shape in linear_shapes(config).items()})
-    place = SimpleNamespace(path=folder, checkpoints=folder / "checkpoints", checkpoint=None, is_new=True)
+    place = SimpleNamespace(
+        path=folder, checkpoints=folder / "checkpoints", checkpoint=None, is_new=True, leaders=None
+    )
     return Watched(
         config=config,
         topology=topology,
@@ -181,6 +184,7 @@ def trainer_of(config: Config, parallel: Parallel, folder: Path) -> Watched:
         stop=SimpleNamespace(reason=lambda: None),
         identity={OVERLAP: True},
         peak_flops=None,
+        marks=Marks(),
     )
 
 
