@@ -110,6 +110,7 @@ def spectrum_figure(run: Run) -> Figure:
         for axes, record, colour in zip(row, (layers[name][0], layers[name][-1]), (GREEN, BLUE), strict=True):
             _styled(axes, title=f"block {depth(name)}, {kind_of(name)}: step {record['step']}")
             _spectrum(axes, record, colour=colour)
+        row[0].set_ylim(bottom=0)  # of both, whose heights it fixes
     figure.supxlabel("index of the singular value", fontsize=10)
     figure.supylabel("share of the sum", fontsize=10)
     return figure
@@ -182,7 +183,6 @@ def _spectrum(axes: Axes, record: Record, *, colour: str) -> None:
     axes.stairs(shares, edges, fill=True, color=colour, alpha=0.25)
     axes.stairs(shares[:rank], edges[: rank + 1], fill=True, color=colour, alpha=0.9)
     axes.stairs(shares, edges, color=colour, linewidth=1.2)
-    axes.set_ylim(bottom=0)
     explained = record.get("explained_ratio")
     note = f"rank {rank}" + ("" if explained is None else f"\nexplained {explained:.3f}")
     axes.text(0.97, 0.92, note, transform=axes.transAxes, ha="right", va="top", fontsize=9)

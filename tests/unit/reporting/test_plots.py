@@ -72,6 +72,22 @@ def test_the_spectrum_is_normalised_and_solid_up_to_the_rank(make_run: Callable[
     assert "explained 0.900" in panels[1].texts[0].get_text()
 
 
+def test_no_bar_of_a_spectrum_is_cut_off(make_run: Callable[..., Path]) -> None:
+    """Both checks of a layer share an axis; it once was as high as the bars of the first."""
+    run = read_run(make_run())
+    ranks = [
+        {
+            **record,
+            "singular_values": [9.0 if record["step"] >= 50 else 2.0, 1.0, 1.0],
+            "singular_value_sum": None,
+        }
+        for record in run.ranks
+    ]
+    for panel in figures(replace(run, ranks=ranks))["spectrum"].axes:
+        bottom, top = panel.get_ylim()
+        assert bottom == 0 and top > max(panel.patches[0].get_data().values)
+
+
 def test_a_long_run_is_averaged_and_a_diverged_one_leaves_a_gap(make_run: Callable[..., Path]) -> None:
     run = read_run(make_run())
     values = {"kind": "train", "tokens_per_second": 1.0, "phase": 1}
