@@ -5,7 +5,7 @@ own; of the folder of token files it is said whether it is shared.
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,12 @@ class Folders:
         }
         folders = {row: path.absolute() for row, path in folders.items()}
         marks = {row: _try_to_mark(path) for row, path in folders.items()} if place.number == 0 else {}
-        # Where hosts have the checkout in different places, a relative path leads to different ones.
-        own = {row: [_missing(folders[row]), mark.name] for row, mark in marks.items() if mark}
-        written = place.exchange("a file in the shared folders", own)[0]
-        local = place.config.training.use_node_local_storage
-        states = {
-            row: _seen(path, written.get(row), within=PATIENCE_SECONDS if row == SAVE and not local else 0)
-            for row, path in folders.items()
-        }
-        place.exchange("a look at the shared folders", None)
-        for mark in filter(None, marks.values()):
-            mark.unlink(missing_ok=True)
-        needed = OWN if local and place.number > 0 else SHARED
+        try:
+            states = _looked_for(place, folders, marks)
+        finally:  # also if a host does not answer
+            for mark in filter(None, marks.values()):
+                mark.unlink(missing_ok=True)
+        needed = OWN if place.config.training.use_node_local_storage and place.number > 0 else SHARED
         return {
             row: {"path": str(path), "state": states[row], "needed": needed} for row, path in folders.items()
         }
@@ -89,6 +83,22 @@ def _try_to_mark(folder: Path) -> Path | None:
         return mark(nearest_folder(folder))
     except OSError:
         return None
+
+
+def _looked_for(
+    place: Place, folders: Mapping[str, Path], marks: Mapping[str, Path | None]
+) -> dict[str, str]:
+    """By row, what of each folder holds here: whether rank 0's host has written what is found."""
+    # Where hosts have the checkout in different places, a relative path leads to different ones.
+    own = {row: [_missing(folders[row]), mark.name] for row, mark in marks.items() if mark}
+    written = place.exchange("a file in the shared folders", own)[0]
+    waits = not place.config.training.use_node_local_storage
+    states = {
+        row: _seen(path, written.get(row), within=PATIENCE_SECONDS if row == SAVE and waits else 0)
+        for row, path in folders.items()
+    }
+    place.exchange("a look at the shared folders", None)
+    return states
 
 
 def _missing(path: Path) -> int:

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
-from inrank_megatron.preflight import folders
+import pytest
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.preflight import folders, place
 from inrank_megatron.preflight.findings import HostFacts
 from inrank_megatron.preflight.folders import CACHE, SAVE, Folders
 from tests.unit.preflight.several_hosts import brief, on_all, places
@@ -49,3 +52,11 @@ def test_a_folder_in_which_rank_0_cannot_write(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "mark", refuse)
     found = brief(CHECK, gathered(places("--save", str(tmp_path), count=2)))
     assert found == [("error", name, f"{tmp_path} cannot be written") for name in "ab"]
+
+
+def test_a_host_that_does_not_answer_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "PATIENCE_SECONDS", 0.1)
+    first, _ = places("--save", str(tmp_path / "run"), "--data-cache-path", str(tmp_path), count=2)
+    with pytest.raises(UserError, match="host b: no answer"):
+        CHECK.gather(first)
+    assert list(tmp_path.iterdir()) == []
