@@ -144,8 +144,9 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock, examiner: JobExaminer)
             trainer.engine.discard()
             trainer = build_again(job, folder, data, skipped_batches=finished.skipped_batches)
             finished = _session(trainer, folder)
-    if first:
+    if leads:
         failures.clear()
+    if first:
         write_summary(trainer, data, finished=finished)
     if first and finished and config.training.train_iters >= FEWEST_STEPS:
         _write_sample(trainer, data)
