@@ -18,7 +18,7 @@ def test_a_slowed_rank_is_named_and_an_even_job_is_not(tmp_path):
     args = [*TINY, *data_flags(tmp_path / "data"), "--switch-iters", "8", "--train-iters", "100000"]
     args += ["--tensor-model-parallel-size", "2", "--log-interval", "10", "--save", str(run)]
     with Launch(args, num_procs=2) as started:
-        started.until(lambda: last_step(run) >= EVEN, "even steps")
+        started.until(lambda: elapsed(run) >= EVEN, "even steps")
         assert records(run, "straggler") == []
         slow = started.ranks()[1]
 
