@@ -309,7 +309,7 @@ def _moved(parameter: nn.Parameter) -> nn.Parameter:
 class _Writer:
     """Copies slices to the host and writes nothing: tensors without values cannot be in a file."""
 
-    def __init__(self, root, step, *, part, deferred):
+    def __init__(self, root, step, *, part, deferred, host):
         self._path, self.deferred = root / f"step_{step:08d}", deferred
 
     def begin(self):
@@ -321,7 +321,7 @@ class _Writer:
     def close(self):
         return Part()
 
-    def publish(self, parts, state):
+    def publish_documents(self, documents):
         return self._path
 
 
