@@ -62,3 +62,12 @@ def balanced(M: Tensor, r: int) -> tuple[Tensor, Tensor]:
     a, s, b = torch.linalg.svd(M, full_matrices=False)
     root = s[:r].sqrt()
     return a[:, :r] * root, root[:, None] * b[:r]
+
+
+def orthogonalised(M: Tensor) -> Tensor:
+    """M [O, I] with singular values replaced as Muon's five iterations do, from its decomposition."""
+    a, s, b = torch.linalg.svd(M.double(), full_matrices=False)
+    s = s / s.norm().clamp(min=1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return a * s @ b

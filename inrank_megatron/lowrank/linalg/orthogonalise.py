@@ -1,0 +1,108 @@
+"""Momentum orthogonalised by Newton-Schulz, and spectral norms, of sharded matrices, from Gram matrices.
+
+Muon (Jordan et al., 2024) replaces the singular values of a matrix M by others near 1, with five odd quintic
+polynomials of M. An odd polynomial of M is ``M Q`` with Q a polynomial of the Gram matrix ``G = M^T M``, so
+all five are computed in k x k: ``A`` is the Gram matrix of what the iterations so far have made of M, ``Q``
+the product of their factors. Of a sharded M only G is summed over the group; M Q is local.
+
+Squaring costs digits: what is below sqrt(eps) of the largest singular value is lost in G, and the iterations
+enlarge small ones up to 485 times. In FP64 that leaves an error of 3e-12 in the spectral norm of a result
+whose M has singular values down to 1e-7 of the largest; in FP32 it would be 1e-3, where the plain iteration
+has 1e-5 in FP32, and 0.2 to 0.4 in BF16. Everything here is FP64.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from inrank_megatron.lowrank.linalg.gram import packed_gram, packed_size, unpack_gram
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Coefficients of X, X X^T X and (X X^T)^2 X in each iteration; all constants as in ``torch.optim.Muon``."""
+ITERATIONS = 5
+SMALLEST_NORM = 1e-7
+_SQUARINGS = 7
+
+
+def orthogonalise(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> list[Tensor]:
+    """Each of the matrices [o, i] with its singular values s replaced by p(s / |M|), p five quintics.
+
+    Args:
+        matrices: shards, of any floating type, which the results have too.
+        dims: the axis that is spread over the group, for each. In a group of one, where it makes no
+            difference to the result, the longer axis is the cheaper one.
+
+    Elements on the wire per rank: one all-reduce of about ``0.6 k^2`` FP64 of each, k the other axis.
+    """
+    results: list[Tensor] = [torch.empty(0)] * len(matrices)
+    for indices, grams in _by_size(summed_grams(matrices, dims, group)):
+        for index, q in zip(indices, orthogonalisers(grams), strict=True):
+            matrix = matrices[index].double()
+            product = matrix @ q if dims[index] == 0 else q @ matrix
+            results[index] = product.to(matrices[index].dtype)
+    return results
+
+
+def spectral_norms(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> Tensor:
+    """Largest singular value of each matrix, FP64 [L]. Arguments and wire as in :func:`orthogonalise`."""
+    norms = torch.zeros(len(matrices), dtype=torch.float64, device=matrices[0].device)
+    for indices, grams in _by_size(summed_grams(matrices, dims, group)):
+        norms[indices] = norms_of_grams(grams)
+    return norms
+
+
+def summed_grams(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> list[Tensor]:
+    """``M^T M`` (dim 0) or ``M M^T`` (dim 1) of every full matrix, FP64 [k, k], in one all-reduce."""
+    columns = [m if dim == 0 else m.t() for m, dim in zip(matrices, dims, strict=True)]
+    packed = torch.cat([packed_gram(c.double()) for c in columns])
+    if group.size() > 1:
+        dist.all_reduce(packed, group=group)
+    sizes = [c.shape[1] for c in columns]
+    parts = packed.split([packed_size(k) for k in sizes])
+    lower = [unpack_gram(part, k).tril() for part, k in zip(parts, sizes, strict=True)]
+    return [half + half.tril(-1).t() for half in lower]
+
+
+def orthogonalisers(grams: Tensor) -> Tensor:
+    """Q [L, k, k], for which ``M Q`` is the orthogonalised M, of Gram matrices [L, k, k]."""
+    a, b, c = QUINTIC
+    norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=SMALLEST_NORM)[:, None, None]
+    inner, q = grams / norms.square(), None
+    for iteration in range(ITERATIONS):
+        factor = b * inner + c * (inner @ inner)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        q = factor if q is None else q @ factor
+        if iteration + 1 < ITERATIONS:
+            inner = inner @ factor @ factor
+    return q / norms
+
+
+def norms_of_grams(grams: Tensor) -> Tensor:
+    """Spectral norms [L] of the matrices of these Gram matrices [L, k, k], without a state from step to step.
+
+    128 steps of the power method, by squaring, from the best of all unit vectors; then a Rayleigh quotient.
+    The result is not too large, and too small by at most ``log(k) / 512`` of itself, which it is where many
+    singular values are nearly alike.
+    """
+    power = grams
+    for _ in range(_SQUARINGS):
+        power = power / _trace(power)
+        power = power @ power
+    best = power.diagonal(dim1=1, dim2=2).argmax(1)
+    vectors = power[torch.arange(len(grams), device=grams.device), :, best]
+    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+    return torch.einsum("li,lij,lj->l", vectors, grams, vectors).clamp(min=0).sqrt()
+
+
+def _trace(grams: Tensor) -> Tensor:
+    trace = grams.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.where(trace > 0, trace, 1.0)[:, None, None]
+
+
+def _by_size(grams: list[Tensor]) -> list[tuple[list[int], Tensor]]:
+    """Matrices of one size together, with their places."""
+    places: dict[int, list[int]] = {}
+    for index, gram in enumerate(grams):
+        places.setdefault(len(gram), []).append(index)
+    return [(indices, torch.stack([grams[index] for index in indices])) for indices in places.values()]

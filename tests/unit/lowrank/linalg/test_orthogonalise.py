@@ -1,0 +1,109 @@
+"""Momentum orthogonalised in k x k, and spectral norms: against decompositions and torch's Muon, sharded."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS
+from torch.optim._muon import _zeropower_via_newtonschulz as rule_of_torch
+
+from inrank_megatron.lowrank.linalg import oracle
+from inrank_megatron.lowrank.linalg.factors import gather_matrix, shard_matrix
+from inrank_megatron.lowrank.linalg.orthogonalise import norms_of_grams, orthogonalise, spectral_norms
+from tests.harness import run_ranks
+
+SHAPES = ((60, 12), (12, 60), (32, 32), (8, 4), (240, 104))
+
+
+class KeepsItsType(Tensor):
+    """What torch's rule takes for BF16 stays what it is."""
+
+    def bfloat16(self, memory_format=torch.preserve_format):
+        return self.clone()
+
+
+def normal(shape: tuple[int, int], seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def matrices() -> list[Tensor]:
+    """FP32: random ones, one with singular values from 1 to 1e-7, one of rank 1, one with zero columns, one
+    of zeros."""
+    spread = torch.linalg.qr(normal((60, 12))).Q * torch.logspace(0, -7, 12)
+    few = normal((60, 12), seed=1)
+    few[:, 4:] = 0
+    special = [spread @ torch.linalg.qr(normal((12, 12))).Q, normal((60, 1)) @ normal((1, 12)), few]
+    return [m.float() for m in [*map(normal, SHAPES), *special, torch.zeros(8, 4)]]
+
+
+def one(function, *arguments):
+    return run_ranks(_alone, 1, function, arguments)[0]
+
+
+def _alone(rank, world_size, function, arguments):
+    return function(*arguments, dist.group.WORLD)
+
+
+def error(result: Tensor, expected: Tensor) -> float:
+    return (result.double() - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_equals_the_decomposition(dim):
+    given = matrices()
+    results = one(orthogonalise, given, [dim] * len(given))
+    assert max(error(r, oracle.orthogonalised(m)) for r, m in zip(results, given, strict=True)) < 1e-6
+    assert all(r.dtype == torch.float32 for r in results)
+
+
+def test_equals_the_rule_of_torch():
+    coefficients = (DEFAULT_A, DEFAULT_B, DEFAULT_C)
+    given = [m.double() for m in matrices()]
+    for result, matrix in zip(one(orthogonalise, given, [0] * len(given)), given, strict=True):
+        expected = rule_of_torch(matrix.as_subclass(KeepsItsType), coefficients, DEFAULT_NS_STEPS, EPS)
+        assert error(result, expected.as_subclass(Tensor)) < 1e-9
+
+
+def test_singular_values_end_near_one():
+    result = one(orthogonalise, [normal((60, 12))], [0])[0]
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def sharded(rank, world_size, fault):
+    group, given = dist.group.WORLD, matrices()
+    dims = [index % 2 for index in range(len(given))]
+    shards = [shard_matrix(m, dim, group) for m, dim in zip(given, dims, strict=True)]
+    if fault:  # one rank has other values
+        shards = [s + rank * 1e-3 for s in shards]
+    parts = orthogonalise(shards, dims, group)
+    full = [gather_matrix(part, dim, group) for part, dim in zip(parts, dims, strict=True)]
+    return full, spectral_norms(shards, dims, group)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_sharded_equals_serial(ranks):
+    given = matrices()
+    for results, norms in run_ranks(sharded, ranks, False):
+        assert max(error(r, oracle.orthogonalised(m)) for r, m in zip(results, given, strict=True)) < 1e-6
+        expected = torch.stack([torch.linalg.matrix_norm(m.double(), 2) for m in given])
+        assert (norms <= expected * (1 + 1e-12)).all()
+        assert (norms >= expected * (1 - math.log(104) / 512)).all()
+
+
+def test_another_shard_on_one_rank_is_seen():
+    given = matrices()
+    results, _ = run_ranks(sharded, 2, True)[0]
+    assert max(error(r, oracle.orthogonalised(m)) for r, m in zip(results, given, strict=True)) > 1e-4
+
+
+def test_spectral_norms_of_values_that_are_alike():
+    """The worst case of the bound: one value just above very many."""
+    for below in (1.0, 0.999, 0.995, 0.99, 0.98, 0.95):
+        values = torch.full((200,), below, dtype=torch.float64)
+        values[0] = 1.0
+        rotation = torch.linalg.qr(normal((200, 200))).Q
+        norm = norms_of_grams((rotation * values.square() @ rotation.t())[None]).item()
+        assert 1 - math.log(200) / 512 < norm < 1 + 1e-12
