@@ -43,7 +43,7 @@ def measure(preset: str) -> Iterator[Row]:
 
 
 def _rows(case: str, engine: Engine) -> Iterator[Row]:
-    shapes = stored_shapes(engine, engine.master_weights.kind.moments)
+    shapes = stored_shapes(engine)
     state = 4 * sum(math.prod(shape) for shape in shapes.values())
     with tempfile.TemporaryDirectory() as folder:
         writer = PartWriter(Path(folder), 1, part=0, deferred=True)

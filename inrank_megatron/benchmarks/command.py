@@ -17,12 +17,13 @@ NOTES = {
     "switch": "time of the truncation W0 + U V -> U* V*, for each linear and for complete models",
     "layer": "time of an MLP and of a transformer layer, forward and backward, compared with dense",
     "step": "time of a full training step, compared with dense",
+    "optimizers": "operations, state and time of a step under AdamW, Muon and Spectron",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
     "checkpoint": "what one rank of 64 copies, writes and sends to save a checkpoint",
 }
 WITHOUT_RANK = ("switch", "checkpoint")
-TIMED = ("rank-decisions", "switch", "layer", "step")
+TIMED = ("rank-decisions", "switch", "layer", "step", "optimizers")
 COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
 
 
@@ -74,7 +75,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--preset",
             choices=GPT2_PRESETS,
-            help="size of the model [large; step and counts: tiny; switch: all]",
+            help="size of the model [large; step, optimizers and counts: tiny; switch: all]",
         )
         if name not in WITHOUT_RANK:
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
@@ -94,7 +95,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             )
     options = parser.parse_args(argv)
     if options.what != "switch":
-        options.preset = options.preset or ("tiny" if options.what in ("step", "counts") else "large")
+        options.preset = options.preset or ("tiny" if options.what in ("step", "optimizers", "counts") else "large")
         width = GPT2_PRESETS[options.preset]["hidden_size"]
         rank = getattr(options, "rank", None)
         if rank and rank > width:

@@ -102,6 +102,13 @@ def _check_optimizer(config: Config) -> None:
             f"{decay_iters}; lower --lr-warmup-iters or raise --lr-decay-iters"
         )
 
+    for name in ("factor_optimizer", "matrix_optimizer"):
+        if (value := getattr(optimizer, name)) != "adamw" and optimizer.optimizer != "adamw":
+            raise UserError(
+                f"{name} = {value!r} with optimizer = {optimizer.optimizer!r}: torch's AdamW steps all other "
+                f"parameters then; give --optimizer adamw, or leave --{name.replace('_', '-')} out"
+            )
+
 
 def _check_training(config: Config) -> None:
     training = config.training

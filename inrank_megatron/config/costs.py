@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inrank_megatron.config.activation_costs import activation_bytes
+from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
 from inrank_megatron.config.topology import Topology
@@ -193,13 +194,14 @@ def memory_per_device(
     shapes = linear_shapes(config)
     factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
     copies = frozen_base and METHODS[config.training.method].keeps_initial_factors(config)
+    spared = 4 * orthogonalised_entries(config, columns) // n  # which have one moment, not two
     overlapping = overlaps_reductions(config, device)
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
     largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
     return Memory(
         parameters=sharded * size // (dp if stage == 3 else 1),
         gradients=trained * 4 // (dp if stage >= 2 else 1),
-        optimizer=0 if offload else trained * _state_bytes(config, stage) // (dp if stage else 1),
+        optimizer=0 if offload else (trained * _state_bytes(config, stage) - spared) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
         activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
         bucket=0

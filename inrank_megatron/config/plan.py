@@ -252,7 +252,7 @@ def _notes(plan: Plan) -> list[str]:
         "Parameters count the true vocabulary, operations the padded one, forward and backward.",
         f"Memory of {first.shape.name}: parameters {shown_size(memory.parameters)}, gradients "
         f"{shown_size(memory.gradients)},",
-        f"FP32 master weights and Adam moments {shown_size(memory.optimizer)}, initial factors "
+        f"FP32 master weights and moments {shown_size(memory.optimizer)}, initial factors "
         f"{shown_size(memory.initial_factors)}, activations about {shown_size(memory.activations)},",
         f"gradient reduction bucket {shown_size(memory.bucket)}.",
     ]

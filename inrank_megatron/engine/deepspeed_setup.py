@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -21,32 +22,44 @@ from inrank_megatron.config.costs import (
 from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_mpu import DeepSpeedMPU
-from inrank_megatron.engine.optimizers import build_optimizer, kind_of
+from inrank_megatron.engine.optimizers import build_optimizer, kind_of, rule_of
+from inrank_megatron.engine.orthogonalised import OrthogonalisedMomentum
 from inrank_megatron.engine.overlap import await_reductions_on_the_device, bf16_as_other_precisions
 from inrank_megatron.engine.step_report import leave_overflow_to_the_norm
 from inrank_megatron.engine.zero_state import MasterWeights
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
+from inrank_megatron.model.vocabulary import OF_THE_VOCABULARY
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict]:
-    """Trained parameters in up to three named groups, each with its own step count in Adam and with the
-    multiple of the learning rate, ``lr_multiplier``, that it trains at.
+    """Trained parameters in up to four named groups, each with its own step count in Adam, with the multiple
+    of the learning rate, ``lr_multiplier``, that it trains at, and with its ``rule``.
 
     ``factors``: U and V of factorised linears, with decay; apart from the rest, because the switch restarts
-    their bias correction alone. ``decay``: other matrices. ``no_decay``: biases and norms.
+    their bias correction alone. ``matrices``: weights of other linears, with decay, where they have a rule of
+    their own. ``decay``: other matrices. ``no_decay``: biases and norms.
     """
     factors = {id(p) for m in model.modules() if isinstance(m, FactorisedLinear) for p in (m.U, m.V)}
-    groups: dict[str, list] = {"factors": [], "decay": [], "no_decay": []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            name = "factors" if id(parameter) in factors else "decay" if parameter.dim() > 1 else "no_decay"
-            groups[name].append(parameter)
+    groups: dict[str, list] = {"factors": [], "matrices": [], "decay": [], "no_decay": []}
+    linears = "matrices" if rule_of(config, "matrices") != "adamw" else "decay"
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in factors:
+            group = "factors"
+        elif parameter.dim() == 1:
+            group = "no_decay"
+        else:  # but for those of the vocabulary, what tensor parallelism shards are linears
+            sharded = getattr(parameter, "tensor_model_parallel", False)
+            group = linears if sharded and name not in OF_THE_VOCABULARY else "decay"
+        groups[group].append(parameter)
     settings = config.optimizer
     return [
         {
             "name": name,
             "params": params,
+            "rule": rule_of(config, name),
             "weight_decay": 0.0 if name == "no_decay" else settings.weight_decay,
             "lr_multiplier": settings.factor_lr_multiplier if name == "factors" else 1.0,
         }
@@ -177,7 +190,9 @@ def start_deepspeed(
         engine.enable_backward_allreduce = False  # it would copy every gradient to average it over one
     await_reductions_on_the_device(engine.optimizer)
     leave_overflow_to_the_norm(engine.optimizer)
-    master_weights = MasterWeights(engine.optimizer, kind_of(config), parallel.dp_group)
+    master_weights = MasterWeights(engine.optimizer, partial(kind_of, config), parallel.dp_group)
+    if isinstance(optimizer, OrthogonalisedMomentum):
+        optimizer.bind(model, master_weights.shard_map, parallel)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.master_weights = master_weights

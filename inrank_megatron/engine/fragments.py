@@ -48,12 +48,24 @@ class ShardMap:
     Attributes:
         flat_buffers: the FP32 tensors that the inner optimizer steps, by the name of its parameter group.
         fragments: by ``id`` of the parameter; None where this rank holds no part of it.
+        parameters: those that lie in a flat FP32 tensor, or lie there on other ranks, by ``id`` of that, in
+            the same order on all ranks.
         partitioned: whether replicas hold parts (ZeRO), or each holds all.
     """
 
     flat_buffers: dict[str, list[Tensor]] = field(default_factory=dict)
     fragments: dict[int, Fragment | None] = field(default_factory=dict)
+    parameters: dict[int, list[Tensor]] = field(default_factory=dict)
     partitioned: bool = True
+
+    def groups(self) -> dict[int, str]:
+        """Name of the parameter group by ``id`` of the parameter."""
+        return {
+            id(parameter): name
+            for name, flat_buffers in self.flat_buffers.items()
+            for flat_buffer in flat_buffers
+            for parameter in self.parameters[id(flat_buffer)]
+        }
 
 
 def shard_map(optimizer) -> ShardMap:
@@ -83,6 +95,7 @@ def _one_by_one(groups, master_weights, names: list[str], result: ShardMap) -> N
     for name, group, flat_buffers in zip(names, groups, master_weights, strict=True):
         result.flat_buffers[name] += flat_buffers
         for parameter, flat_buffer in zip(group, flat_buffers, strict=True):
+            result.parameters[id(flat_buffer)] = [parameter]
             result.fragments[id(parameter)] = Fragment(flat_buffer, 0, 0, flat_buffer.numel())
 
 
@@ -93,6 +106,7 @@ def _flat(optimizer, names: list[str], result: ShardMap) -> None:
         names, getattr(optimizer, groups), getattr(optimizer, flat_buffers), strict=True
     ):
         result.flat_buffers[name].append(flat_buffer)
+        result.parameters[id(flat_buffer)] = list(group)
         offset = 0
         for parameter in group:
             fragment = None
@@ -109,6 +123,7 @@ def _stage_3(optimizer, names: list[str], result: ShardMap) -> None:
     for index, group in enumerate(optimizer.fp16_groups):
         flat_buffer = optimizer.fp32_partitioned_groups_flat[index]
         result.flat_buffers[names[optimizer.sub_group_to_group_id[index]]].append(flat_buffer)
+        result.parameters[id(flat_buffer)] = list(group)
         for parameter in group:
             start, count = _local_part(parameter)
             _, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]

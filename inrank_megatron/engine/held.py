@@ -86,7 +86,7 @@ def _held(engine: Engine) -> Iterator[_Held]:
     master_weights = engine.master_weights
     shared = not master_weights.shard_map.partitioned
     for name, parameter in engine.parameters():
-        for key in (None, *master_weights.kind.moments):
+        for key in (None, *master_weights.moments(parameter)):
             run, start = master_weights.held(parameter, key)
             write = partial(master_weights.write_held, parameter, key=key)
             yield _Held(name if key is None else f"{name}.{key}", run, start, parameter, shared, write)

@@ -15,7 +15,7 @@ def fill_second_moment(parameter: Tensor, dim: int, start: int, stop: int) -> No
     Collective over the data-parallel group. An optimizer without second moments has nothing to fill.
     """
     key, master_weights = ADAM_MOMENTS[-1], parameter.master_weights
-    if key in master_weights.kind.moments:
+    if key in master_weights.moments(parameter):
         second = master_weights.read(parameter, key).clone()
         mean = second.narrow(dim, 0, start).mean(dim, keepdim=True)
         second.narrow(dim, start, stop - start).copy_(mean.expand_as(second.narrow(dim, start, stop - start)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.config.schema import Config, OptimizerConfig
+from inrank_megatron.engine.orthogonalised import MOMENTUM, OrthogonalisedMomentum
 from inrank_megatron.errors import UserError
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -54,8 +55,18 @@ class Kind:
             (group if self.step_in == "group" else state)["step"] = step
 
 
-def kind_of(config: Config) -> Kind:
-    """The optimizer that the run names; plain SGD has no moments."""
+def rule_of(config: Config, group: str) -> str:
+    """How the parameter group of that name is stepped: ``muon``, ``spectron``, or ``adamw`` for as the run's
+    optimizer does.
+    """
+    settings = config.optimizer
+    return {"factors": settings.factor_optimizer, "matrices": settings.matrix_optimizer}.get(group, "adamw")
+
+
+def kind_of(config: Config, group: str) -> Kind:
+    """The optimizer of the parameter group of that name; plain SGD has no moments."""
+    if rule_of(config, group) != "adamw":
+        return _ORTHOGONALISED
     if config.optimizer.optimizer == "sgd":
         moments = ("momentum_buffer",) if config.optimizer.sgd_momentum else ()
         return Kind(_sgd, moments, "nowhere")
@@ -91,7 +102,9 @@ def build_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer
 
     faults = (RuntimeError, ImportError, OSError, subprocess.SubprocessError)
     try:
-        return kind_of(config).build(groups, config.optimizer)
+        kinds = [kind_of(config, group["name"]) for group in groups]
+        kind = _ORTHOGONALISED if _ORTHOGONALISED in kinds else kinds[0]
+        return kind.build(groups, config.optimizer)
     except (*faults, CUDAMismatchException, MissingCUDAException) as error:
         # DeepSpeed's Adam for the CPU says no more than that it failed, from the error that has the reason.
         cause = error.__cause__ if "failed to build/load" in str(error) else error
@@ -134,6 +147,10 @@ def _adamw(groups, settings):
     return torch.optim.AdamW(groups, fused=True, **_adam(settings))
 
 
+def _orthogonalised(groups, settings):
+    return OrthogonalisedMomentum(groups, momentum=settings.muon_momentum, **_adam(settings))
+
+
 def _fused_adam(groups, settings):
     from deepspeed.ops.adam import FusedAdam
 
@@ -154,6 +171,7 @@ def _sgd(groups, settings):
     return torch.optim.SGD(groups, lr=0.0, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay)
 
 
+_ORTHOGONALISED = Kind(_orthogonalised, (MOMENTUM,), "nowhere")
 _ADAMS = {
     "adamw": Kind(_adamw, ADAM_MOMENTS, "tensor"),
     "fused-adam": Kind(_fused_adam, ADAM_MOMENTS, "int"),

@@ -103,7 +103,7 @@ def _optimizer_state(engine: Engine) -> Iterator[tuple[Holders, str, Tensor]]:
             if holders == Holders.REPLICAS:
                 continue  # no other rank has this part
             holders = Holders.TENSOR_PARALLEL
-        for key in (None, *master_weights.kind.moments):
+        for key in (None, *master_weights.moments(parameter)):
             run, _ = master_weights.held(parameter, key)
             if key is not None or run.data_ptr() != parameter.data_ptr():
                 yield holders, f"{key or 'the master weight'} of {name}", run

@@ -2,11 +2,11 @@
 and back, at any tensor- and data-parallel size and ZeRO stage.
 
 Tensor names: the parameter's own for its FP32 master, with ``.exp_avg`` and ``.exp_avg_sq`` for Adam's
-moments; ``<layer>.weight`` for a frozen W0 in its own dtype; ``<layer>.U0`` and ``<layer>.V0`` for initial
-factor values.
+moments, ``.momentum_buffer`` for Muon's and SGD's; ``<layer>.weight`` for a frozen W0 in its own dtype;
+``<layer>.U0`` and ``<layer>.V0`` for initial factor values.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -50,9 +50,8 @@ def load_engine(engine: Engine, record: Mapping, source: FullTensors, *, weights
             shape.
     """
     initial = _initial_values(engine)
-    moments = () if weights_only else engine.master_weights.kind.moments
     optional = initial.keys() if weights_only else set()
-    expected = stored_shapes(engine, moments)
+    expected = stored_shapes(engine, weights_only=weights_only)
     _account(expected, source, optional=optional)
     factors = {name: name.removesuffix("0") for name in optional if name not in source.names}
 
@@ -71,16 +70,16 @@ def load_engine(engine: Engine, record: Mapping, source: FullTensors, *, weights
         engine.loss_scaling.load(record["loss_scaling"])
 
 
-def stored_shapes(engine: Engine, moments: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shape of every full tensor of the state by name, with these moments of each parameter."""
-    suffixes, frozen, initial = _suffixes(moments), _frozen_weights(engine), _initial_values(engine)
-    like = {f"{name}{suffix}": x for suffix in suffixes for name, x in engine.parameters()} | frozen
-    like |= initial
-    return {name: stored_shape(x, engine.parallel) for name, x in like.items()}
-
-
-def _suffixes(moments: Iterable[str]) -> tuple[str, ...]:
-    return ("", *(f".{key}" for key in moments))
+def stored_shapes(engine: Engine, *, weights_only: bool = False) -> dict[str, tuple[int, ...]]:
+    """Shape of every full tensor of the state by name, with the moments of each parameter unless asked for
+    weights alone.
+    """
+    frozen, initial = _frozen_weights(engine), _initial_values(engine)
+    like: dict[str, Tensor] = {}
+    for name, parameter in engine.parameters():
+        moments = () if weights_only else engine.master_weights.moments(parameter)
+        like |= {name: parameter} | {f"{name}.{key}": parameter for key in moments}
+    return {name: stored_shape(x, engine.parallel) for name, x in (like | frozen | initial).items()}
 
 
 def _frozen_weights(engine: Engine) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ from inrank_megatron.engine.optimizers import Kind
 class ParameterState:
     """FP32 master and optimizer moments of one parameter, each of the parameter's local shape.
 
-    ``moments`` by the optimizer's names, ``exp_avg`` and ``exp_avg_sq`` for Adam, the second moment last.
+    ``moments`` by the optimizer's names, ``exp_avg`` and ``exp_avg_sq`` for Adam, the second moment last,
+    ``momentum_buffer`` for Muon.
     """
 
     master: Tensor
@@ -37,18 +38,28 @@ class ParameterState:
 class MasterWeights:
     """The FP32 side of one DeepSpeed engine's parameters.
 
+    Args:
+        optimizer: DeepSpeed's.
+        kind_of: the optimizer of each parameter group, by the group's name.
+        group: the data-parallel one.
+
     Reading and writing are collective over the data-parallel group; those of what a rank holds are not. Every
     optimizer has its state from the start: DeepSpeed would create it at the first step.
     """
 
-    def __init__(self, optimizer, kind: Kind, group):
-        self.kind, self._group = kind, group
+    def __init__(self, optimizer, kind_of: Callable[[str], Kind], group):
+        self._kind_of, self._group = kind_of, group
         self._inner, self.shard_map = inner_optimizer(optimizer), shard_map(optimizer)
-        for flat_buffers in self.shard_map.flat_buffers.values():
+        for name, flat_buffers in self.shard_map.flat_buffers.items():
             for flat_buffer in flat_buffers:
-                self._inner.state[flat_buffer] = kind.fresh_state(flat_buffer)
+                self._inner.state[flat_buffer] = kind_of(name).fresh_state(flat_buffer)
+        self._names = self.shard_map.groups()
         # DeepSpeed may have taken a step of zeros to create states, which a group's count remembers.
         self.set_steps({group["name"]: 0 for group in self._inner.param_groups})
+
+    def moments(self, parameter: Tensor) -> tuple[str, ...]:
+        """The moments that its optimizer keeps of a parameter, by name."""
+        return self._kind_of(self._names[id(parameter)]).moments
 
     def read(self, parameter: Tensor, key: str | None = None) -> Tensor:
         """The master, or the moment ``key``: FP32, of the local shape, on the parameter's device."""
@@ -87,7 +98,7 @@ class MasterWeights:
         """The optimizer's step count of each parameter group by the group's name."""
         # A fused Adam over many tensors counts in the last one's state alone.
         return {
-            group["name"]: max(self.kind.step(group, state) for state in states)
+            group["name"]: max(self._kind_of(group["name"]).step(group, state) for state in states)
             for group, states in self._groups()
         }
 
@@ -95,7 +106,7 @@ class MasterWeights:
         """Set step counts by group name; a group that is not named keeps its own."""
         for group, states in self._groups():
             for state in states if group["name"] in steps else ():
-                self.kind.set_step(group, state, steps[group["name"]])
+                self._kind_of(group["name"]).set_step(group, state, steps[group["name"]])
 
     def _groups(self) -> list[tuple[dict, list[dict]]]:
         flat_buffers = self.shard_map.flat_buffers
@@ -125,7 +136,7 @@ def read_state(parameter: Tensor) -> ParameterState:
     master_weights = parameter.master_weights
     return ParameterState(
         read_master_weight(parameter).clone(),
-        {key: master_weights.read(parameter, key).clone() for key in master_weights.kind.moments},
+        {key: master_weights.read(parameter, key).clone() for key in master_weights.moments(parameter)},
     )
 
 

@@ -38,6 +38,8 @@ class Tag(Enum):
     without it, and LLaMA's."""
     APEX = auto()
     """Compared under the stand-in for Apex's Adam too: a case per ZeRO stage that it may have."""
+    ORTHOGONALISED = auto()
+    """Its matrices are orthogonalised, which replicas divide: compared once on each kind of state."""
     MORE_LAYOUTS = auto()
     """Compared on TP4 and with factors in rank space too."""
     RANKS_FALL = auto()
@@ -103,6 +105,8 @@ LLAMA = {"model_type": "llama"}
 ATTENTION = {"factorised_linears": "mlp-attention"}
 SEPARATE = {**ATTENTION, "qkv_factors": "separate"}
 MERGES = {"rank": 8, "relora_interval": 2 * CHECK, "relora_warmup_iters": 2}
+MUON = {"matrix_optimizer": "muon"}
+MUON_ON_FACTORS = {"factor_optimizer": "muon"}
 RECOMPUTE = {"recompute_granularity": "full"}
 
 CASES = {
@@ -206,6 +210,11 @@ CASES = {
         **GROWING,
     ),
     "inrank-efficient-paper": _case("inrank-efficient", Tag.STARTS_LOWER, inrank_preset="paper", **GROWING),
+    "dense-muon": _case("dense", steps=15, **MUON),
+    "llama-relora-muon": _case("relora", **LLAMA, **ATTENTION, **MERGES, **MUON_ON_FACTORS),
+    "inrank-efficient-spectron": _case(
+        "inrank-efficient", Tag.ORTHOGONALISED, factor_optimizer="spectron", **MUON, **GROWING
+    ),
     "warm-start": _case("warm-start", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE),
     "warm-start-budget": _case("warm-start", **ATTENTION, parameter_budget=0.4),
 }

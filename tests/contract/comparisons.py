@@ -41,6 +41,16 @@ EVERYTHING = {
     "optimizer": tuple(OPTIMIZERS),
     "precision": ("fp32", "bf16", "fp16"),
 }
+ORTHOGONALISED = (
+    ("TP2 SP", {}),
+    ("DP2", {"zero_stage": 0}),
+    ("DP2", {"zero_stage": 0, "precision": "bf16"}),
+    ("DP2", {"zero_stage": 1, "precision": "bf16"}),
+    ("DP2", {"zero_stage": 2, "precision": "fp16"}),
+    ("DP2", {"zero_stage": 2, "optimizer": "adamw offloaded"}),
+    ("DP2", {"zero_stage": 3, "optimizer": "adamw offloaded"}),
+    ("TP2 SP DP2", {"zero_stage": 3}),
+)
 PLAIN = {"zero_stage": 1, "optimizer": "adamw", "recompute": False}
 
 Comparison = dict[str, object]
@@ -61,6 +71,9 @@ def _single() -> Iterator[Comparison]:
     for name in tagged(Tag.MORE_LAYOUTS):
         yield {"method": name, "layout": "TP2 SP separate", **PLAIN}
         yield {"method": name, "layout": "TP4 SP", **PLAIN}
+    for name in tagged(Tag.ORTHOGONALISED):
+        for layout, changes in ORTHOGONALISED:
+            yield {"method": name, "layout": layout, **PLAIN, **changes}
     for name in tagged(Tag.APEX):
         apex = {"method": name, "layout": "DP2", **PLAIN, "optimizer": "apex-fused-adam"}
         yield from (apex | {"zero_stage": stage} for stage in (0, 1, 2))

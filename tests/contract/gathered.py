@@ -21,7 +21,7 @@ def full_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     master_weights = engine.master_weights
     for name, parameter in engine.parameters():
         yield name, _full(read_master_weight(parameter), parameter, engine)
-        for key in master_weights.kind.moments:
+        for key in master_weights.moments(parameter):
             yield f"{name}.{key}", _full(master_weights.read(parameter, key), parameter, engine)
     for name, layer in engine.layers.items():
         if layer.weight is not None:

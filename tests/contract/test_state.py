@@ -57,6 +57,7 @@ def _flat(settings: dict) -> list:
 PHASES = (CHECK + 1, CHECK + 3)
 """Steps: past the first growth, and past the switch two steps later."""
 EFFICIENT, PATIENCE = "inrank-efficient", "inrank-efficient-patience"
+SPECTRON = "inrank-efficient-spectron"
 APEX = {"optimizer": "apex-fused-adam"}
 OFFLOAD = {"offload_optimizer": True}
 ZERO = [{"zero_stage": stage} for stage in range(4)]
@@ -94,6 +95,9 @@ RESUMES = (
     Resume("warm-start", CHECK + 1, "TP2 SP", "DP2", switches=True),
     Resume(PATIENCE, 3 * CHECK - 1, "DP2", "TP2 SP", switches=True),
     Resume(PATIENCE, 3 * CHECK, "TP2 SP", "DP2", switches=True),
+    # Muon has one moment, Adam's parameters in the same model have two.
+    Resume(SPECTRON, PHASES[0], "DP2", "TP2 SP", (ZERO[3], ZERO[1]), switches=True),
+    Resume(SPECTRON, PHASES[0], "DP2", "DP2", (ZERO[2], ZERO[2]), switches=True),
     # On the same layout: exactly.
     *(
         Resume(method, CHECK + 1, "TP2 SP", "TP2 SP")
@@ -121,7 +125,9 @@ def test_training_resumes_with_its_whole_state(case):
     left, slices = ranks[0], [rank.pop("slices") for rank in ranks]
     check_slices(slices, left["tensors"])
     resumed = run_ranks(resume, there.world_size, case.method, there, case.step, MORE, left, case.settings[1])
-    moments = [name for name in left["tensors"] if name.endswith(("exp_avg", "exp_avg_sq"))]
+    moments = [
+        name for name in left["tensors"] if name.endswith(("exp_avg", "exp_avg_sq", "momentum_buffer"))
+    ]
     assert moments and all(left["tensors"][name].any() for name in moments)
     assert left["tensors"].keys() == resumed[0]["tensors"].keys()
     for name, tensor in left["tensors"].items():

@@ -27,6 +27,7 @@ CASES = {
     "bf16 ZeRO 1 offload": ("inrank", "DP2", {"zero_stage": 1, "bf16": True, **ON_HOST}),
     "fp16 ZeRO 1": ("warm-start", "TP2 SP DP2", {"zero_stage": 1, "fp16": True, **RECOMPUTE}),
     "fp32 ZeRO 2 offload": ("dense", "DP2", {"zero_stage": 2, **OFFLOAD}),
+    "fp32 ZeRO 2": ("inrank-efficient-spectron", "TP2 SP DP2", {"zero_stage": 2}),
     "bf16 ZeRO 2": ("llama-inrank-efficient", "TP2 SP DP2", {"zero_stage": 2, "bf16": True}),
     "fp16 ZeRO 2": ("fixed-rank", "TP2 SP", {"zero_stage": 2, "fp16": True, "rank": 16, **SGD}),
     "fp32 ZeRO 3": ("llama-dense", "TP2 SP DP2", {"zero_stage": 3, **RECOMPUTE, **FUSED}),
@@ -40,7 +41,7 @@ OTHER_RANK = {"fp16 ZeRO 1": 1, "bf16 ZeRO 2": 2}
 
 FETCH = "inrank_megatron.engine.step_report:fetch"
 GROUPS = 3
-"""Parameter groups, at most."""
+"""Parameter groups, at most, of the cases that wait for each."""
 BUDGET: dict[str, dict[str, int]] = {
     # DeepSpeed awaits its own streams: the reduction's once per micro-batch, the gathering's once per step;
     # and it makes the mark of a norm that is not finite on the host, for each group.

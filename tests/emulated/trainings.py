@@ -102,8 +102,8 @@ def training(rank: int, method: str, layout_name: str, settings: dict) -> Seen:
         trainer = trainer_of(config, parallel, Path(folder))
         trainer.log = log
         assert trainer.train()
-        record, kind = engine_record(trainer.engine), trainer.engine.master_weights.kind
-        saved = {n: torch.empty(shape) for n, shape in stored_shapes(trainer.engine, kind.moments).items()}
+        record = engine_record(trainer.engine)
+        saved = {n: torch.empty(shape) for n, shape in stored_shapes(trainer.engine).items()}
         stop_deepspeed(trainer.engine.deepspeed)
         log.phase = "resumed"
         if rank == 0:

@@ -46,10 +46,10 @@ def orthogonalise(matrices: list[Tensor], dims: list[int], group: ProcessGroup) 
 
 def spectral_norms(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> Tensor:
     """Largest singular value of each matrix, FP64 [L]. Arguments and wire as in :func:`orthogonalise`."""
-    norms = torch.zeros(len(matrices), dtype=torch.float64, device=matrices[0].device)
+    norms: dict[int, Tensor] = {}
     for indices, grams in _by_size(summed_grams(matrices, dims, group)):
-        norms[indices] = norms_of_grams(grams)
-    return norms
+        norms.update(zip(indices, norms_of_grams(grams), strict=True))
+    return torch.stack([norms[index] for index in range(len(matrices))])
 
 
 def summed_grams(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> list[Tensor]:
@@ -66,16 +66,22 @@ def summed_grams(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -
 
 def orthogonalisers(grams: Tensor) -> Tensor:
     """Q [L, k, k], for which ``M Q`` is the orthogonalised M, of Gram matrices [L, k, k]."""
-    a, b, c = QUINTIC
     norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=SMALLEST_NORM)[:, None, None]
-    inner, q = grams / norms.square(), None
-    for iteration in range(ITERATIONS):
-        factor = b * inner + c * (inner @ inner)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        q = factor if q is None else q @ factor
-        if iteration + 1 < ITERATIONS:
-            inner = inner @ factor @ factor
+    inner = grams / norms.square()
+    q = factor = _quintic(inner)
+    for _ in range(ITERATIONS - 1):
+        inner = inner @ factor @ factor
+        factor = _quintic(inner)
+        q = q @ factor
     return q / norms
+
+
+def _quintic(inner: Tensor) -> Tensor:
+    """The factor by which an iteration multiplies what has the Gram matrices ``inner``."""
+    a, b, c = QUINTIC
+    factor = b * inner + c * (inner @ inner)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def norms_of_grams(grams: Tensor) -> Tensor:

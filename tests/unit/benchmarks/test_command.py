@@ -18,6 +18,7 @@ ARGUMENTS = {
     "switch": ["--repeats", "1"],
     "layer": ["--repeats", "1"],
     "step": ["--repeats", "1"],
+    "optimizers": ["--repeats", "1"],
     "memory": [],
     "checkpoint": [],
 }

@@ -249,6 +249,17 @@ def test_memory_follows_the_stage_and_the_optimizer(settings, bytes_a_parameter)
     )
 
 
+def test_memory_of_muon_lacks_second_moments():
+    """Of attention's 4 h^2 in each layer, and of the factors."""
+    model = config().model
+    attention = model.num_layers * 4 * model.hidden_size**2
+    factors = 8 * sum(sum(shape) for shape in linear_shapes(config()).values())
+    muon = {"matrix_optimizer": "muon", "zero_stage": 0}
+    for settings, entries in ((muon, attention), (muon | {"factor_optimizer": "muon"}, attention + factors)):
+        sizes = [memory(config(zero_stage=0, **s), 1, ranks=8).optimizer for s in ({}, settings)]
+        assert sizes[0] - sizes[1] == 4 * entries
+
+
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
@@ -409,7 +420,7 @@ def test_the_page_breaks_no_line_of_the_memory():
     lines = render(plan_of(config(preset="medium", method="inrank-efficient"))).splitlines()
     [bucket] = [line for line in lines if "reduction bucket" in line]
     assert bucket.startswith("gradient reduction bucket ")
-    assert lines[lines.index(bucket) - 1].startswith("FP32 master weights and Adam moments ")
+    assert lines[lines.index(bucket) - 1].startswith("FP32 master weights and moments ")
 
 
 def test_the_page_marks_settings_that_the_method_ignores():

@@ -1,0 +1,226 @@
+"""Muon and Spectron next to AdamW, in one optimizer that DeepSpeed wraps as it wraps AdamW.
+
+**Muon** (Jordan et al., 2024) steps along the momentum with its singular values made nearly equal. It steps
+``0.2 lr sqrt(max(O, I))``, which gives a full step the root mean square of one of AdamW's (Liu et al., 2025;
+``match_rms_adamw`` in torch), so that one learning rate fits both. Momentum, Nesterov's step, weight decay
+and all constants are those of ``torch.optim.Muon``. DeepSpeed's Muon knows no tensor parallelism, and
+Megatron-Core's no ZeRO.
+
+**Spectron** (Janson et al., 2026, arXiv 2602.12429) is for factors: the step on U and on V is divided by
+``sigma_U + sigma_V + 1``, their spectral norms before it, so that U V changes by at most about the rate in
+spectral norm. Here that is the rate of Muon's step on the whole matrix, ``0.2 lr sqrt(max(O, I))`` of U V.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.engine.exchange import Exchange
+from inrank_megatron.engine.fragments import Fragment, ShardMap, local_shape
+from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
+from inrank_megatron.lowrank.linalg.orthogonalise import orthogonalise, spectral_norms
+from inrank_megatron.model.initialise import full_shape
+
+MOMENTUM = "momentum_buffer"
+_RMS_OF_ADAMW = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A trained matrix.
+
+    Args:
+        dim: the axis that tensor parallelism shards; on one rank of it, the longer one of a plain matrix.
+        features: the longer side of the matrix whose rate it has: of itself, or under Spectron of U V.
+        layer: whose factor it is; columns that are not in use have no part in anything.
+        fragment: this replica's part of it.
+    """
+
+    parameter: Tensor
+    dim: int
+    features: int
+    layer: FactorisedLinear | None
+    fragment: Fragment | None
+
+    @property
+    def run(self) -> tuple[int, int]:
+        return (self.fragment.start, self.fragment.count) if self.fragment else (0, 0)
+
+    @property
+    def work(self) -> float:
+        """Products of its Gram matrix, in units that compare."""
+        shape = local_shape(self.parameter)
+        return math.prod(shape) * shape[1 - self.dim]
+
+    def in_use(self, whole: Tensor) -> Tensor:
+        """Its columns in use, of all its entries; a view."""
+        matrix = whole.view(local_shape(self.parameter))
+        return matrix if self.layer is None else matrix.narrow(1 - self.dim, 0, self.layer.active_columns)
+
+
+class MatrixGroup:
+    """The matrices of the flat FP32 tensors that DeepSpeed steps at once, divided over the replicas."""
+
+    def __init__(self, matrices: list[Matrix], parallel: Parallel, device: torch.device):
+        self.matrices, self._parallel, self._device = matrices, parallel, device
+        sizes = [math.prod(local_shape(matrix.parameter)) for matrix in matrices]
+        everywhere = parallel.gather_from_all_ranks([matrix.run for matrix in matrices])
+        runs = [everywhere[rank] for rank in dist.get_process_group_ranks(parallel.dp_group)]
+        self._exchange = Exchange(runs, sizes, [matrix.work for matrix in matrices], parallel.dp_group)
+
+    def orthogonalise(self, tensors: Mapping[Tensor, Tensor], rates: list[Tensor | float]) -> None:
+        """Replace every matrix in the ``tensors`` by its orthogonalised times its rate.
+
+        Args:
+            tensors: one that is laid out as each flat FP32 tensor is, by that.
+        """
+        wholes = self._collect(tensors)
+        own = list(wholes)
+        views = [self.matrices[i].in_use(wholes[i]) for i in own]
+        dims = [self.matrices[i].dim for i in own]
+        results = orthogonalise(views, dims, self._parallel.tp_group) if own else []
+        for i, view, result in zip(own, views, results, strict=True):
+            view.copy_(result * rates[i])
+        parts = self._exchange.spread(wholes, like=torch.empty(0, device=self._device))
+        for i, part in parts.items():
+            _of(self.matrices[i], tensors).copy_(part)
+
+    def spectral_norms(self) -> Tensor:
+        """Of every matrix itself, FP64 [L]; the same on all ranks."""
+        wholes = self._collect(None)
+        own = list(wholes)
+        each = list(torch.zeros(len(self.matrices), dtype=torch.float64, device=self._device))
+        if own:
+            views = [self.matrices[i].in_use(wholes[i]) for i in own]
+            dims = [self.matrices[i].dim for i in own]
+            for i, norm in zip(own, spectral_norms(views, dims, self._parallel.tp_group), strict=True):
+                each[i] = norm
+        norms = torch.stack(each)
+        dist.all_reduce(norms, group=self._parallel.dp_group)  # each has one contributor: the sum is exact
+        return norms
+
+    def _collect(self, tensors: Mapping[Tensor, Tensor] | None) -> dict[int, Tensor]:
+        parts = [_of(matrix, tensors) for matrix in self.matrices]
+        return self._exchange.collect([part.to(self._device) for part in parts])
+
+
+def _of(matrix: Matrix, tensors: Mapping[Tensor, Tensor] | None) -> Tensor:
+    """This replica's part of a matrix in the ``tensors``, or of its FP32 values."""
+    if (fragment := matrix.fragment) is None:
+        return torch.empty(0)
+    return fragment.of(fragment.flat_buffer if tensors is None else tensors[fragment.flat_buffer])
+
+
+class OrthogonalisedMomentum(torch.optim.AdamW):
+    """AdamW on the parameter groups whose ``rule`` is ``adamw``; Muon or Spectron on those of that name.
+
+    :meth:`bind` comes before the first step that counts. The engine makes the state, a ``momentum_buffer``
+    for each flat FP32 tensor, laid out as that is.
+
+    Args:
+        momentum: of Muon and Spectron.
+        adam: arguments of AdamW, of which ``lr`` and ``weight_decay`` are those of all groups.
+    """
+
+    def __init__(self, groups: list[dict], *, momentum: float, **adam: Any):
+        super().__init__(groups, fused=True, **adam)
+        self._momentum = momentum
+        self._groups: dict[tuple[Tensor, ...], MatrixGroup] = {}
+        self._measured: list[MatrixGroup] = []
+        self._sums: dict[FactorisedLinear, Tensor] = {}
+
+    def bind(self, model: nn.Module, shard_map: ShardMap, parallel: Parallel) -> None:
+        """Find the matrices of ``model`` in what DeepSpeed made of the parameter groups. Collective."""
+        device = next(model.parameters()).device
+        rules = {group["name"]: group["rule"] for group in self.param_groups}
+        matrices = _matrices(model, shard_map, rules, parallel)
+        for name, rule in rules.items():
+            if rule == "adamw":
+                continue
+            buffers = shard_map.flat_buffers[name]
+            for at_once in [[b] for b in buffers] if shard_map.partitioned else [buffers]:
+                parameters = [p for b in at_once for p in shard_map.parameters[id(b)]]
+                group = MatrixGroup([matrices[id(p)] for p in parameters], parallel, device)
+                self._groups[tuple(at_once)] = group
+                if rule == "spectron":
+                    self._measured.append(group)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        groups, loss = self.param_groups, None
+        self.param_groups = [group for group in groups if group["rule"] == "adamw" and group["params"]]
+        try:
+            if self.param_groups:
+                loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        # Before `bind` DeepSpeed may step once, over zero gradients, to create states.
+        for group in groups if self._groups else ():
+            if group["rule"] != "adamw" and group["params"]:
+                self._step(group)
+        return loss
+
+    def _step(self, group: dict) -> None:
+        buffers, updates = group["params"], {}
+        for buffer in buffers:
+            momentum = self.state[buffer][MOMENTUM]
+            momentum.lerp_(buffer.grad, 1 - self._momentum)
+            updates[buffer] = torch.lerp(buffer.grad, momentum, self._momentum)
+        matrices = self._groups[tuple(buffers)]
+        matrices.orthogonalise(updates, self._rates(matrices, group["rule"]))
+        for buffer, update in updates.items():
+            buffer.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+    def _rates(self, group: MatrixGroup, rule: str) -> list[Tensor | float]:
+        """Of each matrix of ``group``, as a multiple of the learning rate."""
+        rates: list[Tensor | float] = [_RMS_OF_ADAMW * math.sqrt(m.features) for m in group.matrices]
+        if rule != "spectron":
+            return rates
+        if group is self._measured[0]:  # the norms before the step, also where ZeRO 3 steps part by part
+            self._measure()
+        return [rate / self._sums[_layer(m)] for rate, m in zip(rates, group.matrices, strict=True)]
+
+    def _measure(self) -> None:
+        """``sigma_U + sigma_V + 1`` of every layer, as scalars on the device."""
+        self._sums = {}
+        for group in self._measured:
+            for matrix, norm in zip(group.matrices, group.spectral_norms().float(), strict=True):
+                layer = _layer(matrix)
+                self._sums[layer] = self._sums.get(layer, 1.0) + norm
+
+
+def _layer(matrix: Matrix) -> FactorisedLinear:
+    assert matrix.layer is not None, "Spectron is for factors"
+    return matrix.layer
+
+
+def _matrices(
+    model: nn.Module, shard_map: ShardMap, rules: Mapping[str, str], parallel: Parallel
+) -> dict[int, Matrix]:
+    """Those that are not AdamW's, by ``id`` of the parameter."""
+    found, layers = shard_map.groups(), dict(_factors(model))
+    matrices = {}
+    parameter: Any  # with Megatron's attributes
+    for parameter in model.parameters():
+        if (rule := rules.get(found.get(id(parameter), ""), "adamw")) == "adamw":
+            continue
+        layer, shape = layers.get(id(parameter)), full_shape(parameter, parallel)
+        whole = (layer.output_size, layer.input_size) if layer and rule == "spectron" else shape
+        dim = parameter.partition_dim
+        if layer is None and parallel.tp_size == 1:
+            dim = 0 if shape[0] >= shape[1] else 1
+        fragment = shard_map.fragments[id(parameter)]
+        matrices[id(parameter)] = Matrix(parameter, dim, max(whole), layer, fragment)
+    return matrices
+
+
+def _factors(model: nn.Module) -> Iterator[tuple[int, FactorisedLinear]]:
+    for module in model.modules():
+        if isinstance(module, FactorisedLinear):
+            yield from ((id(factor), module) for factor in (module.U, module.V))
