@@ -1,4 +1,5 @@
-"""Gram matrices as their lower block triangles: three fifths of the products and of the elements to send.
+"""Gram matrices as their lower block triangles: three fifths of the products and of the elements to send; and
+symmetric products by such triangles.
 
 A k x k matrix is cut into block rows of at most 100 rows; each reaches to the right edge of its diagonal
 block, and they follow one another in one flat tensor.
@@ -34,6 +35,15 @@ def unpack_gram(packed: Tensor, k: int) -> Tensor:
 def packed_size(k: int) -> int:
     """Elements of :func:`packed_gram`, between k^2 / 2 and k^2."""
     return sum((stop - start) * stop for start, stop, _ in _block_rows(k))
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b`` of symmetric matrices [L, k, k] that commute, so that the product is symmetric too."""
+    lower = torch.zeros_like(a)
+    for start, stop, _ in _block_rows(a.shape[-1]):
+        lower[:, start:stop, :stop] = a[:, start:stop] @ b[:, :, :stop]
+    lower = lower.tril()
+    return lower + lower.tril(-1).mT
 
 
 def _block_rows(k: int) -> Iterator[tuple[int, int, slice]]:

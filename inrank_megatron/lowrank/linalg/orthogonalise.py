@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.lowrank.linalg.gram import packed_gram, packed_size, unpack_gram
+from inrank_megatron.lowrank.linalg.gram import packed_gram, packed_size, symmetric_product, unpack_gram
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of X, X X^T X and (X X^T)^2 X in each iteration; all constants as in ``torch.optim.Muon``."""
@@ -70,16 +70,16 @@ def orthogonalisers(grams: Tensor) -> Tensor:
     inner = grams / norms.square()
     q = factor = _quintic(inner)
     for _ in range(ITERATIONS - 1):
-        inner = inner @ factor @ factor
+        inner = symmetric_product(symmetric_product(inner, factor), factor)
         factor = _quintic(inner)
-        q = q @ factor
+        q = symmetric_product(q, factor)
     return q / norms
 
 
 def _quintic(inner: Tensor) -> Tensor:
     """The factor by which an iteration multiplies what has the Gram matrices ``inner``."""
     a, b, c = QUINTIC
-    factor = b * inner + c * (inner @ inner)
+    factor = b * inner + c * symmetric_product(inner, inner)
     factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor
 
@@ -94,7 +94,7 @@ def norms_of_grams(grams: Tensor) -> Tensor:
     power = grams
     for _ in range(_SQUARINGS):
         power = power / _trace(power)
-        power = power @ power
+        power = symmetric_product(power, power)
     best = power.diagonal(dim1=1, dim2=2).argmax(1)
     vectors = power[torch.arange(len(grams), device=grams.device), :, best]
     vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
