@@ -22,6 +22,7 @@ NOTES = {
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
     "checkpoint": "what one rank of 64 copies, writes and sends to save a checkpoint",
 }
+ON_TINY = ("step", "optimizers", "counts")
 WITHOUT_RANK = ("switch", "checkpoint")
 TIMED = ("rank-decisions", "switch", "layer", "step", "optimizers")
 COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
@@ -95,7 +96,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             )
     options = parser.parse_args(argv)
     if options.what != "switch":
-        options.preset = options.preset or ("tiny" if options.what in ("step", "optimizers", "counts") else "large")
+        options.preset = options.preset or ("tiny" if options.what in ON_TINY else "large")
         width = GPT2_PRESETS[options.preset]["hidden_size"]
         rank = getattr(options, "rank", None)
         if rank and rank > width:

@@ -20,15 +20,19 @@ from inrank_megatron.engine.engine import Engine
 MUON = {"matrix_optimizer": "muon"}
 OPTIMIZERS = {
     "AdamW": {},
-    "Muon": {"factor_optimizer": "muon", **MUON},
-    "Spectron and Muon": {"factor_optimizer": "spectron", **MUON},
+    "Muon": MUON,
+    "Spectron": {"factor_optimizer": "spectron"},
+    "Spectron, Muon": {"factor_optimizer": "spectron", **MUON},
 }
 
 
 def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
     """Rows for the dense model and for factors of that rank."""
     vocabulary = VOCABULARIES.get(preset, GPT2_VOCABULARY)
-    for variant, names in ((DENSE, ("AdamW", "Muon")), (phase_2(rank), tuple(OPTIMIZERS))):
+    for variant, names in (
+        (DENSE, ("AdamW", "Muon")),
+        (phase_2(rank), ("AdamW", "Spectron", "Spectron, Muon")),
+    ):
         configs = {name: preset_config(preset, **OPTIMIZERS[name]) for name in names}
         with single_process() as parallel:
             trained = {n: training_step(c, variant, parallel, vocabulary) for n, c in configs.items()}

@@ -24,14 +24,14 @@ def orthogonalisation_flops(config: Config, columns: Columns) -> int:
     """Operations of the products of one step (a multiply-add is two), over all replicas and tensor-parallel
     ranks; those of k x k once, though every rank of a tensor-parallel group does them.
 
-    M Q takes 2 m k^2, the Gram matrix from half of that on, as only its lower block triangle is computed;
-    Spectron takes another one, of the factor itself.
+    M Q takes 2 m k^2. Gram matrices and products of k x k, all symmetric, take from half of that on, as only
+    lower block triangles are computed. Spectron takes another Gram matrix, of the factor itself.
     """
     total = 0
     for m, k, spectron in _matrices(config, columns):
         blocks = 1 + k // 100
-        gram = m * k * k * (blocks + 1) // blocks
-        total += gram * (1 + spectron) + 2 * m * k * k + 2 * k**3 * (PRODUCTS + NORM_PRODUCTS * spectron)
+        rows = m * (1 + spectron) + k * (PRODUCTS + NORM_PRODUCTS * spectron)
+        total += 2 * m * k * k + rows * k * k * (blocks + 1) // blocks
     return total
 
 

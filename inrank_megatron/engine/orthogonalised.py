@@ -89,7 +89,8 @@ class MatrixGroup:
             view.copy_(result * rates[i])
         parts = self._exchange.spread(wholes, like=torch.empty(0, device=self._device))
         for i, part in parts.items():
-            _of(self.matrices[i], tensors).copy_(part)
+            if (fragment := self.matrices[i].fragment) is not None:
+                _of(fragment, tensors).copy_(part)
 
     def spectral_norms(self) -> Tensor:
         """Of every matrix itself, FP64 [L]; the same on all ranks."""
@@ -106,14 +107,15 @@ class MatrixGroup:
         return norms
 
     def _collect(self, tensors: Mapping[Tensor, Tensor] | None) -> dict[int, Tensor]:
-        parts = [_of(matrix, tensors) for matrix in self.matrices]
-        return self._exchange.collect([part.to(self._device) for part in parts])
+        """Those that this replica computes, in the ``tensors``, or their FP32 values."""
+        nothing = torch.empty(0, device=self._device)
+        fragments = [matrix.fragment for matrix in self.matrices]
+        return self._exchange.collect(
+            [nothing if f is None else _of(f, tensors).to(self._device) for f in fragments]
+        )
 
 
-def _of(matrix: Matrix, tensors: Mapping[Tensor, Tensor] | None) -> Tensor:
-    """This replica's part of a matrix in the ``tensors``, or of its FP32 values."""
-    if (fragment := matrix.fragment) is None:
-        return torch.empty(0)
+def _of(fragment: Fragment, tensors: Mapping[Tensor, Tensor] | None) -> Tensor:
     return fragment.of(fragment.flat_buffer if tensors is None else tensors[fragment.flat_buffer])
 
 

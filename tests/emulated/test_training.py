@@ -36,7 +36,7 @@ CASES = {
     "fp16 ZeRO 3": ("inrank-efficient-fisher", "TP2 SP DP2", {"zero_stage": 3, "fp16": True, **REPEATS}),
 }
 ON_SEVERAL_RANKS = [case for case, (_, layout, _) in CASES.items() if LAYOUTS[layout].world_size > 1]
-OTHER_RANK = {"fp16 ZeRO 1": 1, "bf16 ZeRO 2": 2}
+OTHER_RANK = {"fp16 ZeRO 1": 1, "fp32 ZeRO 2": 1, "bf16 ZeRO 2": 2}
 """Next to rank 0; elsewhere the last of the job. So rank 0 is compared with every rank of a job of four."""
 
 FETCH = "inrank_megatron.engine.step_report:fetch"

@@ -24,7 +24,7 @@ def counted(rank, world_size, shapes, norms):
     [
         ({"matrix_optimizer": "muon"}, None),
         ({"factor_optimizer": "muon"}, 24),
-        ({"factor_optimizer": "spectron"}, 210),
+        ({"factor_optimizer": "spectron"}, 150),
     ],
     ids=str,
 )

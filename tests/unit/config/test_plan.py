@@ -254,7 +254,7 @@ def test_memory_of_muon_lacks_second_moments():
     model = config().model
     attention = model.num_layers * 4 * model.hidden_size**2
     factors = 8 * sum(sum(shape) for shape in linear_shapes(config()).values())
-    muon = {"matrix_optimizer": "muon", "zero_stage": 0}
+    muon = {"matrix_optimizer": "muon"}
     for settings, entries in ((muon, attention), (muon | {"factor_optimizer": "muon"}, attention + factors)):
         sizes = [memory(config(zero_stage=0, **s), 1, ranks=8).optimizer for s in ({}, settings)]
         assert sizes[0] - sizes[1] == 4 * entries
