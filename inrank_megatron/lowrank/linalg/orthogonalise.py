@@ -11,18 +11,21 @@ whose M has singular values down to 1e-7 of the largest; in FP32 it would be 1e-
 has 1e-5 in FP32, and 0.2 to 0.4 in BF16. Everything here is FP64.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from inrank_megatron.lowrank.linalg.gram import packed_gram, packed_size, symmetric_product, unpack_gram
+from inrank_megatron.lowrank.linalg.gram import packed_gram, symmetric_product, unpack_gram
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of X, X X^T X and (X X^T)^2 X in each iteration; all constants as in ``torch.optim.Muon``."""
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
 _SQUARINGS = 7
+_BATCH = 2**23  # entries in FP64, of which six copies are needed: 400 MB
 
 
 def orthogonalise(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> list[Tensor]:
@@ -33,10 +36,10 @@ def orthogonalise(matrices: list[Tensor], dims: list[int], group: ProcessGroup) 
         dims: the axis that is spread over the group, for each. In a group of one, where it makes no
             difference to the result, the longer axis is the cheaper one.
 
-    Elements on the wire per rank: one all-reduce of about ``0.6 k^2`` FP64 of each, k the other axis.
+    Elements on the wire per rank: about ``0.6 k^2`` FP64 of each, k the other axis, summed for many at once.
     """
     results: list[Tensor] = [torch.empty(0)] * len(matrices)
-    for indices, grams in _by_size(summed_grams(matrices, dims, group)):
+    for indices, grams in _grams(matrices, dims, group):
         for index, q in zip(indices, orthogonalisers(grams), strict=True):
             matrix = matrices[index].double()
             product = matrix @ q if dims[index] == 0 else q @ matrix
@@ -47,21 +50,9 @@ def orthogonalise(matrices: list[Tensor], dims: list[int], group: ProcessGroup) 
 def spectral_norms(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> Tensor:
     """Largest singular value of each matrix, FP64 [L]. Arguments and wire as in :func:`orthogonalise`."""
     norms: dict[int, Tensor] = {}
-    for indices, grams in _by_size(summed_grams(matrices, dims, group)):
+    for indices, grams in _grams(matrices, dims, group):
         norms.update(zip(indices, norms_of_grams(grams), strict=True))
     return torch.stack([norms[index] for index in range(len(matrices))])
-
-
-def summed_grams(matrices: list[Tensor], dims: list[int], group: ProcessGroup) -> list[Tensor]:
-    """``M^T M`` (dim 0) or ``M M^T`` (dim 1) of every full matrix, FP64 [k, k], in one all-reduce."""
-    columns = [m if dim == 0 else m.t() for m, dim in zip(matrices, dims, strict=True)]
-    packed = torch.cat([packed_gram(c.double()) for c in columns])
-    if group.size() > 1:
-        dist.all_reduce(packed, group=group)
-    sizes = [c.shape[1] for c in columns]
-    parts = packed.split([packed_size(k) for k in sizes])
-    lower = [unpack_gram(part, k).tril() for part, k in zip(parts, sizes, strict=True)]
-    return [half + half.tril(-1).t() for half in lower]
 
 
 def orthogonalisers(grams: Tensor) -> Tensor:
@@ -106,9 +97,21 @@ def _trace(grams: Tensor) -> Tensor:
     return torch.where(trace > 0, trace, 1.0)[:, None, None]
 
 
-def _by_size(grams: list[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """Matrices of one size together, with their places."""
+def _grams(
+    matrices: list[Tensor], dims: list[int], group: ProcessGroup
+) -> Iterator[tuple[list[int], Tensor]]:
+    """``M^T M`` (dim 0) or ``M M^T`` (dim 1) of the full matrices, FP64 [L, k, k], in batches of one k and
+    of at most ``_BATCH`` entries, with their places; one all-reduce for each.
+    """
+    columns = [m if dim == 0 else m.t() for m, dim in zip(matrices, dims, strict=True)]
     places: dict[int, list[int]] = {}
-    for index, gram in enumerate(grams):
-        places.setdefault(len(gram), []).append(index)
-    return [(indices, torch.stack([grams[index] for index in indices])) for indices in places.values()]
+    for index, matrix in enumerate(columns):
+        places.setdefault(matrix.shape[1], []).append(index)
+    for k, indices in places.items():
+        most = max(1, _BATCH // k**2)
+        for batch in (indices[start : start + most] for start in range(0, len(indices), most)):
+            packed = torch.stack([packed_gram(columns[index].double()) for index in batch])
+            if group.size() > 1:
+                dist.all_reduce(packed, group=group)
+            lower = torch.stack([unpack_gram(part, k) for part in packed]).tril()
+            yield batch, lower + lower.tril(-1).mT

@@ -10,6 +10,7 @@ from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS,
 from torch.optim._muon import _zeropower_via_newtonschulz as rule_of_torch
 
 from inrank_megatron.lowrank.linalg import oracle
+from inrank_megatron.lowrank.linalg import orthogonalise as module
 from inrank_megatron.lowrank.linalg.factors import gather_matrix, shard_matrix
 from inrank_megatron.lowrank.linalg.orthogonalise import norms_of_grams, orthogonalise, spectral_norms
 from tests.harness import run_ranks
@@ -72,7 +73,8 @@ def test_singular_values_end_near_one():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def sharded(rank, world_size, fault):
+def sharded(rank, world_size, *, fault=False, batch=module._BATCH):
+    module._BATCH = batch
     group, given = dist.group.WORLD, matrices()
     dims = [index % 2 for index in range(len(given))]
     shards = [shard_matrix(m, dim, group) for m, dim in zip(given, dims, strict=True)]
@@ -83,10 +85,18 @@ def sharded(rank, world_size, fault):
     return full, spectral_norms(shards, dims, group)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_sharded_equals_serial(ranks):
+def in_small_batches(rank, world_size):
+    return sharded(rank, world_size, batch=2 * 12**2)
+
+
+def with_a_fault(rank, world_size):
+    return sharded(rank, world_size, fault=True)
+
+
+@pytest.mark.parametrize(("ranks", "shard"), [(1, sharded), (2, in_small_batches), (4, sharded)])
+def test_sharded_equals_serial(ranks, shard):
     given = matrices()
-    for results, norms in run_ranks(sharded, ranks, False):
+    for results, norms in run_ranks(shard, ranks):
         assert max(error(r, oracle.orthogonalised(m)) for r, m in zip(results, given, strict=True)) < 1e-6
         expected = torch.stack([torch.linalg.matrix_norm(m.double(), 2) for m in given])
         assert (norms <= expected * (1 + 1e-12)).all()
@@ -95,7 +105,7 @@ def test_sharded_equals_serial(ranks):
 
 def test_another_shard_on_one_rank_is_seen():
     given = matrices()
-    results, _ = run_ranks(sharded, 2, True)[0]
+    results, _ = run_ranks(with_a_fault, 2)[0]
     assert max(error(r, oracle.orthogonalised(m)) for r, m in zip(results, given, strict=True)) > 1e-4
 
 
