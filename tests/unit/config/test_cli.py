@@ -146,6 +146,8 @@ def test_every_setting_has_a_flag_that_sets_it(run_file):
         "final_ranks": "output",
         "split": "1,1,1",
         "optimizer": "sgd",
+        "factor_optimizer": "muon",
+        "matrix_optimizer": "muon",
         "new_column_moments": "zero",
         "on_loss_spike": "skip",
         "hang_timeout_seconds": "30",
