@@ -164,7 +164,7 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
             self.param_groups = groups
         # Before `bind` DeepSpeed may step once, over zero gradients, to create states.
         for group in groups if self._groups else ():
-            if group["rule"] != "adamw" and group["params"]:
+            if group["rule"] != "adamw" and any(buffer.grad is not None for buffer in group["params"]):
                 self._step(group)
         return loss
 

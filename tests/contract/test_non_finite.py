@@ -64,6 +64,7 @@ def test_non_finite_value_stops_every_rank_before_the_update(layout, settings):
         ("TP2 SP", {"zero_stage": 1}),  # runs as stage 0
         ("TP2 SP", {"zero_stage": 1, "bf16": True}),
         ("DP2", {"zero_stage": 1}),
+        ("TP2 SP", {"zero_stage": 0, "factor_optimizer": "muon", "matrix_optimizer": "muon"}),
         ("DP2", {"zero_stage": 2, **OFFLOAD}),
         ("DP2", {"zero_stage": 2, "fp16": True}),
         ("DP2", {"zero_stage": 3}),
