@@ -102,8 +102,8 @@ def build_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer
 
     faults = (RuntimeError, ImportError, OSError, subprocess.SubprocessError)
     try:
-        kinds = [kind_of(config, group["name"]) for group in groups]
-        kind = _ORTHOGONALISED if _ORTHOGONALISED in kinds else kinds[0]
+        plain = all(rule_of(config, group) == "adamw" for group in ("factors", "matrices"))
+        kind = kind_of(config, "decay") if plain else _ORTHOGONALISED
         return kind.build(groups, config.optimizer)
     except (*faults, CUDAMismatchException, MissingCUDAException) as error:
         # DeepSpeed's Adam for the CPU says no more than that it failed, from the error that has the reason.
