@@ -1,5 +1,6 @@
 """The other processes of the job: the launchers above this rank, and the ranks on this and other machines."""
 
+import contextlib
 import os
 import re
 import sys
@@ -64,7 +65,10 @@ class JobWatchdog:
         self._peers: Peers | None = None
         self._guard: Guard | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
+        self._failure, self._failed, self._noted = "", threading.Event(), threading.Event()
+        # Both from the start on: a thread that is begun where no memory is left never says that it has begun.
         threading.Thread(target=self._watch, name="job watchdog", daemon=True).start()
+        threading.Thread(target=self._note, name="failure", daemon=True).start()
 
     @property
     def launcher_is_gone(self) -> bool:
@@ -128,9 +132,15 @@ class JobWatchdog:
 
     def note_failure(self, message: str) -> None:
         """Tell :attr:`on_failure`, and wait only so long: its disk may be gone with the host that is lost."""
-        noting = threading.Thread(target=self.on_failure, args=(message,), daemon=True)
-        noting.start()
-        noting.join(GRACE_SECONDS)
+        self._failure = message
+        self._failed.set()
+        self._noted.wait(GRACE_SECONDS)
+
+    def _note(self) -> None:
+        self._failed.wait()
+        with contextlib.suppress(Exception):  # the failure itself is what counts
+            self.on_failure(self._failure)
+        self._noted.set()
 
     def lost(self) -> str | None:
         """What to say of the first rank or host that was lost; None while there is none."""
