@@ -41,7 +41,7 @@ def test_a_folder_is_all_its_data_in_the_order_of_the_names(tmp_path: Path) -> N
     assert names(found, tmp_path) == sorted([*data, "a/pair"])
     assert Prefix(tmp_path / "a" / "pair") in found.entries
     assert found.notes == (
-        f"{tmp_path}: 7 files are no data and left out (.git, .gitattributes, README.md, and 4 more)",
+        f"{tmp_path}: 7 files are not data and left out (.git, .gitattributes, README.md, and 4 more)",
     )
 
 
@@ -50,7 +50,7 @@ def test_pictures_among_notes_are_left_out(tmp_path: Path) -> None:
     make(tmp_path, "note.md", "img/plan.PNG", "img/photo.jpeg", "logo.svg", "paper.pdf")
     found = find(str(tmp_path))
     assert names(found, tmp_path) == ["note.md", "paper.pdf"]
-    assert "3 files are no data and left out (img/photo.jpeg, img/plan.PNG, logo.svg)" in found.notes[0]
+    assert "3 files are not data and left out (img/photo.jpeg, img/plan.PNG, logo.svg)" in found.notes[0]
 
 
 def test_folder_without_data_or_of_another_program_is_refused(tmp_path: Path) -> None:
