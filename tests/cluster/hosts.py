@@ -133,8 +133,9 @@ class Cluster:
             names = self.folder / "hosts"
             lines = [f"{ADDRESS.format(n)} node-{n}" for n in range(1, self._size + 1)]
             names.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+            self._mounts = {names: "/etc/hosts", **self._mounts}
             for number in range(1, self._size + 1):
-                self._add(number, {names: "/etc/hosts", **self._mounts})
+                self._add(number)
         except BaseException:
             self.__exit__()
             raise
@@ -144,10 +145,18 @@ class Cluster:
         for host in [*self.hosts, *filter(None, [self._switch])]:
             host.kill()
 
-    def _add(self, number: int, mounts: Mapping[Path, str]) -> None:
+    def replace(self, index: int) -> None:
+        """A new host takes the place of one that was killed, with its name and address."""
+        # What the old one still had to send keeps its network alive for minutes.
+        self._switch.run("ip", "link", "del", f"port-{index + 1}")
+        self.hosts[index : index + 1] = []
+        self._add(index + 1)
+
+    def _add(self, number: int) -> None:
         host = Host(f"node-{number}", ADDRESS.format(number))
-        self.hosts.append(host)
-        near = [DEVICE, "netns", str(host.first_pid)]
+        self.hosts.insert(number - 1, host)
+        # Its card keeps the address: the others would look for a host that was replaced at the former one.
+        near = [DEVICE, "address", f"02:00:00:00:00:{number:02x}", "netns", str(host.first_pid)]
         far = [f"port-{number}", "netns", str(self._switch.first_pid)]
         cable = ["ip", "link", "add", *near, "type", "veth", "peer", "name", *far]
         subprocess.run(cable, check=True, capture_output=True)
@@ -155,7 +164,7 @@ class Cluster:
         host.run("ip", "addr", "add", f"{host.address}/24", "dev", DEVICE)
         host.run("ip", "link", "set", DEVICE, "up")
         host.run("mount", "-t", "tmpfs", "run", "/run")
-        for source, target in mounts.items():
+        for source, target in self._mounts.items():
             host.run("mount", "--bind", str(source), target)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,14 +68,16 @@ def started(
     hosts: int = 2,
     slots: int = SLOTS,
     sbatch: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Started]:
     """Start a recipe as its first lines say; what still runs at the end is killed.
 
     Args:
         slots: ranks on each of the first ``hosts`` hosts.
         sbatch: options in place of those in the script.
+        env: what the user has set besides.
     """
-    env = environment(cluster, hosts, slots)
+    env = environment(cluster, hosts, slots) | (env or {})
     places = cluster.hosts[:hosts] if recipe in ON_EVERY_HOST else cluster.hosts[:1]
     launch = Started([], [])
     try:
