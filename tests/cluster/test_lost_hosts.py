@@ -68,7 +68,8 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
         job = Job(hosts, tmp_path / "run", getattr(request, "param", None))
         try:
             job.start()
-            wait_until(lambda: job.has_come_to(4), "no step", seconds=PATIENCE)
+            # Ranks say what they do every half a second: by then it is a step.
+            wait_until(lambda: job.has_come_to(20), "no step", seconds=PATIENCE)
             yield job
         finally:
             for rank in job.ranks:

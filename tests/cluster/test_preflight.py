@@ -80,6 +80,7 @@ class Site:
         seconds = time.monotonic() - began
         assert statuses == [0 if passes else 1] * len(statuses), stderr
         found = json.loads(stdout[0])
+        assert "seconds" in found, found
         assert found["passed"] == passes and not any(stdout[1:]) and found["seconds"] < LONGEST
         print(f"{len(statuses)} ranks on 4 hosts: {seconds:.1f} s, of which checks {found['seconds']} s")
         return found
