@@ -66,6 +66,7 @@ class JobWatchdog:
         self._guard: Guard | None = None
         self._handed_over, self._left = threading.Event(), threading.Event()
         self._failure, self._failed, self._noted = "", threading.Event(), threading.Event()
+        self._word = threading.Lock()  # of who says what was lost: the watch or the main thread
         # Both from the start on: a thread that is begun where no memory is left never says that it has begun.
         threading.Thread(target=self._watch, name="job watchdog", daemon=True).start()
         threading.Thread(target=self._note, name="failure", daemon=True).start()
@@ -126,6 +127,8 @@ class JobWatchdog:
         deadline = time.monotonic() + patience
         while (lost := self.lost()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        if lost and not self._word.acquire(blocking=False):
+            time.sleep(self._grace + 2 * GRACE_SECONDS)  # the watch has said it, and ends this process
         if lost:
             self._left.set()
         return lost
@@ -160,7 +163,7 @@ class JobWatchdog:
         return ended(f"rank {gone[0]} on host {self._host}")
 
     def _watch(self) -> None:
-        lost_since = None
+        lost_since, said = None, False
         while not self._left.wait(POLL_SECONDS):
             if self._guard:
                 self._guard.beat()
@@ -168,12 +171,14 @@ class JobWatchdog:
                 self._say("the launcher has ended before training began; nothing was written")
                 os._exit(1)
             lost = self.lost()
-            if lost and not lost_since and self._speaks_at_once:
-                self._say(lost)
             lost_since = None if lost is None else lost_since or time.monotonic()
-            if lost and lost_since and time.monotonic() - lost_since > self._grace:
-                if not self._speaks_at_once:
-                    self._say(lost)
+            if lost is None or lost_since is None:
+                continue
+            over = time.monotonic() - lost_since > self._grace
+            if not said and (over or self._speaks_at_once) and self._word.acquire(blocking=False):
+                self._say(lost)
+                said = True
+            if said and over:  # else the main thread has the word, and ends the process
                 self.note_failure(lost)
                 os._exit(1)
         if self._guard:

@@ -67,18 +67,7 @@ class Engine(LiveModel):
         self.parallel.seed_random(seed=self.config.training.seed, step=step)
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group["lr_multiplier"]
-        seen, total = [], torch.zeros((), dtype=torch.float64, device=self.device)
-        for index, batch in enumerate(micro_batches):
-            seen.append(batch)
-            self._begin_micro_batch(index)
-            loss = self.loss(self.deepspeed, batch)
-            if index + 1 == self.accumulation:
-                self.clock.forward_done()
-            self.deepspeed.backward(loss)
-            total += loss.detach()
-            if index + 1 < self.accumulation:
-                self.deepspeed.step()  # counts the micro-batch
-        self.clock.backward_done()
+        seen, total = self._accumulate(micro_batches)
         self._replicated.sum()
         report = StepReport(
             total,
@@ -103,6 +92,22 @@ class Engine(LiveModel):
             forbidden=report.forbidden,
             rank_seconds=report.rank_seconds,
         )
+
+    def _accumulate(self, micro_batches: Iterable[MicroBatch]) -> tuple[list[MicroBatch], Tensor]:
+        """Forward and backward passes; what was taken, and the sum of the losses on the device, FP64."""
+        seen, total = [], torch.zeros((), dtype=torch.float64, device=self.device)
+        for index, batch in enumerate(micro_batches):
+            seen.append(batch)
+            self._begin_micro_batch(index)
+            loss = self.loss(self.deepspeed, batch)
+            if index + 1 == self.accumulation:
+                self.clock.forward_done()
+            self.deepspeed.backward(loss)
+            total += loss.detach()
+            if index + 1 < self.accumulation:
+                self.deepspeed.step()  # counts the micro-batch
+        self.clock.backward_done()
+        return seen, total
 
     def _update(self, step: int, report: StepReport, seen: list[MicroBatch]) -> float:
         """The optimizer's step; the gradient norm, infinite if the step was left out for that."""

@@ -7,6 +7,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,13 @@ class Data:
             return {DATA: f"cannot be read: {error}"}
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
-        def differs(host: HostFacts, usual: Any) -> Finding:
-            return Finding(
-                ERROR,
-                DATA,
-                host.host,
-                self.shown(DATA, host.facts[DATA]),
-                f"must be as on the other hosts ({self.shown(DATA, usual)})",
-                "copy the same files there, or give a folder that all hosts share",
-            )
-
         unreadable = [host for host in hosts if str(host.facts[DATA]).startswith("cannot")]
         if len(unreadable) == len(hosts):
             for host in hosts:
                 yield Finding(ERROR, DATA, host.host, host.facts[DATA], "must be there", "correct the path")
         else:
-            yield from unlike_the_others(hosts, DATA, differs)
+            remedy = "copy the same files there, or give a folder that all hosts share"
+            yield from unlike_the_others(hosts, DATA, remedy, shown=partial(self.shown, DATA))
 
     def shown(self, row: str, value: Any) -> str:
         if isinstance(value, str):

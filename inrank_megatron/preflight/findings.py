@@ -60,16 +60,23 @@ def rows_of(hosts: Sequence[HostFacts]) -> list[str]:
 
 
 def unlike_the_others(
-    hosts: Sequence[HostFacts], row: str, find: Callable[[HostFacts, Any], Finding]
+    hosts: Sequence[HostFacts],
+    row: str,
+    remedy: str,
+    *,
+    shown: Callable[[Any], str] = str,
+    level: Callable[[Any, Any], str] = lambda value, usual: ERROR,
 ) -> Iterator[Finding]:
     """A finding for each host whose value is not that of most; with as many of two, rank 0's host is right.
 
     Args:
-        find: from the host and the value of the others to the finding.
+        shown: a value as the finding has it. level: of a value and that of the others.
     """
     values = [json.dumps(host.facts.get(row), sort_keys=True) for host in hosts]
     counts = Counter(values)
     usual = max(values, key=counts.__getitem__)  # of several the first
+    others = json.loads(usual)
     for host, value in zip(hosts, values, strict=True):
         if value != usual:
-            yield find(host, json.loads(usual))
+            own, rule = host.facts.get(row), f"must be as on the other hosts ({shown(others)})"
+            yield Finding(level(own, others), row, host.host, shown(own), rule, remedy)

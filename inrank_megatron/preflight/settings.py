@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from inrank_megatron.preflight.findings import ERROR, Finding, HostFacts, unlike_the_others
+from inrank_megatron.preflight.findings import Finding, HostFacts, unlike_the_others
 from inrank_megatron.preflight.place import Place
 
 SETTINGS, DEEPSPEED = "settings", "DeepSpeed JSON"
@@ -22,17 +23,8 @@ class Settings:
         return {SETTINGS: own.settings, DEEPSPEED: hashlib.sha256(extra.encode()).hexdigest()}
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
-        def differs(host: HostFacts, usual: Any) -> Finding:
-            return Finding(
-                ERROR,
-                DEEPSPEED,
-                host.host,
-                self.shown(DEEPSPEED, host.facts[DEEPSPEED]),
-                f"must be as on the other hosts ({self.shown(DEEPSPEED, usual)})",
-                "give --deepspeed-config the same file on every host",
-            )
-
-        yield from unlike_the_others(hosts, DEEPSPEED, differs)
+        remedy = "give --deepspeed-config the same file on every host"
+        yield from unlike_the_others(hosts, DEEPSPEED, remedy, shown=partial(self.shown, DEEPSPEED))
 
     def shown(self, row: str, value: Any) -> str:
         return value[:12]

@@ -5,6 +5,7 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,10 @@ class Versions:
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:
         for row in ROWS:
-
-            def differs(host: HostFacts, usual: Any, row: str = row) -> Finding:
-                value = host.facts.get(row)
-                level = ERROR if row in MUST_BE_ALIKE or _minor(row, value) != _minor(row, usual) else WARNING
-                rule = f"must be as on the other hosts ({usual or 'none'})"
-                return Finding(level, row, host.host, value or "none", rule, _remedy(row))
-
-            yield from unlike_the_others(hosts, row, differs)
+            level = partial(_level, row)
+            yield from unlike_the_others(
+                hosts, row, _remedy(row), shown=lambda value: value or "none", level=level
+            )
 
     def shown(self, row: str, value: Any) -> str:
         return value
@@ -72,6 +69,10 @@ def _of_gpus(driver: Path) -> dict[str, str]:
     if driver.exists() and (number := re.search(r"\b\d+\.\d+(\.\d+)?\b", driver.read_text())):
         found[DRIVER] = number[0]
     return found
+
+
+def _level(row: str, value: str | None, usual: str | None) -> str:
+    return ERROR if row in MUST_BE_ALIKE or _minor(row, value) != _minor(row, usual) else WARNING
 
 
 def _minor(row: str, value: str | None) -> str | None:

@@ -76,7 +76,9 @@ class Site:
     def check(self, save: Path, *, passes: bool, **options) -> dict:
         """What the tool finds on four hosts."""
         began = time.monotonic()
-        statuses, stdout, stderr = self.start(TOOL, [*self.flags(save), "--json"], hosts=4, **options)
+        statuses, stdout, stderr = self.start(
+            TOOL, [*self.flags(save), "--json", "--wait", "100"], hosts=4, **options
+        )
         seconds = time.monotonic() - began
         assert statuses == [0 if passes else 1] * len(statuses), stderr
         found = json.loads(stdout[0])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 from inrank_megatron.engine.engine import Engine
@@ -34,20 +35,25 @@ def of_the_last_rank() -> list[Collective]:
     return _step(1, _calls_one)[1].collectives["step 1"]
 
 
+def one_layer(config: Config, parallel: Parallel, deepspeed_json: dict | None = None) -> Engine:
+    """An engine whose factors have columns in use and others."""
+    factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
+    spec = FactorSpec(capacity=32, active_columns=10, rank=2)
+    return Engine(
+        factory,
+        dict.fromkeys(factory.linear_shapes, spec),
+        config=config,
+        parallel=parallel,
+        device=device(),
+        accumulation=ACCUMULATION,
+        deepspeed_json=deepspeed_json,
+    )
+
+
 def _step(rank: int, fault: Callable[[torch.Tensor], None]) -> tuple[str, Log]:
     with rank_of(rank, LAYOUT.world_size, LAYOUT.tensor_parallel) as (parallel, log):
         shared_parallel[:] = [parallel]
-        config = configuration("inrank", LAYOUT, num_layers=1, bf16=True)
-        factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-        spec = FactorSpec(capacity=32, active_columns=10, rank=2)
-        engine = Engine(
-            factory,
-            dict.fromkeys(factory.linear_shapes, spec),
-            config=config,
-            parallel=parallel,
-            device=device(),
-            accumulation=ACCUMULATION,
-        )
+        engine = one_layer(configuration("inrank", LAYOUT, num_layers=1, bf16=True), parallel)
         hook = engine.model.decoder.register_forward_hook(lambda module, inputs, output: fault(output))
         tokens = torch.zeros(2, 32, dtype=torch.int64, device=device())
         log.phase, message = "step 1", ""

@@ -6,13 +6,11 @@ import traceback
 import torch
 
 from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
-from inrank_megatron.engine.engine import Engine
-from inrank_megatron.lowrank.layers.spec import FactorSpec
-from inrank_megatron.model.gpt import GPTFactory
 from tests.contract.cases import ACCUMULATION
 from tests.contract.layouts import LAYOUTS
-from tests.contract.sessions import PADDED, VOCABULARY, configuration
+from tests.contract.sessions import PADDED, configuration
 from tests.emulated.device import device, rank_of
+from tests.emulated.faults import one_layer
 from tests.emulated.streams import Stream, Streams
 
 STEPS = 2
@@ -60,22 +58,12 @@ def _trained(stage: int) -> tuple[str, dict[str, int]]:
     layout = LAYOUTS["DP2"]
     with rank_of(0, layout.world_size, layout.tensor_parallel) as (parallel, log):
         config = configuration("inrank", layout, num_layers=1, bf16=True, zero_stage=stage)
-        factory = GPTFactory(config, parallel, vocab_size=VOCABULARY, padded_vocab_size=PADDED)
-        spec = FactorSpec(capacity=32, active_columns=10, rank=2)
         # Several buckets, as in a large model, and of ZeRO 3 no parameter that stays gathered.
         zero = {
             "reduce_bucket_size": PADDED * config.model.hidden_size,
             "stage3_param_persistence_threshold": 0,
         }
-        engine = Engine(
-            factory,
-            dict.fromkeys(factory.linear_shapes, spec),
-            config=config,
-            parallel=parallel,
-            device=device(),
-            accumulation=ACCUMULATION,
-            deepspeed_json={"zero_optimization": zero},
-        )
+        engine = one_layer(config, parallel, {"zero_optimization": zero})
         tokens, message = torch.zeros(2, 32, dtype=torch.int64, device=device()), ""
         try:
             for step in range(1, STEPS + 1):
