@@ -1,5 +1,6 @@
 """What the libraries expect around a process and containers, batch systems and shells may leave out."""
 
+import io
 import os
 import pwd
 import sys
@@ -12,6 +13,7 @@ _USER_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where Python looks bef
 def complete() -> None:
     """Call it first of all, before a library looks around: it supplies what is missing, and nothing else."""
     _open_streams()
+    _write_whole_lines()
     _lend_name()
     _lend_home()
 
@@ -27,6 +29,15 @@ def _open_streams() -> None:
             opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
             os.set_inheritable(opened, True)
             setattr(sys, name, open(number, mode))  # noqa: SIM115 - it stays open
+
+
+def _write_whole_lines() -> None:
+    """Under ``python -u``, which is how DeepSpeed starts ranks, `print` would write a line and its end apart,
+    and the line of another rank may come between them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.write_through:
+            stream.reconfigure(write_through=False, line_buffering=True)
 
 
 def _lend_name() -> None:

@@ -75,3 +75,20 @@ def test_closed_streams_lead_nowhere(tmp_path):
     command = f"exec {sys.executable} -c '{CLOSED}' {tmp_path / 'file'} <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], cwd=ROOT, check=False).returncode == 0
     assert (tmp_path / "file").read_text() == "kept"
+
+
+PRINTS = """
+import sys
+from inrank_megatron.distributed.environment import complete
+complete()
+for stream in (sys.stdout, sys.stderr):
+    print("a line", file=stream)
+"""
+
+
+def test_lines_of_several_processes_do_not_mix():
+    """A pipe of packets, which has what one write has sent in one."""
+    reads, writes = os.pipe2(os.O_DIRECT)
+    subprocess.run([sys.executable, "-u", "-c", PRINTS], cwd=ROOT, stdout=writes, stderr=writes, check=True)
+    os.close(writes)
+    assert [os.read(reads, 100) for _ in range(3)] == [b"a line\n", b"a line\n", b""]
