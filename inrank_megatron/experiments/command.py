@@ -1,6 +1,7 @@
 """Run the experiments behind the evidence again: one subcommand for each claim."""
 
 import argparse
+import csv
 import json
 import sys
 import warnings
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
 def _compare(options: argparse.Namespace) -> None:
     """The runs are processes of their own; this one only starts them and reads what they leave."""
     from inrank_megatron.experiments.arms import ARMS
-    from inrank_megatron.experiments.compare import Study, measure
+    from inrank_megatron.experiments.compare import Study, curves, measure
 
     study = Study(
         output=Path(options.output),
@@ -65,6 +66,11 @@ def _compare(options: argparse.Namespace) -> None:
         notify=partial(print, file=sys.stderr, flush=True),
     )
     tables = measure(study, options.only or list(ARMS), equal_flops=options.equal_flops)
+    if options.curves and (points := curves(study)):
+        with open(options.curves, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(points[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(points)
     if options.json:
         print(json.dumps(tables, indent=1))
         return
@@ -128,6 +134,11 @@ def _add_compare(commands) -> None:
         "--equal-flops",
         action="store_true",
         help="also train for as many steps as have the FLOPs of the dense run",
+    )
+    command.add_argument(
+        "--curves",
+        metavar="FILE.csv",
+        help="write the validation losses of all finished runs",
     )
     command.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; 0: only print the results that exist [1]"

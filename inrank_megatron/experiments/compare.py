@@ -6,6 +6,7 @@ run again, so the grid can be stopped, continued, and read at any time.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from inrank_megatron.experiments.arms import (
     missing_rates,
     row,
 )
-from inrank_megatron.experiments.results import has_ended, log_of, read_result
+from inrank_megatron.experiments.results import has_ended, log_of, read_curve, read_result
 
 SETTINGS = "compare.json"
 LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
@@ -176,6 +177,20 @@ def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
 
     with ThreadPoolExecutor(study.jobs) as pool:
         list(pool.map(run_one, runs))
+
+
+def curves(study: Study) -> list[dict]:
+    """The validation losses of every run that has finished, whatever arm, rate, seed and steps."""
+    rows = []
+    for arm in ARMS:
+        parent = study.folder(arm, rate=0, seed=0, steps=0).parent
+        for folder in sorted(path for path in parent.glob("lr*-seed*-steps*") if path.is_dir()):
+            if read_result(folder) is None:
+                continue
+            rate, seed, steps = re.fullmatch(r"lr(.+)-seed(\d+)-steps(\d+)", folder.name).groups()
+            run = {"arm": arm, "lr": float(rate), "seed": int(seed), "steps": int(steps)}
+            rows += [run | point for point in read_curve(folder)]
+    return rows
 
 
 def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:

@@ -39,7 +39,7 @@ def read_result(folder: Path) -> Result | None:
         test=_perplexity(run, "test"),
         size=_size(run),
         parameters=next(filter(None, (found[name] for name in ("phase_2", "phase_1", "dense")))),
-        flops=sum(_flops(record) for record in run.train) * run.train[0]["tokens"],
+        flops=_flops_until(run)[-1][1],
         seconds=run.train[-1]["elapsed_seconds"],
     )
 
@@ -51,9 +51,27 @@ def _perplexity(run: Run, split: str) -> float:
     return evaluation["perplexity"]
 
 
-def _flops(record: dict) -> float:
-    """Operations of one token at that step."""
-    return 1e12 * record["tflops_per_second"] / record["tokens_per_second"]
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """The validation losses of a finished run, each with the steps, tokens and operations before it."""
+    run = read_run(folder)
+    spent = dict(_flops_until(run))
+    tokens = {record["step"]: record["tokens"] for record in run.train}
+    return [
+        {"step": (step := e["step"]), "tokens": tokens[step], "flops": spent[step], "valid_loss": e["loss"]}
+        for e in run.evaluations
+        if e["split"] == "valid" and e["step"] in spent
+    ]
+
+
+def _flops_until(run: Run) -> list[tuple[int, float]]:
+    """Each recorded step, and the operations of training up to it."""
+    flops, tokens, found = 0.0, 0, []
+    for record in run.train:
+        per_token = 1e12 * record["tflops_per_second"] / record["tokens_per_second"]
+        flops += per_token * (record["tokens"] - tokens)
+        tokens = record["tokens"]
+        found.append((record["step"], flops))
+    return found
 
 
 def _size(run: Run) -> Size | None:

@@ -118,7 +118,7 @@ def leave(plan: compare.Study, arm: str, *, rate: float, seed: int, valid: float
         for n, flops in ((1, 1000), (2, 500))
     ]  # fmt: skip
     ends = [
-        {"kind": "eval", "step": 2, "split": split, "perplexity": value}
+        {"kind": "eval", "step": 2, "split": split, "perplexity": value, "loss": value / 2}
         for split, value in (("valid", valid), ("test", test))
     ]
     lines = "".join(f"{json.dumps(record)}\n" for record in steps + ends)
@@ -137,6 +137,17 @@ def test_what_finished_runs_left(tmp_path):
     assert found.flops == pytest.approx(32 * 1500) and found.seconds == 2.0
     assert found.size.share == pytest.approx(5_120 / 65_536) and found.size.rank == 4.0
     assert found.parameters == 39_584
+
+
+def test_curves_of_all_finished_runs(tmp_path):
+    plan = study(tmp_path)
+    leave(plan, FIRST, rate=1e-3, seed=1, valid=9.0, test=8.0)
+    leave(plan, "dense", rate=2e-3, seed=2, valid=7.0, test=8.0)
+    plan.folder("dense", rate=1e-3, seed=2, steps=100).mkdir()
+    first, second = compare.curves(plan)
+    place = {"arm": "dense", "lr": 2e-3, "seed": 2, "steps": 100, "step": 2, "tokens": 64}
+    assert first == place | {"flops": pytest.approx(32 * 1500), "valid_loss": 3.5}
+    assert second["arm"] == FIRST and second["valid_loss"] == 4.5
 
 
 def test_finished_runs_make_a_table_and_are_not_run_again(tmp_path, capsys):
