@@ -12,6 +12,7 @@ from inrank_megatron.engine.decisions import Decision, Decisions
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.changes import Refactor, SetRank
+from inrank_megatron.lowrank.methods.switch import size_in_words
 from inrank_megatron.training.micro_batches import MicroBatches
 from inrank_megatron.training.run_logger import RunLogger
 from inrank_megatron.training.step_metrics import phase_name
@@ -96,11 +97,12 @@ class RankChanges:
         self._memory.begin(phase_name(engine))
         views, seconds = engine.views(), time.monotonic() - began
         mean = sum(view.rank for view in views) / len(views)
+        size = size_in_words(decision.views, {view.name: view.active_columns for view in views})
         self._run_logger.structure(step, "switch", views)
         self._run_logger.event(
             "switch",
             step,
-            f"step {step}: {form} becomes U* V*, mean rank {mean:.1f} ({seconds:.1f} s){begins}",
+            f"step {step}: {form} becomes U* V*, mean rank {mean:.1f}: {size} ({seconds:.1f} s){begins}",
             seconds=seconds,
             mean_rank=mean,
         )

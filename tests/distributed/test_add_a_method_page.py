@@ -66,7 +66,7 @@ def test_it_trains_and_goes_on_under_tensor_parallelism(copy, tmp_path):
     alone = run(copy, *flags, "--tensor-model-parallel-size", "1")
     first = records(folder, "train")
     assert [record["mean_rank"] for record in first] == [32, 32, 16, 16, 8, 8], alone.stdout + alone.stderr
-    assert "step 4: U V becomes U* V*, mean rank 8.0 (" in alone.stdout
+    assert "step 4: U V becomes U* V*, mean rank 8.0: " in alone.stdout
     both = run(copy, *flags, "--tensor-model-parallel-size", "2", "--resume", "3", num_procs=2)
     again = records(folder, "train")
     assert [record["mean_rank"] for record in again] == [32, 32, 16, 16, 8, 8], both.stdout + both.stderr

@@ -51,6 +51,44 @@ class SwitchSettings(Section):
     )
 
 
+MORE = 1.5
+"""How much larger the size is whose gain a switch tells of."""
+
+
+def size_in_words(layers: Sequence[LayerView], columns: Mapping[str, int]) -> str:
+    """What factors of these ``columns`` cost and keep, and what ``MORE`` of them would.
+
+    ``layers``: before the switch; without the energies of their outputs only the cost is known.
+    """
+    dense = sum(layer.output_size * layer.input_size for layer in layers)
+    share = sum(columns[x.name] * (x.output_size + x.input_size) for x in layers) / dense
+    cost = f"{share:.2f} of these linears' dense parameters"
+    if not all(layer.output_energies for layer in layers):
+        return cost
+    chosen = _energy_kept(layers, columns)
+    text = f"{cost} keep {chosen:.1%} of their outputs' energy"
+    more = share_budget(_demands(layers, relative=True), int(MORE * share * dense))
+    larger = _energy_kept(layers, more)
+    return f"{text}, {MORE:g} times as many would keep {larger:.1%}" if larger > chosen else text
+
+
+def _energy_kept(layers: Sequence[LayerView], columns: Mapping[str, int]) -> float:
+    """Of each layer's outputs, the mean over layers."""
+    shares = [sum(x.output_energies[: columns[x.name]]) / (sum(x.output_energies) or 1.0) for x in layers]
+    return sum(shares) / len(shares)
+
+
+def _demands(layers: Sequence[LayerView], *, relative: bool) -> dict[str, Demand]:
+    """``relative``: each layer counts what it loses of its own output, whatever that output's scale."""
+    found = {}
+    for layer in layers:
+        e = layer.output_energies
+        unit = (sum(e) or 1.0) if relative else 1.0
+        cost = layer.output_size + layer.input_size
+        found[layer.name] = Demand([value / unit for value in e], cost, layer.attainable_rank)
+    return found
+
+
 @dataclass(frozen=True)
 class Switch:
     """How a method leaves its first phase.
@@ -117,13 +155,7 @@ class Switch:
         return min(explaining_rank(layer.output_energies, self.threshold), layer.attainable_rank)
 
     def _shared(self, layers: Sequence[LayerView]) -> Mapping[str, int]:
-        demands, dense = {}, 0
-        for layer in layers:
-            e = layer.output_energies
-            # The loss gradient puts the energies of all layers into one unit. Without it each counts what it
-            # loses of its own output, whatever that output's scale.
-            unit = 1.0 if self.metric.kind == "fisher" else sum(e) or 1.0
-            cost = layer.output_size + layer.input_size
-            demands[layer.name] = Demand([value / unit for value in e], cost, layer.attainable_rank)
-            dense += layer.output_size * layer.input_size
+        # The loss gradient puts the energies of all layers into one unit.
+        demands = _demands(layers, relative=self.metric.kind != "fisher")
+        dense = sum(layer.output_size * layer.input_size for layer in layers)
         return share_budget(demands, int(self.budget * dense), tile=self.multiple_of)

@@ -9,7 +9,7 @@ from inrank_megatron.lowrank.methods.changes import Change, LayerView, LostCheck
 from inrank_megatron.lowrank.methods.fixed_rank import FixedRank
 from inrank_megatron.lowrank.methods.growth import GrowthRule
 from inrank_megatron.lowrank.methods.inrank import InRank, InRankEfficient
-from inrank_megatron.lowrank.methods.switch import Switch
+from inrank_megatron.lowrank.methods.switch import Switch, size_in_words
 from inrank_megatron.lowrank.methods.warm_start import WarmStart
 
 FISHER = Metric("fisher", 2)
@@ -67,6 +67,18 @@ def test_budget_counts_loss_where_the_gradient_weighs():
 def test_budget_is_kept_with_whole_tiles():
     refactor = Switch(step=5, budget=0.47, multiple_of=2).refactor([STEEP, FLAT])
     assert refactor.target_columns == {"steep": 2, "flat": 4}
+
+
+def test_size_is_told_with_what_more_of_it_would_keep():
+    """Each of the two has 256 dense parameters, a column 40."""
+    said = size_in_words([STEEP, FLAT], {"steep": 3, "flat": 3})
+    assert said == (
+        "0.47 of these linears' dense parameters keep 62.7% of their outputs' energy, 1.5 times as many "
+        "would keep 81.4%"
+    )
+    everything = size_in_words([STEEP, FLAT], {"steep": 8, "flat": 8})
+    assert everything == "1.25 of these linears' dense parameters keep 100.0% of their outputs' energy"
+    assert size_in_words([view()], {"fc1": 2}) == "0.31 of these linears' dense parameters"
 
 
 def test_without_w0_no_rank_exceeds_the_columns():
