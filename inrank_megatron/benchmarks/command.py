@@ -17,7 +17,7 @@ NOTES = {
     "switch": "time of the truncation W0 + U V -> U* V*, for each linear and for complete models",
     "layer": "time of an MLP and of a transformer layer, forward and backward, compared with dense",
     "step": "time of a full training step, compared with dense",
-    "optimizers": "operations, state and time of a step under AdamW, Muon and Spectron",
+    "optimizers": "operations, state and time of a step under AdamW, Muon, Spectron and LoRA-Muon",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
     "checkpoint": "what one rank of 64 copies, writes and sends to save a checkpoint",

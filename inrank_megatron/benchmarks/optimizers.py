@@ -1,4 +1,4 @@
-"""What AdamW, Muon and Spectron cost in a training step: operations, state, time.
+"""What AdamW, Muon, Spectron and LoRA-Muon cost in a training step: operations, state, time.
 
 On one rank, which orthogonalises everything; of several replicas each does its share. ``beyond AdamW``:
 operations of matrix products that the step has beyond AdamW's, over those of AdamW's step; ``limit`` is the
@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "AdamW": {},
     "Muon": MUON,
     "Spectron": {"factor_optimizer": "spectron"},
+    "LoRA-Muon": {"factor_optimizer": "lora-muon"},
     "Spectron, Muon": {"factor_optimizer": "spectron", **MUON},
 }
 
@@ -31,7 +32,7 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
     vocabulary = VOCABULARIES.get(preset, GPT2_VOCABULARY)
     for variant, names in (
         (DENSE, ("AdamW", "Muon")),
-        (phase_2(rank), ("AdamW", "Spectron", "Spectron, Muon")),
+        (phase_2(rank), ("AdamW", "Spectron", "LoRA-Muon", "Spectron, Muon")),
     ):
         configs = {name: preset_config(preset, **OPTIMIZERS[name]) for name in names}
         with single_process() as parallel:

@@ -1,4 +1,4 @@
-"""What Muon and Spectron keep and compute: one moment where Adam has two, and products of k x k.
+"""What Muon, Spectron and LoRA-Muon keep and compute: one moment where Adam has two, and products of k x k.
 
 Letters as in `costs.py`; a matrix [m, k] is orthogonalised from its Gram matrix [k, k], k the side that
 tensor parallelism does not shard.
@@ -11,8 +11,12 @@ from inrank_megatron.config.shapes import factorises_attention, linear_shapes
 
 Columns = Mapping[str, int] | None
 """Columns of each linear's factors; None: dense linears."""
-PRODUCTS, NORM_PRODUCTS = 17, 7
-"""Products of k x k for a matrix's five iterations, and for a spectral norm."""
+PRODUCTS = 17
+"""Symmetric products of k x k for a matrix's five iterations."""
+FURTHER = {"muon": (0, 0, 0), "spectron": (1, 7, 0), "lora-muon": (1, 7 + 37, 4)}
+"""By rule, for each matrix: Gram matrices of the factor itself; symmetric products of k x k, for its spectral
+norm and the iterations of its inverse root; full products of k x k.
+"""
 
 
 def orthogonalised_entries(config: Config, columns: Columns) -> int:
@@ -25,24 +29,25 @@ def orthogonalisation_flops(config: Config, columns: Columns) -> int:
     ranks; those of k x k once, though every rank of a tensor-parallel group does them.
 
     M Q takes 2 m k^2. Gram matrices and products of k x k, all symmetric, take from half of that on, as only
-    lower block triangles are computed. Spectron takes another Gram matrix, of the factor itself.
+    lower block triangles are computed.
     """
     total = 0
-    for m, k, spectron in _matrices(config, columns):
+    for m, k, rule in _matrices(config, columns):
         blocks = 1 + k // 100
-        rows = m * (1 + spectron) + k * (PRODUCTS + NORM_PRODUCTS * spectron)
-        total += 2 * m * k * k + rows * k * k * (blocks + 1) // blocks
+        grams, symmetric, full = FURTHER[rule]
+        rows = m * (1 + grams) + k * (PRODUCTS + symmetric)
+        total += 2 * (m + full * k) * k * k + rows * k * k * (blocks + 1) // blocks
     return total
 
 
-def _matrices(config: Config, columns: Columns) -> Iterator[tuple[int, int, bool]]:
-    """m, k and whether Spectron steps it, of each orthogonalised matrix."""
+def _matrices(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
+    """m, k and the rule of each orthogonalised matrix."""
     settings, h, shapes = config.optimizer, config.model.hidden_size, linear_shapes(config)
     if settings.matrix_optimizer != "adamw":
         plain = list(shapes.values()) if columns is None else []
         if not factorises_attention(config):
             plain += [(3 * h, h), (h, h)] * config.model.num_layers
-        yield from ((max(shape), min(shape), False) for shape in plain)
+        yield from ((max(shape), min(shape), "muon") for shape in plain)
     if settings.factor_optimizer != "adamw" and columns is not None:
         for name, shape in shapes.items():
-            yield from ((side, columns[name], settings.factor_optimizer == "spectron") for side in shape)
+            yield from ((side, columns[name], settings.factor_optimizer) for side in shape)

@@ -110,14 +110,14 @@ class OptimizerConfig(Section):
     optimizer: Literal["adamw", "fused-adam", "cpu-adam", "apex-fused-adam", "sgd"] = setting(
         "torch's fused AdamW, DeepSpeed's fused or CPU AdamW, NVIDIA apex's AdamW, or SGD", "adamw"
     )
-    factor_optimizer: Literal["adamw", "muon", "spectron"] = setting(
-        "optimizer of U and V: Muon, Spectron, or (adamw) that of all other parameters", "adamw"
+    factor_optimizer: Literal["adamw", "muon", "spectron", "lora-muon"] = setting(
+        "optimizer of U and V: Muon, Spectron, LoRA-Muon, or (adamw) that of all other parameters", "adamw"
     )
     matrix_optimizer: Literal["adamw", "muon"] = setting(
         "optimizer of the weights of all other linears: Muon, or (adamw) that of all other parameters",
         "adamw",
     )
-    muon_momentum: Fraction = setting("momentum of Muon and Spectron", 0.95)
+    muon_momentum: Fraction = setting("momentum of Muon, Spectron and LoRA-Muon", 0.95)
     lr: NonNegative = setting("peak learning rate", 6e-4)
     min_lr: NonNegative = setting("learning rate at the end of the decay", 0.0)
     lr_decay_style: Literal["linear", "cosine", "constant"] = setting("shape of the decay", "cosine")

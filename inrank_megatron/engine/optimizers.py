@@ -56,8 +56,8 @@ class Kind:
 
 
 def rule_of(config: Config, group: str) -> str:
-    """How the parameter group of that name is stepped: ``muon``, ``spectron``, or ``adamw`` for as the run's
-    optimizer does.
+    """How the parameter group of that name is stepped: by ``muon``, ``spectron`` or ``lora-muon``, or
+    (``adamw``) as the run's optimizer does.
     """
     settings = config.optimizer
     return {"factors": settings.factor_optimizer, "matrices": settings.matrix_optimizer}.get(group, "adamw")

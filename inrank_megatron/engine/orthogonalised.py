@@ -1,4 +1,4 @@
-"""Muon and Spectron next to AdamW, in one optimizer that DeepSpeed wraps as it wraps AdamW.
+"""Muon, Spectron and LoRA-Muon next to AdamW, in one optimizer that DeepSpeed wraps as it wraps AdamW.
 
 **Muon** (Jordan et al., 2024) steps along the momentum with its singular values made nearly equal. It steps
 ``0.2 lr sqrt(max(O, I))``, which gives a full step the root mean square of one of AdamW's (Liu et al., 2025;
@@ -9,6 +9,11 @@ Megatron-Core's no ZeRO.
 **Spectron** (Janson et al., 2026, arXiv 2602.12429) is for factors: the step on U and on V is divided by
 ``sigma_U + sigma_V + 1``, their spectral norms before it, so that U V changes by at most about the rate in
 spectral norm. Here that is the rate of Muon's step on the whole matrix, ``0.2 lr sqrt(max(O, I))`` of U V.
+
+**LoRA-Muon** (Cesista et al., 2026, arXiv 2606.12921) is for factors too: Muon's steepest descent for the
+product. With ``R_V = (V V^T)^(-1/2)`` the step on U is the orthogonalised ``M R_V``, times R_V again, at half
+of Muon's rate on the whole matrix, which is about the spectral norm of ``dU V`` then; on V alike. It does not
+depend on how U and V share the size of U V. Weight decay acts on U V once, by its square root on each.
 """
 
 import math
@@ -24,10 +29,12 @@ from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.exchange import Exchange
 from inrank_megatron.engine.fragments import Fragment, ShardMap, local_shape
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
-from inrank_megatron.lowrank.linalg.orthogonalise import orthogonalise, spectral_norms
+from inrank_megatron.lowrank.linalg.orthogonalise import inverse_roots, orthogonalise, spectral_norms
 from inrank_megatron.model.initialise import full_shape
 
 MOMENTUM = "momentum_buffer"
+FACTOR_RULES = ("spectron", "lora-muon")
+"""Those that know of U V: a factor's step depends on the other one."""
 _RMS_OF_ADAMW = 0.2
 
 
@@ -53,6 +60,11 @@ class Matrix:
         return (self.fragment.start, self.fragment.count) if self.fragment else (0, 0)
 
     @property
+    def is_left(self) -> bool:
+        """Whether it is U of its layer."""
+        return self.layer is not None and self.parameter is self.layer.U
+
+    @property
     def work(self) -> float:
         """Products of its Gram matrix, in units that compare."""
         shape = local_shape(self.parameter)
@@ -74,17 +86,24 @@ class MatrixGroup:
         runs = [everywhere[rank] for rank in dist.get_process_group_ranks(parallel.dp_group)]
         self._exchange = Exchange(runs, sizes, [matrix.work for matrix in matrices], parallel.dp_group)
 
-    def orthogonalise(self, tensors: Mapping[Tensor, Tensor], rates: list[Tensor | float]) -> None:
+    def orthogonalise(
+        self,
+        tensors: Mapping[Tensor, Tensor],
+        rates: list[Tensor | float],
+        roots: list[Tensor] | None = None,
+    ) -> None:
         """Replace every matrix in the ``tensors`` by its orthogonalised times its rate.
 
         Args:
             tensors: one that is laid out as each flat FP32 tensor is, by that.
+            roots: for each matrix, as for ``linalg/orthogonalise.py``.
         """
         wholes = self._collect(tensors)
         own = list(wholes)
         views = [self.matrices[i].in_use(wholes[i]) for i in own]
         dims = [self.matrices[i].dim for i in own]
-        results = orthogonalise(views, dims, self._parallel.tp_group) if own else []
+        own_roots = None if roots is None else [roots[i] for i in own]
+        results = orthogonalise(views, dims, self._parallel.tp_group, own_roots) if own else []
         for i, view, result in zip(own, views, results, strict=True):
             view.copy_(result * rates[i])
         parts = self._exchange.spread(wholes, like=torch.empty(0, device=self._device))
@@ -106,6 +125,24 @@ class MatrixGroup:
         dist.all_reduce(norms, group=self._parallel.dp_group)  # each has one contributor: the sum is exact
         return norms
 
+    def inverse_roots(self) -> list[Tensor]:
+        """Of the Gram matrix of every matrix, FP64 [k, k], k its columns in use; the same on all ranks."""
+        wholes = self._collect(None)
+        own = list(wholes)
+        widths = [_layer(matrix).active_columns for matrix in self.matrices]
+        each = [torch.zeros(k, k, dtype=torch.float64, device=self._device) for k in widths]
+        if own:
+            views = [self.matrices[i].in_use(wholes[i]) for i in own]
+            dims = [self.matrices[i].dim for i in own]
+            for i, root in zip(own, inverse_roots(views, dims, self._parallel.tp_group), strict=True):
+                each[i] = root
+        if self._parallel.dp_size > 1:
+            flat = torch.cat([root.flatten() for root in each])
+            dist.all_reduce(flat, group=self._parallel.dp_group)  # each has one contributor, as above
+            parts = flat.split([k * k for k in widths])
+            each = [part.view(k, k) for part, k in zip(parts, widths, strict=True)]
+        return each
+
     def _collect(self, tensors: Mapping[Tensor, Tensor] | None) -> dict[int, Tensor]:
         """Those that this replica computes, in the ``tensors``, or their FP32 values."""
         nothing = torch.empty(0, device=self._device)
@@ -120,13 +157,14 @@ def _of(fragment: Fragment, tensors: Mapping[Tensor, Tensor] | None) -> Tensor:
 
 
 class OrthogonalisedMomentum(torch.optim.AdamW):
-    """AdamW on the parameter groups whose ``rule`` is ``adamw``; Muon or Spectron on those of that name.
+    """AdamW on the parameter groups whose ``rule`` is ``adamw``; Muon, Spectron or LoRA-Muon on those of that
+    name.
 
     :meth:`bind` comes before the first step that counts. The engine makes the state, a ``momentum_buffer``
     for each flat FP32 tensor, laid out as that is.
 
     Args:
-        momentum: of Muon and Spectron.
+        momentum: of all but AdamW.
         adam: arguments of AdamW, of which ``lr`` and ``weight_decay`` are those of all groups.
     """
 
@@ -136,6 +174,7 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
         self._groups: dict[tuple[Tensor, ...], MatrixGroup] = {}
         self._measured: list[MatrixGroup] = []
         self._sums: dict[FactorisedLinear, Tensor] = {}
+        self._roots: dict[tuple[FactorisedLinear, bool], Tensor] = {}
 
     def bind(self, model: nn.Module, shard_map: ShardMap, parallel: Parallel) -> None:
         """Find the matrices of ``model`` in what DeepSpeed made of the parameter groups. Collective."""
@@ -150,7 +189,7 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
                 parameters = [p for b in at_once for p in shard_map.parameters[id(b)]]
                 group = MatrixGroup([matrices[id(p)] for p in parameters], parallel, device)
                 self._groups[tuple(at_once)] = group
-                if rule == "spectron":
+                if rule in FACTOR_RULES:
                     self._measured.append(group)
 
     @torch.no_grad()
@@ -174,31 +213,49 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
             momentum = self.state[buffer][MOMENTUM]
             momentum.lerp_(buffer.grad, 1 - self._momentum)
             updates[buffer] = torch.lerp(buffer.grad, momentum, self._momentum)
-        matrices = self._groups[tuple(buffers)]
-        matrices.orthogonalise(updates, self._rates(matrices, group["rule"]))
+        rule, matrices = group["rule"], self._groups[tuple(buffers)]
+        if self._measured and matrices is self._measured[0]:
+            # Factors as they are before the step, also where ZeRO 3 steps part by part.
+            self._measure(rule)
+        matrices.orthogonalise(updates, self._rates(matrices, rule), self._partners(matrices, rule))
+        kept = 1 - group["lr"] * group["weight_decay"]
+        if rule == "lora-muon":
+            kept = math.sqrt(kept)
         for buffer, update in updates.items():
-            buffer.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            buffer.mul_(kept).add_(update, alpha=-group["lr"] / (kept if rule == "lora-muon" else 1.0))
 
     def _rates(self, group: MatrixGroup, rule: str) -> list[Tensor | float]:
         """Of each matrix of ``group``, as a multiple of the learning rate."""
         rates: list[Tensor | float] = [_RMS_OF_ADAMW * math.sqrt(m.features) for m in group.matrices]
-        if rule != "spectron":
-            return rates
-        if group is self._measured[0]:  # the norms before the step, also where ZeRO 3 steps part by part
-            self._measure()
-        return [rate / self._sums[_layer(m)] for rate, m in zip(rates, group.matrices, strict=True)]
+        if rule == "lora-muon":
+            return [rate / 2 for rate in rates]
+        if rule == "spectron":
+            return [rate / self._sums[_layer(m)] for rate, m in zip(rates, group.matrices, strict=True)]
+        return rates
 
-    def _measure(self) -> None:
-        """``sigma_U + sigma_V + 1`` of every layer, as scalars on the device."""
-        self._sums = {}
+    def _partners(self, group: MatrixGroup, rule: str) -> list[Tensor] | None:
+        """The inverse root of the other factor's Gram matrix, for each; None where the rule needs none."""
+        if rule != "lora-muon":
+            return None
+        return [self._roots[_layer(m), not m.is_left] for m in group.matrices]
+
+    def _measure(self, rule: str) -> None:
+        """What the rule needs to know of all factors: ``sigma_U + sigma_V + 1`` of every layer, as scalars on
+        the device, or the inverse roots of both Gram matrices.
+        """
+        self._sums, self._roots = {}, {}
         for group in self._measured:
+            if rule == "lora-muon":
+                for matrix, root in zip(group.matrices, group.inverse_roots(), strict=True):
+                    self._roots[_layer(matrix), matrix.is_left] = root
+                continue
             for matrix, norm in zip(group.matrices, group.spectral_norms().float(), strict=True):
                 layer = _layer(matrix)
                 self._sums[layer] = self._sums.get(layer, 1.0) + norm
 
 
 def _layer(matrix: Matrix) -> FactorisedLinear:
-    assert matrix.layer is not None, "Spectron is for factors"
+    assert matrix.layer is not None, "the rule is for factors"
     return matrix.layer
 
 
@@ -213,7 +270,7 @@ def _matrices(
         if (rule := rules.get(found.get(id(parameter), ""), "adamw")) == "adamw":
             continue
         layer, shape = layers.get(id(parameter)), full_shape(parameter, parallel)
-        whole = (layer.output_size, layer.input_size) if layer and rule == "spectron" else shape
+        whole = (layer.output_size, layer.input_size) if layer and rule in FACTOR_RULES else shape
         dim = parameter.partition_dim
         if layer is None and parallel.tp_size == 1:
             dim = 0 if shape[0] >= shape[1] else 1

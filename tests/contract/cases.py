@@ -215,6 +215,9 @@ CASES = {
     "inrank-efficient-spectron": _case(
         "inrank-efficient", Tag.ORTHOGONALISED, factor_optimizer="spectron", **MUON, **GROWING
     ),
+    # The start of LoRA, U = 0, is where the rule has least to go by.
+    "lora-lora-muon": _case("lora", steps=15, rank=8, factor_optimizer="lora-muon"),
+    "inrank-efficient-lora-muon": _case("inrank-efficient", factor_optimizer="lora-muon", **GROWING),
     "warm-start": _case("warm-start", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE),
     "warm-start-budget": _case("warm-start", **ATTENTION, parameter_budget=0.4),
 }

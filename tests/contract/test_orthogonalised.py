@@ -1,4 +1,4 @@
-"""Steps of Muon and Spectron in an engine, against their rules on whole matrices."""
+"""Steps of Muon, Spectron and LoRA-Muon in an engine, against their rules on whole matrices."""
 
 import math
 
@@ -17,35 +17,52 @@ BUFFER = ".momentum_buffer"
 DECAY, MOMENTUM = 0.1, 0.95
 
 
-def one_step(rank: int, world_size: int, layout: Layout, zero_stage: int, rates: dict[str, float]) -> dict:
+def one_step(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     """All state before and after the first step past a growth."""
-    session = build("inrank-efficient-spectron", layout, zero_stage=zero_stage, **rates).start().train(CHECK)
+    session = build("inrank-efficient-spectron", layout, **settings).start().train(CHECK)
     before = snapshot(session)
     session.train_step()
     return {"before": before, "after": snapshot(session)}
 
 
-def expected(before: dict[str, Tensor], after: dict[str, Tensor], name: str, rates: dict) -> Tensor:
+def expected(before: dict[str, Tensor], after: dict[str, Tensor], name: str, settings: dict) -> Tensor:
     """The matrix after the step, from the momentum before and after it."""
     old, new = before[name + BUFFER].double(), after[name + BUFFER].double()
     gradient = (new - MOMENTUM * old) / (1 - MOMENTUM)
-    update = oracle.orthogonalised((1 - MOMENTUM) * gradient + MOMENTUM * new)
-    lr, features = SIZES["lr"], max(new.shape)
-    if name.endswith((".U", ".V")):
-        layer = name[:-2]
-        u, v = before[f"{layer}.U"].double(), before[f"{layer}.V"].double()
-        lr *= rates.get("factor_lr_multiplier", 1.0)
-        features = max(len(u), v.shape[1])
-        update /= torch.linalg.matrix_norm(u, 2) + torch.linalg.matrix_norm(v, 2) + 1
-    return before[name].double() * (1 - lr * DECAY) - 0.2 * math.sqrt(features) * lr * update
+    momentum = (1 - MOMENTUM) * gradient + MOMENTUM * new
+    lr, weight = SIZES["lr"], before[name].double()
+    if not name.endswith((".U", ".V")):
+        size = 0.2 * math.sqrt(max(new.shape)) * lr
+        return weight * (1 - lr * DECAY) - size * oracle.orthogonalised(momentum)
+    u, v = (before[f"{name[:-2]}.{factor}"].double() for factor in "UV")
+    lr *= settings.get("factor_lr_multiplier", 1.0)
+    size = 0.2 * math.sqrt(max(len(u), v.shape[1])) * lr
+    if "factor_optimizer" not in settings:
+        size /= torch.linalg.matrix_norm(u, 2) + torch.linalg.matrix_norm(v, 2) + 1
+        return weight * (1 - lr * DECAY) - size * oracle.orthogonalised(momentum)
+    used = u.count_nonzero(dim=0) > 0  # columns past the rank and its buffer are zero
+    direction = torch.zeros_like(weight)
+    if name.endswith(".U"):
+        direction[:, used] = oracle.lora_muon_step(momentum[:, used], oracle.inverse_root(v[used].mT))
+    else:
+        direction[used] = oracle.lora_muon_step(momentum[used].mT, oracle.inverse_root(u[:, used])).mT
+    kept = math.sqrt(1 - lr * DECAY)
+    return weight * kept - size / 2 * direction / kept
 
 
 @pytest.mark.parametrize(
-    ("layout", "zero_stage", "rates"), [("TP1 DP1", 0, {"factor_lr_multiplier": 3.0}), ("TP2 SP DP2", 3, {})]
+    ("layout", "settings"),
+    [
+        ("TP1 DP1", {"factor_lr_multiplier": 3.0}),
+        ("TP2 SP DP2", {"zero_stage": 3}),
+        ("TP2 SP DP2", {"factor_optimizer": "lora-muon", "zero_stage": 1}),
+        ("DP2", {"factor_optimizer": "lora-muon", "zero_stage": 3}),
+    ],
+    ids=str,
 )
-def test_step_follows_the_rule_on_whole_matrices(layout, zero_stage, rates):
+def test_step_follows_the_rule_on_whole_matrices(layout, settings):
     shape = LAYOUTS[layout]
-    seen = run_ranks(one_step, shape.world_size, shape, zero_stage, rates)[0]
+    seen = run_ranks(one_step, shape.world_size, shape, settings)[0]
     before, after = seen["before"], seen["after"]
     names = [name.removesuffix(BUFFER) for name in after if name.endswith(BUFFER)]
     assert len(names) == 2 * (2 + 2 * 2), "attention's two linears and four factors in each of two layers"
@@ -53,4 +70,4 @@ def test_step_follows_the_rule_on_whole_matrices(layout, zero_stage, rates):
         moved = (after[name] - before[name]).abs().max()
         assert moved > 1e-4, name
         # The spectral norms may be too small by a hundredth; what FP32 keeps of a gradient is not its bits.
-        assert (after[name] - expected(before, after, name, rates)).abs().max() < 0.01 * moved, name
+        assert (after[name] - expected(before, after, name, settings)).abs().max() < 0.01 * moved, name

@@ -71,3 +71,15 @@ def orthogonalised(M: Tensor) -> Tensor:
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     return a * s @ b
+
+
+def inverse_root(M: Tensor, *, damping: float = 1e-3) -> Tensor:
+    """``(M^T M + damping |M|^2 I)^(-1/2)`` [I, I] of M [O, I], from its decomposition."""
+    _, s, b = torch.linalg.svd(M.double(), full_matrices=M.shape[0] < M.shape[1])
+    s = torch.nn.functional.pad(s, (0, M.shape[1] - len(s)))
+    return b.mT * (s.square() + damping * s[0].square()).rsqrt() @ b
+
+
+def lora_muon_step(M: Tensor, R: Tensor) -> Tensor:
+    """The direction of a step on U [O, k] from its momentum M and R = inverse_root(V^T) [k, k]."""
+    return orthogonalised(M.double() @ R) @ R

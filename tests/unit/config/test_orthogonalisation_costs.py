@@ -1,4 +1,4 @@
-"""Operations of Muon and Spectron by formula, against what torch counts."""
+"""Operations of Muon, Spectron and LoRA-Muon by formula, against what torch counts."""
 
 import pytest
 import torch
@@ -8,15 +8,21 @@ from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.orthogonalisation_costs import orthogonalisation_flops, orthogonalised_entries
 from inrank_megatron.config.shapes import linear_shapes
-from inrank_megatron.lowrank.linalg.orthogonalise import orthogonalise, spectral_norms
+from inrank_megatron.lowrank.linalg.orthogonalise import inverse_roots, orthogonalise, spectral_norms
 from tests.harness import run_ranks
 
 
-def counted(rank, world_size, shapes, norms):
-    matrices = [torch.randn(shape) for shape in shapes]
+def counted(rank, world_size, shapes, rule):
+    matrices, group = [torch.randn(shape) for shape in shapes], dist.group.WORLD
     dims = [0 if m >= k else 1 for m, k in shapes]
-    total = count_flops(lambda: orthogonalise(matrices, dims, dist.group.WORLD))
-    return total + (count_flops(lambda: spectral_norms(matrices, dims, dist.group.WORLD)) if norms else 0)
+
+    def step():
+        if rule == "spectron":
+            spectral_norms(matrices, dims, group)
+        roots = inverse_roots(matrices, dims, group) if rule == "lora-muon" else None
+        orthogonalise(matrices, dims, group, roots)
+
+    return count_flops(step)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +31,7 @@ def counted(rank, world_size, shapes, norms):
         ({"matrix_optimizer": "muon"}, None),
         ({"factor_optimizer": "muon"}, 24),
         ({"factor_optimizer": "spectron"}, 150),
+        ({"factor_optimizer": "lora-muon"}, 150),
     ],
     ids=str,
 )
@@ -37,7 +44,7 @@ def test_operations_are_those_of_the_products(settings, rank):
     else:
         shapes = [pair for out, inp in shapes for pair in ((out, rank), (rank, inp))]
     columns = None if rank is None else dict.fromkeys(linear_shapes(config), rank)
-    seen = run_ranks(counted, 1, shapes, "spectron" in settings.values())[0]
+    seen = run_ranks(counted, 1, shapes, next(iter(settings.values())))[0]
     assert orthogonalisation_flops(config, columns) == pytest.approx(seen, rel=0.01)
     assert orthogonalised_entries(config, columns) == sum(out * inp for out, inp in shapes)
 

@@ -12,7 +12,12 @@ from torch.optim._muon import _zeropower_via_newtonschulz as rule_of_torch
 from inrank_megatron.lowrank.linalg import oracle
 from inrank_megatron.lowrank.linalg import orthogonalise as module
 from inrank_megatron.lowrank.linalg.factors import gather_matrix, shard_matrix
-from inrank_megatron.lowrank.linalg.orthogonalise import norms_of_grams, orthogonalise, spectral_norms
+from inrank_megatron.lowrank.linalg.orthogonalise import (
+    inverse_roots,
+    norms_of_grams,
+    orthogonalise,
+    spectral_norms,
+)
 from tests.harness import run_ranks
 
 SHAPES = ((60, 12), (12, 60), (32, 32), (8, 4), (240, 104))
@@ -101,6 +106,60 @@ def test_sharded_equals_serial(ranks, shard):
         expected = torch.stack([torch.linalg.matrix_norm(m.double(), 2) for m in given])
         assert (norms <= expected * (1 + 1e-12)).all()
         assert (norms >= expected * (1 - math.log(104) / 512)).all()
+
+
+def whitened(rank, world_size):
+    """Steps on U and on V of a factorised matrix, each sharded along its longer axis."""
+    group, (u, v, mu, mv) = dist.group.WORLD, factors_and_momenta()
+    shards = [shard_matrix(m, dim, group) for m, dim in ((u, 0), (v, 1), (mu, 0), (mv, 1))]
+    root_u, root_v = inverse_roots(shards[:2], [0, 1], group)
+    steps = orthogonalise(shards[2:], [0, 1], group, [root_v, root_u])
+    return [gather_matrix(step, dim, group) for step, dim in zip(steps, (0, 1), strict=True)]
+
+
+def factors_and_momenta() -> list[Tensor]:
+    """U [60, 12], V [12, 32] and their momenta; V's rows are of very different sizes."""
+    u, v, mu, mv = (normal(shape, seed) for seed, shape in enumerate([(60, 12), (12, 32)] * 2))
+    return [u, v * torch.logspace(0, -2, 12)[:, None], mu, mv]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_steps_on_factors_follow_the_partner(ranks):
+    u, v, mu, mv = factors_and_momenta()
+    on_u = oracle.lora_muon_step(mu, oracle.inverse_root(v.mT))
+    on_v = oracle.lora_muon_step(mv.mT, oracle.inverse_root(u)).mT
+    for results in run_ranks(whitened, ranks):
+        for result, expected in zip(results, (on_u, on_v), strict=True):
+            # The damping is a share of a spectral norm that may be too small by a hundredth.
+            assert error(result, expected) < 0.005 * expected.abs().max()
+
+
+def test_sharded_steps_on_factors_equal_serial_ones():
+    [serial] = run_ranks(whitened, 1)
+    for steps in run_ranks(whitened, 4):
+        assert all(error(step, one) < 1e-9 for step, one in zip(steps, serial, strict=True))
+
+
+def test_step_on_a_factor_does_not_depend_on_the_balance():
+    """U c and V / c are the same matrix: the step on it is the same."""
+    u, v, mu, mv = factors_and_momenta()
+    moved = []
+    for c in (1.0, 1e3):
+        [root_u, root_v] = one(inverse_roots, [u * c, v / c], [0, 1])
+        on_u, on_v = one(steps_on_factors, [mu / c, mv * c], [root_v, root_u])
+        moved.append(on_u @ (v / c) + (u * c) @ on_v)
+    assert error(*moved) < 1e-9
+
+
+def steps_on_factors(momenta, roots, group):
+    return orthogonalise(momenta, [0, 1], group, roots)
+
+
+def test_no_step_beside_a_factor_of_zeros():
+    roots = one(inverse_roots, [torch.zeros(8, 4), torch.zeros(4, 8)], [0, 1])
+    assert all(torch.equal(root, torch.zeros(4, 4, dtype=torch.float64)) for root in roots)
+    steps = one(steps_on_factors, [normal((8, 4)), normal((4, 8))], roots)
+    assert all(step.count_nonzero() == 0 for step in steps)
 
 
 def test_another_shard_on_one_rank_is_seen():
