@@ -38,7 +38,7 @@ def figures(run: Run) -> dict[str, Figure]:
 def loss_figure(run: Run) -> Figure:
     """Training and evaluation loss against steps; the right-hand axis reads the same curves as perplexity."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = _styled(figure.subplots(), x="optimizer step", y="loss (nats per token)")
+    axes = styled(figure.subplots(), x="optimizer step", y="loss (nats per token)")
     steps, losses = _binned(run.train, "loss")
     axes.plot(steps, losses, color=BLUE, linewidth=1.2, label="training")
     for split, colour, marker in (("valid", VERMILION, "o"), ("test", GREEN, "D")):
@@ -84,7 +84,7 @@ def rank_figure(run: Run) -> Figure:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        _styled(axes, x="optimizer step", y="rank" if axes is panels[0] else "", title=kind)
+        styled(axes, x="optimizer step", y="rank" if axes is panels[0] else "", title=kind)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         for layer, records in layers.items():
             if kind_of(layer) == kind:
@@ -108,7 +108,7 @@ def spectrum_figure(run: Run) -> Figure:
     rows = figure.subplots(len(shown), 2, sharex="row", sharey="row", squeeze=False)
     for row, name in zip(rows, shown, strict=True):
         for axes, record, colour in zip(row, (layers[name][0], layers[name][-1]), (GREEN, BLUE), strict=True):
-            _styled(axes, title=f"block {depth(name)}, {kind_of(name)}: step {record['step']}")
+            styled(axes, title=f"block {depth(name)}, {kind_of(name)}: step {record['step']}")
             _spectrum(axes, record, colour=colour)
         row[0].set_ylim(bottom=0)  # of both, whose heights it fixes
     figure.supxlabel("index of the singular value", fontsize=10)
@@ -123,7 +123,7 @@ def cost_figure(run: Run) -> Figure:
     quantities = (("parameters", "parameters"), ("flops_per_token", "FLOPs per token, forward and backward"))
     for axes, (name, title) in zip(panels, quantities, strict=True):
         costs = _costs(run, name)
-        _styled(axes, title=title)
+        styled(axes, title=title)
         axes.grid(visible=False, axis="x")
         labels = [PHASE_LABELS[phase] for phase in costs]
         colours = [{"dense": GREY, "phase_1": GREEN, "phase_2": BLUE}[phase] for phase in costs]
@@ -140,7 +140,7 @@ def throughput_figure(run: Run) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     columns = (("tokens_per_second", "tokens/s"), ("tflops_per_second", "TFLOP/s per device"))
     for axes, (name, label) in zip(figure.subplots(1, 2), columns, strict=True):
-        _styled(axes, x="optimizer step", title=label)
+        styled(axes, x="optimizer step", title=label)
         axes.plot(*_binned(run.train, name), color=BLUE, linewidth=1.2)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
@@ -156,7 +156,8 @@ def magnitude(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _styled(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> Axes:
+def styled(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> Axes:
+    """Labels and frame as in every figure of the project; the same axes."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10)

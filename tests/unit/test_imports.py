@@ -22,7 +22,7 @@ FLOORS = (
     ("lowrank",),
     ("config", "checkpoint"),
     ("model", "data", "reporting"),
-    ("engine", "interop", "preflight"),
+    ("engine", "interop", "preflight", "spectra"),
     ("evaluation",),
     ("generation", "inspection"),
     ("training",),
