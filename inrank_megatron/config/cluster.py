@@ -1,28 +1,30 @@
-"""Clusters to plan for: ``8xA100-80GB``, ``4x8xH100``, ``2xcpu``: nodes, devices a node, the device."""
+"""Clusters to plan for: a file, or ``4x8xH100``, ``2xcpu``: nodes, devices a node, the device."""
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from inrank_megatron.config.cluster_file import read_cluster
+from inrank_megatron.config.devices import DEVICES, Device
 from inrank_megatron.errors import UserError
-
-# Device -> GiB of memory as torch reports it; None: the host's. The names are those of `costs.PEAK_FLOPS`.
-MEMORY_GIB: dict[str, float | None] = {
-    "V100-32GB": 31.7,
-    "A100-40GB": 39.4,
-    "A100-80GB": 79.2,
-    "H100": 79.1,
-    "H200": 139.8,
-    "cpu": None,
-}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """``nodes`` machines with ``devices`` each; ``device``: a name of ``MEMORY_GIB``."""
+    """``nodes`` machines with ``devices`` each, all of one kind.
+
+    ``device_hour``: the price of one device for an hour, in whatever currency; None: unknown.
+    """
 
     nodes: int
     devices: int
-    device: str
+    kind: Device
+    device_hour: float | None = None
+
+    @property
+    def device(self) -> str:
+        """Its name."""
+        return self.kind.name
 
     @property
     def world_size(self) -> int:
@@ -31,22 +33,25 @@ class Cluster:
     @property
     def memory(self) -> int | None:
         """Bytes of one device."""
-        gib = MEMORY_GIB[self.device]
-        return None if gib is None else int(gib * 2**30)
+        return self.kind.memory
 
 
 def parse_cluster(text: str) -> Cluster:
-    """The cluster that ``[[NODES x] DEVICES x] DEVICE`` describes; a number left out is 1.
+    """The cluster that ``[[NODES x] DEVICES x] DEVICE`` describes, where a number left out is 1, or a YAML
+    file (``cluster_file.py``).
 
     Raises:
         UserError: it is none, or of an unknown device.
     """
-    names = {name.lower(): name for name in MEMORY_GIB}
+    if Path(text).suffix in (".yaml", ".yml"):
+        content = read_cluster(text)
+        return Cluster(content.nodes, content.devices, content.kind, content.device_hour)
+    names = {name.lower(): name for name in DEVICES}
     match = re.fullmatch(r"(?:(?:([1-9]\d{0,5})x)?([1-9]\d{0,5})x)?(.+)", text.strip(), re.IGNORECASE)
     device = names.get(match[3].lower()) if match else None
     if match is None or device is None:
         raise UserError(
-            f"cluster = {text!r}: must be [[NODESx]Nx]DEVICE, the device {', '.join(MEMORY_GIB)}; give "
-            "--cluster 8xA100-80GB, for example"
+            f"cluster = {text!r}: must be [[NODESx]Nx]DEVICE, the device {', '.join(DEVICES)}, or a YAML "
+            "file; give --cluster 8xA100-80GB, for example"
         )
-    return Cluster(int(match[1] or 1), int(match[2] or 1), device)
+    return Cluster(int(match[1] or 1), int(match[2] or 1), DEVICES[device])

@@ -4,7 +4,6 @@ Letters: h hidden_size, f ffn_hidden_size, L layers, S seq_length, V vocabulary,
 linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,28 +15,6 @@ from inrank_megatron.config.topology import Topology
 from inrank_megatron.lowrank.methods.registry import METHODS
 
 Ranks = int | Mapping[str, int] | None
-
-# Dense peak operations per second, without sparsity, from the vendors' data sheets; the first match counts.
-# BF16 and FP16 are tensor-core rates; FP32 is true FP32, since torch leaves TF32 off unless asked for it.
-# The sheets of H20 and A10G were not at hand: theirs are as others quote them. A800 and H800 differ from A100
-# and H100 in links and FP64 alone.
-PEAK_FLOPS = (
-    (r"GB200", {"bf16": 2.5e15, "fp16": 2.5e15, "fp32": 80e12}),
-    (r"B200", {"bf16": 2.25e15, "fp16": 2.25e15, "fp32": 75e12}),
-    (r"H200 NVL|H100 NVL", {"bf16": 835e12, "fp16": 835e12, "fp32": 60e12}),
-    (r"H[18]00 PCIe", {"bf16": 756e12, "fp16": 756e12, "fp32": 51e12}),
-    (r"H200|H[18]00", {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}),
-    (r"\bH20\b", {"bf16": 148e12, "fp16": 148e12, "fp32": 44e12}),
-    (r"\bA[18]00\b", {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}),
-    (r"L40S", {"bf16": 362e12, "fp16": 362e12, "fp32": 91.6e12}),
-    (r"L4\b", {"bf16": 121e12, "fp16": 121e12, "fp32": 30.3e12}),
-    (r"A10G\b", {"bf16": 70e12, "fp16": 70e12, "fp32": 31.5e12}),
-    (r"A10\b", {"bf16": 125e12, "fp16": 125e12, "fp32": 31.2e12}),
-    (r"V100-PCIE", {"fp16": 112e12, "fp32": 14e12}),
-    (r"V100", {"fp16": 125e12, "fp32": 15.7e12}),
-    (r"\bT4\b", {"fp16": 65e12, "fp32": 8.1e12}),
-)
-
 
 LARGEST_BUCKET = 500_000_000
 """Entries of the buffer in which DeepSpeed collects gradients to reduce them, at most: its own default."""
@@ -234,21 +211,6 @@ def _state_bytes(config: Config, stage: int) -> int:
     moments = bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
     master = stage > 0 or precision(config) != "fp32"
     return 4 * (moments + master)
-
-
-def device_peak_flops(device_name: str, dtype: str) -> float | None:
-    """Peak dense operations per second of a GPU in `dtype` ("bf16", "fp16", "fp32").
-
-    Args:
-        device_name: as `torch.cuda.get_device_name` gives it.
-
-    Returns:
-        None where the device (a CPU, say) or its rate is not known.
-    """
-    for pattern, peaks in PEAK_FLOPS:
-        if re.search(pattern, device_name, re.IGNORECASE):
-            return peaks.get(dtype)
-    return None
 
 
 def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from inrank_megatron.config.cluster import MEMORY_GIB
+from inrank_megatron.config.devices import DEVICES
 from inrank_megatron.config.loading import PRESETS, SIZES, nearest, sections
 from inrank_megatron.distributed.launcher import launcher_ranks
 from inrank_megatron.lowrank.methods.inrank import InRankEfficient
@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     launch.add_argument(
         "--cluster",
-        metavar="[NODESx]NxDEVICE",
-        help=f"machines to plan for, with --dry-run: {', '.join(MEMORY_GIB)}",
+        metavar="[NODESx]NxDEVICE|FILE.yaml",
+        help=f"machines to plan for, with --dry-run: {', '.join(DEVICES)}, or described in a file",
     )
     launch.add_argument(
         "--deepspeed", action="store_true", help="has no effect: DeepSpeed runs every training"

@@ -13,13 +13,13 @@ from inrank_megatron.config.costs import (
     Memory,
     Parameters,
     break_even_rank,
-    device_peak_flops,
     flops_per_token,
     memory_per_device,
     parameters,
     precision,
     zero_stage_in_use,
 )
+from inrank_megatron.config.devices import device_peak_flops, peak_flops
 from inrank_megatron.config.loading import PRESETS, SIZES, fields, flatten, from_flat, method_preset
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import smallest_dim
@@ -98,7 +98,7 @@ def make_plan(
         place=_place(cluster),
         vocabulary=vocabulary,
         precision=precision(config),
-        peak_flops=device_peak_flops(device, precision(config)),
+        peak_flops=_peak(cluster, device, precision(config)),
         topology=topology,
         columns=columns_of(config),
         min_dim=smallest_dim(config),
@@ -122,6 +122,10 @@ def _costs_of(shape: PhaseShape, config: Config, topology: Topology, vocab_size:
             config, topology, ranks=shape.capacity, frozen_base=shape.frozen_base, device=device
         ),
     )
+
+
+def _peak(cluster: Cluster | None, device: str, dtype: str) -> float | None:
+    return peak_flops(cluster.kind, dtype) if cluster else device_peak_flops(device, dtype)
 
 
 def _place(cluster: Cluster | None) -> str:

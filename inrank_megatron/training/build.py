@@ -9,6 +9,7 @@ from rich.console import Console
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.config import costs
+from inrank_megatron.config.devices import device_peak_flops
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import Topology, topology_of
@@ -143,7 +144,7 @@ def _trainer(
         marks=job.watchdog.marks,
         identity=identity,
         progress=progress,
-        peak_flops=costs.device_peak_flops(device_name(), costs.precision(config)),
+        peak_flops=device_peak_flops(device_name(), costs.precision(config)),
     )
 
 

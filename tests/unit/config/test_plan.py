@@ -11,13 +11,13 @@ from inrank_megatron.config.cli import parse
 from inrank_megatron.config.cluster import parse_cluster
 from inrank_megatron.config.costs import (
     break_even_rank,
-    device_peak_flops,
     flops_per_token,
     linear_shapes,
     memory_per_device,
     parameters,
     tensor_parallel_bytes,
 )
+from inrank_megatron.config.devices import device_peak_flops
 from inrank_megatron.config.loading import from_flat, resolve
 from inrank_megatron.config.plan import changed_settings, make_plan, render
 from inrank_megatron.config.schema import DataConfig

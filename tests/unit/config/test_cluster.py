@@ -1,0 +1,72 @@
+"""Clusters by name and by file."""
+
+import pytest
+import yaml
+
+from inrank_megatron.config.cluster import parse_cluster
+from inrank_megatron.config.devices import DEVICES, attained_flops, peak_flops
+from inrank_megatron.errors import UserError
+
+OWN = {
+    "device": "Own-1",
+    "nodes": 2,
+    "devices": 4,
+    "memory_gib": 24,
+    "peak_tflops": {"bf16": 100, "fp32": 10},
+    "attained_tflops": {"bf16": 60},
+    "memory_gb_s": 600,
+    "link_gb_s": 20,
+    "network_gb_s": 3,
+    "host_link_gb_s": 12,
+    "host_memory_gb_s": 30,
+    "price_per_device_hour": 0.5,
+}
+
+
+def written(tmp_path, content):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_file_describes_a_device_of_its_own(tmp_path):
+    cluster = parse_cluster(written(tmp_path, OWN))
+    assert (cluster.world_size, cluster.device, cluster.device_hour) == (8, "Own-1", 0.5)
+    kind = cluster.kind
+    assert (cluster.memory, kind.link, kind.network) == (24 * 2**30, 20e9, 3e9)
+    assert attained_flops(kind, "bf16") == 60e12 and attained_flops(kind, "fp32") == 8e12
+    assert peak_flops(kind, "fp16") is attained_flops(kind, "fp16") is None
+
+
+def test_a_file_gives_what_differs_from_a_known_device(tmp_path):
+    content = {"device": "h100", "devices": 4, "attained_tflops": {"bf16": 300}, "network_gb_s": 12}
+    cluster = parse_cluster(written(tmp_path, content))
+    known = DEVICES["H100"]
+    assert cluster.device == "H100" and (cluster.kind.network, cluster.kind.link) == (12e9, known.link)
+    assert attained_flops(cluster.kind, "bf16") == 300e12
+    assert attained_flops(cluster.kind, "fp32") == attained_flops(known, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (OWN | {"link": 3}, "link: Extra inputs are not permitted; a cluster has device, nodes"),
+        (OWN | {"devices": 0}, "devices: Input should be greater than or equal to 1"),
+        (OWN | {"link_gb_s": float("inf")}, "link_gb_s: Input should be a finite number"),
+        (OWN | {"attained_tflops": {"tf32": 3}}, "attained_tflops.tf32"),
+        ({"device": "Own-1", "memory_gib": 3}, "give peak_tflops, memory_gb_s, link_gb_s"),
+        ({"nodes": 3}, "device: Field required"),
+        ([1], "holds no `name: value` lines"),
+    ],
+)
+def test_faulty_files_are_refused(tmp_path, content, words):
+    with pytest.raises(UserError) as error:
+        parse_cluster(written(tmp_path, content))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_older_gpu_has_no_bfloat16():
+    assert attained_flops(DEVICES["V100-32GB"], "bf16") is None
+    assert all(
+        attained_flops(device, "fp32") and attained_flops(device, "fp16") for device in DEVICES.values()
+    )
