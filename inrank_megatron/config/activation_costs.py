@@ -13,7 +13,8 @@ hidden_size, f ffn_hidden_size, k columns of a factorised linear:
   its input under sequence parallelism, h instead of h / n.
 
 In addition: input and output of the last norm, 2 h; the logits, divided by n, in FP32, and in half precision
-as well; the gathered halves of the factors where n > 1, h k numbers per linear, no multiple of the tokens.
+as well. Where n > 1, a step keeps the gathered halves of all factors, h k numbers per linear whatever the
+tokens (``gathered_factor_bytes``).
 """
 
 from collections.abc import Mapping
@@ -43,10 +44,25 @@ def activation_bytes(
     logits = tokens * topology.padded_vocab_size * (4 if size == 4 else 4 + size) // n
     last_norm = tokens * 2 * h * size // sequence_shards
     layer = tokens * (_numbers(config, n, sequence_shards) * size // n + _masks(config) // sequence_shards)
-    kept = layers * layer + _of_factors(config, columns, tokens, n, sequence_shards, frozen_base) * size
+    kept = layers * layer + _of_factors(config, columns, tokens, sequence_shards, frozen_base) * size
     if config.training.recompute_granularity == "full":
         return tokens * layers * h * size // sequence_shards + last_norm + max(logits, kept // layers)
     return kept + last_norm + logits
+
+
+def gathered_factor_bytes(
+    config: Config, topology: Topology, columns: Mapping[str, int] | None, *, size: int
+) -> int:
+    """Bytes on one device of the factors that are gathered for a step (``FullFactor``), and of their
+    gradients, which are summed in FP32 where micro-batches accumulate: of the full factor under sequence
+    parallelism, else of the shard.
+    """
+    n = topology.tensor_model_parallel_size
+    if columns is None or n == 1:
+        return 0
+    accumulates = topology.accumulation_steps > 1
+    numbers = config.model.hidden_size * sum(columns.values())
+    return numbers * size + 4 * accumulates * numbers // (1 if config.parallel.sequence_parallel else n)
 
 
 def _numbers(config: Config, n: int, sequence_shards: int) -> int:
@@ -64,7 +80,6 @@ def _of_factors(
     config: Config,
     columns: Mapping[str, int] | None,
     tokens: int,
-    n: int,
     sequence_shards: int,
     frozen_base: bool,
 ) -> int:
@@ -74,5 +89,4 @@ def _of_factors(
     h = config.model.hidden_size
     column_parallel = sum(("linear_fc1" in name or "linear_qkv" in name) for name in linear_shapes(config))
     inputs = column_parallel * (h - h // sequence_shards) if frozen_base else 0
-    gathered = h * sum(columns.values()) if n > 1 else 0
-    return tokens * (sum(columns.values()) + inputs) + gathered
+    return tokens * (sum(columns.values()) + inputs)

@@ -7,7 +7,7 @@ linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inrank_megatron.config.activation_costs import activation_bytes
+from inrank_megatron.config.activation_costs import activation_bytes, gathered_factor_bytes
 from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
@@ -21,6 +21,10 @@ LARGEST_BUCKET = 500_000_000
 OVERLAPPED_BUCKET = 40_000_000
 """The same where reductions overlap with the backward pass, unless one parameter is larger: enough for the
 bandwidth of the links, and Megatron's own choice."""
+
+LIVE_PARAMETERS = 10**9
+"""Gathered parameters that ZeRO 3 keeps at most for their next use, by DeepSpeed's default: smaller models
+stay gathered from the forward pass on to the end of the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,21 @@ class Memory:
 
     parameters: int
     gradients: int
-    optimizer: int
+    master_weights: int
+    moments: int
     initial_factors: int
     activations: int
+    gathered_factors: int
+    gathered_parameters: int
     bucket: int
 
     @property
+    def optimizer(self) -> int:
+        return self.master_weights + self.moments
+
+    @property
     def total(self) -> int:
-        kept = self.parameters + self.gradients + self.optimizer + self.initial_factors
-        return kept + self.activations + self.bucket
+        return sum(vars(self).values())
 
 
 def break_even_rank(config: Config) -> int:
@@ -158,8 +168,8 @@ def memory_per_device(
     the optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its
     own master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
     (`reduction_bucket`; none without ZeRO on one replica), in half precision but for ZeRO 1; where that
-    overlaps with the backward pass stages 1 and 2 have two and a copy of the one being reduced. Activations:
-    `activation_costs.py`. What ZeRO 3 gathers for a layer does not count.
+    overlaps with the backward pass stages 1 and 2 have two and a copy of the one being reduced. ZeRO 3 keeps
+    what it gathers up to `LIVE_PARAMETERS`. Activations and gathered factors: `activation_costs.py`.
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
@@ -175,12 +185,16 @@ def memory_per_device(
     overlapping = overlaps_reductions(config, device)
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
     largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
+    states = 0 if offload else 1  # on the device
     return Memory(
         parameters=sharded * size // (dp if stage == 3 else 1),
         gradients=trained * 4 // (dp if stage >= 2 else 1),
-        optimizer=0 if offload else (trained * _state_bytes(config, stage) - spared) // (dp if stage else 1),
+        master_weights=states * trained * 4 * _has_master(config, stage) // (dp if stage else 1),
+        moments=states * (trained * 4 * _moments(config) - spared) // (dp if stage else 1),
         initial_factors=factors * 4 // n if copies else 0,
         activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
+        gathered_factors=gathered_factor_bytes(config, topology, columns, size=size),
+        gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if stage == 3 and dp > 1 else 0,
         bucket=0
         if stage == 0 and dp == 1
         else reduction_bucket(trained, largest // n, overlapping=overlapping)
@@ -206,11 +220,14 @@ def precision(config: Config) -> str:
     return "bf16" if config.training.bf16 else "fp16" if config.training.fp16 else "fp32"
 
 
-def _state_bytes(config: Config, stage: int) -> int:
-    """Of the FP32 master and the optimizer's moments of one parameter."""
-    moments = bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
-    master = stage > 0 or precision(config) != "fp32"
-    return 4 * (moments + master)
+def _has_master(config: Config, stage: int) -> bool:
+    """Whether parameters have FP32 master weights: without ZeRO an FP32 parameter is its own."""
+    return stage > 0 or precision(config) != "fp32"
+
+
+def _moments(config: Config) -> int:
+    """Of the optimizer, for one parameter."""
+    return bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
 
 
 def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:

@@ -135,6 +135,8 @@ def _parts(memory: Memory) -> str:
         "master weights and moments": memory.optimizer,
         "initial factors": memory.initial_factors,
         "activations": memory.activations,
+        "gathered factors": memory.gathered_factors,
+        "gathered parameters": memory.gathered_parameters,
         "gradient bucket": memory.bucket,
     }
     return ", ".join(f"{name} {shown_size(size)}" for name, size in parts.items() if size)

@@ -258,7 +258,8 @@ def _notes(plan: Plan) -> list[str]:
         f"{shown_size(memory.gradients)},",
         f"FP32 master weights and moments {shown_size(memory.optimizer)}, initial factors "
         f"{shown_size(memory.initial_factors)}, activations about {shown_size(memory.activations)},",
-        f"gradient reduction bucket {shown_size(memory.bucket)}.",
+        f"gradient reduction bucket {shown_size(memory.bucket)}, gathered factors and parameters "
+        f"{shown_size(memory.gathered_factors + memory.gathered_parameters)}.",
     ]
     if METHODS[plan.method].switches:
         notes.append(

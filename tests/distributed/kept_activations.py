@@ -41,6 +41,5 @@ def kept_and_planned(
     kept = storages.alive(but=(loss, *model.parameters()))
     if precision(config) != "fp32":  # the logits themselves, gone by now, whose gradient comes as they did
         kept += tokens.numel() * topology.padded_vocab_size // world_size * 2
-    return kept, memory_per_device(
-        config, topology, ranks=columns or None, frozen_base=frozen_base
-    ).activations
+    planned = memory_per_device(config, topology, ranks=columns or None, frozen_base=frozen_base)
+    return kept, planned.activations + planned.gathered_factors

@@ -249,6 +249,30 @@ def test_memory_follows_the_stage_and_the_optimizer(settings, bytes_a_parameter)
     )
 
 
+def test_zero_3_keeps_what_it_gathers():
+    count = parameters(config(), 4096).total
+    half = memory(config(zero_stage=3, bf16=True), 4)
+    assert (half.gathered_parameters, half.parameters) == (2 * count, 2 * count // 4)
+    assert memory(config("llama-1.3b", zero_stage=3), 4).gathered_parameters == 4 * 10**9
+    assert memory(config(zero_stage=2), 4).gathered_parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "bytes_a_number"),
+    [
+        ({}, 4),
+        ({"global_batch_size": 4}, 8),  # and the sum of their gradients
+        ({"global_batch_size": 4, "sequence_parallel": False}, 6),  # of the shards
+        ({"tensor_model_parallel_size": 1}, 0),
+    ],
+    ids=str,
+)
+def test_a_step_keeps_half_of_the_factors_gathered(settings, bytes_a_number):
+    run = config(**({"tensor_model_parallel_size": 2} | settings))
+    numbers = 8 * 192 * 48  # linears, width, columns
+    assert memory(run, 2, ranks=48).gathered_factors == bytes_a_number * numbers
+
+
 def test_memory_of_muon_lacks_second_moments():
     """Of attention's 4 h^2 in each layer, and of the factors."""
     model = config().model
