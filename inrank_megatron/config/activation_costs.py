@@ -2,13 +2,14 @@
 
 Korthikanti et al. (2022, equation 2 and section 4) without stored attention scores, which no fused attention
 keeps, and with the factors' inner activations. Numbers per token and layer; n tensor-parallel size, h
-hidden_size, f ffn_hidden_size, k columns of a factorised linear:
+hidden_size, f ffn_hidden_size, q the features of all queries, v those of all keys (and of all values), k
+columns of a factorised linear:
 
 - outside the tensor-parallel region, divided by n with the tokens alone (sequence parallelism): 4 h, the
   inputs of both norms and of the linears after them; with hidden dropout a mask of one byte for each of 2 h;
-- inside, divided by n: QKV and attention's output, 4 h; the activation's input and output, 2 f. LLaMA:
-  queries and keys once more after RoPE, 2 h, and 5 f: gate and up, up again, the gate's activation, the
-  product;
+- inside, divided by n: QKV and attention's output, 2 q + 2 v; the activation's input and output, 2 f. LLaMA:
+  queries and keys once more after RoPE, q + v, and with QK norm once more after that; and 5 f: gate and up,
+  up again, the gate's activation, the product. Where ranks share a key, what they gather, undivided;
 - x V^T of each factorised linear, k, on every rank; next to W0 a column-parallel one may keep all tokens of
   its input under sequence parallelism, h instead of h / n.
 
@@ -20,7 +21,7 @@ tokens (``gathered_factor_bytes``).
 from collections.abc import Mapping
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import is_llama, linear_shapes
+from inrank_megatron.config.shapes import has_separate_qkv, is_llama, linear_shapes, qkv_layout
 from inrank_megatron.config.topology import Topology
 
 
@@ -67,9 +68,21 @@ def gathered_factor_bytes(
 
 def _numbers(config: Config, n: int, sequence_shards: int) -> int:
     """Of a token and dense layer, times n."""
-    h, f = config.model.hidden_size, config.model.ffn_hidden_size
-    inside = 6 * h + 5 * f if is_llama(config) else 4 * h + 2 * f
-    return 4 * h * n // sequence_shards + inside
+    h, f, layout = config.model.hidden_size, config.model.ffn_hidden_size, qkv_layout(config)
+    queries, keys = layout.rows("q"), layout.rows("k")
+    inside = layout.total + queries + (5 * f if is_llama(config) else 2 * f)
+    inside += (is_llama(config) + config.model.qk_layernorm) * (queries + keys)
+    return 4 * h * n // sequence_shards + inside + n * shared_features(config, n)
+
+
+def shared_features(config: Config, n: int) -> int:
+    """Features of a token that ``n`` tensor-parallel ranks gather in each layer because several share a key:
+    Megatron gathers all of a fused QKV, separate linears gather keys and values.
+    """
+    layout = qkv_layout(config)
+    if layout.groups >= n:
+        return 0
+    return 2 * layout.rows("k") if has_separate_qkv(config) else layout.total
 
 
 def _masks(config: Config) -> int:

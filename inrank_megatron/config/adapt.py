@@ -76,6 +76,15 @@ def _heads(asked: Asked) -> Iterator[Adaptation]:
         yield "hidden_size", width, f"so that num_attention_heads = {heads} gives {features}"
 
 
+def _query_groups(asked: Asked) -> Iterator[Adaptation]:
+    """Groups of a preset that do not divide the heads."""
+    model = asked.config.model
+    heads, groups = model.num_attention_heads, model.query_groups
+    if heads % groups and asked.free("num_query_groups"):
+        closest = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
+        yield "num_query_groups", closest, f"it must divide num_attention_heads = {heads}"
+
+
 def _positions(asked: Asked) -> Iterator[Adaptation]:
     model = asked.config.model
     if model.seq_length > model.max_position_embeddings and asked.free("seq_length"):
@@ -138,6 +147,7 @@ def _shown(value: Any) -> str:
 
 RULES: tuple[Callable[[Asked], Iterator[Adaptation]], ...] = (
     _heads,
+    _query_groups,
     _positions,
     _tensor_parallel,
     _sequence_parallel,

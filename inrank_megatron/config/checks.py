@@ -8,8 +8,8 @@ import math
 import os
 from pathlib import Path
 
-from inrank_megatron.config.loading import resolve
-from inrank_megatron.config.schema import Config, DataConfig
+from inrank_megatron.config.loading import OF_LLAMA, resolve
+from inrank_megatron.config.schema import Config, DataConfig, ModelConfig
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.registry import METHODS
@@ -41,15 +41,42 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"num_attention_heads = {heads}: must divide hidden_size = {h}; {_divisors(h, near=heads)}"
         )
-    if model.model_type == "llama" and h // heads % 2:
-        raise UserError(
-            f"num_attention_heads = {heads}: leaves {h // heads} features per head, and RoPE rotates pairs "
-            f"of features; {_divisors(h // 2, near=heads) if h % 2 == 0 else 'give an even --hidden-size'}"
-        )
+    _check_heads(model)
     if model.seq_length > model.max_position_embeddings:
         raise UserError(
             f"seq_length = {model.seq_length}: must not exceed max_position_embeddings = "
             f"{model.max_position_embeddings}; raise --max-position-embeddings or leave it out"
+        )
+
+
+def _check_heads(model: ModelConfig) -> None:
+    h, heads, groups, size = model.hidden_size, model.num_attention_heads, model.query_groups, model.head_size
+    if model.model_type == "gpt2":
+        for name in OF_LLAMA:
+            if name != "rotary_base" and getattr(model, name) not in (None, False):
+                raise UserError(
+                    f"{name} = {getattr(model, name)}: GPT-2 (model_type = 'gpt2') has none; give "
+                    f"--model-type llama, or leave --{name.replace('_', '-')} out"
+                )
+        return
+    if heads % groups:
+        raise UserError(
+            f"num_query_groups = {groups}: must divide num_attention_heads = {heads}; "
+            f"{_divisors(heads, near=groups)}"
+        )
+    if size % 2 and model.kv_channels is not None:
+        raise UserError(
+            f"kv_channels = {size}: must be even, as RoPE rotates pairs of features; give {size + 1}"
+        )
+    if size % 2:
+        raise UserError(
+            f"num_attention_heads = {heads}: leaves {size} features per head, and RoPE rotates pairs "
+            f"of features; {_divisors(h // 2, near=heads) if h % 2 == 0 else 'give an even --hidden-size'}"
+        )
+    if model.add_qkv_bias and model.qk_layernorm:
+        raise UserError(
+            "add_qkv_bias with qk_layernorm: no published model has both (Qwen2 has biases, Qwen3 norms); "
+            "drop one of the two"
         )
 
 
@@ -69,12 +96,28 @@ def _check_parallel(config: Config, world_size: int) -> None:
             wider = math.ceil(size / math.lcm(64, tp)) * math.lcm(64, tp)
             remedy = f"{_divisors(math.gcd(legal, size), near=tp)}, or --ffn-hidden-size {wider}"
         raise UserError(f"tensor_model_parallel_size = {tp}: must divide {name} = {size}; {remedy}")
+    _check_query_groups(model, tp, legal)
     if config.parallel.sequence_parallel and model.seq_length % tp:
         raise UserError(
             f"seq_length = {model.seq_length}: must be a multiple of tensor_model_parallel_size = {tp} under "
             f"sequence_parallel; give {model.seq_length // tp * tp or tp} or --no-sequence-parallel"
         )
     _check_batch(config, dp=world_size // tp)
+
+
+def _check_query_groups(model: ModelConfig, tp: int, legal: int) -> None:
+    """Megatron's rule: a rank has whole groups, or several ranks share one and compute a part of its key."""
+    groups, size = model.query_groups, model.head_size
+    fitting = [n for n in range(1, tp + 1) if legal % n == 0 and _shares(groups, size, n)]
+    if not _shares(groups, size, tp):
+        raise UserError(
+            f"tensor_model_parallel_size = {tp}: must be a multiple or a divisor of num_query_groups = "
+            f"{groups}, and divide its {groups * size} features of a key; give {fitting[-1]}"
+        )
+
+
+def _shares(groups: int, size: int, tp: int) -> bool:
+    return (groups % tp == 0 or tp % groups == 0) and groups * size % tp == 0
 
 
 def _check_batch(config: Config, *, dp: int) -> None:

@@ -20,6 +20,7 @@ from inrank_megatron.config.defaults import (
 )
 from inrank_megatron.config.flags import build_parser, kebab, unknown_flags
 from inrank_megatron.config.loading import (
+    OF_LLAMA,
     SIZES,
     fields,
     from_flat,
@@ -52,7 +53,14 @@ ALTERNATIVES = {
         for setting, presets in (method.presets for method in METHODS.values())
         if setting
     },
-    "model_preset": (*SIZES, "model_type", "ffn_hidden_size", "max_position_embeddings", "norm_epsilon"),
+    "model_preset": (
+        *SIZES,
+        "model_type",
+        "ffn_hidden_size",
+        "max_position_embeddings",
+        "norm_epsilon",
+        *OF_LLAMA,
+    ),
     "model_type": ("ffn_hidden_size",),
 }
 

@@ -1,16 +1,17 @@
 """Parameters, operations and memory of a GPT-2 or LLaMA, dense or with factorised linears.
 
 Letters: h hidden_size, f ffn_hidden_size, L layers, S seq_length, V vocabulary, O x I the shape of a
-linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size.
+linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size; of attention a heads, g groups
+that share key and value, d features of a head.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inrank_megatron.config.activation_costs import activation_bytes, gathered_factor_bytes
+from inrank_megatron.config.activation_costs import activation_bytes, gathered_factor_bytes, shared_features
 from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
+from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, qkv_layout
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.lowrank.methods.registry import METHODS
 
@@ -68,7 +69,7 @@ def break_even_rank(config: Config) -> int:
 def parameters(
     config: Config, vocab_size: int, *, ranks: Ranks = None, frozen_base: bool = False
 ) -> Parameters:
-    """Parameters of the model; GPT-2's tied embedding counts once, LLaMA's and its head both.
+    """Parameters of the model; a tied embedding counts once, an embedding and its own head both.
 
     Args:
         vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
@@ -76,15 +77,14 @@ def parameters(
             None: dense linears.
         frozen_base: whether a frozen W0 is kept next to the factors (the first phase).
     """
-    h, model = config.model.hidden_size, config.model
+    h, model, layout = config.model.hidden_size, config.model, qkv_layout(config)
     columns = _columns(config, ranks)
-    attention = 0 if factorises_attention(config) else 4 * h * h
-    if is_llama(config):
-        total = 2 * vocab_size * h + _replicated(config)
-    else:
-        cut_biases = 3 * h + model.ffn_hidden_size
-        total = vocab_size * h + model.num_layers * cut_biases + _replicated(config)
-    total += model.num_layers * attention
+    layer = 0 if factorises_attention(config) else h * (layout.total + layout.rows("q"))
+    if not is_llama(config):
+        layer += layout.total + model.ffn_hidden_size  # sharded biases
+    elif model.add_qkv_bias:
+        layer += layout.total
+    total = (1 + model.has_own_head) * vocab_size * h + model.num_layers * layer + _replicated(config)
     frozen = 0
     for name, (out, inp) in linear_shapes(config).items():
         total += out * inp if columns is None else columns[name] * (out + inp)
@@ -98,14 +98,14 @@ def flops_per_token(
     """Operations of the matrix products of one training token, forward and backward (a multiply-add is two).
 
     Dense linear 6 O I; factors 6 k (O + I); a frozen W0 next to them 4 O I more, as it needs no weight
-    gradient; attention scores and values 12 S h a layer, not halved for the causal mask; logits 6 h V.
+    gradient; attention scores and values 12 S a d a layer, not halved for the causal mask; logits 6 h V.
     Recomputation, norms and element-wise work do not count. Arguments as in `parameters`; with the padded
     `vocab_size` it is what the devices do.
     """
-    h, model = config.model.hidden_size, config.model
-    columns = _columns(config, ranks)
-    attention = 0 if factorises_attention(config) else 6 * 4 * h * h
-    flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * h)
+    h, model, layout = config.model.hidden_size, config.model, qkv_layout(config)
+    queries, columns = layout.rows("q"), _columns(config, ranks)
+    attention = 0 if factorises_attention(config) else 6 * h * (layout.total + queries)
+    flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * queries)
     for name, shape in linear_shapes(config).items():
         flops += linear_flops_per_token(
             shape, None if columns is None else columns[name], frozen_base=frozen_base
@@ -207,12 +207,15 @@ def tensor_parallel_bytes(config: Config, topology: Topology) -> int:
     """Bytes of activations that a rank sends per step in tensor parallelism, dense or in the first phase.
 
     Attention and MLP of each layer send 4 q T h elements per micro-batch of T tokens: an all-gather and a
-    reduce-scatter, forward and backward, with q = (n - 1) / n. The second phase sends less, 4 q T r.
+    reduce-scatter, forward and backward, with q = (n - 1) / n. The second phase sends less, 4 q T r. Where
+    several ranks share a key (g < n) they also gather what `shared_features` says, and send its gradient
+    back.
     """
     n, model = topology.tensor_model_parallel_size, config.model
-    elements = 4 * topology.micro_batch_size * model.seq_length * model.hidden_size * (n - 1) // n
+    features = 8 * model.hidden_size + 2 * shared_features(config, n)
+    elements = topology.micro_batch_size * model.seq_length * features * (n - 1) // n
     size = 4 if precision(config) == "fp32" else 2
-    return 2 * model.num_layers * topology.accumulation_steps * elements * size
+    return model.num_layers * topology.accumulation_steps * elements * size
 
 
 def precision(config: Config) -> str:
@@ -231,12 +234,15 @@ def _moments(config: Config) -> int:
 
 
 def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
-    return dict.fromkeys(linear_shapes(config), ranks) if isinstance(ranks, int) else ranks
+    if not isinstance(ranks, int):
+        return ranks
+    return {name: min(ranks, *shape) for name, shape in linear_shapes(config).items()}
 
 
 def _replicated(config: Config) -> int:
     """Unsharded parameters of a tensor-parallel rank: positions, norms, biases of row-parallel linears."""
     model = config.model
     if is_llama(config):
-        return model.hidden_size * (1 + model.num_layers * 2)
+        of_heads = 2 * model.head_size if model.qk_layernorm else 0
+        return model.hidden_size + model.num_layers * (2 * model.hidden_size + of_heads)
     return model.hidden_size * (model.max_position_embeddings + 2 + model.num_layers * 6)

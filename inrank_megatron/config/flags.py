@@ -13,6 +13,9 @@ from inrank_megatron.config.loading import PRESETS, SIZES, nearest, sections
 from inrank_megatron.distributed.launcher import launcher_ranks
 from inrank_megatron.lowrank.methods.inrank import InRankEfficient
 
+MOST_WORDS = 90
+"""Characters of a flag's possible values in the help."""
+
 
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, not the whole usage: every process of a job prints it."""
@@ -98,7 +101,8 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _metavar(kinds: list[Any]) -> str:
     names = {int: "N", float: "X", str: "TEXT"}
-    return "|".join(names.get(kind, str(kind)) for kind in kinds)
+    shown = "|".join(names.get(kind, str(kind)) for kind in kinds)
+    return shown if len(shown) <= MOST_WORDS else "NAME"  # the presets, which the end of the help lists
 
 
 def _reader(kinds: list[Any]) -> Any:

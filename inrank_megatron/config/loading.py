@@ -26,6 +26,7 @@ GPT2_PRESETS = {
     "medium": dict(zip(SIZES, (24, 1024, 16, 1024), strict=True)),
     "large": dict(zip(SIZES, (36, 1280, 20, 1024), strict=True)),
 }
+TIED = {"untie_embeddings_and_output_weights": False}
 # ReLoRA's: sizes and epsilon from the authors' model files, sequences as in their runs.
 LLAMA_PRESETS = {
     name: {
@@ -42,7 +43,33 @@ LLAMA_PRESETS = {
         ("llama-1.3b", (24, 2048, 32, 512), 5461),
     )
 }
-PRESETS: dict[str, dict[str, Any]] = {**GPT2_PRESETS, **LLAMA_PRESETS}
+GROUPED = (*SIZES, "num_query_groups", "ffn_hidden_size", "max_position_embeddings", "rotary_base")
+# Shapes that were published with the weights; sequences as in their training, 4096 tokens at most.
+PUBLIC_PRESETS: dict[str, dict[str, Any]] = {
+    name: {**dict(zip(GROUPED, sizes, strict=True)), "model_type": "llama", **others}
+    for name, sizes, others in (
+        ("smollm2-135m", (30, 576, 9, 2048, 3, 1536, 8192, 100_000.0), TIED),
+        ("smollm2-360m", (32, 960, 15, 2048, 5, 2560, 8192, 100_000.0), TIED),
+        ("tinyllama-1.1b", (22, 2048, 32, 2048, 4, 5632, 2048, 10_000.0), {}),
+        (
+            "llama-3.2-1b",
+            (16, 2048, 32, 4096, 8, 8192, 131_072, 500_000.0),
+            TIED | {"rope_scaling_factor": 32.0},
+        ),
+        (
+            "qwen2.5-0.5b",
+            (24, 896, 14, 4096, 2, 4864, 32_768, 1_000_000.0),
+            TIED | {"add_qkv_bias": True, "norm_epsilon": 1e-6},
+        ),
+        ("mistral-7b", (32, 4096, 32, 4096, 8, 14_336, 32_768, 1_000_000.0), {}),
+    )
+}
+PRESETS: dict[str, dict[str, Any]] = {**GPT2_PRESETS, **LLAMA_PRESETS, **PUBLIC_PRESETS}
+OF_LLAMA = (
+    "num_query_groups", "kv_channels", "rotary_base", "rope_scaling_factor", "add_qkv_bias", "qk_layernorm",
+    "untie_embeddings_and_output_weights",
+)  # fmt: skip
+"""Settings that GPT-2 has one value of."""
 MOST_SHOWN = 8
 """Mistakes in one message."""
 
@@ -118,6 +145,8 @@ def auto_size(config: Config, world_size: int) -> int:
     """
     model, parallel, training = config.model, config.parallel, config.training
     divided = [world_size, model.num_attention_heads, model.hidden_size, model.ffn_hidden_size]
+    groups = model.query_groups
+    divided += [groups * model.head_size, 2 if groups == 1 else groups]  # by Megatron's rule (checks.py)
     divided += [model.seq_length] if parallel.sequence_parallel else []
     # Without ZeRO DeepSpeed has no gradient norm of tensor-parallel ranks in BF16 (checks.py).
     possible = not (training.bf16 and parallel.zero_stage == 0)
@@ -195,8 +224,12 @@ def _with_derived_of_method(config: Config) -> Config:
 
 
 def _preset_for(flat: dict[str, Any], preset: Any) -> dict[str, Any]:
-    """The preset's settings; without the MLP's width where another width or architecture is asked for."""
+    """The preset's settings; without the MLP's width where another width or architecture is asked for, and
+    without what only LLaMA has where GPT-2 is.
+    """
     sizes = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
+    if flat.get("model_type") == "gpt2":
+        sizes = {name: value for name, value in sizes.items() if name not in OF_LLAMA}
     if any(flat.get(name, sizes.get(name)) != sizes.get(name) for name in ("hidden_size", "model_type")):
         sizes.pop("ffn_hidden_size", None)
     return sizes

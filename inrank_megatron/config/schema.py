@@ -32,7 +32,7 @@ else:
 
 
 class ModelConfig(Section):
-    """GPT-2: learned positions, LayerNorm, GELU, biases, tied head. LLaMA: RoPE, RMSNorm, SwiGLU, untied."""
+    """GPT-2: learned positions, LayerNorm, GELU, biases, tied head. LLaMA: RoPE, RMSNorm, SwiGLU."""
 
     model_preset: (
         Literal[
@@ -45,6 +45,12 @@ class ModelConfig(Section):
             "llama-250m",
             "llama-350m",
             "llama-1.3b",
+            "smollm2-135m",
+            "smollm2-360m",
+            "tinyllama-1.1b",
+            "llama-3.2-1b",
+            "qwen2.5-0.5b",
+            "mistral-7b",
         ]
         | None
     ) = setting("sizes of a known model; a size that you give yourself replaces the preset's", None)
@@ -54,6 +60,12 @@ class ModelConfig(Section):
     num_layers: Layers = setting("transformer layers")
     hidden_size: Count = setting("width of the residual stream")
     num_attention_heads: Count = setting("attention heads")
+    num_query_groups: Count | None = setting(
+        "groups of attention heads that share key and value (LLaMA); left out: num-attention-heads", None
+    )
+    kv_channels: Count | None = setting(
+        "features of an attention head (LLaMA); left out: hidden-size / num-attention-heads", None
+    )
     ffn_hidden_size: Count = setting(
         "width inside the MLP; left out: 4 x hidden-size, for LLaMA 8/3 x, rounded up to a multiple of 64"
     )
@@ -66,8 +78,32 @@ class ModelConfig(Section):
     norm_epsilon: Positive = setting("epsilon of the norms", 1e-5)
     openai_gelu: bool = setting("GELU by its tanh approximation, for the public GPT-2 weights", False)
     rotary_base: Positive = setting("base of the angles of RoPE (LLaMA)", 10000.0)
+    rope_scaling_factor: Positive | None = setting(
+        "Llama 3's scaling of RoPE beyond 8192 positions, by this factor; left out: none", None
+    )
+    add_qkv_bias: bool = setting("biases on query, key and value alone (LLaMA; Qwen2 has them)", False)
+    qk_layernorm: bool = setting("RMSNorm of each head's query and key (LLaMA; Qwen3 has it)", False)
+    untie_embeddings_and_output_weights: bool | None = setting(
+        "a head apart from the word embedding (LLaMA); left out: LLaMA has one", None
+    )
     hidden_dropout: Fraction = setting("dropout on embeddings and on each block's output", 0.0)
     attention_dropout: Fraction = setting("dropout on attention probabilities", 0.0)
+
+    @property
+    def query_groups(self) -> int:
+        """Groups of attention heads that share key and value."""
+        return self.num_attention_heads if self.num_query_groups is None else self.num_query_groups
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head."""
+        return self.hidden_size // self.num_attention_heads if self.kv_channels is None else self.kv_channels
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the output layer is a matrix of its own, apart from the word embedding."""
+        chosen = self.untie_embeddings_and_output_weights
+        return self.model_type == "llama" if chosen is None else chosen
 
 
 class ParallelConfig(Section):

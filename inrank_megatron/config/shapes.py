@@ -1,11 +1,55 @@
 """The linears of a run's model that methods factorise, and their shapes.
 
-Letters: h hidden_size, f ffn_hidden_size, O x I the shape of a linear.
+Letters: h hidden_size, f ffn_hidden_size, a heads, g groups of heads that share key and value, d features of
+a head, O x I the shape of a linear.
 """
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from inrank_megatron.config.schema import Config
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 QKV = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class QKVLayout:
+    """How Megatron orders the output features of a fused QKV: for every group its queries, a key, a value.
+
+    Args:
+        groups: g. queries: heads of a group, a / g. size: d.
+    """
+
+    groups: int
+    queries: int
+    size: int
+
+    def rows(self, part: str) -> int:
+        """Output features of query (a d), key or value (g d each)."""
+        return self.groups * (self.queries if part == "q" else 1) * self.size
+
+    @property
+    def total(self) -> int:
+        """Output features of all three, (a + 2 g) d."""
+        return sum(map(self.rows, QKV))
+
+    def view(self, fused: "Tensor", part: str) -> "Tensor":
+        """The rows of query, key or value in a full fused tensor [(a + 2 g) d, ...], as a view [g, heads, d,
+        ...].
+        """
+        first = {"q": 0, "k": self.queries, "v": self.queries + 1}[part]
+        heads = slice(first, self.queries if part == "q" else first + 1)
+        return fused.unflatten(0, (self.groups, self.queries + 2, self.size))[:, heads]
+
+
+def qkv_layout(config: Config) -> QKVLayout:
+    """That of the run's attention."""
+    model = config.model
+    queries = model.num_attention_heads // model.query_groups
+    return QKVLayout(groups=model.query_groups, queries=queries, size=model.head_size)
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -13,13 +57,13 @@ def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
     with `factorised_linears: mlp-attention`, QKV and the output projection of every attention. QKV is one
     matrix or, with `qkv_factors: separate`, three. SwiGLU's first linear has gate and up below one another.
     """
-    h, f = config.model.hidden_size, config.model.ffn_hidden_size
+    h, f, layout = config.model.hidden_size, config.model.ffn_hidden_size, qkv_layout(config)
     shapes = {"mlp.linear_fc1": (2 * f if is_llama(config) else f, h), "mlp.linear_fc2": (h, f)}
     if factorises_attention(config):
-        qkv = {"self_attention.linear_qkv": (3 * h, h)}
-        if config.inrank.qkv_factors == "separate":
-            qkv = {f"self_attention.linear_qkv.{part}": (h, h) for part in QKV}
-        shapes = {**qkv, "self_attention.linear_proj": (h, h), **shapes}
+        qkv = {"self_attention.linear_qkv": (layout.total, h)}
+        if has_separate_qkv(config):
+            qkv = {f"self_attention.linear_qkv.{part}": (layout.rows(part), h) for part in QKV}
+        shapes = {**qkv, "self_attention.linear_proj": (h, layout.rows("q")), **shapes}
     layers = range(config.model.num_layers)
     return {f"decoder.layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
 
@@ -30,9 +74,14 @@ def smallest_dim(config: Config) -> int:
 
 
 def is_llama(config: Config) -> bool:
-    """RMSNorm, SwiGLU, RoPE, a head of its own, no biases; else GPT-2."""
+    """RMSNorm, SwiGLU, RoPE; else GPT-2."""
     return config.model.model_type == "llama"
 
 
 def factorises_attention(config: Config) -> bool:
     return config.inrank.factorised_linears == "mlp-attention"
+
+
+def has_separate_qkv(config: Config) -> bool:
+    """Whether the run's query, key and value are three modules."""
+    return factorises_attention(config) and config.inrank.qkv_factors == "separate"

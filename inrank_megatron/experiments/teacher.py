@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inrank_megatron.config.loading import from_flat
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import qkv_layout
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.experiments.driver import chosen, re_estimated, smallest_rank, train
@@ -90,7 +91,8 @@ class StudentFactory:
     def initial_weight(self, name: str) -> Tensor:
         model, width = self.config.model, self.config.model.hidden_size
         seed, std = self.config.training.seed, model.init_method_std
-        return draw_weight(name, (width, width), seed=seed, std=std, num_layers=1, heads=1)
+        layout = qkv_layout(self.config)
+        return draw_weight(name, (width, width), seed=seed, std=std, num_layers=1, layout=layout)
 
 
 def student_config(teacher: Teacher, **settings) -> Config:

@@ -1,7 +1,7 @@
 """GPT-2 and LLaMA as a Megatron-Core ``GPTModel`` built from layer specs.
 
-GPT-2: learned positions, pre-LayerNorm, GELU, biases, tied embeddings. LLaMA: RoPE, pre-RMSNorm, SwiGLU, a
-head of its own, no biases. Any linear may be replaced by a factorised one.
+GPT-2: learned positions, pre-LayerNorm, GELU, biases, tied embeddings. LLaMA: RoPE, pre-RMSNorm, SwiGLU, and
+what its settings say of heads, biases and norms. Any linear may be replaced by a factorised one.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from torch import nn
 
 from inrank_megatron.config.costs import precision
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import QKV, is_llama, linear_shapes
+from inrank_megatron.config.shapes import QKV, has_separate_qkv, is_llama, linear_shapes, qkv_layout
 from inrank_megatron.distributed.determinism import is_deterministic
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.lowrank.layers.factorised import (
@@ -31,6 +31,7 @@ from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.model.initialise import draw_tensor, initial_shapes, initialise_parameters
 from inrank_megatron.model.modules import (
     ColumnParallelLinear,
+    HeadRMSNorm,
     IndexedEmbedding,
     LayerNorm,
     MaskPaddedVocabulary,
@@ -38,7 +39,7 @@ from inrank_megatron.model.modules import (
     SDPACoreAttention,
 )
 from inrank_megatron.model.pretrained import PretrainedWeights
-from inrank_megatron.model.separate_qkv import SeparateQKV
+from inrank_megatron.model.separate_qkv import SeparateQKV, SeparateQKVAttention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,9 +83,11 @@ class GPTFactory:
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=_norm(config)),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=config.model.max_position_embeddings,
-            share_embeddings_and_output_weights=not llama,
+            share_embeddings_and_output_weights=not config.model.has_own_head,
             position_embedding_type="rope" if llama else "learned_absolute",
             rotary_base=config.model.rotary_base,
+            rope_scaling=config.model.rope_scaling_factor is not None,
+            rope_scaling_factor=config.model.rope_scaling_factor or 1.0,
         )
         if is_deterministic() and not llama:
             # Megatron's word embeddings see to themselves; its learned positions are torch's class.
@@ -114,7 +117,7 @@ class GPTFactory:
             seed=self.config.training.seed,
             std=model.init_method_std,
             num_layers=model.num_layers,
-            heads=model.num_attention_heads,
+            layout=qkv_layout(self.config),
         )
 
 
@@ -141,6 +144,9 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_size,
+        qk_layernorm=model.qk_layernorm,
         layernorm_epsilon=model.norm_epsilon,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
@@ -148,6 +154,7 @@ def _transformer_config(config: Config, parallel: Parallel) -> TransformerConfig
         activation_func=_activation(config),
         gated_linear_unit=llama,
         add_bias_linear=not llama,
+        add_qkv_bias=model.add_qkv_bias,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -176,6 +183,8 @@ def _layer_spec(config: Config, index: int, factors: Mapping[str, FactorSpec]) -
     sub.input_layernorm = sub.pre_mlp_layernorm = _norm(config)
     attention, mlp = sub.self_attention.submodules, sub.mlp.submodules
     attention.core_attention = SDPACoreAttention
+    if config.model.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = HeadRMSNorm
     attention.linear_qkv = mlp.linear_fc1 = ColumnParallelLinear
     layer = f"decoder.layers.{index}"
     for parent, submodules, column, row in (
@@ -186,7 +195,10 @@ def _layer_spec(config: Config, index: int, factors: Mapping[str, FactorSpec]) -
             if (factor := factors.get(f"{layer}.{parent}.{name}")) is not None:
                 setattr(submodules, name, ModuleSpec(module=module, params={"factors": factor}))
     qkv = f"{layer}.self_attention.linear_qkv"
-    if f"{qkv}.q" in linear_shapes(config):
+    if has_separate_qkv(config):
         parts = {part: factors[f"{qkv}.{part}"] for part in QKV if f"{qkv}.{part}" in factors}
-        attention.linear_qkv = ModuleSpec(module=SeparateQKV, params={"factors": parts})
+        attention.linear_qkv = ModuleSpec(
+            module=SeparateQKV, params={"factors": parts, "layout": qkv_layout(config)}
+        )
+        sub.self_attention.module = SeparateQKVAttention
     return spec

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from inrank_megatron.config.shapes import QKVLayout
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.lowrank.linalg.factors import shard_matrix
 from inrank_megatron.model.separate_qkv import rows_of
@@ -45,7 +46,7 @@ def full_shape(parameter: Tensor, parallel: Parallel) -> tuple[int, ...]:
 
 
 def draw_weight(
-    name: str, shape: tuple[int, ...], *, seed: int, std: float, num_layers: int, heads: int
+    name: str, shape: tuple[int, ...], *, seed: int, std: float, num_layers: int, layout: QKVLayout
 ) -> Tensor:
     """The full initial matrix of the parameter ``name``, FP32: N(0, std), or N(0, std / sqrt(2 layers))
     where the linear writes to the residual stream. Separate linears of query, key and value have the rows
@@ -53,8 +54,8 @@ def draw_weight(
     """
     linear, _, part = name.removesuffix(".weight").rpartition(".")
     if linear.endswith(QKV_LINEAR):
-        fused = _normal(f"{linear}.weight", (3 * shape[0], *shape[1:]), seed=seed, std=std)
-        return rows_of(fused, part, heads=heads)
+        fused = _normal(f"{linear}.weight", (layout.total, *shape[1:]), seed=seed, std=std)
+        return rows_of(fused, part, layout=layout)
     scale = std / (2 * num_layers) ** 0.5 if name.endswith(RESIDUAL_OUTPUTS) else std
     return _normal(name, shape, seed=seed, std=scale)
 

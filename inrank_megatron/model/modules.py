@@ -36,6 +36,16 @@ class RMSNorm(nn.RMSNorm):
         _mark(self, config)
 
 
+class HeadRMSNorm(RMSNorm):
+    """The same of each head's query or key. A tensor-parallel rank has heads of its own, so its gradients
+    are always to be summed.
+    """
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-5):
+        super().__init__(config, hidden_size, eps)
+        self.weight.sequence_parallel = True
+
+
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
     """Megatron's, with the bias added in place: the same bits, without a second tensor of the output's size.
 

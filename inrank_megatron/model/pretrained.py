@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from inrank_megatron.checkpoint.accounting import differences
-from inrank_megatron.config.shapes import QKV
+from inrank_megatron.config.shapes import QKVLayout
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.initialise import QKV_LINEAR
 from inrank_megatron.model.separate_qkv import rows_of
@@ -20,11 +20,11 @@ class PretrainedWeights:
     smaller vocabulary leaves the rows that pad the other's.
 
     Args:
-        heads: attention heads of both models.
+        layout: of a fused QKV of both models.
     """
 
-    def __init__(self, checkpoint: FullTensors, *, heads: int):
-        self._checkpoint, self._heads = checkpoint, heads
+    def __init__(self, checkpoint: FullTensors, *, layout: QKVLayout):
+        self._checkpoint, self._layout = checkpoint, layout
         names = checkpoint.names
         # A moment's name is that of its parameter with one word more.
         self._weights = frozenset(name for name in names if name.rpartition(".")[0] not in names)
@@ -42,7 +42,7 @@ class PretrainedWeights:
         """The full tensor of the parameter ``name``, FP32; :meth:`account` has compared its ``shape``."""
         source, part = self._source(name)
         [(_, tensor)] = self._checkpoint.tensors([source])
-        return tensor if part is None else rows_of(tensor, part, heads=self._heads)
+        return tensor if part is None else rows_of(tensor, part, layout=self._layout)
 
     def account(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Every tensor of the checkpoint has its place in the model, and the model lacks none.
@@ -60,7 +60,7 @@ class PretrainedWeights:
         here: dict[str, tuple[int, ...]] = {}
         for name, shape in expected.items():
             source, part = self._source(name)
-            here[source] = shape if part is None else (len(QKV) * shape[0], *shape[1:])
+            here[source] = shape if part is None else (self._layout.total, *shape[1:])
         there = {name: self._checkpoint.shape(name) for name in self._weights}
         if differing := differences(there, here):
             raise UserError(

@@ -4,15 +4,19 @@ from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
-from inrank_megatron.config.loading import flatten, load
+from inrank_megatron.config.loading import load
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import qkv_layout
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.model.vocabulary import Shapes, spare_rows
 
 # What changes the function of the same weights and leaves every shape as it is.
-SAME = ("model_type", "num_attention_heads", "norm_epsilon", "openai_gelu", "rotary_base")
+SAME = (
+    "model_type", "num_attention_heads", "query_groups", "head_size", "norm_epsilon", "openai_gelu",
+    "rotary_base", "rope_scaling_factor",
+)  # fmt: skip
 
 
 def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
@@ -24,17 +28,19 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
     """
     try:
         run, checkpoint, faults = locate(Path(config.training.pretrained_checkpoint).expanduser())
-        there, here = flatten(load(run / CONFIG)), flatten(config)
+        source = load(run / CONFIG)
     except UserError as error:
         raise UserError(f"pretrained_checkpoint: {error}") from None
     folder = checkpoint.folder
     if factors := checkpoint.state["engine"]["factors"]:
         raise UserError(
             f"pretrained_checkpoint {folder}: holds factors U, V of {len(factors)} linears (method "
-            f"{there['method']}), and a new run needs dense weights; name a run of method dense"
+            f"{source.training.method}), and a new run needs dense weights; name a run of method dense"
         )
     different = [
-        f"{name} {there[name]!r} there, {here[name]!r} here" for name in SAME if there[name] != here[name]
+        f"{name} {there!r} there, {here!r} here"
+        for name in SAME
+        if (there := getattr(source.model, name)) != (here := getattr(config.model, name))
     ]
     if different:
         raise UserError(
@@ -43,7 +49,10 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
         )
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
     step = checkpoint.state["step"]
-    return folder, [*notes, f"starts from the weights of {folder}, step {step} of method {there['method']}"]
+    return folder, [
+        *notes,
+        f"starts from the weights of {folder}, step {step} of method {source.training.method}",
+    ]
 
 
 def check_tokenizer(weights: Shapes, tokenizer: Tokenizer) -> list[str]:
@@ -76,4 +85,4 @@ def read_pretrained(folder: Path, config: Config) -> PretrainedWeights:
             f"pretrained_checkpoint {folder}: cannot be read on every rank ({error}); put it where "
             "all nodes see it"
         ) from None
-    return PretrainedWeights(checkpoint, heads=config.model.num_attention_heads)
+    return PretrainedWeights(checkpoint, layout=qkv_layout(config))

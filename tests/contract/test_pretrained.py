@@ -8,6 +8,8 @@ from torch import Tensor
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.writing import CheckpointWriter
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.shapes import qkv_layout
 from inrank_megatron.engine.state import engine_record, load_engine
 from inrank_megatron.errors import UserError
 from inrank_megatron.model.separate_qkv import rows_of
@@ -21,6 +23,7 @@ from tests.harness import run_ranks
 
 STEPS = 6
 FULL_RANK = SIZES["hidden_size"]
+HEADS = qkv_layout(from_flat(SIZES | {"train_iters": 1}))
 LLAMA = {"model_type": "llama"}
 SEPARATE = {"factorised_linears": "mlp-attention", "qkv_factors": "separate"}
 STARTS = {
@@ -159,7 +162,7 @@ def test_separate_qkv_loads_from_fused_and_separate(dense, model, source):
             for leaf in ("weight", "bias") if model == "gpt2" else ("weight",):
                 expected = there.get(f"{qkv}.{part}.{leaf}")
                 if source == "fused":
-                    expected = rows_of(there[f"{qkv}.{leaf}"], part, heads=SIZES["num_attention_heads"])
+                    expected = rows_of(there[f"{qkv}.{leaf}"], part, layout=HEADS)
                 assert torch.equal(here[f"{qkv}.{part}.{leaf}"], expected)
 
 

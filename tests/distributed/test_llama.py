@@ -6,10 +6,16 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from inrank_megatron.model.gpt import GPTFactory
-from inrank_megatron.model.separate_qkv import rows_of
 from tests.distributed.gpt_parity import (
     HEADS,
     LAYERS,
@@ -28,6 +34,16 @@ from tests.distributed.gpt_parity import (
 from tests.groups import join
 from tests.harness import run_ranks
 
+SEPARATE = {"factorised_linears": "mlp-attention", "qkv_factors": "separate"}
+FUSED = {"factorised_linears": "mlp-attention"}
+TIED = {"untie_embeddings_and_output_weights": False}
+GROUPED = {
+    "llama 3": {"num_query_groups": 2, "rotary_base": 4000.0, "rope_scaling_factor": 32.0} | TIED,
+    "mistral": {"num_query_groups": 2, "kv_channels": 12, "rotary_base": 300.0, "norm_epsilon": 1e-6},
+    "qwen 2": {"num_query_groups": 1, "add_qkv_bias": True, "norm_epsilon": 1e-6} | TIED,
+    "qwen 3": {"num_query_groups": 2, "kv_channels": 16, "qk_layernorm": True, "norm_epsilon": 1e-6},
+}
+"""Settings of the LLaMA family, shrunk; on four ranks all of them have fewer groups than ranks."""
 MODELS = {
     "llama": {"model_type": "llama"},
     "llama, QKV fused": {"model_type": "llama", "factorised_linears": "mlp-attention"},
@@ -37,7 +53,10 @@ MODELS = {
         "qkv_factors": "separate",
     },
     "gpt2": {},
-    "gpt2, QKV separate": {"factorised_linears": "mlp-attention", "qkv_factors": "separate"},
+    "gpt2, QKV separate": SEPARATE,
+    **{name: {"model_type": "llama"} | settings for name, settings in GROUPED.items()},
+    **{f"{name}, QKV fused": {"model_type": "llama"} | s | FUSED for name, s in GROUPED.items()},
+    **{f"{name}, QKV separate": {"model_type": "llama"} | s | SEPARATE for name, s in GROUPED.items()},
 }
 STRUCTURES = {"dense": None, "W0+UV": True, "UV": False}
 CASES = [
@@ -47,6 +66,13 @@ CASES = [
     ("llama, QKV separate", "W0+UV"),
     ("llama, QKV separate", "UV"),
     ("gpt2, QKV separate", "W0+UV"),
+]
+GROUPED_CASES = [
+    ("llama 3", "dense"),
+    ("mistral, QKV fused", "W0+UV"),
+    ("qwen 2, QKV fused", "dense"),
+    ("qwen 2, QKV separate", "W0+UV"),
+    ("qwen 3, QKV separate", "UV"),
 ]
 INNER = 128
 """Of the MLP at this width: 8/3 x 32, up to a multiple of 64."""
@@ -69,55 +95,99 @@ def effective(weights: dict[str, Tensor], name: str) -> Tensor:
     return weight + weights[f"{name}.U"] @ weights[f"{name}.V"] if f"{name}.U" in weights else weight
 
 
-def projections(weights: dict[str, Tensor], block: str) -> dict[str, Tensor]:
-    """The seven matrices of a block by Hugging Face's names."""
-    qkv, fc1 = f"{block}.self_attention.linear_qkv", effective(weights, f"{block}.mlp.linear_fc1")
-    return {
-        **{
-            f"self_attn.{part}_proj": effective(weights, f"{qkv}.{part}")
-            if f"{qkv}.{part}.U" in weights or f"{qkv}.{part}.weight" in weights
-            else rows_of(effective(weights, qkv), part, heads=HEADS)
-            for part in "qkv"
-        },
-        "self_attn.o_proj": effective(weights, f"{block}.self_attention.linear_proj"),
-        "mlp.gate_proj": fc1[:INNER],
-        "mlp.up_proj": fc1[INNER:],
-        "mlp.down_proj": effective(weights, f"{block}.mlp.linear_fc2"),
+def rows(fused: Tensor, part: str, settings) -> Tensor:
+    """Of a fused QKV, which has for every group its queries, a key and a value."""
+    heads = iter(fused.split(settings.head_size))
+    found: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
+    for _ in range(settings.query_groups):
+        for _ in range(settings.num_attention_heads // settings.query_groups):
+            found["q"].append(next(heads))
+        found["k"].append(next(heads))
+        found["v"].append(next(heads))
+    return torch.cat(found[part])
+
+
+def projections(weights: dict[str, Tensor], block: str, settings) -> dict[str, Tensor]:
+    """Tensors of a block by Hugging Face's names; they may be gradients."""
+    attention, fc1 = f"{block}.self_attention", effective(weights, f"{block}.mlp.linear_fc1")
+    qkv = f"{attention}.linear_qkv"
+    found = {
+        "self_attn.o_proj.weight": effective(weights, f"{attention}.linear_proj"),
+        "mlp.gate_proj.weight": fc1[:INNER],
+        "mlp.up_proj.weight": fc1[INNER:],
+        "mlp.down_proj.weight": effective(weights, f"{block}.mlp.linear_fc2"),
+        "input_layernorm.weight": weights[f"{block}.input_layernorm.weight"],
+        "post_attention_layernorm.weight": weights[f"{block}.pre_mlp_layernorm.weight"],
     }
+    for part in "qkv":
+        apart = f"{qkv}.{part}.U" in weights or f"{qkv}.{part}.weight" in weights
+        whole = effective(weights, f"{qkv}.{part}" if apart else qkv)
+        found[f"self_attn.{part}_proj.weight"] = whole if apart else rows(whole, part, settings)
+        if settings.add_qkv_bias:
+            bias = weights[f"{qkv}.{part}.bias" if apart else f"{qkv}.bias"]
+            found[f"self_attn.{part}_proj.bias"] = bias if apart else rows(bias, part, settings)
+        if settings.qk_layernorm and part != "v":
+            found[f"self_attn.{part}_norm.weight"] = weights[f"{attention}.{part}_layernorm.weight"]
+    return found
 
 
-def hugging_face(weights: dict[str, Tensor]) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            intermediate_size=INNER,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            max_position_embeddings=LENGTH,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-        )
+def hf_config(model: str):
+    """The configuration that Hugging Face has for it."""
+    settings, name = configuration(1, **MODELS[model]).model, model.partition(",")[0]
+    kinds = {"mistral": MistralConfig, "qwen 2": Qwen2Config, "qwen 3": Qwen3Config}
+    rope = {"rope_type": "default", "rope_theta": settings.rotary_base}
+    if settings.rope_scaling_factor is not None:
+        rope |= {"rope_type": "llama3", "factor": settings.rope_scaling_factor, "low_freq_factor": 1.0}
+        rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    own = {} if name == "qwen 2" else {"head_dim": settings.head_size}
+    return kinds.get(name, LlamaConfig)(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=settings.query_groups,
+        max_position_embeddings=LENGTH,
+        rms_norm_eps=settings.norm_epsilon,
+        rope_parameters=rope,
+        tie_word_embeddings=not settings.has_own_head,
+        **own,
+        **({"sliding_window": None} if name == "mistral" else {}),
     )
+
+
+def hf_tensors(weights: dict[str, Tensor], model: str) -> dict[str, Tensor]:
+    """Weights or gradients by Hugging Face's names; a tied head is not listed."""
+    settings = configuration(1, **MODELS[model]).model
     state = {
         "model.embed_tokens.weight": weights["embedding.word_embeddings.weight"][:VOCABULARY],
         "model.norm.weight": weights["decoder.final_layernorm.weight"],
-        "lm_head.weight": weights["output_layer.weight"][:VOCABULARY],
     }
+    if settings.has_own_head:
+        state["lm_head.weight"] = weights["output_layer.weight"][:VOCABULARY]
     for i in range(LAYERS):
-        here, there = f"decoder.layers.{i}", f"model.layers.{i}"
-        state[f"{there}.input_layernorm.weight"] = weights[f"{here}.input_layernorm.weight"]
-        state[f"{there}.post_attention_layernorm.weight"] = weights[f"{here}.pre_mlp_layernorm.weight"]
-        state |= {f"{there}.{name}.weight": value for name, value in projections(weights, here).items()}
-    model.load_state_dict(state, strict=True)
-    return model
+        block = projections(weights, f"decoder.layers.{i}", settings)
+        state |= {f"model.layers.{i}.{name}": value for name, value in block.items()}
+    return state
 
 
-@pytest.mark.parametrize(("model", "ranks"), [("llama", 1), ("llama", 2), ("llama, QKV separate", 1)])
+def hugging_face(weights: dict[str, Tensor], model: str) -> PreTrainedModel:
+    theirs = AutoModelForCausalLM.from_config(hf_config(model))
+    state = hf_tensors(weights, model)
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    tied = [] if "lm_head.weight" in state else ["lm_head.weight"]
+    assert (missing, unexpected) == (tied, [])
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks"),
+    [("llama", 1), ("llama", 2), ("llama, QKV separate", 1), *((name, 1) for name in GROUPED), ("qwen 3", 4)],
+)
 def test_dense_llama_matches_hugging_face(model, ranks):
-    """Logits, losses and every gradient: RoPE, RMSNorm, SwiGLU's order, the head of its own, no bias."""
+    """Logits, losses and every gradient: RoPE, RMSNorm, SwiGLU's order, heads, groups and biases."""
     ours = result(model, "dense", ranks)
-    theirs = hugging_face(ours["weights"])
+    theirs = hugging_face(ours["weights"], model)
     tokens, labels = sample()
     logits = theirs(tokens).logits
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
@@ -125,8 +195,11 @@ def test_dense_llama_matches_hugging_face(model, ranks):
     own = ours["logits"].view(*logits.shape[:2], PADDED)[..., :VOCABULARY]
     torch.testing.assert_close(own, logits.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours["losses"], losses.detach(), rtol=1e-5, atol=0)
-    assert not [name for name in ours["weights"] if name.endswith("bias") or "position" in name]
-    expected = hugging_face(ours["gradients"]).state_dict()  # ours by their names
+    biased = "linear_qkv.bias" if "qwen 2" in model else ()
+    assert not [
+        n for n in ours["weights"] if "position" in n or (n.endswith("bias") and not n.endswith(biased))
+    ]
+    expected = hf_tensors(ours["gradients"], model)
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
@@ -139,12 +212,12 @@ def test_dense_llama_matches_hugging_face(model, ranks):
         )
 
 
-@pytest.mark.parametrize(("model", "structure"), CASES[1:5])
+@pytest.mark.parametrize(("model", "structure"), [*CASES[1:5], *GROUPED_CASES[1:]])
 def test_factorised_llama_matches_its_dense_product(model, structure):
     ours = result(model, structure, 1)
     tokens, labels = sample()
     with torch.no_grad():
-        logits = hugging_face(ours["weights"])(tokens).logits
+        logits = hugging_face(ours["weights"], model)(tokens).logits
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     torch.testing.assert_close(ours["losses"], losses, rtol=1e-5, atol=0)
 
@@ -153,6 +226,10 @@ def test_factorised_llama_matches_its_dense_product(model, structure):
     ("model", "structure", "ranks", "parallel"),
     [
         *((*case, 2, True) for case in CASES),
+        *((*case, 4, True) for case in GROUPED_CASES),
+        ("mistral, QKV fused", "W0+UV", 2, True),
+        ("qwen 3, QKV separate", "UV", 2, True),
+        ("qwen 3, QKV separate", "UV", 4, False),
         ("llama, QKV separate", "W0+UV", 2, False),
         ("llama, QKV separate", "W0+UV", 4, True),
         ("llama", "dense", 4, True),
@@ -182,7 +259,7 @@ def test_head_padding_is_never_predicted(ranks):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate"])
+@pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate", "qwen 2, QKV separate"])
 def test_initial_weights_do_not_depend_on_ranks_or_factorisation(model, ranks):
     one, many = start(model), start(model, "W0+UV", ranks)
     assert one.keys() <= many.keys()
@@ -207,7 +284,7 @@ def sharded_state(rank: int, world_size: int, model: str) -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate"])
+@pytest.mark.parametrize("model", ["llama, QKV separate", "gpt2, QKV separate", "qwen 3, QKV separate"])
 def test_sharded_state_matches_full_tensors(model):
     """What Megatron's distributed checkpoints store of a layer does not depend on the ranks either."""
     gathered = {}
@@ -221,15 +298,16 @@ def test_sharded_state_matches_full_tensors(model):
     assert all(torch.equal(value, expected[name]) for name, value in gathered.items())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
 def test_separate_qkv_starts_as_rows_of_the_fused_weight(architecture):
     """So that the choice does not change the model before its first step."""
     fused, separate = start(architecture), start(f"{architecture}, QKV separate")
+    settings = configuration(1, **MODELS[architecture]).model
     for i in range(LAYERS):
         qkv = f"decoder.layers.{i}.self_attention.linear_qkv"
-        rows = fused.pop(f"{qkv}.weight").view(HEADS, 3, WIDTH // HEADS, WIDTH)
-        for index, part in enumerate("qkv"):
-            assert torch.equal(separate.pop(f"{qkv}.{part}.weight"), rows[:, index].reshape(WIDTH, WIDTH))
+        whole = fused.pop(f"{qkv}.weight")
+        for part in "qkv":
+            assert torch.equal(separate.pop(f"{qkv}.{part}.weight"), rows(whole, part, settings))
             separate.pop(f"{qkv}.{part}.bias", None)
         fused.pop(f"{qkv}.bias", None)
     assert fused.keys() == separate.keys()

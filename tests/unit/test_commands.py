@@ -195,6 +195,7 @@ OTHERS = {
         "--hostfile",
         "--include",
     ),
+    "--use-rope-scaling",
     *("--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--signals-to-handle"),
     *("--gpus-per-node", "--gpus-per-task", "--ntasks-per-node", "--signal", "--ipc", "--shm-size"),
     *("--torch-index", "--strict", "--check", "--logdir"),

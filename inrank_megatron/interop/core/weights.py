@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inrank_megatron.checkpoint.accounting import differences
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import is_llama, linear_shapes
+from inrank_megatron.config.shapes import QKV, has_separate_qkv, is_llama, qkv_layout
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
@@ -26,7 +26,7 @@ class Weights:
     Args:
         origin: what to call it in messages, a path.
         config: sizes and architecture are those of the model; ``qkv_factors`` says whether query, key and
-            value are one matrix (rows in Megatron's order, head by head) or three.
+            value are one matrix (rows in Megatron's order, group by group) or three.
         vocab_size: rows of the embedding, without padding.
         factors: the factorised linears; of ``columns`` those in use (``active``) are stored. Only those of a
             run may be ``tracked``: their ``U0`` and ``V0`` can be read too.
@@ -53,18 +53,16 @@ class Weights:
 
 def weight_shapes(config: Config, vocab_size: int, factors: Mapping[str, FactorSpec]) -> Shapes:
     """Name and full shape of every weight of a run's model: no moments, no initial values of factors."""
-    model, llama = config.model, is_llama(config)
+    model, llama, layout = config.model, is_llama(config), qkv_layout(config)
     h, f = model.hidden_size, model.ffn_hidden_size
     shapes: Shapes = {"embedding.word_embeddings.weight": (vocab_size, h)}
     if not llama:
         shapes["embedding.position_embeddings.weight"] = (model.max_position_embeddings, h)
     norm = {"weight": (h,)} if llama else {"weight": (h,), "bias": (h,)}
-    separate = config.inrank.qkv_factors == "separate" and f"{QKV_0}.q" in linear_shapes(config)
-    qkv = {f"linear_qkv.{part}": (h, h) for part in "qkv"} if separate else {"linear_qkv": (3 * h, h)}
-    blocks = {
+    blocks: dict[str, tuple[int, int] | None] = {
         "input_layernorm": None,
-        **{f"self_attention.{name}": shape for name, shape in qkv.items()},
-        "self_attention.linear_proj": (h, h),
+        **_qkv(config),
+        "self_attention.linear_proj": (h, layout.rows("q")),
         "pre_mlp_layernorm": None,
         "mlp.linear_fc1": (2 * f if llama else f, h),
         "mlp.linear_fc2": (h, f),
@@ -72,15 +70,23 @@ def weight_shapes(config: Config, vocab_size: int, factors: Mapping[str, FactorS
     for index in range(model.num_layers):
         for name, shape in blocks.items():
             module = f"decoder.layers.{index}.{name}"
-            leaves = norm if shape is None else _linear(shape, factors.get(module), bias=not llama)
+            biased = not llama or (model.add_qkv_bias and ".linear_qkv" in name)
+            leaves = norm if shape is None else _linear(shape, factors.get(module), bias=biased)
             shapes |= {f"{module}.{leaf}": leaf_shape for leaf, leaf_shape in leaves.items()}
+        if model.qk_layernorm:
+            attention = f"decoder.layers.{index}.self_attention"
+            shapes |= {f"{attention}.{part}_layernorm.weight": (model.head_size,) for part in "qk"}
     shapes |= {f"decoder.final_layernorm.{leaf}": leaf_shape for leaf, leaf_shape in norm.items()}
-    if llama:
+    if model.has_own_head:
         shapes["output_layer.weight"] = (vocab_size, h)
     return shapes
 
 
-QKV_0 = "decoder.layers.0.self_attention.linear_qkv"
+def _qkv(config: Config) -> dict[str, tuple[int, int]]:
+    h, layout, name = config.model.hidden_size, qkv_layout(config), "self_attention.linear_qkv"
+    if has_separate_qkv(config):
+        return {f"{name}.{part}": (layout.rows(part), h) for part in QKV}
+    return {name: (layout.total, h)}
 
 
 def _linear(shape: tuple[int, int], spec: FactorSpec | None, *, bias: bool) -> Shapes:

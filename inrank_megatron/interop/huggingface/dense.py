@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inrank_megatron.config.shapes import is_llama
+from inrank_megatron.config.shapes import is_llama, qkv_layout
 from inrank_megatron.errors import Unsupported
 from inrank_megatron.interop.core.gpt import Forward
 from inrank_megatron.interop.core.options import Options
@@ -45,10 +45,12 @@ def open_weights(path: Path, options: Options) -> Weights:
         there={name: stored.shapes[file_name] for name, file_name in names.items()},
         here=hf_shapes(config, run_shapes),
     )
-    fed_by, heads = feeders(hf_modules(config)), config.model.num_attention_heads
+    fed_by, layout = feeders(hf_modules(config)), qkv_layout(config)
 
     def read(name: str) -> Tensor:
-        return run_tensor(name, run_shapes[name], lambda n: stored.read(names[n]), fed_by=fed_by, heads=heads)
+        return run_tensor(
+            name, run_shapes[name], lambda n: stored.read(names[n]), fed_by=fed_by, layout=layout
+        )
 
     tokenizer = path if has_tokenizer(path) else None
     return Weights(str(path), config, vocab_size, {}, read, tokenizer=tokenizer, notes=notes)
@@ -67,13 +69,13 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
 
 def dense_tensors(weights: Weights) -> tuple[Shapes, Callable[[str], Tensor]]:
     """Shapes of the dense model's tensors, and the tensor of a name, FP32, computed when it is asked for."""
-    modules, heads = hf_modules(weights.config), weights.config.model.num_attention_heads
+    modules, layout = hf_modules(weights.config), qkv_layout(weights.config)
     # Several modules may be rows of one linear.
     read = lru_cache(maxsize=1)(lambda name: merged(weights, name))
 
     def tensor(name: str) -> Tensor:
         module, _, leaf = name.rpartition(".")
-        return hf_tensor(modules[module], leaf, read, heads=heads)
+        return hf_tensor(modules[module], leaf, read, layout=layout)
 
     return hf_shapes(weights.config, weight_shapes(weights.config, weights.vocab_size, {})), tensor
 

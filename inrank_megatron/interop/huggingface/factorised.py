@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import is_llama
+from inrank_megatron.config.shapes import QKVLayout, has_separate_qkv, is_llama, qkv_layout
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core.gpt import Forward
@@ -18,7 +18,7 @@ from inrank_megatron.interop.huggingface.config import CONFIG, hf_settings, mode
 from inrank_megatron.interop.huggingface.dense import dense_config, dense_tensors
 from inrank_megatron.interop.huggingface.files import SafetensorsFolder, write_tensors
 from inrank_megatron.interop.huggingface.model import auto_forward, quiet_transformers, write_settings
-from inrank_megatron.interop.huggingface.names import has_separate_qkv, put, take
+from inrank_megatron.interop.huggingface.names import put, take
 from inrank_megatron.interop.huggingface.places import Place, factorisable, placed_shapes, places
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
@@ -46,13 +46,13 @@ def open_weights(path: Path, options: Options) -> Weights:
     factors = _specs(path, config, values["factors"], values.get("buffers") or {})
     run_shapes = weight_shapes(config, vocab_size, factors)
     there = places(config, factors)
-    account(str(path), there=stored.shapes, here=placed_shapes(there, run_shapes))
+    account(str(path), there=stored.shapes, here=placed_shapes(there, run_shapes, layout=qkv_layout(config)))
     back: dict[str, list[tuple[str, Place]]] = {}
     for name, place in there.items():
         back.setdefault(place.source, []).append((name, place))
 
     def read(name: str) -> Tensor:
-        return _assembled(run_shapes[name], back[name], stored, heads=config.model.num_attention_heads)
+        return _assembled(run_shapes[name], back[name], stored, layout=qkv_layout(config))
 
     tokenizer = path if has_tokenizer(path) else None
     return Weights(str(path), config, vocab_size, factors, read, tokenizer=tokenizer, notes=notes)
@@ -104,25 +104,25 @@ def in_memory(weights: Weights):
 
 
 def _factorised_tensors(weights: Weights) -> tuple[Shapes, Callable[[str], Tensor]]:
-    there, heads = places(weights.config, weights.factors), weights.config.model.num_attention_heads
+    there, layout = places(weights.config, weights.factors), qkv_layout(weights.config)
 
     def tensor(name: str) -> Tensor:
         place = there[name]
-        rows = take(weights.read(place.source), place.rows, heads=heads)
+        rows = take(weights.read(place.source), place.rows, layout=layout)
         return (rows.T if place.transposed else rows).contiguous()
 
-    return placed_shapes(there, weights.shapes), tensor
+    return placed_shapes(there, weights.shapes, layout=layout), tensor
 
 
 def _assembled(
-    shape: tuple[int, ...], parts: list[tuple[str, Place]], stored: SafetensorsFolder, *, heads: int
+    shape: tuple[int, ...], parts: list[tuple[str, Place]], stored: SafetensorsFolder, *, layout: QKVLayout
 ) -> Tensor:
     """The run's tensor from the rows of it that lie in several places."""
     full = None
     for name, place in parts:
         values = stored.read(name)
         full = values.new_empty(shape) if full is None else full
-        put(full, place.rows, values.T if place.transposed else values, heads=heads)
+        put(full, place.rows, values.T if place.transposed else values, layout=layout)
     return full
 
 

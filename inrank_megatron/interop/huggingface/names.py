@@ -1,11 +1,11 @@
 """Where each tensor of Hugging Face's GPT-2 and LLaMA is in a run's model: names, rows and orientation.
 
 ``GPT2LMHeadModel`` keeps its linears as [in, out], and query, key and value as one with q, k and v one after
-the other; ``LlamaForCausalLM`` has three, and SwiGLU's gate and up apart. A run has the rows of a fused
-QKV head by head, and gate above up. What holds for the rows of a matrix holds for its bias and for the rows
-of its factor U; V has no rows of the output, so all pieces of one linear share it.
+the other; the LLaMA family has three, and SwiGLU's gate and up apart. A run has the rows of a fused QKV
+group by group (``QKVLayout``), and gate above up. What holds for the rows of a matrix holds for its bias and
+for the rows of its factor U; V has no rows of the output, so all pieces of one linear share it.
 
-Letters: h hidden_size, f ffn_hidden_size, a heads, O x I the shape of a linear.
+Letters: h hidden_size, f ffn_hidden_size, O x I the shape of a linear.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import QKV, factorises_attention, is_llama
+from inrank_megatron.config.shapes import QKV, QKVLayout, has_separate_qkv, is_llama, qkv_layout
 
 HALVES = ("gate", "up")
-PARTS = {**dict.fromkeys(QKV, 3), **dict.fromkeys(HALVES, 2)}
-"""Part of a full tensor's rows that a piece takes, as a divisor."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,11 @@ class HFModule:
 def hf_modules(config: Config) -> dict[str, HFModule]:
     """All modules with weights of the Hugging Face model that a run's model is, by name, in its order.
 
-    GPT-2's head is its embedding and is not listed.
+    A head that is the embedding is not listed.
     """
     layers = range(config.model.num_layers)
     modules = _llama(config, layers) if is_llama(config) else _gpt2(config, layers)
     return {module.name: module for module in modules}
-
-
-def has_separate_qkv(config: Config) -> bool:
-    """Whether the run's query, key and value are three modules."""
-    return factorises_attention(config) and config.inrank.qkv_factors == "separate"
 
 
 def _gpt2(config: Config, layers: range) -> Iterable[HFModule]:
@@ -92,15 +85,20 @@ def _llama(config: Config, layers: range) -> Iterable[HFModule]:
         qkv, fc1 = f"{here}.self_attention.linear_qkv", f"{here}.mlp.linear_fc1"
         for part in QKV:
             piece = Piece(f"{qkv}.{part}") if has_separate_qkv(config) else Piece(qkv, part)
-            yield HFModule(f"{there}.self_attn.{part}_proj", (piece,))
+            leaves = ("weight", "bias") if config.model.add_qkv_bias else ("weight",)
+            yield HFModule(f"{there}.self_attn.{part}_proj", (piece,), leaves)
         yield HFModule(f"{there}.self_attn.o_proj", (Piece(f"{here}.self_attention.linear_proj"),))
+        for part in "qk" if config.model.qk_layernorm else "":
+            norm = Piece(f"{here}.self_attention.{part}_layernorm")
+            yield HFModule(f"{there}.self_attn.{part}_norm", (norm,))
         for half in HALVES:
             yield HFModule(f"{there}.mlp.{half}_proj", (Piece(fc1, half),))
         for name, source in (("mlp.down_proj", "mlp.linear_fc2"), ("input_layernorm", "input_layernorm"),
                              ("post_attention_layernorm", "pre_mlp_layernorm")):  # fmt: skip
             yield HFModule(f"{there}.{name}", (Piece(f"{here}.{source}"),))
     yield HFModule("model.norm", (Piece("decoder.final_layernorm"),))
-    yield HFModule("lm_head", (Piece("output_layer"),))
+    if config.model.has_own_head:
+        yield HFModule("lm_head", (Piece("output_layer"),))
 
 
 def hf_shapes(config: Config, run_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -112,13 +110,13 @@ def hf_shapes(config: Config, run_shapes: Mapping[str, tuple[int, ...]]) -> dict
     Raises:
         ValueError: a tensor of the run has no place there.
     """
-    shapes, used = {}, set()
+    shapes, used, layout = {}, set(), qkv_layout(config)
     for module in hf_modules(config).values():
         for leaf in module.leaves:
             sources = [f"{piece.source}.{leaf}" for piece in module.pieces]
             used.update(sources)
             heights = [
-                run_shapes[source][0] // PARTS.get(piece.rows, 1)
+                height(run_shapes[source][0], piece.rows, layout=layout)
                 for source, piece in zip(sources, module.pieces, strict=True)
             ]
             shape = (sum(heights), *run_shapes[sources[0]][1:])
@@ -128,9 +126,9 @@ def hf_shapes(config: Config, run_shapes: Mapping[str, tuple[int, ...]]) -> dict
     return shapes
 
 
-def hf_tensor(module: HFModule, leaf: str, read: Callable[[str], Tensor], *, heads: int) -> Tensor:
+def hf_tensor(module: HFModule, leaf: str, read: Callable[[str], Tensor], *, layout: QKVLayout) -> Tensor:
     """The tensor ``leaf`` of ``module`` from full tensors of the run, which ``read`` gives by name."""
-    parts = [take(read(f"{piece.source}.{leaf}"), piece.rows, heads=heads) for piece in module.pieces]
+    parts = [take(read(f"{piece.source}.{leaf}"), piece.rows, layout=layout) for piece in module.pieces]
     full = parts[0] if len(parts) == 1 else torch.cat(parts)
     return (full.T if module.transposed and leaf == "weight" else full).contiguous()
 
@@ -150,7 +148,7 @@ def run_tensor(
     read: Callable[[str], Tensor],
     *,
     fed_by: Mapping[str, list[tuple[HFModule, Piece]]],
-    heads: int,
+    layout: QKVLayout,
 ) -> Tensor:
     """The full tensor ``name`` of a run from those of a dense Hugging Face model, which ``read`` gives.
 
@@ -166,26 +164,32 @@ def run_tensor(
         stored = read(f"{module.name}.{leaf}")
         values = stored.T if module.transposed and leaf == "weight" else stored
         full = values.new_empty(shape) if full is None else full
-        put(full, piece.rows, values, heads=heads)
+        put(full, piece.rows, values, layout=layout)
     return full
 
 
-def take(full: Tensor, rows: str, *, heads: int) -> Tensor:
+def take(full: Tensor, rows: str, *, layout: QKVLayout) -> Tensor:
     """The rows that ``rows`` (see :class:`Piece`) names of a weight [O, I], a factor U [O, k] or bias [O]."""
-    return _view(full, rows, heads).reshape(-1, *full.shape[1:])
+    return _view(full, rows, layout).reshape(-1, *full.shape[1:])
 
 
-def put(full: Tensor, rows: str, values: Tensor, *, heads: int) -> None:
+def put(full: Tensor, rows: str, values: Tensor, *, layout: QKVLayout) -> None:
     """Write ``values``, as :func:`take` would give them, into those rows of ``full``."""
-    view = _view(full, rows, heads)
+    view = _view(full, rows, layout)
     view.copy_(values.reshape(view.shape))
 
 
-def _view(full: Tensor, rows: str, heads: int) -> Tensor:
-    """A view of those rows, with one more or two more axes in place of the first."""
+def _view(full: Tensor, rows: str, layout: QKVLayout) -> Tensor:
+    """A view of those rows, with further axes in place of the first."""
     if rows == "":
         return full
     if rows in HALVES:
         return full.unflatten(0, (2, -1))[HALVES.index(rows)]
-    by_part = full.unflatten(0, (heads, 3, -1)).transpose(0, 1)  # [3, a, h / a, ...]
-    return by_part if rows == "qkv" else by_part[QKV.index(rows)]
+    if rows == "qkv":  # of GPT-2, whose groups are heads
+        return full.unflatten(0, (layout.groups, 3, layout.size)).transpose(0, 1)
+    return layout.view(full, rows)
+
+
+def height(total: int, rows: str, *, layout: QKVLayout) -> int:
+    """How many rows of ``total`` those are."""
+    return layout.rows(rows) if rows in QKV else total // 2 if rows in HALVES else total

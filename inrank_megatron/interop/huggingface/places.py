@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import QKV, linear_shapes
+from inrank_megatron.config.shapes import QKV, QKVLayout, linear_shapes
 from inrank_megatron.interop.core.weights import Shapes
-from inrank_megatron.interop.huggingface.names import HALVES, PARTS, HFModule, Piece, hf_modules
+from inrank_megatron.interop.huggingface.names import HALVES, HFModule, Piece, height, hf_modules
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 SHARED = {**dict.fromkeys(QKV, "qkv_proj"), **dict.fromkeys(HALVES, "gate_up_proj")}
@@ -63,7 +63,7 @@ def factorisable(config: Config) -> dict[str, str]:
     return found
 
 
-def placed_shapes(there: Mapping[str, Place], run_shapes: Shapes) -> Shapes:
+def placed_shapes(there: Mapping[str, Place], run_shapes: Shapes, *, layout: QKVLayout) -> Shapes:
     """Shape of every tensor of the factorised model, from those of the run's tensors.
 
     Raises:
@@ -74,6 +74,6 @@ def placed_shapes(there: Mapping[str, Place], run_shapes: Shapes) -> Shapes:
     shapes = {}
     for name, place in there.items():
         rows, *rest = run_shapes[place.source]
-        shape = (rows // PARTS.get(place.rows, 1), *rest)
+        shape = (height(rows, place.rows, layout=layout), *rest)
         shapes[name] = shape[::-1] if place.transposed else shape
     return shapes

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrank_megatron.config.shapes import is_llama
+from inrank_megatron.config.shapes import is_llama, qkv_layout
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core.gpt import Forward
 from inrank_megatron.interop.core.options import Options
@@ -159,10 +159,10 @@ def _factors(module: HFModule, weights: Weights) -> tuple[Tensor, Tensor]:
 
 
 def _pairs(module: HFModule, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:
-    heads = weights.config.model.num_attention_heads
+    layout = qkv_layout(weights.config)
     for piece in module.pieces:
         u, v = (weights.read(f"{piece.source}.{leaf}").float() for leaf in "UV")
-        yield v, take(u, piece.rows, heads=heads)
+        yield v, take(u, piece.rows, layout=layout)
 
 
 def _served(rank: int) -> int:

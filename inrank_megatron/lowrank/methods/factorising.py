@@ -43,11 +43,20 @@ def _attention_too(asked):
         yield "factorised_linears", "mlp-attention", "qkv_factors = 'separate' is about attention"
 
 
+def _grouped_apart(asked):
+    """Rows of one key serve several queries: a rank for all three suits none of them."""
+    inrank, model = asked.config.inrank, asked.config.model
+    fused = inrank.factorised_linears == "mlp-attention" and inrank.qkv_factors == "fused"
+    if fused and model.query_groups < model.num_attention_heads and asked.free("qkv_factors"):
+        reason = f"num_query_groups = {model.query_groups} make key and value smaller than query"
+        yield "qkv_factors", "separate", reason
+
+
 class Factorising(Method):
     """A method that factorises the linears that the run names, at the start or at a switch."""
 
     settings: ClassVar[Sections] = (FactorSettings,)
-    adaptations: ClassVar[Rules] = (_attention_too,)
+    adaptations: ClassVar[Rules] = (_attention_too, _grouped_apart)
 
     @classmethod
     def check_settings(cls, run, shapes):
@@ -75,7 +84,7 @@ class OfGivenRank(Factorising):
     @classmethod
     def check_settings(cls, run, shapes):
         super().check_settings(run, shapes)
-        rank, min_dim = run.inrank.rank, smallest_dim(shapes)
+        rank, min_dim = run.inrank.rank, smallest_dim(without_narrow_parts(shapes))
         if rank is None:
             raise UserError(f"rank: method {cls.name} needs one; give --rank, from 1 to {min_dim}")
         if rank > min_dim:
@@ -91,6 +100,11 @@ def smallest_dim(shapes) -> int:
     return min(map(min, shapes.values()))
 
 
+def without_narrow_parts(shapes):
+    """``shapes`` without keys and values of their own, whose rank is capped by their few features."""
+    return {name: shape for name, shape in shapes.items() if not name.endswith((".k", ".v"))}
+
+
 def width(min_dim: int) -> str:
     """The smallest dimension, in the words of the settings."""
-    return f"{min_dim}, the smaller of hidden_size and ffn_hidden_size"
+    return f"{min_dim}, the smaller of hidden_size and ffn_hidden_size (or of one part of QKV)"

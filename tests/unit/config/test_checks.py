@@ -90,6 +90,28 @@ BAD = [
         {"model_preset": "llama-1.3b", "tensor_model_parallel_size": 2},
         ["tensor_model_parallel_size = 2", "ffn_hidden_size = 5461", "give 1, or --ffn-hidden-size 5504"],
     ),
+    (1, {"num_query_groups": 2}, ["num_query_groups = 2", "GPT-2", "--model-type llama"]),
+    (
+        1,
+        {"model_type": "llama", "num_query_groups": 3},
+        ["num_query_groups = 3", "num_attention_heads = 4", "give 2 or 4"],
+    ),
+    (1, {"model_type": "llama", "kv_channels": 7}, ["kv_channels = 7", "RoPE", "give 8"]),
+    (
+        1,
+        {"model_type": "llama", "add_qkv_bias": True, "qk_layernorm": True},
+        ["add_qkv_bias with qk_layernorm", "drop one"],
+    ),
+    (
+        4,
+        {
+            "model_type": "llama",
+            "num_attention_heads": 12,
+            "num_query_groups": 3,
+            "tensor_model_parallel_size": 4,
+        },
+        ["tensor_model_parallel_size = 4", "num_query_groups = 3", "give 1"],
+    ),
     (
         1,
         {"pretrained_checkpoint": "runs/a/checkpoints/step_00000004", "save": "runs/../runs/a"},

@@ -53,18 +53,25 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, h, f, *, llama, **kind):
+    def __init__(self, model, *, llama, **kind):
         super().__init__()
+        h, f, d = model.hidden_size, model.ffn_hidden_size, model.head_size
+        self.heads, self.groups = model.num_attention_heads, model.query_groups
         norm = nn.RMSNorm if llama else nn.LayerNorm
         self.norm1, self.norm2 = norm(h), norm(h)
-        self.qkv, self.proj = nn.Linear(h, 3 * h, bias=not llama), nn.Linear(h, h, bias=not llama)
+        total, biased = (self.heads + 2 * self.groups) * d, not llama or model.add_qkv_bias
+        self.qkv, self.proj = nn.Linear(h, total, bias=biased), nn.Linear(self.heads * d, h, bias=not llama)
+        self.head_norms = nn.ModuleList([nn.RMSNorm(d), nn.RMSNorm(d)] if model.qk_layernorm else [])
         self.fc1 = Linear(2 * f if llama else f, h, bias=not llama, **kind)
         self.fc2 = Linear(h, f, bias=not llama, **kind)
         self.activation = swiglu if llama else F.gelu
 
     def forward(self, x):
-        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        x = x + self.proj((q @ k.transpose(-1, -2)).softmax(-1) @ v)
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (self.heads + 2 * self.groups, -1)).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.groups, self.groups], dim=1)
+        k, v = (part.repeat_interleave(self.heads // self.groups, dim=1) for part in (k, v))
+        attended = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        x = x + self.proj(attended.transpose(1, 2).flatten(2))
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
@@ -74,17 +81,16 @@ def swiglu(x):
 
 
 class Gpt(nn.Module):
-    """A plain GPT with one attention head, as much as matrix products and parameters are concerned."""
+    """A plain GPT, as much as matrix products and parameters are concerned."""
 
     def __init__(self, run, vocab_size, **kind):
         super().__init__()
         model, llama = run.model, run.model.model_type == "llama"
         self.words = nn.Embedding(vocab_size, model.hidden_size)
         self.positions = None if llama else nn.Embedding(model.max_position_embeddings, model.hidden_size)
-        sizes = (model.hidden_size, model.ffn_hidden_size)
-        self.blocks = nn.Sequential(*(Block(*sizes, llama=llama, **kind) for _ in range(model.num_layers)))
+        self.blocks = nn.Sequential(*(Block(model, llama=llama, **kind) for _ in range(model.num_layers)))
         self.norm = (nn.RMSNorm if llama else nn.LayerNorm)(model.hidden_size)
-        self.head = nn.Linear(model.hidden_size, vocab_size, bias=False) if llama else None
+        self.head = nn.Linear(model.hidden_size, vocab_size, bias=False) if model.has_own_head else None
 
     def forward(self, ids):
         x = self.words(ids)
@@ -94,13 +100,24 @@ class Gpt(nn.Module):
         return self.norm(self.blocks(x)) @ head.weight.t()
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+GROUPED = {"model_type": "llama", "num_query_groups": 2, "kv_channels": 10}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model_type": "gpt2"},
+        {"model_type": "llama"},
+        GROUPED | {"add_qkv_bias": True, "untie_embeddings_and_output_weights": False},
+        GROUPED | {"qk_layernorm": True},
+    ],
+)
 @pytest.mark.parametrize(
     ("columns", "frozen_base"), [(None, False), (5, False), (5, True)], ids=["dense", "phase 2", "phase 1"]
 )
-def test_counts_agree_with_torch(columns, frozen_base, model_type):
+def test_counts_agree_with_torch(columns, frozen_base, model):
     sizes = {"num_layers": 3, "hidden_size": 24, "ffn_hidden_size": 80, "seq_length": 16}
-    run = config(**sizes, max_position_embeddings=20, model_type=model_type)
+    run = config(**sizes, max_position_embeddings=20, **model)
     model = Gpt(run, 48, columns=columns, frozen_base=frozen_base)
     ids = torch.zeros(2, 16, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -142,6 +159,26 @@ def test_a_llama_has_the_size_of_hugging_faces(preset, count):
             )
         )
     assert model.num_parameters() == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "count"),
+    [
+        ("smollm2-135m", 49_152, 134_515_008),
+        ("smollm2-360m", 49_152, 361_821_120),
+        ("tinyllama-1.1b", 32_000, 1_100_048_384),
+        ("llama-3.2-1b", 128_256, 1_235_814_400),
+        ("qwen2.5-0.5b", 151_936, 494_032_768),
+        ("mistral-7b", 32_768, 7_248_023_552),
+    ],
+)
+def test_a_public_model_has_its_published_size(preset, vocabulary, count):
+    run = config(preset)
+    assert parameters(run, vocabulary).total == count
+    attention = config(preset, factorised_linears="mlp-attention", qkv_factors="separate")
+    factors = sum(min(8, *shape) * sum(shape) for shape in linear_shapes(attention).values())
+    counted = parameters(attention, vocabulary, ranks=8, frozen_base=True)
+    assert counted.total - factors == count
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
+from inrank_megatron.config.loading import from_flat
+from inrank_megatron.config.shapes import qkv_layout
 from inrank_megatron.interop.core.weights import weight_shapes
 from inrank_megatron.interop.huggingface.dense import dense_config, dense_tensors
 from inrank_megatron.interop.huggingface.names import feeders, hf_modules, hf_shapes, put, run_tensor, take
 from inrank_megatron.model.separate_qkv import rows_of
 from tests.unit.interop.models import CASES, SIZES, VOCABULARY, make_weights
 
-HEADS = SIZES["num_attention_heads"]
+LAYOUT = qkv_layout(from_flat(SIZES))
 FUSED = "decoder.layers.0.self_attention.linear_qkv.weight"
 
 
@@ -32,29 +34,29 @@ def test_there_and_back_gives_the_same_bits(family):
     _, tensor = dense_tensors(weights)
     fed_by = feeders(hf_modules(weights.config))
     for name, shape in weights.shapes.items():
-        back = run_tensor(name, shape, tensor, fed_by=fed_by, heads=HEADS)
+        back = run_tensor(name, shape, tensor, fed_by=fed_by, layout=LAYOUT)
         assert torch.equal(back, weights.read(name)), name
 
 
 def test_rows_of_a_fused_matrix_go_from_heads_to_parts():
     fused = make_weights("gpt2", "dense").read(FUSED)
-    parts = [rows_of(fused, part, heads=HEADS) for part in "qkv"]
-    assert torch.equal(take(fused, "qkv", heads=HEADS), torch.cat(parts))
+    parts = [rows_of(fused, part, layout=LAYOUT) for part in "qkv"]
+    assert torch.equal(take(fused, "qkv", layout=LAYOUT), torch.cat(parts))
     for part, rows in zip("qkv", parts, strict=True):
-        assert torch.equal(take(fused, part, heads=HEADS), rows)
-    assert not torch.equal(take(fused, "qkv", heads=HEADS), fused)
+        assert torch.equal(take(fused, part, layout=LAYOUT), rows)
+    assert not torch.equal(take(fused, "qkv", layout=LAYOUT), fused)
     fc1 = torch.arange(6.0)
-    assert take(fc1, "gate", heads=HEADS).tolist() == [0, 1, 2]
-    assert take(fc1, "up", heads=HEADS).tolist() == [3, 4, 5]
+    assert take(fc1, "gate", layout=LAYOUT).tolist() == [0, 1, 2]
+    assert take(fc1, "up", layout=LAYOUT).tolist() == [3, 4, 5]
 
 
 def test_rows_of_u_are_those_of_the_matrix():
     u, v = torch.randn(96, 5), torch.randn(5, 32)
     for rows in ("", "qkv", "q", "k", "v", "gate", "up"):
-        torch.testing.assert_close(take(u, rows, heads=HEADS) @ v, take(u @ v, rows, heads=HEADS))
+        torch.testing.assert_close(take(u, rows, layout=LAYOUT) @ v, take(u @ v, rows, layout=LAYOUT))
     back = torch.zeros(96, 5)
     for part in "qkv":
-        put(back, part, take(u, part, heads=HEADS), heads=HEADS)
+        put(back, part, take(u, part, layout=LAYOUT), layout=LAYOUT)
     assert torch.equal(back, u)
 
 
