@@ -1,7 +1,7 @@
-"""Run the experiments of ``docs/evidence/learned_ranks.md`` and ``docs/evidence/comparison.md`` again.
+"""Run the papers' systems and the experiments of ``docs/evidence`` again.
 
-Example: ``python tools/reproduce.py teacher``. ``--help`` lists the experiments, ``--json`` prints rows for
-programs. Each says on stderr how far it is.
+Example: ``python tools/reproduce.py theorem2 --quick``. ``--list`` names the experiments with their cost,
+``--json`` prints rows for programs. Each says on stderr how far it is.
 """
 
 import sys

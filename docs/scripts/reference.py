@@ -16,6 +16,7 @@ from inrank_megatron.benchmarks.command import _parse as parse_bench
 from inrank_megatron.config.flags import build_parser
 from inrank_megatron.config.loading import PRESETS, SIZES, sections
 from inrank_megatron.experiments.command import _parse as parse_reproduce
+from inrank_megatron.experiments.registry import EXPERIMENTS
 from inrank_megatron.lowrank.methods.growing_rank import INRANK_PRESETS
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 from inrank_megatron_tools import (
@@ -173,7 +174,7 @@ def _programs() -> Iterator[str]:
         yield _program(f"tools/{name}.py", _help(parse, []))
     for name, parse, whats in (
         ("bench", parse_bench, list(BENCHMARKS)),
-        ("reproduce", parse_reproduce, ["teacher", "controls", "compare"]),
+        ("reproduce", parse_reproduce, list(EXPERIMENTS)),
     ):
         text = "\n".join(_help(parse, words) for words in ([], *([what] for what in whats)))
         yield _program(f"tools/{name}.py", text)

@@ -25,6 +25,7 @@ from inrank_megatron.config.plan import make_plan, render
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.experiments.command import _parse as parse_reproduce
+from inrank_megatron.experiments.registry import EXPERIMENTS
 from tests.gpu.__main__ import _parse as parse_gpu_tests
 from tools import convert_checkpoint, evaluate, generate, inspect_ranks, preflight, prepare_data
 
@@ -212,7 +213,7 @@ def all_flags() -> set[str]:
     calls += [(TOOLS[name], []) for name in TOOLS if name not in ("report", "bench", "reproduce")]
     calls += [(parse_bench, [what]) for what in BENCHMARKS]
     calls += [(parse_gpu_tests, [])]
-    calls += [(parse_reproduce, [what]) for what in ("teacher", "controls", "compare")]
+    calls += [(parse_reproduce, [what]) for what in EXPERIMENTS]
     shown = io.StringIO()
     for read, words in calls:
         with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):

@@ -23,7 +23,7 @@ FLOORS = (
     ("config", "checkpoint"),
     ("model", "data", "reporting"),
     ("engine", "interop", "preflight", "spectra"),
-    ("evaluation",),
+    ("evaluation", "theory"),
     ("generation", "inspection"),
     ("training",),
     ("experiments", "benchmarks"),

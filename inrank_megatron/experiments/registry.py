@@ -1,0 +1,64 @@
+"""The experiments of ``tools/reproduce.py``. A new one of a paper is a module and an entry here."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inrank_megatron.experiments import on_engine, on_launches, on_paper
+
+How = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
+"""What adds the flags, and what runs."""
+
+ENGINE: How = on_engine.add_flags, on_engine.run
+LAUNCHES: How = on_launches.add_flags, on_launches.run
+PAPER: How = on_paper.add_flags, on_paper.run
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one answers, where it comes from, what it takes, and how it is called."""
+
+    note: str
+    source: str
+    cost: str
+    how: How
+
+
+EXPERIMENTS = {
+    "glrl": Experiment(
+        "does greedy low-rank learning find a planted rank?",
+        "InRank, algorithm 1",
+        "6 min; quick 10 s",
+        PAPER,
+    ),
+    "initialisation": Experiment(
+        "which solution does gradient descent find from a small and from an ordinary start?",
+        "InRank, theorem 1",
+        "2 min; quick 30 s",
+        PAPER,
+    ),
+    "theorem2": Experiment(
+        "does a linear network follow equation 4?", "InRank, theorem 2, figure 2", "30 s; quick 10 s", PAPER
+    ),
+    "assumptions": Experiment(
+        "what becomes of equation 4 where an assumption does not hold?",
+        "InRank, theorem 2",
+        "30 s; quick 10 s",
+        PAPER,
+    ),
+    "teacher": Experiment(
+        "does InRank find the rank of a linear teacher?", "docs/evidence/learned_ranks.md", "hours", ENGINE
+    ),
+    "controls": Experiment(
+        "do learned ranks come from the data, or from settings?",
+        "docs/evidence/learned_ranks.md",
+        "hours",
+        ENGINE,
+    ),
+    "compare": Experiment(
+        "which method learns most, at equal steps and at equal operations?",
+        "docs/evidence/comparison.md",
+        "days, or as long as its runs take",
+        LAUNCHES,
+    ),
+}
