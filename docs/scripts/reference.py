@@ -24,6 +24,7 @@ from inrank_megatron_tools import (
     evaluate,
     generate,
     inspect_ranks,
+    plan,
     preflight,
     prepare_data,
 )
@@ -163,6 +164,7 @@ def _programs() -> Iterator[str]:
     launch = _help(lambda words: build_parser().parse_args(words), [])
     yield _program("launch/pretrain_gpt2.py", launch.partition("\nmodel:")[0])
     tools: dict[str, Callable[[list[str]], Any]] = {
+        "plan": plan.options,
         "preflight": preflight.options,
         "prepare_data": prepare_data.settings,
         "evaluate": evaluate.parse,

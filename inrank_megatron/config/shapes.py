@@ -4,6 +4,7 @@ Letters: h hidden_size, f ffn_hidden_size, a heads, g groups of heads that share
 a head, O x I the shape of a linear.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,15 @@ def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
         if has_separate_qkv(config):
             qkv = {f"self_attention.linear_qkv.{part}": (layout.rows(part), h) for part in QKV}
         shapes = {**qkv, "self_attention.linear_proj": (h, layout.rows("q")), **shapes}
-    layers = range(config.model.num_layers)
-    return {f"decoder.layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
+    return dict(_of_all_layers(config.model.num_layers, tuple(shapes.items())))
+
+
+@functools.lru_cache(maxsize=8)
+def _of_all_layers(
+    layers: int, shapes: tuple[tuple[str, tuple[int, int]], ...]
+) -> dict[str, tuple[int, int]]:
+    """A plan asks for them thousands of times."""
+    return {f"decoder.layers.{i}.{name}": shape for i in range(layers) for name, shape in shapes}
 
 
 def smallest_dim(config: Config) -> int:

@@ -27,7 +27,7 @@ from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from inrank_megatron.experiments.registry import EXPERIMENTS
 from tests.gpu.__main__ import _parse as parse_gpu_tests
-from tools import convert_checkpoint, evaluate, generate, inspect_ranks, preflight, prepare_data
+from tools import convert_checkpoint, evaluate, generate, inspect_ranks, plan, preflight, prepare_data
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -39,6 +39,7 @@ TOOLS = {
     "evaluate": evaluate.parse,
     "generate": generate.parse,
     "inspect_ranks": inspect_ranks.parse,
+    "plan": plan.options,
     "preflight": preflight.options,
     "prepare_data": prepare_data.settings,
     "bench": parse_bench,

@@ -22,7 +22,7 @@ FLOORS = (
     ("lowrank",),
     ("config", "checkpoint"),
     ("model", "data", "reporting"),
-    ("engine", "interop", "preflight", "spectra"),
+    ("engine", "interop", "planning", "preflight", "spectra"),
     ("evaluation", "theory"),
     ("generation", "inspection"),
     ("training",),

@@ -1,0 +1,123 @@
+"""What ``tools/plan.py`` does: read a run and a cluster, plan every topology, print a page or JSON."""
+
+import argparse
+import json
+from typing import Any
+
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.cli import Launch, parse
+from inrank_megatron.config.costs import break_even_rank
+from inrank_megatron.config.flags import kebab
+from inrank_megatron.config.tool_options import count, tool_parser
+from inrank_megatron.config.topology import topology_of
+from inrank_megatron.data.vocabulary import planned_vocabulary
+from inrank_megatron.errors import UserError
+from inrank_megatron.planning.comparison import most_layers, other_methods
+from inrank_megatron.planning.forecast import Forecast, forecast, ranking
+from inrank_megatron.planning.page import Plan, page
+from inrank_megatron.planning.rows import illegal_rows, rows, total_row
+from inrank_megatron.planning.space import DIMENSIONS, Candidate, Illegal, candidates
+from inrank_megatron.planning.timeline import Assumed, assumed_rank
+
+
+def options(argv: list[str], *, description: str) -> argparse.Namespace:
+    """The options of this tool, and as ``flags`` those of the run."""
+    parser = tool_parser("plan.py", description)
+    parser.usage = "python tools/plan.py --cluster NAME [options] [flags of launch/pretrain_gpt2.py]"
+    parser.add_argument(
+        "--cluster",
+        required=True,
+        metavar="[NODESx]NxDEVICE|FILE.yaml",
+        help="the machines, as for --dry-run: 8xA100-80GB, say, or a file that describes them",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    parser.add_argument(
+        "--top", type=count, default=10, metavar="N", help="topologies on the page [10]; JSON has all"
+    )
+    parser.add_argument(
+        "--final-rank",
+        type=count,
+        metavar="R",
+        help="rank of each linear after the switch [the largest that the run's ranks can reach]",
+    )
+    parser.add_argument(
+        "--steps-per-epoch", type=count, metavar="N", help="optimizer steps of an epoch, for --switch-epochs"
+    )
+    arguments, flags = parser.parse_known_args(argv)
+    arguments.flags = flags
+    return arguments
+
+
+def run(given: argparse.Namespace) -> str:
+    """The page, or JSON, for what `options` read.
+
+    Raises:
+        UserError: a faulty setting, or no topology on which the run could train.
+    """
+    launch = parse([*given.flags, "--dry-run", "--cluster", given.cluster], world_size=1)
+    plan = make(launch, given)
+    return json.dumps(as_json(plan)) if given.json else page(plan, top=given.top)
+
+
+def make(launch: Launch, given: argparse.Namespace) -> Plan:
+    """Every topology of the launch, ranked, and what is set beside the first."""
+    config, cluster = launch.config, launch.cluster
+    assert cluster is not None, "--cluster is required"
+    vocab_size, _ = planned_vocabulary(config.data)
+    pinned = pinned_by(given.flags)
+    found = list(candidates(config, cluster, vocab_size=vocab_size, pinned=pinned))
+    legal = [one for one in found if isinstance(one, Candidate)]
+    illegal = [one for one in found if isinstance(one, Illegal)]
+    if not legal:
+        with launch.naming_origins():
+            check(config, world_size=cluster.world_size)
+        raise UserError(
+            f"no topology: {illegal[0].reason}; give another number of devices or --global-batch-size"
+        )
+    size = topology_of(config, world_size=cluster.world_size, vocab_size=vocab_size).vocab_size
+    assumed = Assumed(size, given.final_rank or assumed_rank(config), given.steps_per_epoch)
+    ranked = sorted((forecast(one, cluster, assumed) for one in legal), key=ranking)
+    return Plan(
+        launch=launch,
+        flags=tuple(given.flags),
+        cluster=cluster,
+        assumed=assumed,
+        rank_is_assumed=given.final_rank is None,
+        forecasts=ranked,
+        illegal=illegal,
+        methods=other_methods(ranked[0], cluster, assumed),
+        break_even=break_even_rank(config),
+        most_layers=most_layers(config, cluster, assumed),
+    )
+
+
+def pinned_by(flags: list[str]) -> tuple[str, ...]:
+    """Dimensions that a flag of the command gives; a file's values are where a plan begins."""
+    names = {kebab(word).partition("=")[0].removeprefix("--").removeprefix("no-") for word in flags}
+    return tuple(name for name in DIMENSIONS if name.replace("_", "-") in names)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """For programs."""
+    methods: list[dict[str, Any]] = []
+    for one in plan.methods:
+        if isinstance(one, Forecast):
+            methods.append(
+                {"method": one.candidate.config.training.method, "rows": rows([one])} | total_row(one)
+            )
+        else:
+            methods.append({"method": one[0], "illegal": one[1]})
+    return {
+        "cluster": {
+            "nodes": plan.cluster.nodes,
+            "devices": plan.cluster.devices,
+            "device": plan.cluster.device,
+        },
+        "assumed": vars(plan.assumed),
+        "rows": rows(plan.forecasts),
+        "illegal": illegal_rows(plan.illegal),
+        "chosen": total_row(plan.forecasts[0]) | {"command": plan.command},
+        "methods": methods,
+        "break_even_rank": plan.break_even,
+        "most_layers": plan.most_layers,
+    }

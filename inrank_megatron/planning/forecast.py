@@ -1,0 +1,134 @@
+"""What a run on one topology takes: memory, operations, bytes and time of each phase, and of the whole
+run."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from inrank_megatron.config.cluster import Cluster
+from inrank_megatron.config.costs import Memory, Parameters, memory_per_device, parameters
+from inrank_megatron.planning.occasions import Occasions, occasions
+from inrank_megatron.planning.operations import step_flops
+from inrank_megatron.planning.seconds import StepTime, step_time
+from inrank_megatron.planning.space import Candidate
+from inrank_megatron.planning.timeline import Assumed, Phase, timeline
+from inrank_megatron.planning.traffic import Sent, traffic
+
+CLOSE = 1.02
+"""Times whose ratio is below it count as equal."""
+
+
+@dataclass(frozen=True)
+class PhaseForecast:
+    """Of one phase; per device and step.
+
+    Args:
+        parameters: of the model without the padding of its vocabulary.
+    """
+
+    phase: Phase
+    parameters: Parameters
+    flops: int
+    memory: Memory
+    sent: list[Sent]
+    time: StepTime
+
+    @property
+    def slack(self) -> int:
+        return slack_of(self.memory)
+
+    @property
+    def seconds(self) -> float:
+        """Of all its steps."""
+        return self.phase.steps * self.time.total
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of a run. ``occasions``: what comes at some steps only. ``energy``: kWh of the devices alone;
+    ``price``: both None where the cluster does not say.
+    """
+
+    candidate: Candidate
+    phases: list[PhaseForecast]
+    occasions: Occasions
+    fits: bool
+    hours: float
+    device_hours: float
+    energy: float | None
+    price: float | None
+
+    @property
+    def memory(self) -> int:
+        """Bytes on a device at the most, slack not included."""
+        return max(phase.memory.total for phase in self.phases)
+
+    @property
+    def step_seconds(self) -> float:
+        """The mean over the run, with all that comes at some steps only."""
+        return self.hours * 3600 / sum(phase.phase.steps for phase in self.phases)
+
+
+def forecast(candidate: Candidate, cluster: Cluster, assumed: Assumed) -> Forecast:
+    """Of a legal topology."""
+    config, topology = candidate.config, candidate.topology
+    line = timeline(config, topology, assumed)
+    phases = [_phase(candidate, phase, cluster, assumed) for phase in line]
+    extra = occasions(config, topology, line, cluster, assumed)
+    hours = (sum(phase.seconds for phase in phases) + extra.total) / 3600
+    device_hours = hours * cluster.world_size
+    watts, price = cluster.kind.watts, cluster.device_hour
+    return Forecast(
+        candidate=candidate,
+        phases=phases,
+        occasions=extra,
+        fits=all(fits(phase.memory, cluster) for phase in phases),
+        hours=hours,
+        device_hours=device_hours,
+        energy=None if watts is None else watts * device_hours / 1000,
+        price=None if price is None else price * device_hours,
+    )
+
+
+def _phase(candidate: Candidate, phase: Phase, cluster: Cluster, assumed: Assumed) -> PhaseForecast:
+    config, topology, on_cpu = candidate.config, candidate.topology, cluster.device == "cpu"
+    return PhaseForecast(
+        phase=phase,
+        parameters=parameters(config, assumed.vocab_size, ranks=phase.columns, frozen_base=phase.frozen_base),
+        flops=step_flops(config, topology, phase, on_cpu=on_cpu),
+        memory=memory_of(candidate, phase, cluster),
+        sent=traffic(config, topology, phase, on_cpu=on_cpu),
+        time=step_time(config, topology, phase, cluster),
+    )
+
+
+def memory_of(candidate: Candidate, phase: Phase, cluster: Cluster) -> Memory:
+    """Of one device."""
+    config, topology = candidate.config, candidate.topology
+    held: dict[str, Any] = {"ranks": phase.capacity, "frozen_base": phase.frozen_base}
+    return memory_per_device(config, topology, device=cluster.device, **held)
+
+
+def slack_of(memory: Memory) -> int:
+    """Bytes assumed for fragmentation and the workspaces of libraries: a tenth of a device that is full."""
+    return memory.total // 9
+
+
+def fits(memory: Memory, cluster: Cluster) -> bool:
+    """Whether a device holds it with the slack; a CPU's memory is not known."""
+    return cluster.memory is None or memory.total + slack_of(memory) <= cluster.memory
+
+
+def ranking(one: Forecast) -> tuple:
+    """The order of forecasts: those that fit, by time, as it is known no better than to 2 %; of equal ones
+    those with larger micro-batches, which need fewer launches, then the lower stage.
+    """
+    parallel, training = one.candidate.config.parallel, one.candidate.config.training
+    return (
+        not one.fits,
+        round(math.log(one.step_seconds, CLOSE)),
+        parallel.offload_optimizer,
+        training.recompute_granularity is not None,
+        -training.micro_batch_size,
+        parallel.zero_stage,
+    )

@@ -1,0 +1,220 @@
+"""The page of a plan, as plain text of at most 110 columns."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from inrank_megatron.config.cli import Launch
+from inrank_megatron.config.cluster import Cluster
+from inrank_megatron.config.costs import Memory
+from inrank_megatron.config.plan import WIDTH
+from inrank_megatron.config.sizes import shown_size
+from inrank_megatron.lowrank.methods.registry import METHODS
+from inrank_megatron.planning.forecast import Forecast
+from inrank_megatron.planning.launching import launch_command
+from inrank_megatron.planning.space import Illegal
+from inrank_megatron.planning.timeline import Assumed
+
+SHOWN_REASONS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``forecasts``: of every legal topology, the best first; ``methods``: on the topology of the first.
+
+    ``flags``: those of the run on the command line. ``most_layers``: of the deepest model of this width that
+    fits.
+    """
+
+    launch: Launch
+    flags: tuple[str, ...]
+    cluster: Cluster
+    assumed: Assumed
+    rank_is_assumed: bool
+    forecasts: list[Forecast]
+    illegal: list[Illegal]
+    methods: list[Forecast | tuple[str, str]]
+    break_even: int
+    most_layers: int | None
+
+    @property
+    def command(self) -> str:
+        """That launches the run on the first topology."""
+        return launch_command(self.flags, self.forecasts[0].candidate.config, self.cluster)
+
+
+def page(plan: Plan, *, top: int) -> str:
+    """The plan; ``top``: topologies to list."""
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, color_system=None, markup=False, emoji=False)
+    for part in _parts(plan, top):
+        console.print(part, soft_wrap=part == f"\n{plan.command}")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
+    first, cluster = plan.forecasts[0], plan.cluster
+    fitting = sum(one.fits for one in plan.forecasts)
+    yield f"cluster      {cluster.nodes} x {cluster.devices} x {cluster.device}"
+    yield f"topologies   {len(plan.forecasts)} legal, {fitting} fit; predicted, not measured"
+    yield from _assumptions(plan)
+    yield ""
+    yield _ranking(plan.forecasts[:top])
+    if not fitting:
+        yield "\nNone fits; the first needs the least time if it did. Give more devices or a smaller model."
+    yield f"\nThe first: {_topology(first)}\n"
+    yield _memory(first)
+    yield ""
+    yield _time(first)
+    if any(phase.sent for phase in first.phases):
+        yield ""
+        yield _sent(first)
+    yield ""
+    yield from _whole_run(first)
+    yield ""
+    yield _methods(plan.methods)
+    yield ""
+    yield f"break-even   U V costs no more operations than dense linears up to rank {plan.break_even}"
+    if plan.most_layers is not None:
+        yield f"largest      {plan.most_layers} layers of this width fit, with recomputation, no offload"
+    yield from _refused(plan.illegal)
+    yield f"\n{plan.command}"
+
+
+def _assumptions(plan: Plan) -> Iterator[str]:
+    config = plan.launch.config
+    if METHODS[config.training.method].switches:
+        why = (
+            "the largest that ranks can reach; --final-rank changes it"
+            if plan.rank_is_assumed
+            else "as given"
+        )
+        yield f"final rank   {plan.assumed.final_rank} ({why})"
+
+
+def _ranking(forecasts: list[Forecast]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "TP", "DP", "ZeRO", "micro", "recompute", "offload", "SP", "memory", "step", "hours"):
+        table.add_column(title, justify="right")
+    for number, one in enumerate(forecasts, 1):
+        config, topology = one.candidate.config, one.candidate.topology
+        tp = topology.tensor_model_parallel_size
+        table.add_row(
+            str(number),
+            str(tp),
+            str(topology.data_parallel_size),
+            str(config.parallel.zero_stage),
+            str(topology.micro_batch_size),
+            config.training.recompute_granularity or "-",
+            _yes(config.parallel.offload_optimizer),
+            _yes(tp > 1 and config.parallel.sequence_parallel),
+            shown_size(one.memory) + ("" if one.fits else " (no)"),
+            _seconds(one.step_seconds),
+            f"{one.hours:,.1f}",
+        )
+    return table
+
+
+def _topology(one: Forecast) -> str:
+    t = one.candidate.topology
+    return (
+        f"tensor-parallel {t.tensor_model_parallel_size} x data-parallel {t.data_parallel_size}, ZeRO "
+        f"{one.candidate.config.parallel.zero_stage}, micro-batch {t.micro_batch_size} x accumulation "
+        f"{t.accumulation_steps} x {t.data_parallel_size} = {t.global_batch_size} sequences"
+    )
+
+
+def _by_phase(title: str, one: Forecast, entries: Iterable[tuple[str, list[str]]]) -> Table:
+    table = Table(title, *(phase.phase.name for phase in one.phases), box=None, pad_edge=False)
+    for name, cells in entries:
+        table.add_row(name, *cells)
+    return table
+
+
+def _memory(one: Forecast) -> Table:
+    words = {"parameters": "weights"}
+    names = list(Memory.__dataclass_fields__)
+    entries = [
+        (words.get(name, name.replace("_", " ")), [shown_size(getattr(p.memory, name)) for p in one.phases])
+        for name in names
+    ]
+    entries.append(("sum", [shown_size(p.memory.total) for p in one.phases]))
+    entries.append(("allocator slack", [shown_size(p.slack) for p in one.phases]))
+    return _by_phase("memory per device", one, entries)
+
+
+def _time(one: Forecast) -> Table:
+    names = ("compute", "tensor_communication", "data_communication", "optimizer", "total")
+    entries = [
+        (name.replace("_", " "), [_seconds(getattr(p.time, name)) for p in one.phases]) for name in names
+    ]
+    entries.append(("steps", [f"{p.phase.steps:,}" for p in one.phases]))
+    entries.append(("parameters", [f"{p.parameters.total:,}" for p in one.phases]))
+    entries.append(("TFLOP per device and step", [f"{p.flops / 1e12:,.1f}" for p in one.phases]))
+    return _by_phase("time of a step; what is waited for", one, entries)
+
+
+def _sent(one: Forecast) -> Table:
+    totals: list[Counter[str]] = []
+    for phase in one.phases:
+        sums: Counter[str] = Counter()
+        for entry in phase.sent:
+            sums[f"{entry.group}: {entry.what}, {entry.collective}"] += round(entry.sent)
+        totals.append(sums)
+    names = list(dict.fromkeys(name for sums in totals for name in sums))
+    return _by_phase(
+        "sent per rank and step", one, [(name, [shown_size(sums[name]) for sums in totals]) for name in names]
+    )
+
+
+def _whole_run(one: Forecast) -> Iterator[str]:
+    parts = {phase.phase.name: phase.seconds for phase in one.phases} | vars(one.occasions)
+    shown = ", ".join(f"{name.replace('_', ' ')} {_seconds(value)}" for name, value in parts.items() if value)
+    yield f"run          {one.hours:,.1f} hours, {one.device_hours:,.1f} device-hours: {shown}"
+    if one.energy is not None:
+        yield f"energy       {one.energy:,.0f} kWh of the devices at full power"
+    if one.price is not None:
+        yield f"price        {one.price:,.2f}"
+
+
+def _methods(methods: list[Forecast | tuple[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method, on the same topology")
+    for title in ("parameters at the end", "memory", "step", "hours", "over the first row"):
+        table.add_column(title, justify="right")
+    hours = next((one.hours for one in methods if isinstance(one, Forecast)), 1.0)
+    for one in methods:
+        if isinstance(one, tuple):
+            table.add_row(one[0], one[1])
+            continue
+        table.add_row(
+            one.candidate.config.training.method,
+            f"{one.phases[-1].parameters.total:,}",
+            shown_size(one.memory) + ("" if one.fits else " (no)"),
+            _seconds(one.step_seconds),
+            f"{one.hours:,.1f}",
+            f"{one.hours / hours:.3f}",
+        )
+    return table
+
+
+def _refused(illegal: list[Illegal]) -> Iterator[str]:
+    reasons = Counter(one.reason for one in illegal)
+    for reason, times in reasons.most_common(SHOWN_REASONS):
+        yield f"not legal    {reason}" + (f" ({times} times)" if times > 1 else "")
+    if len(reasons) > SHOWN_REASONS:
+        yield f"             and {len(reasons) - SHOWN_REASONS} other reasons; --json has all"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "-"
+
+
+def _seconds(value: float) -> str:
+    if value >= 7200:
+        return f"{value / 3600:,.1f} h"
+    return f"{value:,.1f} s" if value >= 100 else f"{value:.3g} s"

@@ -1,0 +1,50 @@
+"""Forecasts as rows for programs: plain numbers and words, times in seconds, sizes in bytes."""
+
+from typing import Any
+
+from inrank_megatron.planning.forecast import Forecast, PhaseForecast
+from inrank_megatron.planning.space import Illegal, settings_of
+
+
+def rows(forecasts: list[Forecast]) -> list[dict[str, Any]]:
+    """A row for each phase of each topology, in the order of ``forecasts``."""
+    return [_row(one, phase) for one in forecasts for phase in one.phases]
+
+
+def illegal_rows(found: list[Illegal]) -> list[dict[str, Any]]:
+    """A row for each choice that cannot be."""
+    return [one.settings | {"illegal": one.reason} for one in found]
+
+
+def total_row(one: Forecast) -> dict[str, Any]:
+    """Of the whole run."""
+    return {
+        "hours": one.hours,
+        "device_hours": one.device_hours,
+        "energy_kwh": one.energy,
+        "price": one.price,
+        "seconds": {phase.phase.name: phase.seconds for phase in one.phases} | vars(one.occasions),
+    }
+
+
+def _row(one: Forecast, phase: PhaseForecast) -> dict[str, Any]:
+    topology = one.candidate.topology
+    return settings_of(one.candidate.config) | {
+        "method": one.candidate.config.training.method,
+        "data_parallel_size": topology.data_parallel_size,
+        "accumulation_steps": topology.accumulation_steps,
+        "phase": phase.phase.name,
+        "columns": phase.phase.columns,
+        "steps": phase.phase.steps,
+        "parameters": phase.parameters.total,
+        "trainable_parameters": phase.parameters.trainable,
+        "fits": one.fits,
+        "memory_bytes": phase.memory.total,
+        "memory": vars(phase.memory) | {"allocator_slack": phase.slack},
+        "flops": phase.flops,
+        "bytes_sent": sum(entry.sent for entry in phase.sent),
+        "sent": [vars(entry) for entry in phase.sent],
+        "step_seconds": phase.time.total,
+        "seconds": vars(phase.time),
+        "run_hours": one.hours,
+    }

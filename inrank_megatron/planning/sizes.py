@@ -1,0 +1,60 @@
+"""Numbers of parameters that a tensor-parallel rank holds, as the traffic of ZeRO needs them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inrank_megatron.config.costs import LIVE_PARAMETERS, parameters
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
+from inrank_megatron.config.topology import Topology
+from inrank_megatron.planning.timeline import Phase
+
+PERSISTENT = 10**5
+"""Parameters of at most so many entries are not given back by ZeRO 3 between micro-batches (its default)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one tensor-parallel rank, before ZeRO divides anything.
+
+    Args:
+        total, trained: parameters, W0 included, and those trained. kept: of the small ones, which ZeRO 3
+        gathers
+            once per step. summed: of those whose gradients sequence parallelism sums. live: what ZeRO 3
+            keeps.
+    """
+
+    total: int
+    trained: int
+    kept: int
+    summed: int
+    live: int = LIVE_PARAMETERS
+
+
+def sizes_of(config: Config, topology: Topology, phase: Phase) -> Sizes:
+    """In ``phase``; all allocated columns count."""
+    n, model = topology.tensor_model_parallel_size, config.model
+    count = parameters(
+        config, topology.padded_vocab_size, ranks=phase.capacity, frozen_base=phase.frozen_base
+    )
+    norms = model.hidden_size * (1 + 2 * model.num_layers if is_llama(config) else 2 + 6 * model.num_layers)
+    positions = 0 if is_llama(config) else model.max_position_embeddings * model.hidden_size
+    replicated = norms + positions
+    total, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
+    large = sum(size for size in _matrices(config, topology, phase) if size > PERSISTENT)
+    return Sizes(total=total, trained=trained, kept=total - large, summed=norms)
+
+
+def _matrices(config: Config, topology: Topology, phase: Phase) -> Iterator[int]:
+    """Entries of this rank's shard of each matrix."""
+    n, h, layers = topology.tensor_model_parallel_size, config.model.hidden_size, config.model.num_layers
+    yield from [topology.padded_vocab_size * h // n] * (2 if is_llama(config) else 1)
+    if not is_llama(config):
+        yield config.model.max_position_embeddings * h
+    if not factorises_attention(config):
+        yield from [3 * h * h // n, h * h // n] * layers
+    for out, inp in linear_shapes(config).values():
+        if phase.capacity is None or phase.frozen_base:
+            yield out * inp // n
+        if phase.capacity is not None:
+            yield from (out * phase.capacity // n, inp * phase.capacity // n)

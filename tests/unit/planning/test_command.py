@@ -1,0 +1,123 @@
+"""Plans of whole runs: what they list, refuse, choose and print."""
+
+import itertools
+import json
+
+import pytest
+
+from inrank_megatron.config.checks import check
+from inrank_megatron.config.cli import parse
+from inrank_megatron.errors import UserError
+from inrank_megatron.planning.command import pinned_by
+from tests.harness import ROOT
+from tools import plan
+
+MEDIUM = ["--config", str(ROOT / "configs" / "gpt2_medium_inrank.yaml")]
+COLUMNS = {"tensor_model_parallel_size", "data_parallel_size", "zero_stage", "micro_batch_size", "phase"}
+COLUMNS |= {"parameters", "memory_bytes", "step_seconds"}
+
+
+def planned(*words):
+    return json.loads(plan.command.run(plan.options([*words, "--json"])))
+
+
+@pytest.fixture(scope="module")
+def medium():
+    return planned(*MEDIUM, "--cluster", "8xA100-40GB", "--final-rank", "286", "--rank-multiple-of", "1")
+
+
+def test_rows_have_each_phase_of_each_topology(medium):
+    rows = medium["rows"]
+    assert set(rows[0]) > COLUMNS
+    for row in rows:
+        sequences = row["micro_batch_size"] * row["accumulation_steps"] * row["data_parallel_size"]
+        assert sequences == 512 and row["tensor_model_parallel_size"] * row["data_parallel_size"] == 8
+        assert (
+            sum(value for key, value in row["memory"].items() if key != "allocator_slack")
+            == (row["memory_bytes"])
+        )
+        assert sum(row["seconds"].values()) == pytest.approx(row["step_seconds"])
+        assert row["fits"] or row["memory_bytes"] > 20 * 2**30
+    assert {row["tensor_model_parallel_size"] for row in rows} == {1, 2, 4, 8}
+    assert {row["zero_stage"] for row in rows} == {0, 1, 2, 3}
+    assert {row["micro_batch_size"] for row in rows if row["data_parallel_size"] == 8} == {
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+    }
+    assert [row["phase"] for row in rows[:2]] == ["phase 1", "phase 2"]
+    assert (rows[0]["steps"], rows[1]["steps"]) == (225, 22500 - 225)
+    assert rows[1]["parameters"] == 223_783_936  # the paper's 223M
+
+
+def test_what_fits_comes_first_and_by_time(medium):
+    hours = [row["run_hours"] for row in medium["rows"] if row["fits"]]
+    assert all(later > 0.96 * earlier for earlier, later in itertools.pairwise(hours))
+    assert medium["rows"][0]["fits"] and not medium["rows"][-1]["fits"]
+
+
+def test_an_illegal_topology_says_why_in_one_clause(medium):
+    reasons = {row["illegal"] for row in medium["illegal"]}
+    assert any(
+        reason.startswith("zero_stage = 0 with bf16 and tensor_model_parallel_size = 2:")
+        for reason in reasons
+    )
+    assert "offload_optimizer with zero_stage = 0: DeepSpeed offloads what ZeRO shards" in reasons
+    assert not any(";" in reason or "\n" in reason for reason in reasons)
+
+
+def test_the_command_launches_the_first_topology(medium):
+    words = medium["chosen"]["command"].split()
+    launch = parse(words[words.index("launch/pretrain_gpt2.py") + 1 :], world_size=8)
+    check(launch.config, world_size=8)
+    first = medium["rows"][0]
+    assert launch.config.training.micro_batch_size == first["micro_batch_size"]
+    assert launch.config.parallel.zero_stage == first["zero_stage"]
+    assert launch.config.training.global_batch_size == 512
+
+
+def test_methods_stand_side_by_side(medium):
+    methods = {row["method"]: row for row in medium["methods"]}
+    assert next(iter(methods)) == "dense" and "inrank-efficient" in methods
+    assert methods["inrank-efficient"]["hours"] == pytest.approx(medium["chosen"]["hours"])
+    assert methods["inrank-efficient"]["hours"] < methods["dense"]["hours"]
+    assert medium["break_even_rank"] == 819 and medium["most_layers"] > 24
+
+
+def test_a_page_has_what_the_rows_have():
+    words = [*MEDIUM, "--cluster", "2x4xH100", "--zero-stage", "1", "--no-offload-optimizer"]
+    page = plan.command.run(plan.options([*words, "--top", "3"]))
+    for part in ("allocator slack", "data: gradients, all-reduce", "rank checks", "break-even", "kWh"):
+        assert part in page
+    assert "deepspeed --hostfile launch/cluster/hostfile launch/pretrain_gpt2.py --config" in page
+    assert max(map(len, page.splitlines()[:-1])) <= 110
+
+
+def test_a_flag_keeps_its_dimension():
+    assert pinned_by(["--zero_stage=2", "--no-sequence-parallel", "--lr", "1"]) == (
+        "zero_stage",
+        "sequence_parallel",
+    )
+    rows = planned("--inrank", "--cluster", "2xcpu", "--zero-stage", "2")["rows"]
+    assert {row["zero_stage"] for row in rows} == {2} and {
+        row["tensor_model_parallel_size"] for row in rows
+    } == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cluster", "8xV100-32GB"], "V100-32GB does not compute in bf16; give --fp16"),
+        (["--cluster", "8xA100"], "cluster = '8xA100': must be"),
+        (["--cluster", "7xH100"], "global_batch_size = 512: must be micro_batch_size"),
+        (["--cluster", "8xH100", "--dataset", "o/n"], "give --steps-per-epoch N, or --switch-iters"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(words, message):
+    with pytest.raises(UserError) as error:
+        planned(*MEDIUM, *words)
+    assert message in str(error.value)

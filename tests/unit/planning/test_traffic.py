@@ -1,0 +1,56 @@
+"""Predicted bytes against those of the engine, counted collective by collective."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+
+from inrank_megatron.lowrank.layers import factorised
+from inrank_megatron.planning import traffic
+from tests.harness import ROOT
+from tests.unit.planning.counted import Case
+
+LLAMA = {"model_type": "llama", "ffn_hidden_size": 512}
+SEPARATE = {"hidden_size": 1344, "num_layers": 1, "zero_stage": 0}  # the width keeps factors in rank space
+CASES = [
+    *(Case(phase, 1, {"zero_stage": stage}) for stage, phase in ((0, 0), (2, 2), (3, 1))),
+    Case(1, 2, {"bf16": True}),
+    Case(0, 4, {"fp16": True, "zero_stage": 2}, accumulation=1),
+    Case(2, 2, {"zero_stage": 3, "recompute_granularity": "full", "factorised_linears": "mlp-attention"}),
+    Case(0, 2, {"recompute_granularity": "full"}),
+    *(Case(phase, 2, {"sequence_parallel": False}) for phase in (1, 2)),
+    *(Case(phase, 2, LLAMA) for phase in (0, 1)),
+    Case(1, 2, SEPARATE, accumulation=1, on_cpu=False),
+]
+VOTES = 400
+"""Bytes of norms, votes and overflow flags at most, which are not predicted."""
+
+
+@pytest.fixture(scope="module")
+def bytes_of():
+    """All cases in one process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.planning.counted"],
+        cwd=ROOT,
+        input="\n".join(json.dumps(asdict(case)) for case in CASES),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda index: str(CASES[index])[4:])
+def test_predicted_bytes_are_those_that_are_counted(index, bytes_of):
+    seen, predicted = bytes_of[index]
+    assert 0 <= seen - predicted <= VOTES
+
+
+def test_the_choice_of_collectives_is_that_of_the_layers():
+    rates = factorised.OPERATIONS_PER_ELEMENT
+    expected = {"cpu": rates["gloo"], "gpu": rates["nccl"]}
+    assert expected == traffic.OPERATIONS_PER_ELEMENT
