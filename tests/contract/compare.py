@@ -20,9 +20,9 @@ that differ by rounding may cross it one column apart.
 
 
 def steps_of(comparison: Comparison) -> int:
-    """In the suite: all 50 once for every method, and for its variants in the full product alone."""
+    """In the suite: all 50 on one layout for rows tagged ``LONG``, elsewhere in the full product alone."""
     case = CASES[comparison["method"]]
-    long = Tag.PAIRWISE in case.tags and "precision" not in comparison and comparison["layout"] == "TP2 SP"
+    long = Tag.LONG in case.tags and "precision" not in comparison and comparison["layout"] == "TP2 SP"
     return STEPS if long else case.steps
 
 
@@ -31,7 +31,7 @@ def reference(method: str, sgd: bool = False, *, least: int = 0) -> dict:
     50 steps where one of them takes so many, of the ``least`` that are asked for elsewhere.
     """
     case = CASES[method]
-    return _reference(method, sgd, STEPS if Tag.PAIRWISE in case.tags else max(least, case.steps))
+    return _reference(method, sgd, STEPS if Tag.LONG in case.tags else max(least, case.steps))
 
 
 @functools.cache
