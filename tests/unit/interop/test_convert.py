@@ -20,6 +20,7 @@ from inrank_megatron.interop.core.verify import Difference, difference
 from inrank_megatron.interop.formats import format_of, writable
 from inrank_megatron.interop.hub import located
 from inrank_megatron.interop.huggingface import dense as hf_dense
+from tests.forked import run_forked
 from tests.unit.interop.models import OPTIONS, VOCABULARY, make_weights, write_run
 from tools.convert_checkpoint import parse
 
@@ -169,19 +170,15 @@ def test_pairs_that_the_tool_converts(run, tmp_path, capsys, pair):
 
 def test_convert_tool_prints_the_proof(run, tmp_path):
     """Its lines, its exit status, and errors without a traceback."""
-
-    def tool(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(TOOL), *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     target = tmp_path / "exported"
-    done = tool(run, target, "--format", "hf-factorised")
+    command = [sys.executable, str(TOOL), str(run), str(target), "--format", "hf-factorised"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{target}: same model as {run}: largest logit difference ")
     perturb(target, "transformer.h.0.mlp.c_fc.U", 1.0)
-    failed = tool(run, target, "--check-only")
+    failed = run_forked(TOOL, run, target, "--check-only")
     assert failed.returncode == 1 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
-    unknown = tool("a-name/that-nobody-has", tmp_path / "new", "--format", "run")
+    unknown = run_forked(TOOL, "a-name/that-nobody-has", tmp_path / "new", "--format", "run")
     assert unknown.returncode == 1 and unknown.stderr.startswith(
         "error: a-name/that-nobody-has: is not a folder"
     )

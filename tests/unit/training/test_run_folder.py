@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.run_folder import choose_run_folder, claim
 from inrank_megatron.training.run_place import NAMES
+from tests.forked import server
 
 TOKENIZER = train_tokenizer(["a text"], vocab_size=257)
 SCALING = {"skipped": 0, "in_a_row": 0, "state": {}}
@@ -228,7 +228,7 @@ def test_one_job_at_a_time(tmp_path):
     config = config_of(path)
     late = FolderLock()
     new = choose(config, late)
-    context = multiprocessing.get_context("spawn")
+    context = server()
     claimed, end = context.Event(), context.Event()
     job = context.Process(target=hold, args=(path, claimed, end), daemon=True)
     job.start()

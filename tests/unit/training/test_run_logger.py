@@ -1,14 +1,14 @@
 """The run logger writes on one rank alone, goes on where a run was left, and outlives its reader."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 
 from inrank_megatron.training.evaluate import Evaluation
 from inrank_megatron.training.run_folder import RunFolder
 from inrank_megatron.training.run_logger import RunLogger
+from tests.forked import server
 
 PART = Evaluation(loss=2.5, tokens=50, word_perplexity=None)
 RESULT = Evaluation(loss=2.0, tokens=100, word_perplexity=None, part=PART)
@@ -49,21 +49,22 @@ def test_perplexity_of_an_absurd_loss():
     assert RESULT.perplexity == pytest.approx(7.389, rel=1e-3)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_run_logger import run_logger
-with run_logger(Path(sys.argv[1]), is_new=True) as written:
-    for step in range(2000):
-        written.event("checkpoint", step, "a line that nobody reads " * 10)
-"""
+def write(folder, stdout):
+    """In a process whose standard output is that named pipe."""
+    os.dup2(os.open(stdout, os.O_WRONLY), 1)
+    with run_logger(folder, is_new=True) as written:
+        for step in range(2000):
+            written.event("checkpoint", step, "a line that nobody reads " * 10)
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path), str(__file__.rpartition("/")[0])]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert writer.stdout.readline()
-    writer.stdout.close()
-    assert writer.wait(timeout=120) == 0, writer.stderr.read()
-    assert steps(tmp_path) == list(range(2000))
+    stdout, folder = tmp_path / "stdout", tmp_path / "run"
+    os.mkfifo(stdout)
+    folder.mkdir()
+    writer = server().Process(target=write, args=(folder, stdout), daemon=True)
+    writer.start()
+    with stdout.open() as reader:
+        assert reader.readline()
+    writer.join(timeout=120)
+    assert writer.exitcode == 0
+    assert steps(folder) == list(range(2000))
