@@ -28,7 +28,7 @@ EXPERIMENTS = {
     "glrl": Experiment(
         "does greedy low-rank learning find a planted rank?",
         "InRank, algorithm 1",
-        "6 min; quick 10 s",
+        "40 s of a core; quick 4 s",
         PAPER,
     ),
     "initialisation": Experiment(
@@ -38,12 +38,33 @@ EXPERIMENTS = {
         PAPER,
     ),
     "theorem2": Experiment(
-        "does a linear network follow equation 4?", "InRank, theorem 2, figure 2", "30 s; quick 10 s", PAPER
+        "does a linear network follow equation 4?",
+        "InRank, theorem 2, figure 2",
+        "7 s of a core; quick 4 s",
+        PAPER,
     ),
     "assumptions": Experiment(
         "what becomes of equation 4 where an assumption does not hold?",
         "InRank, theorem 2",
-        "30 s; quick 10 s",
+        "7 s of a core; quick 4 s",
+        PAPER,
+    ),
+    "figure3": Experiment(
+        "are the updates of a perceptron of low rank, whatever its initialisation?",
+        "InRank, figure 3",
+        "2 min; quick 20 s",
+        PAPER,
+    ),
+    "figure3_fashion_mnist": Experiment(
+        "the same on Fashion-MNIST, which datasets loads from the hub or its cache",
+        "InRank, figure 3",
+        "not measured",
+        PAPER,
+    ),
+    "figure15": Experiment(
+        "are the updates of a perceptron of low rank, whatever its optimizer?",
+        "InRank, figure 15",
+        "2 min; quick 20 s",
         PAPER,
     ),
     "teacher": Experiment(

@@ -33,7 +33,12 @@ TOP_LEVEL = {
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Import name -> distribution, where they differ.
-DISTRIBUTIONS = {"megatron": "megatron-core", "mlflow": "mlflow-skinny", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "megatron": "megatron-core",
+    "mlflow": "mlflow-skinny",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 # Not on the package index: who asks for it builds it, and is refused with that advice where it is absent.
 BUILT_FROM_SOURCE = {"apex"}
 PACKAGES = set(PROJECT["tool"]["setuptools"]["package-dir"])
