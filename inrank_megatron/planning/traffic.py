@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from inrank_megatron.config.activation_costs import shared_features
 from inrank_megatron.config.costs import precision
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import is_llama, linear_shapes, smallest_dim
+from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, smallest_dim
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.planning.sizes import sizes_of
 from inrank_megatron.planning.timeline import Phase
@@ -62,54 +63,75 @@ def fuses(config: Config, *, on_cpu: bool) -> bool:
 
 def _tensor(config: Config, topology: Topology, phase: Phase, on_cpu: bool):
     """(what, collective, bytes, calls) in the group that shares the layers."""
-    h, layers = config.model.hidden_size, config.model.num_layers
-    micro_batches, size = topology.accumulation_steps, _size(config)
-    tokens = topology.micro_batch_size * config.model.seq_length
+    h, size, times = config.model.hidden_size, _size(config), topology.accumulation_steps
+    tokens, columns = topology.micro_batch_size * config.model.seq_length, phase.columns or 0
     split = config.parallel.sequence_parallel
-    linears, again = linear_shapes(config), config.training.recompute_granularity == "full"
-    factorised = 0 if phase.columns is None else len(linears)
-    wide = 4 * layers - (0 if phase.frozen_base else factorised)  # linears that send activations of width h
-    # Those whose input is gathered once more for the gradient of a dense weight; half are column-parallel.
-    regathered = (4 * layers - factorised) // 2 if split else 0
-    unit = tokens * h * size
+    dense, factorised = _linears(config, phase)
+    with_base = factorised if phase.frozen_base else (0, 0)
+    joined = phase.frozen_base and (not split or fuses(config, on_cpu=on_cpu))
+    wide = (dense[0] + with_base[0], dense[1] + with_base[1])
+    narrow = (0, 0) if joined else factorised
+    again = config.training.recompute_granularity == "full"
+    for what, linears, width in (("activations", wide, h), ("rank-sized activations", narrow, columns)):
+        for collective, calls in _of_linears(*linears, split=split, again=again).items():
+            regathered = dense[0] if collective == "all-gather" and what == "activations" else 0
+            calls = times * (calls + regathered)
+            yield what, collective, calls * tokens * width * size, calls
+    yield from _shared_keys(config, topology, tokens * size, again=again)
+    yield from _vocabulary(config, times, tokens * h * size)
+    yield "loss", "all-reduce", times * 3 * tokens * 4, 3 * times
     if split:
-        fused = fuses(config, on_cpu=on_cpu) or not phase.frozen_base
-        narrow = factorised if not phase.frozen_base or not fused else 0
-        for collective, extra in (("all-gather", regathered), ("reduce-scatter", 0)):
-            calls = micro_batches * (wide + extra) + micro_batches * again * wide // 2
-            yield "activations", collective, calls * unit, calls
-            calls = micro_batches * narrow + micro_batches * again * narrow // 2
-            yield "rank-sized activations", collective, calls * tokens * (phase.columns or 0) * size, calls
-        yield from _vocabulary(config, micro_batches, unit)
-        replicated = sizes_of(config, topology, phase).summed
-        whole = (
-            on_cpu and config.training.bf16 and config.parallel.zero_stage == 1
-        )  # by DeepSpeed's BF16 optimizer
-        shards = topology.data_parallel_size if config.parallel.zero_stage and not whole else 1
-        yield "gradients of replicated parameters", "all-reduce", 4 * replicated // shards, 1
-    else:
-        calls = micro_batches * wide + micro_batches * again * wide // 2
-        yield "activations", "all-reduce", calls * unit, calls
-        narrow = 0 if phase.frozen_base else factorised
-        calls = micro_batches * narrow + micro_batches * again * narrow // 2
-        yield "rank-sized activations", "all-reduce", calls * tokens * (phase.columns or 0) * size, calls
-        yield "vocabulary", "all-reduce", micro_batches * 2 * unit, 2 * micro_batches
-    yield "loss", "all-reduce", micro_batches * 3 * tokens * 4, 3 * micro_batches
-    gathered = factorised * h * (phase.columns or 0) * size
-    yield "factors", "all-gather", gathered, factorised
+        whole = on_cpu and config.training.bf16 and config.parallel.zero_stage == 1
+        shards = 1 if whole or not config.parallel.zero_stage else topology.data_parallel_size
+        summed = sizes_of(config, topology, phase).summed
+        yield "gradients of replicated parameters", "all-reduce", 4 * summed // shards, 1
+    gathered = sum(factorised) * h * columns * size
+    yield "factors", "all-gather", gathered, sum(factorised)
     if split or phase.frozen_base:  # else every rank has the full gradient of its shard
-        yield "gradients of factors", "reduce-scatter", gathered, factorised
+        yield "gradients of factors", "reduce-scatter", gathered, sum(factorised)
 
 
-def _vocabulary(config: Config, micro_batches: int, unit: int):
-    """Embedding and head under sequence parallelism."""
-    if is_llama(config):
-        yield "vocabulary", "all-gather", 3 * micro_batches * unit, 3 * micro_batches
-        yield "vocabulary", "reduce-scatter", 2 * micro_batches * unit, 2 * micro_batches
+def _linears(config: Config, phase: Phase) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Column- and row-parallel linears of all layers: dense ones, and factorised ones."""
+    layers = config.model.num_layers
+    if phase.columns is None:
+        return (2 * layers, 2 * layers), (0, 0)
+    names = linear_shapes(config)
+    rows = sum("linear_fc2" in name or "linear_proj" in name for name in names)
+    rest = 0 if factorises_attention(config) else layers
+    return (rest, rest), (len(names) - rows, rows)
+
+
+def _of_linears(columns: int, rows: int, *, split: bool, again: bool) -> dict[Collective, int]:
+    """Calls of a micro-batch for ``columns`` column-parallel and ``rows`` row-parallel linears. What enters
+    the first is gathered and what leaves the others is summed; in the backward pass the other way round.
+    ``again``: the forward pass is repeated.
+    """
+    if split:
+        both = columns + rows
+        return {"all-gather": both + again * columns, "reduce-scatter": both + again * rows}
+    return {"all-reduce": columns + rows + again * rows}
+
+
+def _shared_keys(config: Config, topology: Topology, unit: int, *, again: bool):
+    """Keys and values that several ranks share; ``unit``: bytes of one feature of a micro-batch."""
+    times, layers = topology.accumulation_steps, config.model.num_layers
+    features = shared_features(config, topology.tensor_model_parallel_size)
+    forward = times * (1 + again) * layers
+    yield "shared keys", "all-gather", forward * features * unit, forward
+    yield "shared keys", "reduce-scatter", times * layers * features * unit, times * layers
+
+
+def _vocabulary(config: Config, times: int, unit: int):
+    """Embedding and head; ``unit``: bytes of the activations of a micro-batch."""
+    if not config.parallel.sequence_parallel:
+        calls = {"all-reduce": 2}
+    elif is_llama(config):
+        calls = {"all-gather": 3, "reduce-scatter": 2}
     else:  # positions are added to all tokens
-        yield "vocabulary", "all-reduce", micro_batches * unit, micro_batches
-        yield "vocabulary", "all-gather", 3 * micro_batches * unit, 3 * micro_batches
-        yield "vocabulary", "reduce-scatter", micro_batches * unit, micro_batches
+        calls = {"all-reduce": 1, "all-gather": 3, "reduce-scatter": 1}
+    for collective, count in calls.items():
+        yield "vocabulary", collective, times * count * unit, times * count
 
 
 def _data(config: Config, topology: Topology, phase: Phase):

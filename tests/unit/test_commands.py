@@ -32,7 +32,7 @@ from tools import convert_checkpoint, evaluate, generate, inspect_ranks, plan, p
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 PROGRAM = ("launch/pretrain_gpt2.py", "inrank_megatron_launch.pretrain_gpt2")
 TOOLS = {
     "convert_checkpoint": convert_checkpoint.parse,

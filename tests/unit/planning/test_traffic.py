@@ -22,6 +22,8 @@ CASES = [
     Case(0, 2, {"recompute_granularity": "full"}),
     *(Case(phase, 2, {"sequence_parallel": False}) for phase in (1, 2)),
     *(Case(phase, 2, LLAMA) for phase in (0, 1)),
+    Case(0, 2, LLAMA | {"num_query_groups": 1, "recompute_granularity": "full"}),  # ranks share keys
+    Case(2, 2, LLAMA | {"factorised_linears": "mlp-attention", "qkv_factors": "separate"}),
     Case(1, 2, SEPARATE, accumulation=1, on_cpu=False),
 ]
 VOTES = 400
