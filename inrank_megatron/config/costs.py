@@ -84,7 +84,9 @@ def parameters(
         layer += layout.total + model.ffn_hidden_size  # sharded biases
     elif model.add_qkv_bias:
         layer += layout.total
-    total = (1 + model.has_own_head) * vocab_size * h + model.num_layers * layer + _replicated(config)
+    total = (
+        (1 + model.has_own_head) * vocab_size * h + model.num_layers * layer + replicated_parameters(config)
+    )
     frozen = 0
     for name, (out, inp) in linear_shapes(config).items():
         total += out * inp if columns is None else columns[name] * (out + inp)
@@ -175,7 +177,7 @@ def memory_per_device(
     size = 4 if precision(config) == "fp32" else 2
     stage, offload = zero_stage_in_use(config, dp), config.parallel.offload_optimizer
     count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
-    replicated = _replicated(config)
+    replicated = replicated_parameters(config)
     sharded, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
     columns = _columns(config, ranks)
     shapes = linear_shapes(config)
@@ -239,7 +241,7 @@ def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
     return {name: min(ranks, *shape) for name, shape in linear_shapes(config).items()}
 
 
-def _replicated(config: Config) -> int:
+def replicated_parameters(config: Config) -> int:
     """Unsharded parameters of a tensor-parallel rank: positions, norms, biases of row-parallel linears."""
     model = config.model
     if is_llama(config):

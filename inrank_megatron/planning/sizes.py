@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inrank_megatron.config.costs import LIVE_PARAMETERS, parameters
+from inrank_megatron.config.costs import LIVE_PARAMETERS, parameters, replicated_parameters
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes
+from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, qkv_layout
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.planning.timeline import Phase
 
@@ -37,22 +37,22 @@ def sizes_of(config: Config, topology: Topology, phase: Phase) -> Sizes:
     count = parameters(
         config, topology.padded_vocab_size, ranks=phase.capacity, frozen_base=phase.frozen_base
     )
-    norms = model.hidden_size * (1 + 2 * model.num_layers if is_llama(config) else 2 + 6 * model.num_layers)
     positions = 0 if is_llama(config) else model.max_position_embeddings * model.hidden_size
-    replicated = norms + positions
+    replicated = replicated_parameters(config)
     total, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
     large = sum(size for size in _matrices(config, topology, phase) if size > PERSISTENT)
-    return Sizes(total=total, trained=trained, kept=total - large, summed=norms)
+    return Sizes(total=total, trained=trained, kept=total - large, summed=replicated - positions)
 
 
 def _matrices(config: Config, topology: Topology, phase: Phase) -> Iterator[int]:
     """Entries of this rank's shard of each matrix."""
     n, h, layers = topology.tensor_model_parallel_size, config.model.hidden_size, config.model.num_layers
-    yield from [topology.padded_vocab_size * h // n] * (2 if is_llama(config) else 1)
+    yield from [topology.padded_vocab_size * h // n] * (1 + config.model.has_own_head)
     if not is_llama(config):
         yield config.model.max_position_embeddings * h
     if not factorises_attention(config):
-        yield from [3 * h * h // n, h * h // n] * layers
+        layout = qkv_layout(config)
+        yield from [layout.total * h // n, layout.rows("q") * h // n] * layers
     for out, inp in linear_shapes(config).values():
         if phase.capacity is None or phase.frozen_base:
             yield out * inp // n
