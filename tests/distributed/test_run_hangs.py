@@ -14,7 +14,7 @@ from tests.distributed.launches import TINY, Launch, data_flags, last_step
 SCRIPT = Path(__file__).with_name("hanging.py")
 SECONDS = 6
 RUN = [*TINY, "--tensor-model-parallel-size", "1", "--train-iters", "20", "--eval-interval", "20"]
-SPARE = 2.0  # for processes to be scheduled and reaped, on a machine that does other work too
+SPARE = 2.0  # for processes to be scheduled and reaped, on a core that they have for themselves
 
 
 def start(
@@ -23,6 +23,14 @@ def start(
     run = [*RUN, "--hang-timeout-seconds", str(seconds), *data_flags(folder / "data"), *flags]
     env = {HANG: hang, HANG_RANK: str(rank)}
     return Launch([*run, "--save", str(folder / "run")], num_procs=num_procs, script=SCRIPT, env=env)
+
+
+def share() -> float:
+    """How many times as long work takes as on a core that does no other."""
+    began, work = time.monotonic(), time.process_time()
+    while time.process_time() < work + 0.2:
+        pass
+    return (time.monotonic() - began) / 0.2
 
 
 def lines_of(rank: int, started: Launch) -> list[str]:
@@ -50,7 +58,7 @@ def test_a_rank_that_hangs_is_named_by_all(tmp_path, hang, rank, told):
         assert started.wait() == 1
         seconds = time.monotonic() - began
     print(f"{hang}: {seconds:.1f} s\n{started.stderr}")
-    assert seconds < SECONDS + SPARE
+    assert seconds < SECONDS + SPARE * share()
     assert "Traceback" not in started.stderr
     for number in (0, 1):
         [line] = lines_of(number, started)
@@ -67,7 +75,7 @@ def test_a_stopped_rank_is_ended_and_named(tmp_path, rank):
         assert started.wait() != 0
         seconds = time.monotonic() - began
     print(f"stopped: {seconds:.1f} s\n{started.stderr}")
-    assert seconds < SECONDS + SPARE
+    assert seconds < SECONDS + SPARE * share()
     assert not psutil.pid_exists(stopped.pid) or stopped.status() == psutil.STATUS_ZOMBIE
     assert f"rank {rank} on host {HOST}: error: it was stopped, or held up, for 3 s" in started.stderr
     [line] = lines_of(1 - rank, started)
