@@ -16,6 +16,7 @@ from inrank_megatron.errors import Unsupported, UserError
 from inrank_megatron.interop.core.gpt import Forward, gpt_forward
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.weights import Weights
+from inrank_megatron.interop.huggingface.kinds import not_taken
 from inrank_megatron.pointers import refuse_pointer
 
 MODULES = (
@@ -73,7 +74,9 @@ def format_of(path: Path) -> Format:
             if module.matches(path):
                 return module
     names = ", ".join(module.NAME for module in formats())
-    raise Unsupported(f"{path}: is in none of the formats that can be read ({names}); name one that is")
+    raise Unsupported(
+        f"{path}: is in none of the formats that can be read ({names}){not_taken(path)}; name one that is"
+    )
 
 
 def read_weights(path: Path, options: Options) -> tuple[Format, Weights]:

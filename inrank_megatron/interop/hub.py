@@ -7,7 +7,7 @@ from inrank_megatron.data.tokenizer import HUB_NAME
 from inrank_megatron.errors import Unsupported, UserError
 from inrank_megatron.interop.core.tokenizer_files import NAMES
 from inrank_megatron.interop.formats import format_of
-from inrank_megatron.interop.huggingface.config import CONFIG
+from inrank_megatron.interop.huggingface.kinds import CONFIG
 
 WANTED = ["*.safetensors", "*.json", *NAMES]
 

@@ -1,6 +1,5 @@
-"""``config.json`` of Hugging Face's GPT-2 and LLaMA from a run's settings, and back, as far as they agree."""
+"""``config.json`` of Hugging Face's models from a run's settings, and back, as far as they agree."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,22 @@ from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.errors import Unsupported, UserError
 from inrank_megatron.interop.core.weights import Weights
+from inrank_megatron.interop.huggingface.kinds import (
+    CLASSES,
+    CONFIG,
+    complaints,
+    rope_parameters,
+    rope_scaling,
+)
 
-CONFIG = "config.json"
 APPROXIMATED = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True}
 """Activation of GPT-2 -> ``openai_gelu``."""
-# What changes the function and has one value that a run's model can have.
-REQUIRED: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    },
-    "llama": {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-    },
-}
-
-
-def model_type(folder: Path) -> str | None:
-    """What ``config.json`` in ``folder`` says, if there is one; ``folder`` may be a file."""
-    values = (read_json(folder / CONFIG) or {}) if folder.is_dir() else {}
-    kind = values.get("model_type")
-    return kind if isinstance(kind, str) else None
+LONGEST_SEQUENCE = 4096
+"""Of a run with a model that has more positions, unless the user asks for more."""
 
 
 def hf_settings(weights: Weights) -> dict[str, Any]:
-    """Arguments of ``GPT2Config`` or ``LlamaConfig``; a text starts with what its tokenizer puts there, or
+    """Arguments of the configuration of its kind; a text starts with what its tokenizer puts there, or
     with the token that ends it.
     """
     model = weights.config.model
@@ -62,11 +46,13 @@ def hf_settings(weights: Weights) -> dict[str, Any]:
             "intermediate_size": model.ffn_hidden_size,
             "num_hidden_layers": model.num_layers,
             "num_attention_heads": model.num_attention_heads,
+            "num_key_value_heads": model.query_groups,
+            "head_dim": model.head_size,
             "max_position_embeddings": model.max_position_embeddings,
             "rms_norm_eps": model.norm_epsilon,
-            "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+            "rope_parameters": rope_parameters(weights.config),
             "attention_dropout": model.attention_dropout,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": not model.has_own_head,
         }
     return common | {
         "n_embd": model.hidden_size,
@@ -82,23 +68,28 @@ def hf_settings(weights: Weights) -> dict[str, Any]:
     }
 
 
-def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int, tuple[str, ...]]:
+def run_config(folder: Path, kind: str, **settings: Any) -> tuple[Config, int, tuple[str, ...]]:
     """The settings of a dense run with the model in ``folder``, its vocabulary, and messages for the user.
 
     Args:
-        family: ``gpt2`` or ``llama``. settings: further ones of the run.
+        kind: its type, a key of ``CLASSES``. settings: further ones of the run.
 
     Raises:
         UserError: the model is one that a run cannot have.
     """
-    hf = _read(folder, family)
-    for complaint in _complaints(hf, family):
+    hf, gpt2 = _read(folder, kind), kind == "gpt2"
+    for complaint in complaints(hf, kind):
         raise Unsupported(f"{folder / CONFIG}: {complaint}; choose a model that is built in this way")
-    found = _llama(hf) if family == "llama" else _gpt2(hf)
+    if gpt2 and hf.activation_function not in APPROXIMATED:
+        raise Unsupported(
+            f"{folder / CONFIG}: activation_function = {hf.activation_function!r}: must be "
+            f"{' or '.join(APPROXIMATED)}; choose a model that is built in this way"
+        )
+    found = _gpt2(hf) if gpt2 else _llama(hf, kind)
     common = {
-        "model_type": family,
+        "model_type": "gpt2" if gpt2 else "llama",
         "init_method_std": hf.initializer_range,
-        "attention_dropout": hf.attention_dropout if family == "llama" else hf.attn_pdrop,
+        "attention_dropout": hf.attn_pdrop if gpt2 else float(hf.attention_dropout),
         "vocab_size": hf.vocab_size,
         "train_iters": 1,
     }
@@ -107,13 +98,13 @@ def run_config(folder: Path, family: str, **settings: Any) -> tuple[Config, int,
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     notes: tuple[str, ...] = ()
-    if family == "gpt2" and hf.embd_pdrop != hf.resid_pdrop:
+    if gpt2 and hf.embd_pdrop != hf.resid_pdrop:
         notes = (f"embd_pdrop {hf.embd_pdrop}: a run has one rate, that of resid_pdrop, {hf.resid_pdrop}",)
     return config, hf.vocab_size, notes
 
 
-def _read(folder: Path, family: str):
-    from transformers import GPT2Config, LlamaConfig
+def _read(folder: Path, kind: str):
+    import transformers
 
     values = read_json(folder / CONFIG)
     if values is None:
@@ -124,33 +115,13 @@ def _read(folder: Path, family: str):
             "model in floating point"
         )
     own = ("model_type", "factors", "separate_qkv", "auto_map")
-    kind = LlamaConfig if family == "llama" else GPT2Config
     try:
-        return kind.from_dict({name: value for name, value in values.items() if name not in own})
+        return getattr(transformers, CLASSES[kind][0]).from_dict(
+            {name: value for name, value in values.items() if name not in own}
+        )
     except Exception as error:  # validation raises many types, with the settings' names in them
         reason = " ".join(str(error).split())
         raise UserError(f"{folder / CONFIG}: {reason}; correct that or name another model") from None
-
-
-def _complaints(hf, family: str) -> Iterator[str]:
-    for name, wanted in REQUIRED[family].items():
-        if (value := getattr(hf, name)) != wanted:
-            yield f"{name} = {value!r}: must be {wanted!r}"
-    if family == "gpt2":
-        if hf.activation_function not in APPROXIMATED:
-            yield f"activation_function = {hf.activation_function!r}: must be {' or '.join(APPROXIMATED)}"
-        return
-    if hf.num_key_value_heads != hf.num_attention_heads:
-        yield (
-            f"num_key_value_heads = {hf.num_key_value_heads}: must equal num_attention_heads = "
-            f"{hf.num_attention_heads}, grouped-query attention is not supported"
-        )
-    if hf.head_dim * hf.num_attention_heads != hf.hidden_size:
-        yield f"head_dim = {hf.head_dim}: must be hidden_size / num_attention_heads"
-    rope = hf.rope_parameters
-    scaling = {name: rope[name] for name in rope if name not in ("rope_type", "rope_theta")}
-    if rope.get("rope_type", "default") != "default" or scaling:
-        yield f"rope_parameters (rope_scaling) = {rope}: must be plain RoPE, rope_theta alone"
 
 
 def _gpt2(hf) -> dict[str, Any]:
@@ -166,13 +137,22 @@ def _gpt2(hf) -> dict[str, Any]:
     }
 
 
-def _llama(hf) -> dict[str, Any]:
+def _llama(hf, kind: str) -> dict[str, Any]:
+    size = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    grouped, apart = hf.num_key_value_heads != hf.num_attention_heads, size * hf.num_attention_heads
     return {
         "num_layers": hf.num_hidden_layers,
         "hidden_size": hf.hidden_size,
         "ffn_hidden_size": hf.intermediate_size,
         "num_attention_heads": hf.num_attention_heads,
-        "seq_length": hf.max_position_embeddings,
+        "num_query_groups": hf.num_key_value_heads if grouped else None,
+        "kv_channels": size if apart != hf.hidden_size else None,
+        "seq_length": min(hf.max_position_embeddings, LONGEST_SEQUENCE),
+        "max_position_embeddings": hf.max_position_embeddings,
         "norm_epsilon": hf.rms_norm_eps,
         "rotary_base": float(hf.rope_parameters["rope_theta"]),
+        "rope_scaling_factor": rope_scaling(hf.rope_parameters),
+        "add_qkv_bias": kind == "qwen2",
+        "qk_layernorm": kind == "qwen3",
+        "untie_embeddings_and_output_weights": False if hf.tie_word_embeddings else None,
     }

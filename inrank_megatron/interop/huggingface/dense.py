@@ -1,4 +1,4 @@
-"""Hugging Face's own GPT-2 and LLaMA: every linear one matrix. Read and written in folders of safetensors."""
+"""Hugging Face's own models: every linear one matrix. Read and written in folders of safetensors."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -7,25 +7,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import is_llama, qkv_layout
 from inrank_megatron.errors import Unsupported
 from inrank_megatron.interop.core.gpt import Forward
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.tokenizer_files import has_tokenizer
 from inrank_megatron.interop.core.weights import Shapes, Weights, account, check_layers, weight_shapes
-from inrank_megatron.interop.huggingface.config import hf_settings, model_type, run_config
+from inrank_megatron.interop.huggingface.config import hf_settings, run_config
 from inrank_megatron.interop.huggingface.files import SafetensorsFolder, write_tensors
+from inrank_megatron.interop.huggingface.kinds import CLASSES, kind_of, model_type
 from inrank_megatron.interop.huggingface.model import BUFFERS, auto_forward, write_settings
 from inrank_megatron.interop.huggingface.names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
 
 NAME = "hf-dense"
-FAMILIES = ("gpt2", "llama")
-GPT2_PREFIX, HEAD, EMBEDDING = "transformer.", "lm_head.weight", "transformer.wte.weight"
+GPT2_PREFIX, HEAD = "transformer.", "lm_head.weight"
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` is a folder with Hugging Face's GPT-2 or LLaMA."""
-    return model_type(path) in FAMILIES
+    """Whether ``path`` is a folder with a model of Hugging Face that is taken."""
+    return model_type(path) in CLASSES
 
 
 def open_weights(path: Path, options: Options) -> Weights:
@@ -38,7 +39,7 @@ def open_weights(path: Path, options: Options) -> Weights:
     config, vocab_size, notes = run_config(path, model_type(path))
     stored = SafetensorsFolder(path)
     check_layers(str(path), config, tensors=len(stored.shapes))
-    names = _names(stored, llama=is_llama(config))
+    names = _names(stored, config)
     run_shapes = weight_shapes(config, vocab_size, {})
     account(
         str(path),
@@ -81,12 +82,11 @@ def dense_tensors(weights: Weights) -> tuple[Shapes, Callable[[str], Tensor]]:
 
 
 def dense_config(weights: Weights):
-    """The ``GPT2Config`` or ``LlamaConfig`` of the model with full matrices."""
-    from transformers import GPT2Config, LlamaConfig
+    """The configuration of the model with full matrices."""
+    import transformers
 
-    if is_llama(weights.config):
-        return LlamaConfig(**hf_settings(weights), architectures=["LlamaForCausalLM"])
-    return GPT2Config(**hf_settings(weights), architectures=["GPT2LMHeadModel"])
+    kind, model = CLASSES[kind_of(weights.config)]
+    return getattr(transformers, kind)(**hf_settings(weights), architectures=[model])
 
 
 def merged(weights: Weights, name: str) -> Tensor:
@@ -99,16 +99,19 @@ def merged(weights: Weights, name: str) -> Tensor:
     return product.add_(weights.read(name)) if spec.frozen_base else product
 
 
-def _names(stored: SafetensorsFolder, *, llama: bool) -> dict[str, str]:
+def _names(stored: SafetensorsFolder, config: Config) -> dict[str, str]:
     """Name in the model -> name in the files, without buffers and without a head that is the embedding."""
+    llama = is_llama(config)
     prefix = "" if llama or any(name.startswith(GPT2_PREFIX) for name in stored.shapes) else GPT2_PREFIX
     names = {name if name == HEAD else prefix + name: name for name in stored.shapes}
     names = {name: there for name, there in names.items() if not BUFFERS.fullmatch(name)}
-    if not llama and HEAD in names and EMBEDDING in names:
-        if not torch.equal(stored.read(names[HEAD]), stored.read(names[EMBEDDING])):
+    embedding = "model.embed_tokens.weight" if llama else "transformer.wte.weight"
+    if not config.model.has_own_head and HEAD in names and embedding in names:
+        if not torch.equal(stored.read(names[HEAD]), stored.read(names[embedding])):
             raise Unsupported(
-                f"{stored.folder}: lm_head.weight differs from wte.weight, and a run's GPT-2 has one matrix "
-                "for both; choose a model with a tied head"
+                f"{stored.folder}: lm_head.weight differs from {embedding.partition('.')[2]}, and its "
+                "config.json makes one matrix of both (tie_word_embeddings); correct that or choose another "
+                "model"
             )
         del names[HEAD]
     return names

@@ -1,4 +1,4 @@
-"""Factorised GPT-2 and LLaMA for transformers: models of ``modeling_inrank.py``, as small as the run's."""
+"""Factorised models for transformers: those of ``modeling_inrank.py``, as small as the run's."""
 
 import shutil
 from collections.abc import Callable
@@ -7,28 +7,28 @@ from pathlib import Path
 from torch import Tensor
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import QKVLayout, has_separate_qkv, is_llama, qkv_layout
+from inrank_megatron.config.shapes import QKVLayout, has_separate_qkv, qkv_layout
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core.gpt import Forward
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.tokenizer_files import has_tokenizer
 from inrank_megatron.interop.core.weights import Shapes, Weights, account, check_layers, weight_shapes
-from inrank_megatron.interop.huggingface.config import CONFIG, hf_settings, model_type, run_config
+from inrank_megatron.interop.huggingface.config import hf_settings, run_config
 from inrank_megatron.interop.huggingface.dense import dense_config, dense_tensors
 from inrank_megatron.interop.huggingface.files import SafetensorsFolder, write_tensors
+from inrank_megatron.interop.huggingface.kinds import CLASSES, CONFIG, FACTORISED, kind_of, model_type
 from inrank_megatron.interop.huggingface.model import auto_forward, quiet_transformers, write_settings
 from inrank_megatron.interop.huggingface.names import put, take
 from inrank_megatron.interop.huggingface.places import Place, factorisable, placed_shapes, places
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 
 NAME = "hf-factorised"
-FAMILIES = {"inrank_gpt2": "gpt2", "inrank_llama": "llama"}
 
 
 def matches(path: Path) -> bool:
     """Whether ``path`` is a folder with a factorised model."""
-    return model_type(path) in FAMILIES
+    return model_type(path) in FACTORISED
 
 
 def open_weights(path: Path, options: Options) -> Weights:
@@ -38,9 +38,9 @@ def open_weights(path: Path, options: Options) -> Weights:
         UserError: the settings are none that a run can have, or tensors are missing, too many or of other
             shapes.
     """
-    family = FAMILIES[model_type(path)]
+    kind = FACTORISED[model_type(path)]
     values = _values(path)
-    config, vocab_size, notes = run_config(path, family, **_structure(values))
+    config, vocab_size, notes = run_config(path, kind, **_structure(values))
     stored = SafetensorsFolder(path)
     check_layers(str(path), config, tensors=len(stored.shapes))
     factors = _specs(path, config, values["factors"], values.get("buffers") or {})
@@ -129,8 +129,7 @@ def _assembled(
 def _config(weights: Weights):
     from inrank_megatron.interop.huggingface import modeling_inrank
 
-    llama = is_llama(weights.config)
-    kind = modeling_inrank.InRankLlamaConfig if llama else modeling_inrank.InRankGPT2Config
+    kind = getattr(modeling_inrank, f"InRank{CLASSES[kind_of(weights.config)][0]}")
     specs = {name: weights.factors.get(source) for name, source in factorisable(weights.config).items()}
     return kind(
         **hf_settings(weights),
@@ -149,14 +148,12 @@ def _config(weights: Weights):
 
 
 def _class_of(weights: Weights):
-    if not weights.factors:
-        from transformers import GPT2LMHeadModel, LlamaForCausalLM
+    import transformers
 
-        return LlamaForCausalLM if is_llama(weights.config) else GPT2LMHeadModel
     from inrank_megatron.interop.huggingface import modeling_inrank
 
-    llama = is_llama(weights.config)
-    return modeling_inrank.InRankLlamaForCausalLM if llama else modeling_inrank.InRankGPT2LMHeadModel
+    name = CLASSES[kind_of(weights.config)][1]
+    return getattr(modeling_inrank, f"InRank{name}") if weights.factors else getattr(transformers, name)
 
 
 def _values(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""GPT-2 and LLaMA of ``transformers`` whose linears are ``W0 + U V`` or ``U V``, as InRank trains them.
+"""GPT-2, LLaMA, Qwen2 and Qwen3 of ``transformers`` with linears ``W0 + U V`` or ``U V``, as InRank trains.
 
 This file needs torch and transformers alone: a copy of it lies in every exported folder, so that the model
 loads where nothing else is installed. ``config.factors`` names the factorised linears, from the base model on
@@ -12,15 +12,11 @@ where there is one, ``U`` [O, k], ``V`` [k, I], ``bias`` [O].
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, LlamaConfig
-from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaForCausalLM,
-    LlamaMLP,
-    LlamaModel,
-    LlamaPreTrainedModel,
-)
+from transformers import GPT2Config, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaMLP, LlamaModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3ForCausalLM, Qwen3MLP, Qwen3Model
 from transformers.pytorch_utils import Conv1D
 
 
@@ -42,6 +38,26 @@ class InRankLlamaConfig(LlamaConfig):
     """``factors`` may also name ``qkv_proj`` and ``gate_up_proj``: linears that share one V."""
 
     model_type = "inrank_llama"
+    _auto_class = "AutoConfig"
+    factors: dict | None = None
+    buffers: dict | None = None
+    separate_qkv: bool = False
+
+
+class InRankQwen2Config(Qwen2Config):
+    """As :class:`InRankLlamaConfig`."""
+
+    model_type = "inrank_qwen2"
+    _auto_class = "AutoConfig"
+    factors: dict | None = None
+    buffers: dict | None = None
+    separate_qkv: bool = False
+
+
+class InRankQwen3Config(Qwen3Config):
+    """As :class:`InRankLlamaConfig`."""
+
+    model_type = "inrank_qwen3"
     _auto_class = "AutoConfig"
     factors: dict | None = None
     buffers: dict | None = None
@@ -79,16 +95,17 @@ class SharedFactor(nn.Module):
 class FromSharedFactor(nn.Module):
     """One of those linears, of what :class:`SharedFactor` gives: [.., I + k], or [.., k] without W0."""
 
-    def __init__(self, inputs: int, outputs: int, *, rank: int, base: bool):
+    def __init__(self, inputs: int, outputs: int, *, rank: int, base: bool, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs)) if base else None
         self.U = nn.Parameter(torch.empty(outputs, rank))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, xz: Tensor) -> Tensor:
         if self.weight is None:
-            return F.linear(xz, self.U)
+            return F.linear(xz, self.U, self.bias)
         x, z = xz.split([self.weight.shape[1], self.U.shape[1]], dim=-1)
-        return F.linear(x, self.weight) + F.linear(z, self.U)
+        return F.linear(x, self.weight) + F.linear(z, self.U, self.bias)
 
 
 class SeparateQKV(nn.Module):
@@ -102,33 +119,59 @@ class SeparateQKV(nn.Module):
         return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
-class InRankLlamaAttention(LlamaAttention):
-    """Query, key and value share one V."""
+class SharedQKV:
+    """Of an attention: query, key and value share one V."""
 
-    def __init__(self, config: InRankLlamaConfig, layer_idx: int, *, rank: int, base: bool):
-        super().__init__(config, layer_idx)
+    def __init__(self, config, layer_idx: int, *, rank: int, base: bool):
+        super().__init__(config, layer_idx)  # type: ignore[call-arg]
         width = config.hidden_size
         self.qkv_proj = SharedFactor(width, rank=rank, base=base)
         for name in ("q_proj", "k_proj", "v_proj"):
-            setattr(self, name, FromSharedFactor(width, width, rank=rank, base=base))
+            dense = getattr(self, name)
+            out, biased = dense.out_features, dense.bias is not None
+            setattr(self, name, FromSharedFactor(width, out, rank=rank, base=base, bias=biased))
 
     def forward(self, hidden_states: Tensor, *args, **kwargs):
         # The parent takes only leading sizes from its input before it projects it.
-        return super().forward(self.qkv_proj(hidden_states), *args, **kwargs)
+        return super().forward(self.qkv_proj(hidden_states), *args, **kwargs)  # type: ignore[misc]
 
 
-class InRankLlamaMLP(LlamaMLP):
-    """Gate and up share one V."""
+class InRankLlamaAttention(SharedQKV, LlamaAttention):
+    pass
 
-    def __init__(self, config: InRankLlamaConfig, *, rank: int, base: bool):
-        super().__init__(config)
+
+class InRankQwen2Attention(SharedQKV, Qwen2Attention):
+    pass
+
+
+class InRankQwen3Attention(SharedQKV, Qwen3Attention):
+    pass
+
+
+class SharedGateUp:
+    """Of an MLP: gate and up share one V."""
+
+    def __init__(self, config, *, rank: int, base: bool):
+        super().__init__(config)  # type: ignore[call-arg]
         self.gate_up_proj = SharedFactor(config.hidden_size, rank=rank, base=base)
         for name in ("gate_proj", "up_proj"):
             linear = FromSharedFactor(config.hidden_size, config.intermediate_size, rank=rank, base=base)
             setattr(self, name, linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.gate_up_proj(x))
+        return super().forward(self.gate_up_proj(x))  # type: ignore[misc]
+
+
+class InRankLlamaMLP(SharedGateUp, LlamaMLP):
+    pass
+
+
+class InRankQwen2MLP(SharedGateUp, Qwen2MLP):
+    pass
+
+
+class InRankQwen3MLP(SharedGateUp, Qwen3MLP):
+    pass
 
 
 FACTORISED = (FactorisedLinear, SharedFactor, FromSharedFactor)
@@ -174,34 +217,71 @@ class InRankGPT2LMHeadModel(DrawsFactors, GPT2LMHeadModel):
     _auto_class = "AutoModelForCausalLM"
 
     def __init__(self, config: InRankGPT2Config):
-        GPT2PreTrainedModel.__init__(self, config)  # the parent's own would build the dense model first
+        PreTrainedModel.__init__(self, config)  # the parent's own would build the dense model first
         self.transformer = InRankGPT2Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
 
-class InRankLlamaModel(DrawsFactors, LlamaModel):
-    config_class = InRankLlamaConfig
+class FactorisedDecoder(DrawsFactors):
+    """The base model of LLaMA, Qwen2 or Qwen3.
 
-    def __init__(self, config: InRankLlamaConfig):
-        super().__init__(config)
+    Attributes:
+        attention, mlp: its modules with a shared V.
+    """
+
+    attention: type
+    mlp: type
+
+    def __init__(self, config):
+        super().__init__(config)  # type: ignore[call-arg]
         factors = dict(config.factors or {})
         for index, layer in enumerate(self.layers):
             if spec := factors.pop(f"layers.{index}.self_attn.qkv_proj", None):
-                layer.self_attn = InRankLlamaAttention(config, index, **spec)
+                layer.self_attn = self.attention(config, index, **spec)
             if spec := factors.pop(f"layers.{index}.mlp.gate_up_proj", None):
-                layer.mlp = InRankLlamaMLP(config, **spec)
-        factorise(self, factors)
+                layer.mlp = self.mlp(config, **spec)
+        factorise(self, factors)  # type: ignore[arg-type]
         self.post_init()
 
 
-class InRankLlamaForCausalLM(DrawsFactors, LlamaForCausalLM):
-    config_class = InRankLlamaConfig
-    _auto_class = "AutoModelForCausalLM"
+class InRankLlamaModel(FactorisedDecoder, LlamaModel):
+    config_class, attention, mlp = InRankLlamaConfig, InRankLlamaAttention, InRankLlamaMLP
 
-    def __init__(self, config: InRankLlamaConfig):
-        LlamaPreTrainedModel.__init__(self, config)
-        self.model = InRankLlamaModel(config)
+
+class InRankQwen2Model(FactorisedDecoder, Qwen2Model):
+    config_class, attention, mlp = InRankQwen2Config, InRankQwen2Attention, InRankQwen2MLP
+
+
+class InRankQwen3Model(FactorisedDecoder, Qwen3Model):
+    config_class, attention, mlp = InRankQwen3Config, InRankQwen3Attention, InRankQwen3MLP
+
+
+class FactorisedCausalLM(DrawsFactors):
+    """The same with its head.
+
+    Attributes:
+        decoder: the class of the base model.
+    """
+
+    _auto_class = "AutoModelForCausalLM"
+    decoder: type
+
+    def __init__(self, config):
+        PreTrainedModel.__init__(self, config)
+        self.model = self.decoder(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+class InRankLlamaForCausalLM(FactorisedCausalLM, LlamaForCausalLM):
+    config_class, decoder = InRankLlamaConfig, InRankLlamaModel
+
+
+class InRankQwen2ForCausalLM(FactorisedCausalLM, Qwen2ForCausalLM):
+    config_class, decoder = InRankQwen2Config, InRankQwen2Model
+
+
+class InRankQwen3ForCausalLM(FactorisedCausalLM, Qwen3ForCausalLM):
+    config_class, decoder = InRankQwen3Config, InRankQwen3Model

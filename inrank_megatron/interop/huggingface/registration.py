@@ -31,6 +31,8 @@ def register() -> None:
     for config, model in (
         (models.InRankGPT2Config, models.InRankGPT2LMHeadModel),
         (models.InRankLlamaConfig, models.InRankLlamaForCausalLM),
+        (models.InRankQwen2Config, models.InRankQwen2ForCausalLM),
+        (models.InRankQwen3Config, models.InRankQwen3ForCausalLM),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)

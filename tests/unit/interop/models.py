@@ -28,6 +28,7 @@ SIZES = {
     "seq_length": 24,
     "train_iters": 1,
 }
+TIED = {"untie_embeddings_and_output_weights": False}
 STRUCTURES = {
     "dense": ({}, None),
     "first phase": ({}, True),
@@ -39,6 +40,25 @@ STRUCTURES = {
     "dense, QKV separate": ({"factorised_linears": "mlp-attention", "qkv_factors": "separate"}, None),
 }
 """Settings, and whether a frozen W0 is kept next to the factors; None: no factors."""
+MODELS: dict[str, dict] = {
+    "gpt2": {"model_type": "gpt2"},
+    "llama": {"model_type": "llama"},
+    "llama 3": {"num_query_groups": 2, "rotary_base": 4000.0, "rope_scaling_factor": 32.0} | TIED,
+    "mistral": {"num_query_groups": 2, "kv_channels": 12},
+    "qwen2": {"num_query_groups": 1, "add_qkv_bias": True} | TIED,
+    "qwen3": {"num_query_groups": 2, "kv_channels": 10, "qk_layernorm": True},
+}
+"""Settings of the models that are converted, shrunk."""
+GROUPED = tuple(MODELS)[2:]
+GROUPED_CASES = [
+    *((family, "dense") for family in GROUPED),
+    ("llama 3", "first phase, QKV separate"),
+    ("mistral", "second phase, QKV fused"),
+    ("qwen2", "first phase, QKV fused"),
+    ("qwen2", "second phase, QKV separate"),
+    ("qwen3", "first phase, QKV fused"),
+    ("qwen3", "second phase, QKV separate"),
+]
 CASES = [(family, structure) for family in ("gpt2", "llama") for structure in STRUCTURES]
 FACTORISED = [case for case in CASES if "phase" in case[1]]
 
@@ -52,7 +72,7 @@ def make_tokenizer() -> Tokenizer:
 def make_weights(family: str, structure: str, *, tokenizer: Path | None = None, **settings) -> Weights:
     """Random weights; every factorised linear has a rank of its own, next to W0 a buffer of 1."""
     changes, frozen_base = STRUCTURES[structure]
-    config = from_flat(SIZES | changes | {"model_type": family} | settings)
+    config = from_flat(SIZES | changes | {"model_type": "llama"} | MODELS[family] | settings)
     factors = {}
     if frozen_base is not None:
         for number, name in enumerate(linear_shapes(config)):

@@ -13,9 +13,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
 )
 
-from inrank_megatron.config.loading import flatten, replace
+from inrank_megatron.config.loading import OF_LLAMA, flatten, replace
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.interop.convert import convert
 from inrank_megatron.interop.core import run as run_format
@@ -28,6 +31,8 @@ from inrank_megatron.interop.huggingface import files as hf_files
 from inrank_megatron.training.pretrained import choose_pretrained, read_pretrained
 from tests.unit.interop.models import (
     CASES,
+    GROUPED,
+    GROUPED_CASES,
     OPTIONS,
     SIZES,
     VOCABULARY,
@@ -44,7 +49,7 @@ def ignore(_line: str) -> None:
     pass
 
 
-@pytest.mark.parametrize(("family", "structure"), CASES)
+@pytest.mark.parametrize(("family", "structure"), [*CASES, *GROUPED_CASES])
 def test_a_run_becomes_a_model_that_transformers_loads(tmp_path, tokenizer, family, structure):
     """The story of a checkpoint converter whose output gave other logits than the model it came from
     (huggingface/transformers issue 12004), because the loading of its keys was never held against a forward
@@ -56,7 +61,8 @@ def test_a_run_becomes_a_model_that_transformers_loads(tmp_path, tokenizer, fami
     assert found.largest <= 1e-4
     model, loading = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
     assert not any(loading.values())
-    assert model.config.model_type == family and model.dtype == torch.float32
+    written = {"llama 3": "llama", "mistral": "llama"}.get(family, family)
+    assert model.config.model_type == written and model.dtype == torch.float32
     reference = gpt_forward(run_format.open_weights(source, OPTIONS))(TOKENS)
     torch.testing.assert_close(model(TOKENS).logits, reference, rtol=0, atol=1e-4)
     assert torch.isfinite(reference).all() and reference.std() > 0.1
@@ -76,7 +82,7 @@ def test_no_padding_of_the_vocabulary_is_left(tmp_path, tokenizer, family):
         assert tensors[name].shape[0] == values["vocab_size"] == VOCABULARY
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", *GROUPED])
 @pytest.mark.parametrize("structure", ["dense", "dense, QKV separate"])
 def test_a_dense_run_comes_back_to_the_bit(tmp_path, tokenizer, family, structure):
     weights = make_weights(family, structure, tokenizer=tokenizer, norm_epsilon=1e-6, rotary_base=500.0)
@@ -89,7 +95,8 @@ def test_a_dense_run_comes_back_to_the_bit(tmp_path, tokenizer, family, structur
     convert(tmp_path / "back", tmp_path / "again", "hf-dense", OPTIONS, notify=ignore)
     first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("exported", "again"))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
-    sizes = ("model_type", *SIZES, "norm_epsilon", *(["rotary_base"] if family == "llama" else []))
+    own = () if family == "gpt2" else OF_LLAMA
+    sizes = ("model_type", *SIZES, "norm_epsilon", *own)
     there, here = flatten(weights.config), flatten(back.config)
     assert {name: there[name] for name in sizes} == {name: here[name] for name in sizes}
 
@@ -170,6 +177,44 @@ def test_models_of_others_become_runs(tmp_path, family, dtype):
     # Not the model at hand: its table of angles has been rounded to BF16 too.
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)(TOKENS).logits
     torch.testing.assert_close(gpt_forward(weights)(TOKENS), reference, rtol=0, atol=1e-4)
+
+
+SHRUNK = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24,
+    "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 4000.0, "factor": 8.0, "low_freq_factor": 1.0,
+           "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SHRUNK, rope_parameters=LLAMA_3, tie_word_embeddings=True, rms_norm_eps=1e-5),
+        MistralConfig(**SHRUNK, sliding_window=None, head_dim=12),
+        Qwen2Config(**SHRUNK, tie_word_embeddings=True),
+        Qwen3Config(**SHRUNK, head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+    ],
+    ids=["llama", "mistral", "qwen2", "qwen3"],
+)
+def test_random_models_of_the_family_become_runs(tmp_path, config):
+    """And come back as a model with the same logits; biases and norms of theirs are not trivial."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(tmp_path / "saved")
+    reference = model.eval()(TOKENS).logits
+    assert convert(tmp_path / "saved", tmp_path / "run", "run", OPTIONS, notify=ignore).is_rounding
+    weights = run_format.open_weights(tmp_path / "run", OPTIONS)
+    torch.testing.assert_close(gpt_forward(weights)(TOKENS), reference, rtol=0, atol=1e-4)
+    convert(tmp_path / "run", tmp_path / "back", "hf-dense", OPTIONS, notify=ignore)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    torch.testing.assert_close(back(TOKENS).logits, reference, rtol=0, atol=1e-5)
+    assert back.num_parameters() == model.num_parameters()
 
 
 @pytest.mark.parametrize("method", ["dense", "fixed-rank", "lora", "relora", "inrank", "inrank-efficient"])

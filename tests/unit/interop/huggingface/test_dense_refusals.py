@@ -11,6 +11,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.interop.convert import convert
 from inrank_megatron.interop.formats import format_of
 from inrank_megatron.interop.huggingface import dense as hf_dense
+from inrank_megatron.interop.huggingface.kinds import LLAMA3
 from tests.unit.interop.models import OPTIONS, make_weights
 
 GPT2 = {
@@ -23,14 +24,22 @@ GPT2 = {
 }
 LLAMA = {
     "hidden_act": "gelu",
-    "num_key_value_heads": 2,
     "attention_bias": True,
     "mlp_bias": True,
-    "tie_word_embeddings": True,
-    "head_dim": 16,
     "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
 }
-SETTINGS = [("gpt2", *item) for item in GPT2.items()] + [("llama", *item) for item in LLAMA.items()]
+SETTINGS = [
+    *(("gpt2", *item) for item in GPT2.items()),
+    *(("llama", *item) for item in LLAMA.items()),
+    (
+        "llama",
+        "rope_parameters",
+        {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4} | LLAMA3 | {"low_freq_factor": 2.0},
+    ),
+    ("qwen2", "use_sliding_window", True),
+    ("qwen3", "attention_bias", True),
+    ("qwen3", "layer_types", ["full_attention", "sliding_attention"]),
+]
 
 
 @pytest.fixture
@@ -70,7 +79,7 @@ def refuse(folder: Path, *words: str) -> None:
 def test_settings_that_no_run_has(saved, family, name, value):
     folder = saved(family)
     change_settings(folder, **{name: value})
-    shown = "rope_parameters" if name == "rope_parameters" else f"{name} = {value!r}: must "
+    shown = name if isinstance(value, dict | list) else f"{name} = {value!r}: must "
     refuse(folder, "config.json", shown)
 
 
@@ -159,10 +168,17 @@ def test_numbers_of_another_type(saved):
 
 def test_other_families_and_no_model_at_all(saved, tmp_path):
     folder = saved("llama")
-    change_settings(folder, model_type="mistral")
+    change_settings(folder, model_type="mixtral", num_local_experts=8)
     with pytest.raises(
         UserError, match=r"is in none of the formats that can be read \(run, peft, hf-dense, hf-factorised"
-    ):
+    ) as caught:
+        format_of(folder)
+    shown = (
+        "model_type = 'mixtral' (a mixture of experts), and of Hugging Face's models gpt2, llama, mistral,"
+    )
+    assert shown in str(caught.value)
+    change_settings(folder, model_type="deepseek_v3", num_local_experts=None, kv_lora_rank=512)
+    with pytest.raises(UserError, match=r"model_type = 'deepseek_v3' \(multi-latent attention\)"):
         format_of(folder)
     (tmp_path / "a-file").write_text("{}")
     with pytest.raises(UserError, match="a-file: is in none of the formats"):
@@ -173,7 +189,7 @@ def test_other_families_and_no_model_at_all(saved, tmp_path):
 
 def test_a_refusal_leaves_nothing(saved, tmp_path):
     folder = saved("llama")
-    change_settings(folder, num_key_value_heads=1)
-    with pytest.raises(UserError, match="grouped-query attention is not supported"):
+    change_settings(folder, model_type="mistral", sliding_window=8)
+    with pytest.raises(UserError, match="sliding_window = 8: must be None"):
         convert(folder, tmp_path / "run", "run", OPTIONS, notify=lambda _line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]

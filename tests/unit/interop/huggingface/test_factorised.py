@@ -22,6 +22,7 @@ from inrank_megatron.interop.huggingface import modeling_inrank
 from tests.unit.interop.models import (
     CASES,
     FACTORISED,
+    GROUPED_CASES,
     OPTIONS,
     SIZES,
     VOCABULARY,
@@ -47,7 +48,10 @@ def ignore(_line: str) -> None:
     pass
 
 
-@pytest.mark.parametrize(("family", "structure"), FACTORISED)
+GROUPED_FACTORISED = [case for case in GROUPED_CASES if "phase" in case[1]]
+
+
+@pytest.mark.parametrize(("family", "structure"), [*FACTORISED, *GROUPED_FACTORISED])
 def test_a_run_comes_back_to_the_bit(tmp_path, tokenizer, family, structure):
     weights = make_weights(family, structure, tokenizer=tokenizer)
     source = write_run(weights, tmp_path / "run")
@@ -76,7 +80,7 @@ def test_the_model_in_memory(family, structure):
 
 
 @pytest.mark.parametrize(
-    ("family", "structure"), [FACTORISED[2], FACTORISED[4], FACTORISED[8], FACTORISED[9]]
+    ("family", "structure"), [*FACTORISED[2:6:2], *FACTORISED[8:10], *GROUPED_FACTORISED[1:]]
 )
 def test_generation_with_and_without_a_cache(family, structure):
     model = hf_factorised.in_memory(make_weights(family, structure))

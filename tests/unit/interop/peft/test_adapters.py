@@ -16,6 +16,7 @@ from tests.unit.interop.models import VOCABULARY, make_weights
 SERVED = {"first phase": 8, "first phase, QKV fused": 8, "first phase, QKV separate": 16}
 """The rank of a padded adapter. The largest rank is 6; GPT-2's three of QKV in one module add up to 14."""
 CASES = [("gpt2", name) for name in SERVED] + [("llama", name) for name in SERVED if "separate" not in name]
+CASES += [("qwen2", "first phase, QKV fused"), ("qwen3", "first phase, QKV fused")]
 TOKENS = sample_tokens(vocab_size=VOCABULARY, positions=24)
 
 
