@@ -16,6 +16,9 @@ from inrank_megatron.planning.traffic import Sent, traffic
 
 CLOSE = 1.02
 """Times whose ratio is below it count as equal."""
+STAGES = (1, 2, 0, 3)
+"""Of equal times: under stages 1 and 2 the host waits once a step, under the others more often
+(docs/guides/throughput.md), which no time counts."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def fits(memory: Memory, cluster: Cluster) -> bool:
 
 def ranking(one: Forecast) -> tuple:
     """The order of forecasts: those that fit, by time, as it is known no better than to 2 %; of equal ones
-    those with larger micro-batches, which need fewer launches, then the lower stage.
+    those with larger micro-batches, which need fewer launches, then `STAGES`.
     """
     parallel, training = one.candidate.config.parallel, one.candidate.config.training
     return (
@@ -130,5 +133,5 @@ def ranking(one: Forecast) -> tuple:
         parallel.offload_optimizer,
         training.recompute_granularity is not None,
         -training.micro_batch_size,
-        parallel.zero_stage,
+        STAGES.index(parallel.zero_stage),
     )

@@ -39,7 +39,7 @@ def bytes_of():
         input="\n".join(json.dumps(asdict(case)) for case in CASES),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=540,
         check=False,
     )
     assert done.returncode == 0, done.stderr
