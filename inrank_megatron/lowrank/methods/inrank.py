@@ -171,6 +171,21 @@ class PatienceSettings(Section):
     )
 
 
+BUDGET_OF_OUTPUTS = 0.5
+
+
+def _flat_updates(asked):
+    """An orthogonalised step gives all directions alike, so the spectrum of what was learnt is flat, and its
+    rank is that of the columns, whatever the text.
+    """
+    inrank, optimizer = asked.config.inrank, asked.config.optimizer.factor_optimizer
+    if optimizer == "adamw" or inrank.inrank_preset or inrank.final_ranks or not asked.free("final_ranks"):
+        return
+    reason = f"factor_optimizer {optimizer} flattens the spectra by which ranks grow"
+    yield "final_ranks", "output", reason
+    yield "parameter_budget", BUDGET_OF_OUTPUTS, reason
+
+
 @dataclass(frozen=True)
 class InRankEfficient(Switching, InRank):
     """InRank that refactors its matrices into ``U* V*`` once."""
@@ -178,7 +193,7 @@ class InRankEfficient(Switching, InRank):
     name: ClassVar[str] = "inrank-efficient"
     page: ClassVar[str] = "concepts/switch.md"
     settings: ClassVar[Sections] = (*InRank.settings, *Switching.settings, PatienceSettings)
-    adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations)
+    adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations, _flat_updates)
     one_phase: ClassVar[str] = InRank.name
     default_final_ranks: ClassVar[str] = "grown"
 

@@ -27,7 +27,7 @@ class SwitchSettings(Section):
     final_ranks: Literal["grown", "re-estimated", "output"] | None = setting(
         "ranks after the switch: grown, the ranks so far; re-estimated, those that the criterion finds at "
         "the switch (perhaps lower); output, those that the layers' outputs need. Left out: grown "
-        "(inrank-efficient), output (warm-start)",
+        "(inrank-efficient), output (warm-start, or if factor-optimizer is not adamw)",
         None,
         older_values={"refound": "re-estimated"},
     )

@@ -60,6 +60,18 @@ def checked(argv: list[str], *, world_size: int) -> Launch:
         ),
         ([*INRANK, "--inrank-preset", "paper", "--hidden-size", "64"], 1, {"buffer": 8}),
         ([*INRANK, "--parameter-budget", "0.3"], 1, {"final_ranks": "output"}),
+        (
+            [*INRANK, "--factor-optimizer", "lora-muon"],
+            1,
+            {"final_ranks": "output", "parameter_budget": 0.5},
+        ),
+        ([*INRANK, "--factor-optimizer", "muon", "--final-ranks", "grown"], 1, {}),
+        ([*INRANK, "--factor-optimizer", "spectron", "--inrank-preset", "paper", "--buffer", "8"], 1, {}),
+        (
+            [*INRANK, "--factor-optimizer", "spectron", "--output-threshold", "0.99"],
+            1,
+            {"final_ranks": "output"},
+        ),
         ([*INRANK, "--qkv-factors", "separate"], 1, {"factorised_linears": "mlp-attention"}),
         ([*INRANK, "--buffer", "191"], 1, {"initial_rank": 1}),
         ([*INRANK, "--initial-rank", "190"], 1, {"buffer": 2}),
