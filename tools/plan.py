@@ -1,12 +1,12 @@
-"""Plan a run before it is paid for: which topology, how much memory, how long, at what cost. Trains nothing.
+"""Predict what a run takes: the best topology, memory, time, energy and price. Trains nothing, needs no GPU.
 
     python tools/plan.py --config configs/gpt2_medium_inrank.yaml --cluster 8xA100-80GB
     python tools/plan.py --config configs/gpt2_medium_inrank.yaml --cluster my_cluster.yaml --final-rank 286
-    --json
 
-Every legal topology is ranked by the predicted time of a step. Flags of the run are allowed; one that the
-plan would choose, such as --zero-stage, keeps its value. The first topology that fits is shown in detail,
-with the command that launches it. Nothing is measured: docs/guides/plan_a_run.md says what is assumed.
+Every legal topology is ranked by the predicted time of a step. The first is shown in detail, with the command
+that launches it. All flags of the run are allowed. The plan chooses tensor and sequence parallelism, ZeRO
+stage, offload, micro-batch and recomputation; one that a flag gives keeps its value. Nothing is measured:
+docs/guides/plan_a_run.md says what is assumed.
 """
 
 import argparse

@@ -1,7 +1,6 @@
-"""Run the papers' systems and the experiments of ``docs/evidence`` again.
+"""Run an experiment of ``docs/evidence`` again: ``python tools/reproduce.py theorem2 --quick``.
 
-Example: ``python tools/reproduce.py theorem2 --quick``. ``--list`` names the experiments with their cost,
-``--json`` prints rows for programs. Each says on stderr how far it is.
+``--list`` names all of them, with what they take.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Run the experiments behind the evidence again: one subcommand for each claim."""
+"""Run an experiment of docs/evidence again; rows go to standard output, progress to standard error."""
 
 import argparse
 

@@ -56,7 +56,7 @@ EXPERIMENTS = {
         PAPER,
     ),
     "figure3_fashion_mnist": Experiment(
-        "the same on Fashion-MNIST, which datasets loads from the hub or its cache",
+        "as figure3, on Fashion-MNIST from the hub or its cache",
         "InRank, figure 3",
         "not measured",
         PAPER,

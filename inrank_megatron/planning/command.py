@@ -28,11 +28,11 @@ def options(argv: list[str], *, description: str) -> argparse.Namespace:
         "--cluster",
         required=True,
         metavar="[NODESx]NxDEVICE|FILE.yaml",
-        help="the machines, as for --dry-run: 8xA100-80GB, say, or a file that describes them",
+        help="the machines, as for --dry-run, such as 8xA100-80GB, or a file that describes them",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     parser.add_argument(
-        "--top", type=count, default=10, metavar="N", help="topologies on the page [10]; JSON has all"
+        "--top", type=count, default=10, metavar="N", help="topologies to list [10]; --json has all"
     )
     parser.add_argument(
         "--final-rank",
@@ -41,7 +41,10 @@ def options(argv: list[str], *, description: str) -> argparse.Namespace:
         help="rank of each linear after the switch [the largest that the run's ranks can reach]",
     )
     parser.add_argument(
-        "--steps-per-epoch", type=count, metavar="N", help="optimizer steps of an epoch, for --switch-epochs"
+        "--steps-per-epoch",
+        type=count,
+        metavar="N",
+        help="optimizer steps of an epoch, for --switch-epochs [known for WikiText-103 and gpt2]",
     )
     arguments, flags = parser.parse_known_args(argv)
     arguments.flags = flags
