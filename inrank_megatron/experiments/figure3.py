@@ -14,13 +14,15 @@ from inrank_megatron.spectra.recorder import Row
 from inrank_megatron.theory.perceptron import INITIALISATIONS, Pictures, digits, perceptron, train
 
 HIDDEN, STEPS, RECORDS = 128, 1000, 25
-CASES = [(name, "true") for name in INITIALISATIONS] + [("Kaiming", "shuffled")]
+CASES = [
+    {"initialisation": name, "optimizer": "SGD", "labels": labels}
+    for name, labels in (*((name, "true") for name in INITIALISATIONS), ("Kaiming", "shuffled"))
+]
 
 
 def measure(*, quick: bool, notify: Callable[[str], None]) -> Found:
     """Three initialisations, and Kaiming's with shuffled labels; three seeds. Quick: one, 200 steps."""
-    cases = [{"initialisation": name, "optimizer": "SGD", "labels": labels} for name, labels in CASES]
-    return study(cases, digits(), quick=quick, notify=notify)
+    return study(CASES, digits(), quick=quick, notify=notify)
 
 
 def study(
@@ -58,9 +60,10 @@ def _shuffled(pictures: Pictures, seed: int) -> Pictures:
 def summarised(spectra: Sequence[Row]) -> Record:
     """How low-rank the update ends, and whether its directions come one after the other.
 
-    ``values``: how many there are. ``above_10_percent``: of the largest at the end. ``energy_of_10``: share
-    of the squares in the ten largest. ``order``: of the values above 10 %, the rank correlation of a value's
-    place with the step at which it first has half its last value; 1: one after the other, the largest first.
+    ``values``: number of singular values. ``above_10_percent``: of these, those above 10 % of the largest at
+    the end. ``energy_of_10``: sum of squares of the ten largest over that of all. ``order``: for the values
+    above 10 %, Spearman's correlation of the index of a value with the step at which it first reaches half of
+    its last value; 1: one after the other, the largest first.
     """
     values = np.array([row["values"] for row in spectra])
     last = values[-1]
@@ -75,7 +78,7 @@ def summarised(spectra: Sequence[Row]) -> Record:
 
 
 def _rank_correlation(steps: Sequence[int]) -> float | None:
-    """Spearman's, of the list with its places; equal values share their mean rank. None if all are equal."""
+    """Spearman's, of the list with its indices; equal values share their mean rank. None if all are equal."""
     if len(set(steps)) < 2:
         return None
     ranks = [sum(other < one for other in steps) + (steps.count(one) - 1) / 2 for one in steps]

@@ -11,5 +11,4 @@ __all__ = ["draw", "measure"]
 
 def measure(*, quick: bool, notify: Callable[[str], None]) -> Found:
     """The cases, seeds and steps of ``figure3.py``. The data come from the hub or its cache."""
-    cases = [{"initialisation": name, "optimizer": "SGD", "labels": labels} for name, labels in CASES]
-    return study(cases, fashion_mnist(), quick=quick, notify=notify)
+    return study(CASES, fashion_mnist(), quick=quick, notify=notify)

@@ -11,6 +11,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.printing import print_table
 
 
@@ -28,9 +29,16 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure in this process, write the files, print the rows."""
+    """Measure in this process, write the files, print the rows.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {options.output}: {error.strerror}; give another folder") from error
     module = import_module(f"inrank_megatron.experiments.{options.what}")
-    options.output.mkdir(parents=True, exist_ok=True)
     found = module.measure(quick=options.quick, notify=partial(print, file=sys.stderr, flush=True))
     _write(options.output / f"{options.what}.jsonl", found.rows)
     _write(options.output / f"{options.what}_curves.jsonl", found.curves)

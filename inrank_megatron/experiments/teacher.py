@@ -117,8 +117,14 @@ def student_config(teacher: Teacher, **settings) -> Config:
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained student: its ``rank``, the rank ``refound`` on the last check's spectrum if ranks could fall,
-    the criterion's rank of the ``target`` update ``T - W0``, and the last ``loss`` (mean squared error).
+    """A trained student.
+
+    Attributes:
+        rank: that the run reached.
+        re_estimated: the criterion's rank of the last check's spectrum, where ranks may fall (``refound`` in
+            rows).
+        target: the criterion's rank of the update ``T - W0`` that a perfect student would make.
+        loss: the last, mean squared error.
     """
 
     rank: int

@@ -95,13 +95,13 @@ def make(launch: Launch, given: argparse.Namespace) -> Plan:
 
 
 def pinned_by(flags: list[str]) -> tuple[str, ...]:
-    """Dimensions that a flag of the command gives; a file's values are where a plan begins."""
+    """Dimensions that a flag of the command line gives. A configuration file's values pin nothing."""
     names = {kebab(word).partition("=")[0].removeprefix("--").removeprefix("no-") for word in flags}
     return tuple(name for name in DIMENSIONS if name.replace("_", "-") in names)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """For programs."""
+    """The plan as one JSON object: times in seconds or hours, sizes in bytes."""
     methods: list[dict[str, Any]] = []
     for one in plan.methods:
         if isinstance(one, Forecast):

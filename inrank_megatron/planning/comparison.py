@@ -12,7 +12,7 @@ from inrank_megatron.planning.space import Candidate, candidates, changed
 from inrank_megatron.planning.timeline import Assumed, timeline, with_method
 
 PROBES = (64, 128)
-"""Layers from which memory is extrapolated: it is a constant and so much for each layer."""
+"""Numbers of layers from which memory is extrapolated, as it is linear in them."""
 
 
 def other_methods(one: Forecast, cluster: Cluster, assumed: Assumed) -> list[Forecast | tuple[str, str]]:
@@ -42,7 +42,7 @@ def most_layers(config: Config, cluster: Cluster, assumed: Assumed) -> int | Non
 
 
 def _deepest(config: Config, cluster: Cluster, assumed: Assumed) -> int:
-    """Layers that fit, by extrapolation and then by one look."""
+    """Layers that fit: extrapolated, then lowered until they do."""
     assert cluster.memory is not None, "asked for only where it is known"
     few, many = (_most_memory(config, layers, cluster, assumed) for layers in PROBES)
     each = (many - few) / (PROBES[1] - PROBES[0])

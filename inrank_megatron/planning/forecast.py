@@ -3,7 +3,6 @@ run."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import Memory, Parameters, memory_per_device, parameters
@@ -15,18 +14,22 @@ from inrank_megatron.planning.timeline import Assumed, Phase, timeline
 from inrank_megatron.planning.traffic import Sent, traffic
 
 CLOSE = 1.02
-"""Times whose ratio is below it count as equal."""
+"""Times that differ by less than this factor count as equal."""
 STAGES = (1, 2, 0, 3)
-"""Of equal times: under stages 1 and 2 the host waits once a step, under the others more often
-(docs/guides/throughput.md), which no time counts."""
+"""The preference among equal times: under stages 1 and 2 the host waits once a step, under the others more
+often (docs/guides/throughput.md), which the predicted time does not count."""
 
 
 @dataclass(frozen=True)
 class PhaseForecast:
-    """Of one phase; per device and step.
+    """Of one phase.
 
     Args:
-        parameters: of the model without the padding of its vocabulary.
+        parameters: of the model, without the padding of its vocabulary.
+        flops: operations of a device in a step.
+        memory: of a device.
+        sent: by a rank in a step.
+        time: of a step without a rank check.
     """
 
     phase: Phase
@@ -48,8 +51,15 @@ class PhaseForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of a run. ``occasions``: what comes at some steps only. ``energy``: kWh of the devices alone;
-    ``price``: both None where the cluster does not say.
+    """Of a run on one topology.
+
+    Args:
+        phases: in their order.
+        occasions: what comes at some steps only.
+        fits: whether every phase fits into a device's memory.
+        hours, device_hours: of the whole run; the second times the number of devices.
+        energy: kWh of the devices alone; None where the cluster does not say their power.
+        price: in the currency of the cluster's file; None where it gives none.
     """
 
     candidate: Candidate
@@ -73,7 +83,7 @@ class Forecast:
 
 
 def forecast(candidate: Candidate, cluster: Cluster, assumed: Assumed) -> Forecast:
-    """Of a legal topology."""
+    """Of the run on a legal topology."""
     config, topology = candidate.config, candidate.topology
     line = timeline(config, topology, assumed)
     phases = [_phase(candidate, phase, cluster, assumed) for phase in line]
@@ -107,13 +117,17 @@ def _phase(candidate: Candidate, phase: Phase, cluster: Cluster, assumed: Assume
 
 def memory_of(candidate: Candidate, phase: Phase, cluster: Cluster) -> Memory:
     """Of one device."""
-    config, topology = candidate.config, candidate.topology
-    held: dict[str, Any] = {"ranks": phase.capacity, "frozen_base": phase.frozen_base}
-    return memory_per_device(config, topology, device=cluster.device, **held)
+    return memory_per_device(
+        candidate.config,
+        candidate.topology,
+        device=cluster.device,
+        ranks=phase.capacity,
+        frozen_base=phase.frozen_base,
+    )
 
 
 def slack_of(memory: Memory) -> int:
-    """Bytes assumed for fragmentation and the workspaces of libraries: a tenth of a device that is full."""
+    """Bytes assumed for fragmentation and the workspaces of libraries: a tenth of a full device."""
     return memory.total // 9
 
 

@@ -53,10 +53,8 @@ def _checks(config: Config, topology: Topology, phase: Phase, cluster: Cluster) 
     """Gram matrices of both factors, shared by all ranks; host threads decompose them during the next
     step."""
     method = METHODS[config.training.method]
-    tracked = (
-        2 if method.keeps_initial_factors(config) else 1
-    )  # with the initial factors beside the present ones
-    columns = tracked * (phase.columns or 0)
+    # The initial factors are decomposed beside the present ones.
+    columns = (2 if method.keeps_initial_factors(config) else 1) * (phase.columns or 0)
     shapes = linear_shapes(config).values()
     flops = sum(2 * columns**2 * (out + inp) for out, inp in shapes) / topology.world_size
     copied = 8 * columns**2 * len(shapes) / topology.world_size

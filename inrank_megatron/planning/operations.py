@@ -1,7 +1,6 @@
 """Operations that one device does in a step: those of the model, and what parallelism and recomputation add.
 
-Letters: T tokens of a micro-batch, h hidden_size, k columns, n tensor-parallel ranks, O x I the shape of a
-linear.
+A multiply-add is two operations; n is the number of tensor-parallel ranks.
 """
 
 from inrank_megatron.config.costs import flops_per_token
@@ -13,7 +12,7 @@ from inrank_megatron.planning.traffic import fuses
 
 
 def step_flops(config: Config, topology: Topology, phase: Phase, *, on_cpu: bool) -> int:
-    """Matrix products of one device in one step, forward and backward (a multiply-add is two)."""
+    """Of the matrix products of one device in one step, forward and backward."""
     n = topology.tensor_model_parallel_size
     tokens = topology.accumulation_steps * topology.micro_batch_size * config.model.seq_length
     per_token = model_flops(config, topology, phase) // n

@@ -24,10 +24,15 @@ SHOWN_REASONS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """``forecasts``: of every legal topology, the best first; ``methods``: on the topology of the first.
+    """What a page shows.
 
-    ``flags``: those of the run on the command line. ``most_layers``: of the deepest model of this width that
-    fits.
+    Args:
+        flags: those of the run on the command line.
+        rank_is_assumed: whether the final rank was not given.
+        forecasts: of every legal topology, the best first.
+        methods: every method on the first topology, or its name and why it cannot train there.
+        break_even: the rank up to which factors cost no more operations than dense linears.
+        most_layers: of the deepest model of this width that fits; None: the memory is not known.
     """
 
     launch: Launch
@@ -43,7 +48,7 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """That launches the run on the first topology."""
+        """What launches the run on the first topology."""
         return launch_command(self.flags, self.forecasts[0].candidate.config, self.cluster)
 
 
@@ -65,7 +70,7 @@ def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
     yield ""
     yield _ranking(plan.forecasts[:top])
     if not fitting:
-        yield "\nNone fits; the first needs the least time if it did. Give more devices or a smaller model."
+        yield "\nNone fits; the first would be the fastest. Give more devices or a smaller model."
     yield f"\nThe first: {_topology(first)}\n"
     yield _memory(first)
     yield ""

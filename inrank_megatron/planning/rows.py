@@ -12,12 +12,12 @@ def rows(forecasts: list[Forecast]) -> list[dict[str, Any]]:
 
 
 def illegal_rows(found: list[Illegal]) -> list[dict[str, Any]]:
-    """A row for each choice that cannot be."""
+    """A row for each choice that is refused."""
     return [one.settings | {"illegal": one.reason} for one in found]
 
 
 def total_row(one: Forecast) -> dict[str, Any]:
-    """Of the whole run."""
+    """What the whole run takes."""
     return {
         "hours": one.hours,
         "device_hours": one.device_hours,

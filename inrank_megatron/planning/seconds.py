@@ -58,7 +58,7 @@ def step_time(config: Config, topology: Topology, phase: Phase, cluster: Cluster
 
 
 def rate(config: Config, cluster: Cluster) -> float:
-    """Operations per second of one device in the run's precision, which it has."""
+    """Operations per second that one device attains in the run's precision."""
     attained = attained_flops(cluster.kind, precision(config))
     assert attained is not None, "a precision that the device lacks is refused before"
     return attained

@@ -15,13 +15,14 @@ PERSISTENT = 10**5
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one tensor-parallel rank, before ZeRO divides anything.
+    """Numbers of parameters of one tensor-parallel rank, before ZeRO divides anything.
 
     Args:
-        total, trained: parameters, W0 included, and those trained. kept: of the small ones, which ZeRO 3
-        gathers
-            once per step. summed: of those whose gradients sequence parallelism sums. live: what ZeRO 3
-            keeps.
+        total: all, W0 included.
+        trained: those that are trained.
+        kept: small ones, which ZeRO 3 gathers once per step.
+        summed: those whose gradients sequence parallelism sums.
+        live: gathered ones that ZeRO 3 keeps at most.
     """
 
     total: int
@@ -32,7 +33,7 @@ class Sizes:
 
 
 def sizes_of(config: Config, topology: Topology, phase: Phase) -> Sizes:
-    """In ``phase``; all allocated columns count."""
+    """In ``phase``. All allocated columns count, not only those in use."""
     n, model = topology.tensor_model_parallel_size, config.model
     count = parameters(
         config, topology.padded_vocab_size, ranks=phase.capacity, frozen_base=phase.frozen_base

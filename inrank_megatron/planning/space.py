@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Illegal:
-    """A choice that cannot be: its settings, of which those left out do not matter, and the reason."""
+    """A choice that is refused: its settings, of which those left out do not matter, and the reason."""
 
     settings: dict[str, Any]
     reason: str
@@ -42,10 +42,12 @@ class Illegal:
 def candidates(
     config: Config, cluster: Cluster, *, vocab_size: int | None, pinned: Collection[str] = ()
 ) -> Iterator[Candidate | Illegal]:
-    """All of them.
+    """Every choice of the `DIMENSIONS` for a run on a cluster.
 
     Args:
-        config: a run with a global batch. pinned: dimensions that keep their values.
+        config: the run, with a global batch.
+        vocab_size: of the tokenizer, without padding; None: that of the run.
+        pinned: dimensions that keep their values.
 
     Raises:
         UserError: the device does not compute in the run's precision.
@@ -114,7 +116,7 @@ def _choices(config: Config, name: str, pinned: Collection[str], values: list) -
 
 
 def _fault(config: Config, world_size: int) -> str | None:
-    """Why a run cannot be, in one clause."""
+    """Why a run is refused, in one clause; None: it is not."""
     try:
         check(config, world_size=world_size)
     except UserError as error:

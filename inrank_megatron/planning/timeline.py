@@ -15,18 +15,18 @@ from inrank_megatron.lowrank.methods.registry import METHODS
 FIRST = "phase 1"
 """The phase in which ranks grow."""
 EPOCH_TOKENS = {("Salesforce/wikitext:wikitext-103-raw-v1", "gpt2"): 225 * 512 * 1024}
-"""Tokens of a training text by its tokenizer, where they are known without reading it: 225 steps of the
-paper."""
+"""Tokens of a training text, by dataset and tokenizer, where they are known without reading it. WikiText-103:
+225 steps of the paper."""
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What nobody knows before the run.
+    """What a plan assumes, because only the run will tell.
 
     Args:
         vocab_size: of the tokenizer, without padding.
         final_rank: of every factorised linear after the switch, and what growing ranks reach.
-        epoch_steps: optimizer steps of an epoch; None: as `known_epoch_steps` knows them.
+        epoch_steps: optimizer steps of an epoch; None: those of `known_epoch_steps`.
     """
 
     vocab_size: int
@@ -39,9 +39,11 @@ class Phase:
     """A part of the run with one structure.
 
     Args:
-        columns: in use, of each factorised linear, which cost operations; None: dense. capacity: allocated,
-            which cost memory. frozen_base: whether W0 is there too.
-        steps: how many of the run's.
+        name: as the page shows it.
+        columns: in use in each factorised linear, which cost operations; None: dense.
+        capacity: columns allocated, which cost memory; None: dense.
+        frozen_base: whether W0 is there too.
+        steps: optimizer steps.
     """
 
     name: str
@@ -92,14 +94,14 @@ def columns_after_the_switch(config: Config, final_rank: int) -> int:
 
 
 def known_epoch_steps(config: Config, topology: Topology) -> int | None:
-    """Steps of an epoch, of a text that is known."""
+    """Optimizer steps of an epoch; None if the text is not in `EPOCH_TOKENS`."""
     tokenizer = (config.data.tokenizer or "").rpartition("/")[2]
     tokens = EPOCH_TOKENS.get((config.data.dataset or "", tokenizer))
     return tokens and -(-tokens // (topology.global_batch_size * config.model.seq_length))
 
 
 def assumed_rank(config: Config) -> int:
-    """The largest rank that the run's ranks can reach, or that of its budget; nobody knows better before."""
+    """The final rank where none is given: the largest that ranks can reach, or that of the budget."""
     columns, break_even = columns_of(config), break_even_rank(config)
     if config.inrank.parameter_budget is not None:
         return max(1, int(config.inrank.parameter_budget * break_even))
@@ -107,7 +109,7 @@ def assumed_rank(config: Config) -> int:
 
 
 def with_method(config: Config, name: str, rank: int) -> Config:
-    """The same run by another method, of rank ``rank`` where it needs one; presets and triggers stay out.
+    """The same run by another method, with ``rank`` if the run gives none, and without the InRank preset.
 
     Raises:
         UserError: the settings do not go together.

@@ -1,9 +1,9 @@
 """Bytes that a rank sends in a step, by collective and by group.
 
-Letters: T tokens of a micro-batch, h hidden_size, k columns, n ranks of a group. By the ring rule a rank
-sends (n - 1) / n of X bytes for an all-gather or a reduce-scatter, and twice that for an all-reduce. The
-layers' collectives are in ``lowrank/layers/factorised.py``. Votes and norms, a few numbers each, do not
-count.
+With ring collectives a rank of a group of n sends (n - 1) / n of X bytes for an all-gather or a
+reduce-scatter, and twice that for an all-reduce. The layers' collectives are in
+``lowrank/layers/factorised.py``. Norms, and what ranks agree on (overflows, stopping), are not counted: a few
+numbers each.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,11 @@ class Sent:
     """What a rank sends in one step for one purpose.
 
     Args:
-        group: the ranks that share a layer, or the replicas. payload: bytes of the full tensors, all calls
-            together. sent: bytes that leave the rank. calls: collectives.
+        what: the purpose, in words.
+        group: the ranks that share a layer, or the replicas.
+        payload: bytes of the full tensors, all calls together.
+        sent: bytes that leave the rank.
+        calls: number of collectives.
     """
 
     what: str

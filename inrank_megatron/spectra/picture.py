@@ -11,7 +11,7 @@ from inrank_megatron.spectra.recorder import Row
 
 
 def spectrum_figure(rows: Sequence[Row], *, title: str = "") -> Figure:
-    """A panel for each layer of a recorder's rows, which begin at zero at step 0."""
+    """A panel for each layer of a recorder's rows. Curves begin at zero at step 0."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     columns = min(3, len(layers))
     lines = -(-len(layers) // columns)

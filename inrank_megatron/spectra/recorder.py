@@ -29,11 +29,11 @@ class SpectrumRecorder:
     Args:
         model: any PyTorch module. Its weights now are W_0: make the recorder before training. Recorded are
             trainable parameters of two or more dimensions; more than two count as ``[shape[0], rest]``.
-        every: record after each so many optimizer steps [100].
+        every: optimizer steps from one record to the next [100].
         steps: record after exactly these steps instead.
         start_step: steps that were taken before, where training goes on [0]. W_0 is what the model has now.
-        match: regular expression that a recorded parameter's name contains [all].
-        leading: values that are kept of a matrix, at most [256].
+        match: regular expression that matches somewhere in the name of a recorded parameter [all].
+        leading: largest singular values to record of a matrix, at most [256].
         exact_up_to: a matrix whose smaller dimension is larger gets a randomised decomposition [1024].
         file: rows are appended to it as JSON lines, by rank 0 of ``torch.distributed`` alone.
         tensor_parallel_group: of a model with shards by Megatron-Core's ``partition_dim``. All its ranks
@@ -95,8 +95,8 @@ class SpectrumRecorder:
     def attach(self) -> "SpectrumRecorder":
         """Count and record after the steps of whichever optimizer has the first recorded parameter.
 
-        Optimizers that keep copies of their own (DeepSpeed, Megatron-Core, FSDP) have other parameters: call
-        :meth:`step` after their steps instead.
+        DeepSpeed and Megatron-Core's optimizers update copies of the parameters: call :meth:`step` after
+        their steps instead.
         """
         if self._hook is None:
             self._hook = register_optimizer_step_post_hook(lambda optimizer, *_: self._stepped(optimizer))

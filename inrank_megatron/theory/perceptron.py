@@ -38,10 +38,20 @@ def digits() -> Pictures:
 
 
 def fashion_mnist(name: str = "zalando-datasets/fashion_mnist") -> Pictures:
-    """Fashion-MNIST, 28 x 28 pixels, from the hub, its cache, or a folder in the same format."""
+    """Fashion-MNIST, 28 x 28 pixels, from the hub, its cache, or a folder in the same format.
+
+    Raises:
+        UserError: it is in none of them.
+    """
     from datasets import load_dataset
 
-    found = load_dataset(name).with_format("torch")
+    try:
+        found = load_dataset(name).with_format("torch")
+    except OSError as error:
+        raise UserError(
+            f"dataset {name} cannot be read: {str(error).splitlines()[0]}; connect to the hub once, or copy "
+            "its cache (HF_HOME) to this machine"
+        ) from error
     train, test = found["train"], found["test"]
     inputs, test_inputs = (part["image"][:].flatten(1).float() for part in (train, test))
     mean, spread = inputs.mean(), inputs.std()

@@ -44,8 +44,9 @@ class Network:
 
     Attributes:
         left [N_y, N_h], right [N_x, N_h]: singular vectors of the modes that the hidden units can hold.
-        s [N_h]: their strengths. inputs [N_x, N_x]: ``Sigma^xx``, the identity under the theorem.
-        w1 [N_h, N_x], w2 [N_y, N_h]: the first weights.
+        s [N_h]: strengths of the modes in the data.
+        inputs [N_x, N_x]: second moments of the inputs, ``Sigma^xx``; the theorem assumes the identity.
+        w1 [N_h, N_x], w2 [N_y, N_h]: weights at time 0.
     """
 
     left: Array
@@ -56,9 +57,10 @@ class Network:
     w2: Array
 
     def trajectory(self, times: Array) -> Array:
-        """``D_t = W2 W1 - (W2 W1 at 0)`` [times, N_y, N_x] under gradient flow, by Runge and Kutta's method.
+        """``D_t = W2 W1 - (W2 W1 at 0)`` [times, N_y, N_x] under gradient flow, from zero at ``times[0]``.
 
-        Steps are from one of ``times`` to the next: at most 0.1 over the largest of s and u0.
+        The fourth-order Runge-Kutta method steps from one of ``times`` to the next, which should be
+        at most 0.1 over the largest of s and u0 later.
         """
         w1, w2, start = self.w1, self.w2, self.w2 @ self.w1
         found = [np.zeros_like(start)]
@@ -75,7 +77,7 @@ class Network:
         return np.array(found)
 
     def _slope(self, w1: Array, w2: Array) -> tuple[Array, Array]:
-        """Equation 8."""
+        """Of W1 and W2 in time, equation 8."""
         rest = self.left * self.s @ self.right.T - w2 @ w1 @ self.inputs
         return w2.T @ rest, rest @ w1.T
 

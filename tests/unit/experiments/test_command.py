@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.command import main
 from inrank_megatron.experiments.registry import EXPERIMENTS
 
@@ -16,6 +17,12 @@ def test_the_list_has_each_experiment_with_source_and_cost(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
     assert "(InRank, theorem 2, figure 2; " in lines[list(EXPERIMENTS).index("theorem2")]
+
+
+def test_a_folder_that_cannot_be_made_ends_it_before_it_measures(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match=r"--output .*taken: File exists; give another folder"):
+        main(["theorem2", "--quick", "--output", str(tmp_path / "taken")])
 
 
 def reproduced(name: str, folder: Path, capsys) -> tuple[list[dict], list[dict]]:

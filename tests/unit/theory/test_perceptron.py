@@ -69,6 +69,11 @@ def test_without_scikit_learn_a_line_says_what_to_install(monkeypatch):
         tested.digits()
 
 
+def test_a_dataset_that_is_not_there_is_named_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^dataset .*none cannot be read: .*; connect to the hub once.*$"):
+        tested.fashion_mnist(str(tmp_path / "none"))
+
+
 def test_fashion_mnist_is_read_as_datasets_gives_it(tmp_path):
     """From a folder in the hub's format, in the place of the hub."""
     features = Features({"image": Image(), "label": ClassLabel(10)})
