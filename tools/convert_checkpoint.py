@@ -8,7 +8,8 @@ Examples::
 
 Both models compute logits for the same tokens. The largest difference is printed, and the conversion fails
 if it is above --tolerance. FROM may be a run folder (its best checkpoint is used), one checkpoint in it, a
-folder in another format that docs/guides/convert.md lists, or a GPT-2 or LLaMA of the Hugging Face hub.
+folder in another format that docs/guides/convert.md lists, or a model of the Hugging Face hub (GPT-2, LLaMA,
+Mistral, Qwen2 or Qwen3).
 The tool runs in one process and uses no GPU; start it without a launcher.
 """
 
