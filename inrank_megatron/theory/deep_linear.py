@@ -38,11 +38,17 @@ def descend(
     watch: Callable[[int, Array], None] = lambda step, a: None,
     until: float = 1e-8,
 ) -> tuple[Layers, int]:
-    """Gradient descent of at most ``steps`` steps; ends where no gradient's norm is above ``until``.
+    """Gradient descent on the cost of the layers' product A.
+
+    Args:
+        rate: learning rate.
+        steps: at most.
+        first: number of the first step.
+        watch: called before each step with its number and A.
+        until: it ends where no layer's gradient has a larger norm.
 
     Returns:
-        The layers, and the number of steps. ``watch`` was called before each step with its number, from
-        ``first``, and A.
+        The layers, and the number of steps taken.
     """
     for step in range(steps):
         a = product(layers)

@@ -13,7 +13,12 @@ from inrank_megatron.spectra.recorder import Row, SpectrumRecorder
 
 @dataclass(frozen=True)
 class Pictures:
-    """Training and test sets: ``inputs`` [pictures, pixels], FP32, of mean 0 and variance 1; ``labels``."""
+    """Training and test sets.
+
+    Attributes:
+        inputs [pictures, pixels]: FP32, scaled to mean 0 and variance 1 over the training set.
+        labels [pictures]: classes from 0, int64.
+    """
 
     inputs: Tensor
     labels: Tensor
@@ -69,7 +74,10 @@ def split(inputs: Tensor, labels: Tensor) -> Pictures:
 
 
 def perceptron(pixels: int, hidden: int, classes: int, *, initialisation: str, seed: int) -> nn.Sequential:
-    """Linear, ReLU, linear; biases start at zero. ``initialisation``: a name of ``INITIALISATIONS``."""
+    """Linear [hidden, pixels], ReLU, linear [classes, hidden], FP32; biases start at zero.
+
+    ``initialisation``: of the weights, a name of ``INITIALISATIONS``.
+    """
     model = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, classes))
     generator = torch.Generator().manual_seed(seed)
     for layer in model:
@@ -113,9 +121,14 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def train(
     model: nn.Module, pictures: Pictures, *, optimizer: str, steps: int, every: int, seed: int
 ) -> tuple[list[Row], float]:
-    """Train by cross-entropy on batches of 64; the recorded spectra, and the test accuracy.
+    """Train by cross-entropy on batches of 64, drawn with replacement.
 
-    ``optimizer``: a name of ``OPTIMIZERS``. ``every``: steps between records.
+    Args:
+        optimizer: a name of ``OPTIMIZERS``, which have the learning rates.
+        every: steps from one record to the next.
+
+    Returns:
+        The recorded spectra of ``W_t - W_0``, and the test accuracy from 0 to 1.
     """
     recorder = SpectrumRecorder(model, every=every).attach()
     stepper = OPTIMIZERS[optimizer](model.parameters())

@@ -23,13 +23,16 @@ Array = np.ndarray
 
 
 def equation_4(t: Array, s: Array | float, u0: Array | float) -> Array:
-    """``u(t) - u0`` of a mode that starts with a = b. Has a pole at ``ln(1 + s / |u0|) / 2 s`` if u0 < 0."""
+    """``u(t) - u0`` at the times t [times] of a mode that starts with a = b.
+
+    If u0 < 0 it has a pole at ``ln(1 + s / |u0|) / (2 s)``.
+    """
     growth = np.exp(-2 * s * t)  # of 1 / E: E itself overflows
     return s / (1 - growth + growth * s / u0) - u0
 
 
 def unequal_mode(t: Array, s: float, a0: float, b0: float) -> Array:
-    """``u(t) - u0`` of a mode that starts with a^2 != b^2 and a != 0."""
+    """``u(t) - u0`` at the times t [times] of a mode that starts with a^2 != b^2 and a != 0."""
     c = a0**2 - b0**2
     k = np.sqrt(c**2 + 4 * s**2)
     high, low = (k - c) / (2 * s), (-k - c) / (2 * s)
