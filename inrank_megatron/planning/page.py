@@ -117,7 +117,7 @@ def _ranking(forecasts: list[Forecast]) -> Table:
             config.training.recompute_granularity or "-",
             _yes(config.parallel.offload_optimizer),
             _yes(tp > 1 and config.parallel.sequence_parallel),
-            shown_size(one.memory) + ("" if one.fits else " (no)"),
+            _memory_of(one),
             _seconds(one.step_seconds),
             f"{one.hours:,.1f}",
         )
@@ -199,7 +199,7 @@ def _methods(methods: list[Forecast | tuple[str, str]]) -> Table:
         table.add_row(
             one.candidate.config.training.method,
             f"{one.phases[-1].parameters.total:,}",
-            shown_size(one.memory) + ("" if one.fits else " (no)"),
+            _memory_of(one),
             _seconds(one.step_seconds),
             f"{one.hours:,.1f}",
             f"{one.hours / hours:.3f}",
@@ -213,6 +213,10 @@ def _refused(illegal: list[Illegal]) -> Iterator[str]:
         yield f"not legal    {reason}" + (f" ({times} times)" if times > 1 else "")
     if len(reasons) > SHOWN_REASONS:
         yield f"             and {len(reasons) - SHOWN_REASONS} other reasons; --json has all"
+
+
+def _memory_of(one: Forecast) -> str:
+    return shown_size(one.memory) + ("" if one.fits else " (too much)")
 
 
 def _yes(value: bool) -> str:
