@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -44,8 +45,8 @@ class SpectrumRecorder:
     ``m x h`` matrix, a randomised one ``10 m h (leading + 16)``.
 
     Raises:
-        UserError: nothing matches; a shard without its group; a parameter of which this process holds
-            nothing, as under ZeRO stage 3, or FSDP's flat ones.
+        UserError: nothing matches, as FSDP's flat parameters; a shard without its group; a parameter of which
+            this process holds nothing, as under ZeRO stage 3, or a shard that is a DTensor, as under FSDP2.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class SpectrumRecorder:
         self._first = {name: p.detach().to("cpu", copy=True) for name, p in self._parameters.items()}
 
     def _check(self, name: str, parameter: Tensor) -> None:
+        if isinstance(parameter, DTensor):
+            raise UserError(f"{name} is a DTensor (FSDP2?); record where processes hold whole weights (DDP)")
         if parameter.numel() == 0:
             raise UserError(
                 f"{name}: this process holds none of it (ZeRO stage 3?); record with stage 2 or lower"

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.spectra.recorder import SpectrumRecorder
@@ -97,3 +100,14 @@ def test_shards_without_a_group_and_empty_shares_are_refused():
     net.weight = nn.Parameter(torch.empty(0, 4))
     with pytest.raises(UserError, match=r"weight: this process holds none of it .* stage 2 or lower"):
         SpectrumRecorder(net)
+
+
+def test_a_dtensor_is_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.Linear(4, 4)
+        net.weight = nn.Parameter(distribute_tensor(net.weight.detach(), init_device_mesh("cpu", (1,))))
+        with pytest.raises(UserError, match=r"^weight is a DTensor \(FSDP2\?\); record where .* \(DDP\)$"):
+            SpectrumRecorder(net)
+    finally:
+        dist.destroy_process_group()
