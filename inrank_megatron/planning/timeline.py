@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from inrank_megatron.config.costs import break_even_rank
-from inrank_megatron.config.loading import replace
+from inrank_megatron.config.loading import flatten, from_flat, method_preset
 from inrank_megatron.config.plan import columns_of, largest_phase
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import smallest_dim
@@ -109,9 +109,14 @@ def assumed_rank(config: Config) -> int:
 
 
 def with_method(config: Config, name: str, rank: int) -> Config:
-    """The same run by another method, with ``rank`` if the run gives none, and without the InRank preset.
+    """The same run by another method, with ``rank`` if the run gives none. A preset of the run's method goes,
+    with what it implies, unless the other method has it too.
 
     Raises:
         UserError: the settings do not go together.
     """
-    return replace(config, method=name, rank=config.inrank.rank or rank, inrank_preset=None)
+    flat = flatten(config)
+    setting, implied = method_preset(flat)
+    if METHODS[name].presets[0] != setting:
+        flat = {key: value for key, value in flat.items() if key != setting and key not in implied}
+    return from_flat(flat | {"method": name, "rank": config.inrank.rank or rank})
