@@ -7,7 +7,7 @@ tensor parallelism does not shard.
 from collections.abc import Iterator, Mapping
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, linear_shapes
+from inrank_megatron.config.shapes import factorises_attention, linear_shapes, qkv_layout
 
 Columns = Mapping[str, int] | None
 """Columns of each linear's factors; None: dense linears."""
@@ -43,10 +43,11 @@ def orthogonalisation_flops(config: Config, columns: Columns) -> int:
 def _matrices(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
     """m, k and the rule of each orthogonalised matrix."""
     settings, h, shapes = config.optimizer, config.model.hidden_size, linear_shapes(config)
+    layout = qkv_layout(config)
     if settings.matrix_optimizer != "adamw":
         plain = list(shapes.values()) if columns is None else []
         if not factorises_attention(config):
-            plain += [(3 * h, h), (h, h)] * config.model.num_layers
+            plain += [(layout.total, h), (h, layout.rows("q"))] * config.model.num_layers
         yield from ((max(shape), min(shape), "muon") for shape in plain)
     if settings.factor_optimizer != "adamw" and columns is not None:
         for name, shape in shapes.items():

@@ -29,6 +29,7 @@ def counted(rank, world_size, shapes, rule):
     ("settings", "rank"),
     [
         ({"matrix_optimizer": "muon"}, None),
+        ({"matrix_optimizer": "muon", "model_type": "llama", "num_query_groups": 1}, None),
         ({"factor_optimizer": "muon"}, 24),
         ({"factor_optimizer": "spectron"}, 150),
         ({"factor_optimizer": "lora-muon"}, 150),
@@ -40,7 +41,8 @@ def test_operations_are_those_of_the_products(settings, rank):
     h = config.model.hidden_size
     shapes = list(linear_shapes(config).values())
     if rank is None:
-        shapes += [(3 * h, h), (h, h)] * config.model.num_layers
+        heads = config.model.num_attention_heads + 2 * config.model.query_groups
+        shapes += [(heads * config.model.head_size, h), (h, h)] * config.model.num_layers
     else:
         shapes = [pair for out, inp in shapes for pair in ((out, rank), (rank, inp))]
     columns = None if rank is None else dict.fromkeys(linear_shapes(config), rank)
