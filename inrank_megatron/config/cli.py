@@ -32,6 +32,7 @@ from inrank_megatron.config.loading import (
 )
 from inrank_megatron.config.schema import Config
 from inrank_megatron.errors import UserError
+from inrank_megatron.lowrank.methods.factorising import FactorSettings
 from inrank_megatron.lowrank.methods.inrank import InRankEfficient
 from inrank_megatron.lowrank.methods.registry import METHODS, idle_settings
 
@@ -146,8 +147,10 @@ def _settings(
         named: whether the user has named the file.
     """
     file, notes = read_file(path), []
-    own = frozenset(file) if named else frozenset()
-    starts_as = {} if named or path != find_config(QUICKSTART) else pretrained_model(flags)
+    own, goes_on = frozenset(file), not named and path != find_config(QUICKSTART)
+    if not named:  # a run that goes on keeps its factors, also those that no default would have chosen
+        own = own & FactorSettings.model_fields.keys() if goes_on else frozenset()
+    starts_as = {} if named or goes_on else pretrained_model(flags)
     if starts_as:
         file = {name: value for name, value in file.items() if name not in sections()["model"].model_fields}
         file |= starts_as

@@ -92,6 +92,14 @@ def test_run_continues_with_its_own_file(tmp_path):
     assert flat(["--save", str(tmp_path / "new"), "--resume", "auto"])["train_iters"] == 260
 
 
+def test_a_run_that_goes_on_keeps_its_factors(tmp_path):
+    """Also where another choice is the default: one matrix for grouped queries, keys and values."""
+    grouped = {"model_preset": "smollm2-135m", "train_iters": 9, "method": "fixed-rank", "rank": 8}
+    grouped |= {"factorised_linears": "mlp-attention", "qkv_factors": "fused"}
+    (tmp_path / "config.yaml").write_text(to_yaml(from_flat(grouped)))
+    assert flat(["--save", str(tmp_path), "--resume", "auto"])["qkv_factors"] == "fused"
+
+
 def test_a_run_from_other_weights_has_their_model(tmp_path):
     """Not the quick start's, unless a file says so; a flag wins."""
     (tmp_path / "config.yaml").write_text(
