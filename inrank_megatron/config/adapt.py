@@ -63,7 +63,8 @@ def adapt(
 def _heads(asked: Asked) -> Iterator[Adaptation]:
     """Heads that fit the user's width, or a width that fits them; RoPE needs an even head size."""
     model = asked.config.model
-    h, heads, unit = model.hidden_size, model.num_attention_heads, 2 if model.model_type == "llama" else 1
+    unit = 2 if model.model_type == "llama" and model.kv_channels is None else 1
+    h, heads = model.hidden_size, model.num_attention_heads
     if h % (heads * unit) == 0:
         return
     features = f"{'an even number of features' if unit == 2 else 'a whole number of features'} per head"

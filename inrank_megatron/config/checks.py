@@ -96,7 +96,7 @@ def _check_parallel(config: Config, world_size: int) -> None:
             wider = math.ceil(size / math.lcm(64, tp)) * math.lcm(64, tp)
             remedy = f"{_divisors(math.gcd(legal, size), near=tp)}, or --ffn-hidden-size {wider}"
         raise UserError(f"tensor_model_parallel_size = {tp}: must divide {name} = {size}; {remedy}")
-    _check_query_groups(model, tp, legal)
+    _check_query_groups(model, tp, math.gcd(legal, model.ffn_hidden_size))
     if config.parallel.sequence_parallel and model.seq_length % tp:
         raise UserError(
             f"seq_length = {model.seq_length}: must be a multiple of tensor_model_parallel_size = {tp} under "
@@ -144,7 +144,12 @@ def _check_optimizer(config: Config) -> None:
             f"lr_warmup_iters = {optimizer.lr_warmup_iters}: must be less than lr_decay_iters = "
             f"{decay_iters}; lower --lr-warmup-iters or raise --lr-decay-iters"
         )
-
+    decay = optimizer.lr * optimizer.factor_lr_multiplier * optimizer.weight_decay
+    if optimizer.factor_optimizer == "lora-muon" and decay >= 1:
+        raise UserError(
+            f"weight_decay = {optimizer.weight_decay:g}: times the factors' learning rate it is {decay:g}, "
+            "and a step of factor_optimizer = 'lora-muon' would keep nothing; lower --lr or --weight-decay"
+        )
     for name in ("factor_optimizer", "matrix_optimizer"):
         if (value := getattr(optimizer, name)) != "adamw" and optimizer.optimizer != "adamw":
             raise UserError(

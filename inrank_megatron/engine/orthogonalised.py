@@ -223,6 +223,8 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
             kept = math.sqrt(kept)
         for buffer, update in updates.items():
             buffer.mul_(kept).add_(update, alpha=-group["lr"] / (kept if rule == "lora-muon" else 1.0))
+        if self._measured and matrices is self._measured[-1]:
+            self._roots = {}  # they take memory that the next backward pass needs
 
     def _rates(self, group: MatrixGroup, rule: str) -> list[Tensor | float]:
         """Of each matrix of ``group``, as a multiple of the learning rate."""

@@ -35,6 +35,7 @@ def checked(argv: list[str], *, world_size: int) -> Launch:
         (["--hidden-size", "150"], 1, {"num_attention_heads": 3}),
         (["--num-attention-heads", "5"], 1, {"hidden_size": 195}),
         (["--model-type", "llama", "--num-attention-heads", "5"], 1, {"hidden_size": 200}),
+        (["--model-type", "llama", "--num-attention-heads", "64", "--kv-channels", "8"], 1, {}),
         (["--max-position-embeddings", "100"], 1, {"seq_length": 100}),
         (["--seq-length", "255"], 2, {"tensor_model_parallel_size": 1}),
         (["--num-attention-heads", "3"], 4, {"tensor_model_parallel_size": 1}),

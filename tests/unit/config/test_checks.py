@@ -90,6 +90,11 @@ BAD = [
         {"model_preset": "llama-1.3b", "tensor_model_parallel_size": 2},
         ["tensor_model_parallel_size = 2", "ffn_hidden_size = 5461", "give 1, or --ffn-hidden-size 5504"],
     ),
+    (
+        1,
+        {"method": "lora", "rank": 4, "factor_optimizer": "lora-muon", "lr": 20.0, "weight_decay": 0.1},
+        ["weight_decay = 0.1", "it is 2", "lower --lr"],
+    ),
     (1, {"num_query_groups": 2}, ["num_query_groups = 2", "GPT-2", "--model-type llama"]),
     (
         1,
