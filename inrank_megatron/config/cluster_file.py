@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inrank_megatron.config.devices import DEVICES, GB, Device
+from inrank_megatron.config.devices import DEVICES, GB, Device, attained_flops
 from inrank_megatron.config.yaml_file import read_yaml
 from inrank_megatron.errors import UserError
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Number = Annotated[int, Field(ge=1, lt=10**6)]
 Rates = dict[Literal["fp32", "fp16", "bf16"], Rate]
 BANDWIDTHS = {
@@ -100,5 +100,10 @@ def _device(path: str, file: _File) -> Device:
     given["peak"] = {precision: rate * 1e12 for precision, rate in file.peak_tflops.items()}
     attained: dict[str, float] = {precision: rate * 1e12 for precision, rate in file.attained_tflops.items()}
     if known is None:
-        return Device(name=file.device, attained=attained, **given)
+        own = Device(name=file.device, attained=attained, **given)
+        if attained_flops(own, "fp32") is None:
+            raise UserError(
+                f"{path}: peak_tflops: has no fp32, in which updates are computed; give its rate too"
+            )
+        return own
     return replace(known, attained={**known.attained, **attained}, **given)
