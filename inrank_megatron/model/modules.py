@@ -38,12 +38,12 @@ class RMSNorm(nn.RMSNorm):
 
 class HeadRMSNorm(RMSNorm):
     """The same of each head's query or key. A tensor-parallel rank has heads of its own, so its gradients
-    are always to be summed.
+    are always to be summed over the group.
     """
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-5):
         super().__init__(config, hidden_size, eps)
-        self.weight.sequence_parallel = True
+        self.weight.sequence_parallel = config.tensor_model_parallel_size > 1
 
 
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
