@@ -78,7 +78,7 @@ def parameters(
         frozen_base: whether a frozen W0 is kept next to the factors (the first phase).
     """
     h, model, layout = config.model.hidden_size, config.model, qkv_layout(config)
-    columns = _columns(config, ranks)
+    columns = columns_by_linear(config, ranks)
     layer = 0 if factorises_attention(config) else h * (layout.total + layout.rows("q"))
     if not is_llama(config):
         layer += layout.total + model.ffn_hidden_size  # sharded biases
@@ -105,7 +105,7 @@ def flops_per_token(
     `vocab_size` it is what the devices do.
     """
     h, model, layout = config.model.hidden_size, config.model, qkv_layout(config)
-    queries, columns = layout.rows("q"), _columns(config, ranks)
+    queries, columns = layout.rows("q"), columns_by_linear(config, ranks)
     attention = 0 if factorises_attention(config) else 6 * h * (layout.total + queries)
     flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * queries)
     for name, shape in linear_shapes(config).items():
@@ -179,7 +179,7 @@ def memory_per_device(
     count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
     replicated = replicated_parameters(config)
     sharded, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
-    columns = _columns(config, ranks)
+    columns = columns_by_linear(config, ranks)
     shapes = linear_shapes(config)
     factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
     copies = frozen_base and METHODS[config.training.method].keeps_initial_factors(config)
@@ -235,7 +235,10 @@ def _moments(config: Config) -> int:
     return bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
 
 
-def _columns(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
+def columns_by_linear(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
+    """Columns of each linear's factors for the `ranks` of `parameters`: a narrow key has no more than it has
+    features.
+    """
     if not isinstance(ranks, int):
         return ranks
     return {name: min(ranks, *shape) for name, shape in linear_shapes(config).items()}

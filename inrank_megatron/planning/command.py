@@ -9,14 +9,13 @@ from inrank_megatron.config.cli import Launch, parse
 from inrank_megatron.config.costs import break_even_rank
 from inrank_megatron.config.flags import kebab
 from inrank_megatron.config.tool_options import count, tool_parser
-from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.errors import UserError
 from inrank_megatron.planning.comparison import most_layers, other_methods
 from inrank_megatron.planning.forecast import Forecast, forecast, ranking
 from inrank_megatron.planning.page import Plan, page
 from inrank_megatron.planning.rows import illegal_rows, rows, total_row
-from inrank_megatron.planning.space import DIMENSIONS, Candidate, Illegal, candidates
+from inrank_megatron.planning.space import DIMENSIONS, Candidate, Illegal, agreeing, candidates
 from inrank_megatron.planning.timeline import Assumed, assumed_rank
 
 
@@ -68,7 +67,10 @@ def make(launch: Launch, given: argparse.Namespace) -> Plan:
     assert cluster is not None, "--cluster is required"
     vocab_size, _ = planned_vocabulary(config.data)
     pinned = pinned_by(given.flags)
-    found = list(candidates(config, cluster, vocab_size=vocab_size, pinned=pinned))
+    if config.training.recompute_granularity is not None:  # which no flag of the command takes back
+        pinned = (*pinned, "recompute_granularity")
+    every = candidates(config, cluster, vocab_size=vocab_size, pinned=pinned)
+    found = [agreeing(one, launch.deepspeed_config) for one in every]
     legal = [one for one in found if isinstance(one, Candidate)]
     illegal = [one for one in found if isinstance(one, Illegal)]
     if not legal:
@@ -77,7 +79,13 @@ def make(launch: Launch, given: argparse.Namespace) -> Plan:
         raise UserError(
             f"no topology: {illegal[0].reason}; give another number of devices or --global-batch-size"
         )
-    size = topology_of(config, world_size=cluster.world_size, vocab_size=vocab_size).vocab_size
+    if config.training.global_batch_size is None:
+        raise UserError(
+            f"tensor_model_parallel_size = {config.parallel.tensor_model_parallel_size}: does not divide the "
+            f"{cluster.world_size} devices, so the batch that the settings mean is not known; give "
+            "--global-batch-size"
+        )
+    size = legal[0].topology.vocab_size
     assumed = Assumed(size, given.final_rank or assumed_rank(config), given.steps_per_epoch)
     ranked = sorted((forecast(one, cluster, assumed) for one in legal), key=ranking)
     return Plan(

@@ -8,11 +8,13 @@ from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.registry import METHODS
 from inrank_megatron.planning.forecast import Forecast, forecast, memory_of, slack_of
-from inrank_megatron.planning.space import Candidate, candidates, changed
+from inrank_megatron.planning.space import Candidate, candidates, changed, needs_offload
 from inrank_megatron.planning.timeline import Assumed, timeline, with_method
 
 PROBES = (64, 128)
 """Numbers of layers from which memory is extrapolated, as it is linear in them."""
+MOST_LAYERS = 10_000
+"""That a run may have."""
 
 
 def other_methods(one: Forecast, cluster: Cluster, assumed: Assumed) -> list[Forecast | tuple[str, str]]:
@@ -31,12 +33,13 @@ def other_methods(one: Forecast, cluster: Cluster, assumed: Assumed) -> list[For
 
 
 def most_layers(config: Config, cluster: Cluster, assumed: Assumed) -> int | None:
-    """Layers of the deepest model of this width that fits on some topology without offload; None: the memory
-    is not known.
+    """Layers of the deepest model of this width that fits on some topology, without offload unless the
+    optimizer needs it; None: the memory is not known.
     """
     if cluster.memory is None:
         return None
-    least = {"micro_batch_size": 1, "recompute_granularity": "full", "offload_optimizer": False}
+    least = {"micro_batch_size": 1, "recompute_granularity": "full"}
+    least["offload_optimizer"] = needs_offload(config)
     found = candidates(changed(config, least), cluster, vocab_size=assumed.vocab_size, pinned=tuple(least))
     return max(_deepest(one.config, cluster, assumed) for one in found if isinstance(one, Candidate))
 
@@ -46,10 +49,10 @@ def _deepest(config: Config, cluster: Cluster, assumed: Assumed) -> int:
     assert cluster.memory is not None, "asked for only where it is known"
     few, many = (_most_memory(config, layers, cluster, assumed) for layers in PROBES)
     each = (many - few) / (PROBES[1] - PROBES[0])
-    layers = max(0, int(PROBES[0] + (cluster.memory - few) / each))
+    layers = min(MOST_LAYERS, max(0, int(PROBES[0] + (cluster.memory - few) / each)))
     while layers and _most_memory(config, layers, cluster, assumed) > cluster.memory:
         layers -= 1 + layers // 50
-    return max(0, layers)
+    return layers
 
 
 def _most_memory(config: Config, layers: int, cluster: Cluster, assumed: Assumed) -> int:

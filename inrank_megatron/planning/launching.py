@@ -13,9 +13,16 @@ PROGRAM = "launch/pretrain_gpt2.py"
 
 
 def launch_command(flags: Sequence[str], config: Config, cluster: Cluster) -> str:
-    """``deepspeed ...`` with the run's own flags and those of the topology that they do not give."""
+    """``deepspeed ...`` with the run's own flags and those of the topology that they do not give.
+
+    Several hosts without GPUs each start theirs by ``torchrun``, with ``NODE_RANK`` and ``MASTER_ADDR``
+    filled in.
+    """
     if cluster.device == "cpu":
         launcher = ["torchrun", "--nproc-per-node", str(cluster.devices)]
+        if cluster.nodes > 1:
+            hosts = ["--nnodes", str(cluster.nodes), "--node-rank", "NODE_RANK"]
+            launcher += [*hosts, "--master-addr", "MASTER_ADDR"]
     elif cluster.nodes > 1:
         launcher = ["deepspeed", "--hostfile", "launch/cluster/hostfile"]
     else:

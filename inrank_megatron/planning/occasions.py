@@ -7,6 +7,7 @@ The formulas are those of docs/evidence/decision_costs.md and saving.md.
 from dataclasses import dataclass
 
 from inrank_megatron.config.cluster import Cluster
+from inrank_megatron.config.costs import columns_by_linear
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import Topology
@@ -54,10 +55,11 @@ def _checks(config: Config, topology: Topology, phase: Phase, cluster: Cluster) 
     step."""
     method = METHODS[config.training.method]
     # The initial factors are decomposed beside the present ones.
-    columns = (2 if method.keeps_initial_factors(config) else 1) * (phase.columns or 0)
-    shapes = linear_shapes(config).values()
-    flops = sum(2 * columns**2 * (out + inp) for out, inp in shapes) / topology.world_size
-    copied = 8 * columns**2 * len(shapes) / topology.world_size
+    times = 2 if method.keeps_initial_factors(config) else 1
+    columns, shapes = columns_by_linear(config, phase.columns) or {}, linear_shapes(config)
+    squares = {name: (times * k) ** 2 for name, k in columns.items()}
+    flops = sum(2 * square * sum(shapes[name]) for name, square in squares.items()) / topology.world_size
+    copied = 8 * sum(squares.values()) / topology.world_size
     one = flops / (double_rate(cluster) * DECOMPOSING) + copied / cluster.kind.host_link
     inrank = config.inrank
     return max(0, phase.steps - inrank.rank_check_start) // inrank.rank_check_interval * one
@@ -67,11 +69,11 @@ def _switch(config: Config, topology: Topology, line: list[Phase], cluster: Clus
     """Truncations shared by all ranks, and the forward passes whose activations weight them."""
     if len(line) == 1:
         return 0.0
-    rank = line[1].columns or 0
+    columns = columns_by_linear(config, line[1].columns) or {}
     flops = 0.0
-    for out, inp in linear_shapes(config).values():
+    for name, (out, inp) in linear_shapes(config).items():
         flops += 9 * min(out, inp) ** 3 + (
-            3 * rank * out * inp if out < inp else 6 * out * inp * min(out, inp)
+            3 * columns[name] * out * inp if out < inp else 6 * out * inp * min(out, inp)
         )
     batches = 0 if config.inrank.truncation == "plain" else config.inrank.activation_batches
     tokens = batches * topology.global_batch_size * config.model.seq_length

@@ -3,7 +3,7 @@
 A multiply-add is two operations; n is the number of tensor-parallel ranks.
 """
 
-from inrank_megatron.config.costs import flops_per_token
+from inrank_megatron.config.costs import columns_by_linear, flops_per_token
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import Topology
@@ -41,12 +41,12 @@ def _twice_computed(config: Config, n: int, phase: Phase, *, on_cpu: bool) -> in
     """Of a token: products with a gathered factor that every tensor-parallel rank computes for all tokens,
     where sequence parallelism and separate collectives do not divide them (``lowrank/layers/factorised.py``).
     """
-    if phase.columns is None or n == 1:
+    columns = columns_by_linear(config, phase.columns)
+    if columns is None or n == 1:
         return 0
     split = config.parallel.sequence_parallel
     if phase.frozen_base:
         products = 0 if split and not fuses(config, on_cpu=on_cpu) else 6
     else:
         products = 0 if split else 4
-    linears = len(linear_shapes(config))
-    return products * phase.columns * config.model.hidden_size * linears * (n - 1) // n
+    return products * sum(columns.values()) * config.model.hidden_size * (n - 1) // n

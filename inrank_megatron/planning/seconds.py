@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inrank_megatron.config.cluster import Cluster
-from inrank_megatron.config.costs import overlaps_reductions, precision
+from inrank_megatron.config.costs import columns_by_linear, overlaps_reductions, precision
 from inrank_megatron.config.devices import attained_flops
 from inrank_megatron.config.orthogonalisation_costs import orthogonalisation_flops
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.planning.operations import step_flops
 from inrank_megatron.planning.sizes import sizes_of
@@ -109,7 +108,7 @@ def _optimizer(config: Config, topology: Topology, phase: Phase, cluster: Cluste
     size = 4 if precision(config) == "fp32" else 2
     moments = 1 if config.optimizer.optimizer == "sgd" else 2
     moved = trained * (3 * 4 + 8 * (1 + moments) + size)
-    columns = None if phase.columns is None else dict.fromkeys(linear_shapes(config), phase.columns)
+    columns = columns_by_linear(config, phase.columns)
     products = orthogonalisation_flops(config, columns) / topology.data_parallel_size
     seconds = products / double_rate(cluster)
     if config.parallel.offload_optimizer:

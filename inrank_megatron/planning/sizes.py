@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inrank_megatron.config.costs import LIVE_PARAMETERS, parameters, replicated_parameters
+from inrank_megatron.config.costs import (
+    LIVE_PARAMETERS,
+    columns_by_linear,
+    parameters,
+    replicated_parameters,
+)
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, qkv_layout
 from inrank_megatron.config.topology import Topology
@@ -21,7 +26,8 @@ class Sizes:
         total: all, W0 included.
         trained: those that are trained.
         kept: small ones, which ZeRO 3 gathers once per step.
-        summed: those whose gradients sequence parallelism sums.
+        summed: replicated ones whose gradients are summed: those of the norms of heads always, others under
+            sequence parallelism.
         live: gathered ones that ZeRO 3 keeps at most.
     """
 
@@ -42,7 +48,9 @@ def sizes_of(config: Config, topology: Topology, phase: Phase) -> Sizes:
     replicated = replicated_parameters(config)
     total, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
     large = sum(size for size in _matrices(config, topology, phase) if size > PERSISTENT)
-    return Sizes(total=total, trained=trained, kept=total - large, summed=replicated - positions)
+    of_heads = 2 * model.head_size * model.num_layers if model.qk_layernorm else 0
+    summed = replicated - positions if config.parallel.sequence_parallel else of_heads
+    return Sizes(total=total, trained=trained, kept=total - large, summed=summed)
 
 
 def _matrices(config: Config, topology: Topology, phase: Phase) -> Iterator[int]:
@@ -54,8 +62,9 @@ def _matrices(config: Config, topology: Topology, phase: Phase) -> Iterator[int]
     if not factorises_attention(config):
         layout = qkv_layout(config)
         yield from [layout.total * h // n, layout.rows("q") * h // n] * layers
-    for out, inp in linear_shapes(config).values():
-        if phase.capacity is None or phase.frozen_base:
+    columns = columns_by_linear(config, phase.capacity)
+    for name, (out, inp) in linear_shapes(config).items():
+        if columns is None or phase.frozen_base:
             yield out * inp // n
-        if phase.capacity is not None:
-            yield from (out * phase.capacity // n, inp * phase.capacity // n)
+        if columns is not None:
+            yield from (out * columns[name] // n, inp * columns[name] // n)

@@ -1,5 +1,6 @@
 """Every topology on which a run could train, and why others cannot."""
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from inrank_megatron.config.checks import check
 from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import precision
+from inrank_megatron.config.deepspeed_json import passthrough
 from inrank_megatron.config.devices import attained_flops
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology, topology_of
@@ -59,7 +61,7 @@ def candidates(
         whole = {"tensor_model_parallel_size": tp}
         replicas = config.training.global_batch_size or world
         smallest = {"micro_batch_size": 1, "sequence_parallel": False, "zero_stage": 1}
-        smallest["offload_optimizer"] = False
+        smallest["offload_optimizer"] = needs_offload(config)
         if reason := _fault(changed(config, whole | smallest), world):
             yield Illegal(whole, reason)
             continue
@@ -78,6 +80,21 @@ def changed(config: Config, settings: dict[str, Any]) -> Config:
     return config.model_copy(update=sections)
 
 
+def needs_offload(config: Config) -> bool:
+    """Whether the run's optimizer computes on the host alone."""
+    return config.optimizer.optimizer == "cpu-adam"
+
+
+def agreeing(one: Candidate | Illegal, deepspeed_config: dict[str, Any] | None) -> Candidate | Illegal:
+    """``one``, or why the user's DeepSpeed JSON does not allow it."""
+    if isinstance(one, Candidate) and deepspeed_config is not None:
+        try:
+            passthrough(deepspeed_config, one.config, one.topology)
+        except UserError as error:
+            return Illegal(settings_of(one.config), str(error).split("; ")[0])
+    return one
+
+
 def settings_of(config: Config) -> dict[str, Any]:
     """The dimensions of a run."""
     return {
@@ -89,7 +106,8 @@ def settings_of(config: Config) -> dict[str, Any]:
 def _of_size(
     config: Config, cluster: Cluster, sizes: dict, micros: list, vocab_size: int | None, pinned: Collection
 ) -> Iterator[Candidate | Illegal]:
-    offloads = [False, True] if cluster.device != "cpu" else [False]  # whose memory is the host's already
+    # The memory of a CPU is the host's already.
+    offloads = [False, True] if cluster.device != "cpu" else [needs_offload(config)]
     for stage in _choices(config, "zero_stage", pinned, [0, 1, 2, 3]):
         for offload in _choices(config, "offload_optimizer", pinned, offloads):
             fixed = sizes | {"zero_stage": stage, "offload_optimizer": offload}
@@ -125,4 +143,5 @@ def _fault(config: Config, world_size: int) -> str | None:
 
 
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    below = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*below, *(number // n for n in below)})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inrank_megatron.config.activation_costs import shared_features
-from inrank_megatron.config.costs import precision
+from inrank_megatron.config.costs import columns_by_linear, precision
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, smallest_dim
 from inrank_megatron.config.topology import Topology
@@ -67,28 +67,29 @@ def fuses(config: Config, *, on_cpu: bool) -> bool:
 def _tensor(config: Config, topology: Topology, phase: Phase, on_cpu: bool):
     """(what, collective, bytes, calls) in the group that shares the layers."""
     h, size, times = config.model.hidden_size, _size(config), topology.accumulation_steps
-    tokens, columns = topology.micro_batch_size * config.model.seq_length, phase.columns or 0
-    split = config.parallel.sequence_parallel
+    tokens, split = topology.micro_batch_size * config.model.seq_length, config.parallel.sequence_parallel
     dense, factorised = _linears(config, phase)
+    columns = _columns(config, phase)
     with_base = factorised if phase.frozen_base else (0, 0)
     joined = phase.frozen_base and (not split or fuses(config, on_cpu=on_cpu))
     wide = (dense[0] + with_base[0], dense[1] + with_base[1])
-    narrow = (0, 0) if joined else factorised
+    narrow = ((0, 0), (0, 0)) if joined else (factorised, columns)
     again = config.training.recompute_granularity == "full"
-    for what, linears, width in (("activations", wide, h), ("rank-sized activations", narrow, columns)):
-        for collective, calls in _of_linears(*linears, split=split, again=again).items():
-            regathered = dense[0] if collective == "all-gather" and what == "activations" else 0
-            calls = times * (calls + regathered)
-            yield what, collective, calls * tokens * width * size, calls
+    for collective, calls in _of_linears(*wide, split=split, again=again).items():
+        calls = times * (calls + (dense[0] if collective == "all-gather" else 0))  # gathered once more
+        yield "activations", collective, calls * tokens * h * size, calls
+    calls_of, features = (_of_linears(*each, split=split, again=again) for each in narrow)
+    for collective, calls in calls_of.items():
+        sent = times * features[collective] * tokens * size
+        yield "rank-sized activations", collective, sent, times * calls
     yield from _shared_keys(config, topology, tokens * size, again=again)
     yield from _vocabulary(config, times, tokens * h * size)
     yield "loss", "all-reduce", times * 3 * tokens * 4, 3 * times
-    if split:
-        whole = on_cpu and config.training.bf16 and config.parallel.zero_stage == 1
-        shards = 1 if whole or not config.parallel.zero_stage else topology.data_parallel_size
-        summed = sizes_of(config, topology, phase).summed
-        yield "gradients of replicated parameters", "all-reduce", 4 * summed // shards, 1
-    gathered = sum(factorised) * h * columns * size
+    whole = on_cpu and config.training.bf16 and config.parallel.zero_stage == 1
+    shards = 1 if whole or not config.parallel.zero_stage else topology.data_parallel_size
+    summed = sizes_of(config, topology, phase).summed
+    yield "gradients of replicated parameters", "all-reduce", 4 * summed // shards, 1
+    gathered = h * sum(columns) * size
     yield "factors", "all-gather", gathered, sum(factorised)
     if split or phase.frozen_base:  # else every rank has the full gradient of its shard
         yield "gradients of factors", "reduce-scatter", gathered, sum(factorised)
@@ -96,13 +97,23 @@ def _tensor(config: Config, topology: Topology, phase: Phase, on_cpu: bool):
 
 def _linears(config: Config, phase: Phase) -> tuple[tuple[int, int], tuple[int, int]]:
     """Column- and row-parallel linears of all layers: dense ones, and factorised ones."""
-    layers = config.model.num_layers
+    names, rest = linear_shapes(config), 0 if factorises_attention(config) else config.model.num_layers
+    rows = sum(map(_is_row_parallel, names))
+    columns = len(names) - rows
     if phase.columns is None:
-        return (2 * layers, 2 * layers), (0, 0)
-    names = linear_shapes(config)
-    rows = sum("linear_fc2" in name or "linear_proj" in name for name in names)
-    rest = 0 if factorises_attention(config) else layers
-    return (rest, rest), (len(names) - rows, rows)
+        return (columns + rest, rows + rest), (0, 0)
+    return (rest, rest), (columns, rows)
+
+
+def _columns(config: Config, phase: Phase) -> tuple[int, int]:
+    """Of the factors of all column-parallel linears together, and of all row-parallel ones."""
+    columns = columns_by_linear(config, phase.columns) or {}
+    rows = sum(k for name, k in columns.items() if _is_row_parallel(name))
+    return sum(columns.values()) - rows, rows
+
+
+def _is_row_parallel(name: str) -> bool:
+    return "linear_fc2" in name or "linear_proj" in name
 
 
 def _of_linears(columns: int, rows: int, *, split: bool, again: bool) -> dict[Collective, int]:

@@ -4,9 +4,12 @@ import itertools
 import json
 
 import pytest
+import yaml
 
 from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
+from inrank_megatron.config.deepspeed_json import passthrough
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 from inrank_megatron.planning.command import pinned_by
 from tests.harness import ROOT
@@ -106,6 +109,64 @@ def test_a_flag_keeps_its_dimension():
     assert {row["zero_stage"] for row in rows} == {2} and {
         row["tensor_model_parallel_size"] for row in rows
     } == {1, 2}
+
+
+def command_of(found):
+    """The launch that the command of a plan makes, as a run checks it."""
+    words = found["chosen"]["command"].split()
+    first = words.index("launch/pretrain_gpt2.py") + 1
+    world = found["cluster"]["nodes"] * found["cluster"]["devices"]
+    launch = parse(words[first:], world_size=world)
+    check(launch.config, world_size=world)
+    topology = topology_of(launch.config, world_size=world)
+    passthrough(launch.deepspeed_config or {}, launch.config, topology)
+    return words[:first], launch
+
+
+@pytest.mark.parametrize("cluster", ["2xA100-40GB", "2xcpu"])
+def test_an_optimizer_of_the_host_is_planned_with_offload(cluster):
+    found = planned("--inrank", "--optimizer", "cpu-adam", "--cluster", cluster)
+    assert {row["offload_optimizer"] for row in found["rows"]} == {True}
+    assert found["most_layers"] is None if cluster == "2xcpu" else found["most_layers"] > 4
+
+
+def test_a_deepspeed_json_keeps_what_it_says(tmp_path):
+    path = tmp_path / "ds.json"
+    zero = {"stage": 2, "offload_optimizer": {"device": "none"}}
+    path.write_text(json.dumps({"zero_optimization": zero, "gradient_accumulation_steps": 2}))
+    found = planned("--inrank", "--deepspeed-config", str(path), "--cluster", "2xH100")
+    kept = {(row["zero_stage"], row["offload_optimizer"], row["accumulation_steps"]) for row in found["rows"]}
+    assert kept == {(2, False, 2)}
+    assert any(
+        row["illegal"].startswith("DeepSpeed JSON zero_optimization.stage = 2") for row in found["illegal"]
+    )
+    command_of(found)
+
+
+def test_a_file_keeps_its_recomputation_and_may_divide_other_processes(tmp_path):
+    """No flag of the command takes recomputation back; 4 is the size for which the file was written."""
+    path = tmp_path / "run.yaml"
+    settings = {"model_preset": "tiny", "train_iters": 10, "tensor_model_parallel_size": 4}
+    settings |= {"recompute_granularity": "full", "global_batch_size": 8}
+    path.write_text(yaml.safe_dump(settings))
+    found = planned("--config", str(path), "--cluster", "2xcpu")
+    assert {row["recompute_granularity"] for row in found["rows"]} == {"full"}
+    command_of(found)
+    path.write_text(yaml.safe_dump(settings | {"global_batch_size": None}))
+    with pytest.raises(UserError, match="tensor_model_parallel_size = 4: does not divide the 2 devices"):
+        planned("--config", str(path), "--cluster", "2xcpu")
+
+
+def test_a_command_for_hosts_without_gpus_starts_all_their_processes():
+    launcher, _ = command_of(planned("--cluster", "2x2xcpu", "--zero-stage", "1"))
+    assert launcher[:5] == ["torchrun", "--nproc-per-node", "2", "--nnodes", "2"]
+
+
+def test_a_plan_ends_for_any_number_of_processes_and_any_width():
+    words = ["--hidden-size", "16", "--num-attention-heads", "1", "--zero-stage", "3"]
+    found = planned(*words, "--micro-batch-size", "1", "--cluster", "99991x99989xH200")
+    assert {row["tensor_model_parallel_size"] for row in found["rows"]} == {1}
+    assert found["most_layers"] == 10_000
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.harness import ROOT
 from tests.unit.planning.counted import Case
 
 LLAMA = {"model_type": "llama", "ffn_hidden_size": 512}
+APART = {"factorised_linears": "mlp-attention", "qkv_factors": "separate"}
 SEPARATE = {"hidden_size": 1344, "num_layers": 1, "zero_stage": 0}  # the width keeps factors in rank space
 CASES = [
     *(Case(phase, 1, {"zero_stage": stage}) for stage, phase in ((0, 0), (2, 2), (3, 1))),
@@ -23,7 +24,8 @@ CASES = [
     *(Case(phase, 2, {"sequence_parallel": False}) for phase in (1, 2)),
     *(Case(phase, 2, LLAMA) for phase in (0, 1)),
     Case(0, 2, LLAMA | {"num_query_groups": 1, "recompute_granularity": "full"}),  # ranks share keys
-    Case(2, 2, LLAMA | {"factorised_linears": "mlp-attention", "qkv_factors": "separate"}),
+    Case(0, 2, LLAMA | APART | {"qk_layernorm": True, "sequence_parallel": False}),
+    Case(2, 2, LLAMA | APART | {"num_query_groups": 2, "kv_channels": 16}),  # keys of fewer features
     Case(1, 2, SEPARATE, accumulation=1, on_cpu=False),
 ]
 VOTES = 400
