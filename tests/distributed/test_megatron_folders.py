@@ -22,6 +22,8 @@ from tests.distributed.gpt_parity import VOCABULARY, configuration
 from tests.harness import run_ranks
 
 LLAMA = {"model_type": "llama"}
+GROUPED = LLAMA | {"num_query_groups": 2, "kv_channels": 12, "qk_layernorm": True}
+GROUPED |= {"rope_scaling_factor": 32.0, "untie_embeddings_and_output_weights": False}
 ATTENTION = {"factorised_linears": "mlp-attention"}
 SEPARATE = {**ATTENTION, "qkv_factors": "separate"}
 EACH_LAYER = {"non_homogeneous_layers": True}
@@ -76,17 +78,21 @@ def test_logits_match_those_of_megatrons_loader(tmp_path):
     that Megatron-LM stores with them; what the model is, they say.
     """
     folder = tmp_path / "saved"
-    run_ranks(ranks.save, 2, 2, LLAMA, None, None, str(folder))
-    model = configuration(1, **LLAMA).model
+    run_ranks(ranks.save, 2, 2, GROUPED, None, None, str(folder))
+    model = configuration(1, **GROUPED).model
     arguments = Namespace(
         **{name: getattr(model, name) for name in ("num_layers", "hidden_size", "num_attention_heads")},
         **{name: getattr(model, name) for name in ("ffn_hidden_size", "seq_length", "norm_epsilon")},
         max_position_embeddings=model.max_position_embeddings, normalization="RMSNorm", swiglu=True,
-        position_embedding_type="rope", add_bias_linear=False, untie_embeddings_and_output_weights=True,
+        position_embedding_type="rope", add_bias_linear=False, untie_embeddings_and_output_weights=False,
         rotary_base=10000, vocab_size=VOCABULARY, params_dtype=torch.float32, save=Path("somewhere"),
+        group_query_attention=True, num_query_groups=2, kv_channels=12, qk_layernorm=True,
+        use_rope_scaling=True, rope_scaling_factor=32.0,
     )  # fmt: skip
     torch.save({"iteration": 5, "args": arguments}, folder / "common.pt")
     options = Options()
+    read = megatron.open_weights(folder, options).config.model
+    assert {name: getattr(read, name) for name in GROUPED} == GROUPED
     [loaded] = run_ranks(ranks.loaded_logits, 1, str(folder), options)
     [own] = run_ranks(_own_logits, 1, str(folder), options)
     assert torch.equal(loaded, own)

@@ -22,16 +22,21 @@ FAMILIES = {
     },
     "llama": {
         "normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True,
-        "add_bias_linear": False, "untie_embeddings_and_output_weights": True,
+        "add_bias_linear": False,
     },
 }  # fmt: skip
 """Megatron-LM's arguments that make each architecture."""
 UNKNOWN_HERE = (
-    "num_experts", "qk_layernorm", "apply_layernorm_1p", "apply_residual_connection_post_layernorm",
-    "use_rope_scaling", "rotary_seq_len_interpolation_factor", "rotary_interleaved", "squared_relu",
-    "multi_latent_attention", "add_qkv_bias", "group_query_attention",
+    "num_experts", "apply_layernorm_1p", "apply_residual_connection_post_layernorm",
+    "rotary_seq_len_interpolation_factor", "rotary_interleaved", "squared_relu", "multi_latent_attention",
 )  # fmt: skip
 """Arguments that, if set, make a model which cannot be built here."""
+OF_LLAMA = ("group_query_attention", "qk_layernorm", "add_qkv_bias", "use_rope_scaling")
+"""Those that only a LLaMA can have here."""
+TOGETHER = ("add_qkv_bias", "qk_layernorm")
+"""Those of which a model has one (``config/checks.py``)."""
+ROPE_SCALING = 8.0
+"""Megatron-LM's default."""
 
 
 def model_of(
@@ -87,7 +92,10 @@ def _from_arguments(origin: str, arguments: Mapping[str, Any]) -> Config:
         for family, settings in FAMILIES.items()
         if all(arguments.get(name) == value for name, value in settings.items())
     ]
-    odd = [name for name in UNKNOWN_HERE if arguments.get(name)]
+    unknown = UNKNOWN_HERE if matching == ["llama"] else (*UNKNOWN_HERE, *OF_LLAMA)
+    odd = [name for name in unknown if arguments.get(name)]
+    if all(arguments.get(name) for name in TOGETHER):
+        odd += TOGETHER
     if arguments.get("rotary_percent", 1.0) != 1.0:
         odd.append("rotary_percent")
     if not matching or odd:
@@ -110,7 +118,23 @@ def _from_arguments(origin: str, arguments: Mapping[str, Any]) -> Config:
             "init_method_std": arguments.get("init_method_std"),
             "train_iters": 1,
         }
+        | (_llama(arguments) if matching == ["llama"] else {})
     )
+
+
+def _llama(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    grouped, scaled = arguments.get("group_query_attention"), arguments.get("use_rope_scaling")
+    untied = arguments.get("untie_embeddings_and_output_weights")
+    return {
+        "num_query_groups": arguments.get("num_query_groups") if grouped else None,
+        "kv_channels": arguments.get("kv_channels"),
+        "rope_scaling_factor": float(arguments.get("rope_scaling_factor") or ROPE_SCALING)
+        if scaled
+        else None,
+        "add_qkv_bias": bool(arguments.get("add_qkv_bias")),
+        "qk_layernorm": bool(arguments.get("qk_layernorm")),
+        "untie_embeddings_and_output_weights": None if untied else False,
+    }
 
 
 def _vocabulary(origin: str, arguments: Mapping[str, Any], rows: int, options: Options) -> int:
