@@ -47,7 +47,8 @@ class Peers:
         self._silence, usual = silence, max(SHORTEST_SECONDS, meeting.ranks.world_size / MOST_PER_SECOND)
         self._interval = min(usual, silence / LEAST_IN_SILENCE)
         self._clock = WakingClock(time.monotonic, most=silence / 4)
-        self._told, self._reported, self._left = -math.inf, False, threading.Event()
+        self._told, self._reported = -math.inf, False
+        self._left, self._telling = threading.Event(), threading.Lock()
         self._known: list[State | None] = [None] * meeting.ranks.world_size
         self._heard = [0.0] * meeting.ranks.world_size
         self._token = secrets.token_hex(16)
@@ -57,8 +58,13 @@ class Peers:
             self._start(None, line)
 
     def leave(self) -> None:
-        """From here on ranks may end: nothing is heard or told any more."""
+        """From here on ranks may end: nothing is heard or told any more, and no state is asked for.
+
+        A thread that is inside PyTorch's C++ when the interpreter ends would abort the process.
+        """
         self._left.set()
+        with self._telling:
+            pass
 
     def _listen(self) -> socket.socket:
         dual = socket.has_dualstack_ipv6()
@@ -109,7 +115,9 @@ class Peers:
                         selector.register(line, selectors.EVENT_READ, line)
                     elif not self._receive(key.data):
                         selector.unregister(key.fileobj)
-                self._tell([key.data for key in selector.get_map().values() if key.data])
+                with self._telling:
+                    if not self._left.is_set():
+                        self._tell([key.data for key in selector.get_map().values() if key.data])
 
     def _receive(self, line: Lines) -> bool:
         """Whether the connection is still open; the loss is noted if it was a rank's."""
