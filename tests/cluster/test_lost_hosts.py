@@ -69,7 +69,8 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
         try:
             job.start()
             # Ranks say what they do every half a second: by then it is a step.
-            wait_until(lambda: job.has_come_to(20), "no step", seconds=PATIENCE)
+            begun = hanging.STEP - 1 if job.hang else 20
+            wait_until(lambda: job.has_come_to(begun), "no step", seconds=PATIENCE)
             yield job
         finally:
             for rank in job.ranks:
