@@ -12,6 +12,8 @@ docs/guides/plan_a_run.md says what is assumed.
 import argparse
 import sys
 
+from inrank_megatron.distributed.environment import complete
+from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
 from inrank_megatron.planning import command
 
@@ -23,7 +25,9 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Print the plan; the exit status is 1 after a mistake of the user."""
+    complete()
     try:
+        refuse_ranks("plan.py")
         print(command.run(options(argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -99,12 +99,10 @@ class MatrixGroup:
             roots: for each matrix, as for ``linalg/orthogonalise.py``.
         """
         wholes = self._collect(tensors)
-        own = list(wholes)
-        views = [self.matrices[i].in_use(wholes[i]) for i in own]
-        dims = [self.matrices[i].dim for i in own]
-        own_roots = None if roots is None else [roots[i] for i in own]
-        results = orthogonalise(views, dims, self._parallel.tp_group, own_roots) if own else []
-        for i, view, result in zip(own, views, results, strict=True):
+        own_roots = None if roots is None else [roots[i] for i in wholes]
+        views, dims = self._in_use(wholes)
+        results = orthogonalise(views, dims, self._parallel.tp_group, own_roots)
+        for i, view, result in zip(wholes, views, results, strict=True):
             view.copy_(result * rates[i])
         parts = self._exchange.spread(wholes, like=torch.empty(0, device=self._device))
         for i, part in parts.items():
@@ -114,34 +112,33 @@ class MatrixGroup:
     def spectral_norms(self) -> Tensor:
         """Of every matrix itself, FP64 [L]; the same on all ranks."""
         wholes = self._collect(None)
-        own = list(wholes)
-        each = list(torch.zeros(len(self.matrices), dtype=torch.float64, device=self._device))
-        if own:
-            views = [self.matrices[i].in_use(wholes[i]) for i in own]
-            dims = [self.matrices[i].dim for i in own]
-            for i, norm in zip(own, spectral_norms(views, dims, self._parallel.tp_group), strict=True):
-                each[i] = norm
-        norms = torch.stack(each)
+        norms = torch.zeros(len(self.matrices), dtype=torch.float64, device=self._device)
+        if wholes:
+            norms[list(wholes)] = spectral_norms(*self._in_use(wholes), self._parallel.tp_group)
         dist.all_reduce(norms, group=self._parallel.dp_group)  # each has one contributor: the sum is exact
         return norms
 
     def inverse_roots(self) -> list[Tensor]:
         """Of the Gram matrix of every matrix, FP64 [k, k], k its columns in use; the same on all ranks."""
         wholes = self._collect(None)
-        own = list(wholes)
         widths = [_layer(matrix).active_columns for matrix in self.matrices]
         each = [torch.zeros(k, k, dtype=torch.float64, device=self._device) for k in widths]
-        if own:
-            views = [self.matrices[i].in_use(wholes[i]) for i in own]
-            dims = [self.matrices[i].dim for i in own]
-            for i, root in zip(own, inverse_roots(views, dims, self._parallel.tp_group), strict=True):
-                each[i] = root
+        roots = inverse_roots(*self._in_use(wholes), self._parallel.tp_group)
+        for i, root in zip(wholes, roots, strict=True):
+            each[i] = root
         if self._parallel.dp_size > 1:
             flat = torch.cat([root.flatten() for root in each])
             dist.all_reduce(flat, group=self._parallel.dp_group)  # each has one contributor, as above
             parts = flat.split([k * k for k in widths])
             each = [part.view(k, k) for part, k in zip(parts, widths, strict=True)]
         return each
+
+    def _in_use(self, wholes: Mapping[int, Tensor]) -> tuple[list[Tensor], list[int]]:
+        """Views of the columns in use, and the axis that is sharded, of the matrices with these entries."""
+        return (
+            [self.matrices[i].in_use(whole) for i, whole in wholes.items()],
+            [self.matrices[i].dim for i in wholes],
+        )
 
     def _collect(self, tensors: Mapping[Tensor, Tensor] | None) -> dict[int, Tensor]:
         """Those that this replica computes, in the ``tensors``, or their FP32 values."""
@@ -218,11 +215,12 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
             # Factors as they are before the step, also where ZeRO 3 steps part by part.
             self._measure(rule)
         matrices.orthogonalise(updates, self._rates(matrices, rule), self._partners(matrices, rule))
-        kept = 1 - group["lr"] * group["weight_decay"]
+        kept, size = 1 - group["lr"] * group["weight_decay"], group["lr"]
         if rule == "lora-muon":
             kept = math.sqrt(kept)
+            size /= kept
         for buffer, update in updates.items():
-            buffer.mul_(kept).add_(update, alpha=-group["lr"] / (kept if rule == "lora-muon" else 1.0))
+            buffer.mul_(kept).add_(update, alpha=-size)
         if self._measured and matrices is self._measured[-1]:
             self._roots = {}  # they take memory that the next backward pass needs
 
