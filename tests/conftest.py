@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,19 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
         "TRITON_CACHE_DIR": "triton",
     }.items():
         os.environ[name] = str(cache / folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_job_is_left() -> Iterator[None]:
+    """What the tests of a file start in their own process ends with the file: a job of one rank (a converter
+    computes with the model), and the variables by which it was started.
+    """
+    before = dict(os.environ)
+    yield
+    if "inrank_megatron.distributed.process_groups" in sys.modules:
+        sys.modules["inrank_megatron.distributed.process_groups"].shutdown()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,7 +114,9 @@ class MatrixGroup:
         wholes = self._collect(None)
         norms = torch.zeros(len(self.matrices), dtype=torch.float64, device=self._device)
         if wholes:
-            norms[list(wholes)] = spectral_norms(*self._in_use(wholes), self._parallel.tp_group)
+            found = spectral_norms(*self._in_use(wholes), self._parallel.tp_group)
+            for i, norm in zip(wholes, found, strict=True):
+                norms[i] = norm  # a list of indices would be copied to the device, and the host would wait
         dist.all_reduce(norms, group=self._parallel.dp_group)  # each has one contributor: the sum is exact
         return norms
 
