@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from inrank_megatron.config.schema import ModelConfig
 from inrank_megatron.lowrank.criteria.buffer import default_buffer
 
 FIRST = "InRank-Efficient, grown"
 """The arm whose ranks size the arms that are compared at "the found rank"."""
 
 # In the order in which they run. {found} is the mean rank that FIRST came to over all seeds, rounded up,
-# {found_share} the same as a parameter budget; {rank} and {budget} are given, {switch} is a quarter of the
-# steps, {warmup} a fortieth. The presets are made for width 768 and for long runs: {buffer} is theirs in
-# proportion to the width, and {warmup} stands for their 200 steps before the first check.
+# {found_share} the same as a parameter budget; {rank} and {budget} are given, {ffn} is the MLP's width within
+# the budget, {switch} a quarter of the steps, {warmup} a fortieth. The presets are made for width 768 and for
+# long runs: {buffer} is theirs in proportion to the width, and {warmup} stands for their 200 steps before the
+# first check.
 ARMS = {
     "dense": "--method dense",
+    "dense, narrower MLP": "--method dense --ffn-hidden-size {ffn}",
     FIRST: "--inrank --switch-iters {switch} --final-ranks grown",
     "fixed rank, random, found rank": "--method fixed-rank --rank {found} --factor-init random",
     "InRank-Efficient, output, found size": (
@@ -87,7 +90,7 @@ class Result:
 
 
 def flags(
-    arm: str, *, steps: int, found: Size | None, budget: Size, width: int, multiplier: float = 1.0
+    arm: str, *, steps: int, found: Size | None, budget: Size, model: ModelConfig, multiplier: float = 1.0
 ) -> list[str] | None:
     """The launcher's flags of an arm; None as long as it lacks the size that InRank finds.
 
@@ -105,11 +108,12 @@ def flags(
             found_share=found and f"{found.share + 1e-6:.6f}",
             rank=int(budget.rank),
             budget=f"{budget.share:g}",
-            buffer=default_buffer(width),
+            buffer=default_buffer(model.hidden_size),
+            ffn=int(budget.share * model.ffn_hidden_size),
         )
         .split()
     )
-    if arm == "dense" or "--factor-lr-multiplier" in own:
+    if "--method dense" in ARMS[arm] or "--factor-lr-multiplier" in own:
         return own
     return [*own, "--factor-lr-multiplier", f"{multiplier:g}"]
 

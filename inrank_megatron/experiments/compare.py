@@ -76,7 +76,8 @@ def measure(study: Study, arms: Sequence[str], *, equal_flops: bool) -> dict[str
             raise UserError(f"--only {arm!r}: there is no such arm; the names are {list(ARMS)}")
     steps = study.config.training.train_iters
     _same_flags(study)
-    wanted = [arm for arm in ARMS if arm in {"dense", FIRST, *arms}]
+    sized = any("{found" in ARMS[arm] for arm in arms)
+    wanted = [arm for arm in ARMS if arm in {"dense", *arms} or (arm == FIRST and sized)]
     rates: dict[str, float] = {}
     for arm in wanted:
         rate = _tune(study, arm, steps)
@@ -204,8 +205,7 @@ def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:
 def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Mapping[str, str]) -> None:
     folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
     sizes = {"found": _found(study), "budget": _budget(study)}
-    width = study.config.model.hidden_size
-    own = flags(arm, steps=steps, multiplier=study.multiplier, width=width, **sizes)
+    own = flags(arm, steps=steps, multiplier=study.multiplier, model=study.config.model, **sizes)
     if has_ended(folder) or own is None:
         return
     study.notify(f"{folder.relative_to(study.output)} ...")

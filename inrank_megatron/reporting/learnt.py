@@ -3,6 +3,7 @@
 import textwrap
 from typing import Any
 
+from inrank_megatron.reporting.recorded import recorded_dense
 from inrank_megatron.reporting.run import Run
 from inrank_megatron.reporting.tables import number, share
 
@@ -51,6 +52,17 @@ def size(run: Run) -> str:
         ranks = [records[-1]["rank"] for records in run.ranks_by_layer().values()]
         parts.append(f"mean rank {sum(ranks) / len(ranks):.1f}")
     return ", ".join(parts)
+
+
+def beside_dense(run: Run) -> str:
+    """``a dense run of this configuration ended at 187``; empty unless such a run was recorded."""
+    record = recorded_dense(run)
+    if record is None:
+        return ""
+    return (
+        f"dense training of this configuration, in a recorded run, ended its {record['steps']} steps at "
+        f"validation perplexity {number(record['perplexity']['valid'])}"
+    )
 
 
 def sample_lines(run: Run, *, width: int) -> list[str]:

@@ -9,7 +9,7 @@ from inrank_megatron.config.defaults import RUN_CONFIG, find_config, shown_path
 from inrank_megatron.config.loading import load, replace
 from inrank_megatron.config.schema import Config
 from inrank_megatron.errors import UserError
-from inrank_megatron.reporting.learnt import sample_lines, size, verdict
+from inrank_megatron.reporting.learnt import beside_dense, sample_lines, size, verdict
 from inrank_megatron.reporting.report import unfinished
 from inrank_megatron.reporting.run import Run, read_run
 from inrank_megatron.training.relaunch import launcher
@@ -38,7 +38,7 @@ def tool(name: str) -> str:
 
 def _learnt(run: Run) -> list[str]:
     facts = "; ".join(part for part in (verdict(run), size(run)) if part)
-    lines = [facts] if facts else []
+    lines = [line for line in (facts, beside_dense(run)) if line]
     if sample := sample_lines(run, width=WIDTH):
         lines += [f"it writes{sample[0]}", *(f"    {line}" for line in sample[1:])]
     return [*lines, ""] if lines else []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inrank_megatron.config.cli import parse
 from inrank_megatron.config.loading import flatten
 from inrank_megatron.errors import UserError
 from inrank_megatron.experiments import compare
@@ -23,6 +24,7 @@ from inrank_megatron.experiments.arms import (
 
 BUDGET = Size(46, 0.3)
 MODEL = "--num-layers 2 --hidden-size 64 --num-attention-heads 2 --seq-length 16 --micro-batch-size 2"
+SHAPE = parse(MODEL.split(), world_size=1).config.model
 
 
 def result(valid=10.0, *, test=11.0, flops=100.0, size=None) -> Result:
@@ -62,16 +64,16 @@ def test_rates_go_on_beyond_an_edge_until_the_best_lies_inside():
 
 def test_arms_wait_for_the_found_size_and_then_have_at_least_it():
     arm = "fixed rank, random, found rank"
-    assert flags(arm, steps=100, found=None, budget=BUDGET, width=64) is None
-    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET, width=64)
+    assert flags(arm, steps=100, found=None, budget=BUDGET, model=SHAPE) is None
+    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET, model=SHAPE)
     assert given[given.index("--rank") + 1] == "13"
-    shared = flags("warm start, found size", steps=100, found=Size(12.25, 0.08), budget=BUDGET, width=64)
+    shared = flags("warm start, found size", steps=100, found=Size(12.25, 0.08), budget=BUDGET, model=SHAPE)
     assert 0.08 < float(shared[shared.index("--parameter-budget") + 1]) < 0.08001
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_accepted_by_the_launcher(arm, tmp_path):
-    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET, width=64)
+    given = flags(arm, steps=100, found=Size(12.25, 0.08), budget=BUDGET, model=SHAPE)
     config = study(tmp_path, extra=given).config
     assert config.training.train_iters == 100
     if "{switch}" in ARMS[arm] and "relora" not in ARMS[arm]:
