@@ -11,6 +11,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
@@ -33,7 +35,7 @@ def main() -> None:
     try:
         if note := unused_tasks():
             print(note, file=sys.stderr)
-        launch = parse(sys.argv[1:], world_size=world_size)
+        launch = parse(sys.argv[1:], world_size=world_size, other_starts=_start_settings)
         with launch.naming_origins():
             check(launch.config, world_size=launch.world_size)
         # Imported after the arguments were checked: Megatron-Core and DeepSpeed take seconds.
@@ -53,6 +55,13 @@ def main() -> None:
         _end(f"rank {rank}: interrupted before training began (nothing was written), or twice\n")
     except Exception:
         _end(traceback.format_exc())
+
+
+def _start_settings(name: str, revision: str | None) -> Mapping[str, Any]:
+    # Imported here: few runs start from a model of transformers, which takes seconds.
+    from inrank_megatron.interop.start import start_settings
+
+    return start_settings(name, revision)
 
 
 def _end(message: str, *, patience: float = 0.0) -> None:

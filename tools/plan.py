@@ -11,6 +11,8 @@ docs/guides/plan_a_run.md says what is assumed.
 
 import argparse
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
@@ -23,12 +25,19 @@ def options(argv: list[str]) -> argparse.Namespace:
     return command.options(argv, description=__doc__)
 
 
+def _start_settings(name: str, revision: str | None) -> Mapping[str, Any]:
+    # Imported here: few runs start from a model of transformers, and plans need no torch.
+    from inrank_megatron.interop.start import start_settings
+
+    return start_settings(name, revision)
+
+
 def main(argv: list[str]) -> int:
     """Print the plan; the exit status is 1 after a mistake of the user."""
     complete()
     try:
         refuse_ranks("plan.py")
-        print(command.run(options(argv)))
+        print(command.run(options(argv), other_starts=_start_settings))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,7 +34,9 @@ def main(argv: list[str]) -> int:
     ranks = None
     try:
         ranks = adopt_ranks()
-        launch = parse(arguments.flags, world_size=ranks.world_size)
+        from inrank_megatron.interop.start import start_settings
+
+        launch = parse(arguments.flags, world_size=ranks.world_size, other_starts=start_settings)
         with launch.naming_origins():
             check(launch.config, world_size=launch.world_size)
         from inrank_megatron.distributed.platform import prepare_process

@@ -16,7 +16,6 @@ from inrank_megatron.config.defaults import (
     is_shipped,
     naming,
     origins_of,
-    pretrained_model,
 )
 from inrank_megatron.config.flags import build_parser, kebab, unknown_flags
 from inrank_megatron.config.loading import (
@@ -31,6 +30,7 @@ from inrank_megatron.config.loading import (
     with_present_names,
 )
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.start import StartSettings, no_start, taken_from_start
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.factorising import FactorSettings
 from inrank_megatron.lowrank.methods.inrank import InRankEfficient
@@ -96,8 +96,11 @@ class Launch:
         return naming(self.origins)
 
 
-def parse(argv: Sequence[str], *, world_size: int) -> Launch:
+def parse(argv: Sequence[str], *, world_size: int, other_starts: StartSettings = no_start) -> Launch:
     """Reads the command line `argv` (without the program's name) of one of `world_size` processes.
+
+    Args:
+        other_starts: reads the settings of models that are no runs, from which a run may start.
 
     Raises:
         UserError: a faulty file or setting.
@@ -118,7 +121,8 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
     deepspeed = (
         deepspeed_json.read_file(known.deepspeed_config) if known.deepspeed_config is not None else None
     )
-    settings, given, origins, notes = _settings(path, flags, deepspeed or {}, named=known.config is not None)
+    named = known.config is not None
+    settings, given, origins, notes = _settings(path, flags, deepspeed or {}, other_starts, named=named)
     with naming(origins):
         settings, adapted = adapt(settings, given, origins=origins, world_size=world_size)
         config = resolve(from_flat(settings), world_size=world_size)
@@ -138,7 +142,12 @@ def parse(argv: Sequence[str], *, world_size: int) -> Launch:
 
 
 def _settings(
-    path: Path, flags: dict[str, Any], deepspeed: dict[str, Any], *, named: bool
+    path: Path,
+    flags: dict[str, Any],
+    deepspeed: dict[str, Any],
+    other_starts: StartSettings,
+    *,
+    named: bool,
 ) -> tuple[dict[str, Any], frozenset[str], dict[str, str], list[str]]:
     """The settings of the file at `path` under those of the DeepSpeed JSON and the flags; the names of those
     that the user gave; the origins of those that no flag gave; what to say.
@@ -150,16 +159,14 @@ def _settings(
     own, goes_on = frozenset(file), not named and path != find_config(QUICKSTART)
     if not named:  # a run that goes on keeps its factors, also those that no default would have chosen
         own = own & FactorSettings.model_fields.keys() if goes_on else frozenset()
-    starts_as = {} if named or goes_on else pretrained_model(flags)
-    if starts_as:
-        file = {name: value for name, value in file.items() if name not in sections()["model"].model_fields}
-        file |= starts_as
-        notes.append(
-            f"model settings from {flags['pretrained_checkpoint']}, whose weights the run starts from"
-        )
     from_json = {
         name: value for name, value in deepspeed_json.settings_of(deepspeed).items() if name not in own
     }
+    starts_as, said = taken_from_start(file, from_json | flags, other_starts, named=named or goes_on)
+    if said:  # another model, of which the file's sizes say nothing
+        file = {name: value for name, value in file.items() if name not in sections()["model"].model_fields}
+    file |= starts_as
+    notes += said
     settings, renamed = with_present_names(_merge(file, from_json | flags))
     notes += renamed
     origins = origins_of(settings, file, path) | dict.fromkeys(from_json, "the DeepSpeed JSON")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from inrank_megatron.config.loading import PRESETS, fields, method_preset, read_file, sections
+from inrank_megatron.config.loading import PRESETS, fields, method_preset
 from inrank_megatron.errors import UserError
 
 QUICKSTART, RUN_CONFIG = "quickstart.yaml", "config.yaml"
@@ -15,22 +15,16 @@ QUICKSTART, RUN_CONFIG = "quickstart.yaml", "config.yaml"
 
 def default_config(flags: Mapping[str, Any]) -> Path:
     """The file of a command without ``--config``: that of the run to go on with, else the quick start's."""
+    return stored_config(flags) or find_config(QUICKSTART)
+
+
+def stored_config(flags: Mapping[str, Any]) -> Path | None:
+    """The settings of the run to go on with, if there is one yet."""
     if flags.get("resume", "never") != "never" and flags.get("save") is not None:
         stored = Path(flags["save"]).expanduser() / RUN_CONFIG
         if stored.is_file():
             return stored
-    return find_config(QUICKSTART)
-
-
-def pretrained_model(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The model settings of the run whose weights a new run starts from; empty where none is found."""
-    if (name := flags.get("pretrained_checkpoint")) is None:
-        return {}
-    folder = Path(name).expanduser().resolve()
-    files = (folder / RUN_CONFIG, folder.parent.parent / RUN_CONFIG)  # of a run, or of a checkpoint in it
-    path = next((path for path in files if path.is_file()), None)
-    stored = {} if path is None else read_file(path)
-    return {name: value for name, value in stored.items() if name in sections()["model"].model_fields}
+    return None
 
 
 def shown_path(path: Path) -> str:

@@ -196,7 +196,12 @@ class TrainingConfig(Section):
     eval_interval: Count | None = setting("steps between validations; left out: only at the end", None)
     eval_iters: Count | None = setting("global batches of one validation; left out: the full split", None)
     pretrained_checkpoint: str | None = setting(
-        "run folder, or a checkpoint in it, of a dense run whose weights a new run starts from", None
+        "model whose weights a new run starts from: folder of a dense run or a checkpoint in it, of a model "
+        "or LoRA adapter of Hugging Face, or a name on the hub",
+        None,
+    )
+    pretrained_revision: str | None = setting(
+        "commit of the hub's model to start from; left out: that of the local cache, else the newest", None
     )
     save: str | None = setting("run folder; left out: a new folder runs/<config>-<method>", None)
     save_interval: Count | None = setting("steps between checkpoints; left out: only at the end", None)

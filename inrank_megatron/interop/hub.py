@@ -5,16 +5,14 @@ from pathlib import Path
 
 from inrank_megatron.data.tokenizer import HUB_NAME
 from inrank_megatron.errors import Unsupported, UserError
-from inrank_megatron.interop.core.tokenizer_files import NAMES
 from inrank_megatron.interop.formats import format_of
 from inrank_megatron.interop.huggingface.kinds import CONFIG
+from inrank_megatron.interop.huggingface.snapshot import snapshot
 
-WANTED = ["*.safetensors", "*.json", *NAMES]
 
-
-def located(name: str) -> Path:
-    """The folder or file ``name`` or, where there is none, a local copy of the hub's model of that name: its
-    safetensors, settings and tokenizer. ``HF_HUB_OFFLINE=1`` takes what has been downloaded before.
+def located(name: str, *, revision: str | None = None, with_weights: bool = True) -> Path:
+    """The folder or file ``name`` or, where there is none, a local copy of the hub's model of that name
+    (:func:`snapshot` has the arguments).
 
     Raises:
         UserError: it is neither here nor can it be had, or a folder without a model has the hub's name.
@@ -31,16 +29,7 @@ def located(name: str) -> Path:
             return path
     except OSError as error:
         raise UserError(f"{name[:80]}: not a path ({error.strerror}); name a folder that exists") from None
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{name}: is not a folder here and cannot be loaded from the hub ({reason}); name a run, an "
-            "exported folder, or a model that can be reached"
-        ) from None
+    return snapshot(name, revision=revision, with_weights=with_weights)
 
 
 def local_notes(name: str) -> tuple[str, ...]:

@@ -21,10 +21,11 @@ class PretrainedWeights:
 
     Args:
         layout: of a fused QKV of both models.
+        tokenizer: the folder with the one that the weights were trained with, if there is one.
     """
 
-    def __init__(self, checkpoint: FullTensors, *, layout: QKVLayout):
-        self._checkpoint, self._layout = checkpoint, layout
+    def __init__(self, checkpoint: FullTensors, *, layout: QKVLayout, tokenizer: Path | None):
+        self._checkpoint, self._layout, self.tokenizer = checkpoint, layout, tokenizer
         names = checkpoint.names
         # A moment's name is that of its parameter with one word more.
         self._weights = frozenset(name for name in names if name.rpartition(".")[0] not in names)

@@ -8,6 +8,7 @@ from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import Launch, parse
 from inrank_megatron.config.costs import break_even_rank
 from inrank_megatron.config.flags import kebab
+from inrank_megatron.config.start import StartSettings, no_start
 from inrank_megatron.config.tool_options import count, tool_parser
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.errors import UserError
@@ -50,13 +51,15 @@ def options(argv: list[str], *, description: str) -> argparse.Namespace:
     return arguments
 
 
-def run(given: argparse.Namespace) -> str:
-    """The page, or JSON, for what `options` read.
+def run(given: argparse.Namespace, *, other_starts: StartSettings = no_start) -> str:
+    """The page, or JSON, for what `options` read; ``other_starts`` as for ``parse``.
 
     Raises:
         UserError: a faulty setting, or no topology on which the run could train.
     """
-    launch = parse([*given.flags, "--dry-run", "--cluster", given.cluster], world_size=1)
+    launch = parse(
+        [*given.flags, "--dry-run", "--cluster", given.cluster], world_size=1, other_starts=other_starts
+    )
     plan = make(launch, given)
     return json.dumps(as_json(plan)) if given.json else page(plan, top=given.top)
 

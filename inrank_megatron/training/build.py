@@ -1,6 +1,6 @@
 """What a run is made of, in this order: weights, data, method, model, engine, trainer. Collective."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed.platform import device, device_name
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.errors import UserError
+from inrank_megatron.interop.start import fingerprint, is_other_program, start_weights
 from inrank_megatron.lowrank.methods.base import Method
 from inrank_megatron.lowrank.methods.registry import make_method, switch_step
 from inrank_megatron.model.gpt import GPTFactory
@@ -29,7 +30,12 @@ from inrank_megatron.reporting.stages import shown
 from inrank_megatron.training.job import Job
 from inrank_megatron.training.loop import Trainer
 from inrank_megatron.training.parts import OVERLAP
-from inrank_megatron.training.pretrained import check_tokenizer, choose_pretrained, read_pretrained
+from inrank_megatron.training.pretrained import (
+    check_tokenizer,
+    choose_pretrained,
+    read_pretrained,
+    tokenizer_of,
+)
 from inrank_megatron.training.progress import Progress, resume_progress
 from inrank_megatron.training.resuming import fill, identity_of, structure_of
 from inrank_megatron.training.run_folder import RunFolder
@@ -59,7 +65,14 @@ def _open_weights(job: Job, folder: RunFolder) -> tuple[Checkpoint | None, Pretr
         lambda: choose_pretrained(config), job.meeting, "a verified pretrained checkpoint"
     )
     folder.notes.extend(notes)
-    return None, parallel.call_or_raise_on_all_ranks(lambda: read_pretrained(source, config))
+    if is_other_program(config.training.pretrained_checkpoint):
+        with suppress(UserError):  # which comes again
+            start_weights(config.training.pretrained_checkpoint, config.training.pretrained_revision)
+        job.meeting.wait_for_all("pretrained weights")  # each host may have to download them
+    weights = parallel.call_or_raise_on_all_ranks(lambda: read_pretrained(source, config))
+    content = parallel.call_or_raise_on_all_ranks(lambda: fingerprint(weights.folder))
+    _check_equal(parallel.gather_from_all_ranks(content), "pretrained weights", "the same model")
+    return None, weights
 
 
 def _prepare_data(
@@ -68,29 +81,33 @@ def _prepare_data(
     """The prepared text, of the same tokens as ``weights``."""
     config, parallel = job.config, job.parallel
     name, parses = config.data.tokenizer, config.data.parse_special_tokens
+    own = weights.tokenizer if isinstance(weights, PretrainedWeights) else None
+    own = tokenizer_of(weights.folder) if isinstance(weights, Checkpoint) else own
     if weights is not None and name is not None:  # before the text is read
         parallel.broadcast_from_rank_0(
-            lambda: check_tokenizer(weights, load_tokenizer(name, parse_special_tokens=parses))
+            lambda: check_tokenizer(weights, load_tokenizer(name, parse_special_tokens=parses), own=own)
         )
     identity = weights.state.get("identity") if isinstance(weights, Checkpoint) else None
     recorded = identity["data"] if identity else None
     with shown(Console()) if parallel.rank == 0 else nullcontext(quiet) as progress:
         data = prepare(config.data, progress=progress, recorded=recorded)
     job.meeting.wait_for_all("data")  # nodes that each make their own may differ by more than a timeout
-    _check_equal(parallel.gather_from_all_ranks(data.folder.name))
+    _check_equal(parallel.gather_from_all_ranks(data.folder.name), "data", "the same files and tokenizer")
     folder.notes.extend(data.notes)
     if weights is not None:
-        folder.notes.extend(parallel.broadcast_from_rank_0(lambda: check_tokenizer(weights, data.tokenizer)))
+        folder.notes.extend(
+            parallel.broadcast_from_rank_0(lambda: check_tokenizer(weights, data.tokenizer, own=own))
+        )
     return data
 
 
-def _check_equal(keys: list[str]) -> None:
-    """Nodes without shared storage prepare their own copies."""
+def _check_equal(keys: list[str], what: str, remedy: str) -> None:
+    """Nodes without shared storage have their own copies."""
     other = next((rank for rank, key in enumerate(keys) if key != keys[0]), None)
     if other is not None:
         raise UserError(
-            f"the data of rank {other} ({keys[other]}) are not those of rank 0 ({keys[0]}); give every node "
-            "the same files and tokenizer"
+            f"the {what} of rank {other} ({keys[other]}) are not those of rank 0 ({keys[0]}); give every "
+            f"node {remedy}"
         )
 
 

@@ -10,6 +10,7 @@ from inrank_megatron.distributed.launcher import launcher_ranks
 from inrank_megatron.distributed.platform import device_name
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
+from inrank_megatron.interop.start import is_on_hub
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.sinks.registry import check_installed as check_sinks
 from inrank_megatron.training.pretrained import choose_pretrained
@@ -31,8 +32,8 @@ def print_plan(launch: Launch) -> None:
         check_sinks(config)
     if config.data.dataset is None:  # which a look at would download
         select(config.data)
-    if config.training.pretrained_checkpoint is not None:
-        choose_pretrained(config)
+    if (name := config.training.pretrained_checkpoint) is not None and not is_on_hub(name):
+        choose_pretrained(config)  # a model of the hub would be downloaded; its settings have been read
     if launcher_ranks()[0] == 0:
         plan = make_plan(
             config,

@@ -1,4 +1,4 @@
-"""The checkpoint whose weights a new run starts from."""
+"""The checkpoint, or the model of another program, whose weights a new run starts from."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import qkv_layout
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from inrank_megatron.errors import UserError
+from inrank_megatron.interop.hub import local_notes
+from inrank_megatron.interop.start import StartTensors, is_other_program, start_weights
 from inrank_megatron.model.pretrained import PretrainedWeights
 from inrank_megatron.model.vocabulary import Shapes, spare_rows
 
@@ -20,14 +22,18 @@ SAME = (
 
 
 def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
-    """The checkpoint folder that ``pretrained_checkpoint`` means, verified, and messages for the user.
-    Called on one rank.
+    """The folder that ``pretrained_checkpoint`` means, a run's checkpoint, which is verified, or a model of
+    another program, and messages for the user. Called on one rank.
 
     Raises:
         UserError: there is none, it is damaged, it holds factors, or its model is another one.
     """
+    name = config.training.pretrained_checkpoint
+    assert name is not None, "callers have asked"
     try:
-        run, checkpoint, faults = locate(Path(config.training.pretrained_checkpoint).expanduser())
+        if is_other_program(name):
+            return _choose_other(name, config)
+        run, checkpoint, faults = locate(Path(name).expanduser())
         source = load(run / CONFIG)
     except UserError as error:
         raise UserError(f"pretrained_checkpoint: {error}") from None
@@ -37,6 +43,24 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
             f"pretrained_checkpoint {folder}: holds factors U, V of {len(factors)} linears (method "
             f"{source.training.method}), and a new run needs dense weights; name a run of method dense"
         )
+    _check_same(folder, source, config)
+    notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
+    step = checkpoint.state["step"]
+    return folder, [
+        *notes,
+        f"starts from the weights of {folder}, step {step} of method {source.training.method}",
+    ]
+
+
+def _choose_other(name: str, config: Config) -> tuple[Path, list[str]]:
+    weights = start_weights(name, config.training.pretrained_revision)
+    folder, revision = Path(weights.origin), config.training.pretrained_revision
+    _check_same(folder, weights.config, config)
+    of = f" of {name}, revision {revision}" if revision else ""
+    return folder, [*weights.notes, *local_notes(name), f"starts from the weights of {folder}{of}"]
+
+
+def _check_same(folder: Path, source: Config, config: Config) -> None:
     different = [
         f"{name} {there!r} there, {here!r} here"
         for name in SAME
@@ -47,17 +71,13 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
             f"pretrained_checkpoint {folder}: another model ({'; '.join(different)}), in which its weights "
             "would mean something else; give that run's model settings, or name another run"
         )
-    notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
-    step = checkpoint.state["step"]
-    return folder, [
-        *notes,
-        f"starts from the weights of {folder}, step {step} of method {source.training.method}",
-    ]
 
 
-def check_tokenizer(weights: Shapes, tokenizer: Tokenizer) -> list[str]:
+def check_tokenizer(weights: Shapes, tokenizer: Tokenizer, *, own: Path | None) -> list[str]:
     """The run's tokens mean what they meant to the weights of a checkpoint, from which it starts or goes on.
-    Runs keep their tokenizer; those from before they did are not compared.
+
+    Args:
+        own: the folder with the tokenizer of the weights. Runs from before they kept it are not compared.
 
     Returns:
         Messages for the user.
@@ -66,8 +86,7 @@ def check_tokenizer(weights: Shapes, tokenizer: Tokenizer) -> list[str]:
         UserError: the tokenizers differ, or the weights lack rows for some tokens.
     """
     folder = weights.folder
-    own = folder.resolve().parent.parent / TOKENIZER
-    if own.is_dir() and load_tokenizer(str(own)).identity != tokenizer.identity:
+    if own is not None and own.is_dir() and not _is_same(tokenizer, own):
         raise UserError(
             f"{folder}: was trained with another tokenizer, so its token ids mean other words; give "
             f"--tokenizer {own}, or, if it was made from the text, restore that"
@@ -76,13 +95,32 @@ def check_tokenizer(weights: Shapes, tokenizer: Tokenizer) -> list[str]:
     return [f"left out {spare} rows of the embedding, which pad its vocabulary"] if spare else []
 
 
+def _is_same(tokenizer: Tokenizer, own: Path) -> bool:
+    """Whether the tokenizer in the folder ``own`` gives its ids, be special tokens parsed or not."""
+    identities = (load_tokenizer(str(own), parse_special_tokens=parses).identity for parses in (False, True))
+    return tokenizer.identity in identities
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """Where the run of a checkpoint's ``folder`` keeps its tokenizer."""
+    return folder.resolve().parent.parent / TOKENIZER
+
+
 def read_pretrained(folder: Path, config: Config) -> PretrainedWeights:
-    """The weights of a folder from :func:`choose_pretrained`. Called on every rank."""
+    """The weights of a folder from :func:`choose_pretrained`. Called on every rank, whose host may have a
+    copy of its own of a model of the hub.
+    """
+    name, revision = config.training.pretrained_checkpoint, config.training.pretrained_revision
+    assert name is not None, "callers have asked"
+    layout = qkv_layout(config)
     try:
+        if is_other_program(name):
+            other = start_weights(name, revision)
+            return PretrainedWeights(StartTensors(other), layout=layout, tokenizer=other.tokenizer)
         checkpoint = Checkpoint(folder, verify=False)
     except (OSError, UserError) as error:
         raise UserError(
             f"pretrained_checkpoint {folder}: cannot be read on every rank ({error}); put it where "
             "all nodes see it"
         ) from None
-    return PretrainedWeights(checkpoint, layout=qkv_layout(config))
+    return PretrainedWeights(checkpoint, layout=layout, tokenizer=tokenizer_of(folder))

@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+from tokenizers import Tokenizer
 
 from inrank_megatron.config.loading import load
 from tests.distributed.launches import TINY, Launch, data_flags, last_step, launch, records
+from tests.unit.interop.models import NO_NETWORK, VOCABULARY, cached_model, make_tokenizer
 
 DENSE = [*TINY[1 : TINY.index("--rank-check-interval")], "--lr-warmup-iters", "2"]
 RELORA = ["--method", "relora", "--rank", "8", "--relora-interval", "4", "--relora-warmup-iters", "2"]
@@ -43,3 +45,29 @@ def test_relora_and_inrank_start_from_a_dense_run(tmp_path):
     train = records(inrank, "train")
     assert train[0]["loss"] == pytest.approx(losses[0], rel=1e-5)
     assert train[-1]["step"] == 64 and train[-1]["phase"] != train[0]["phase"]
+
+
+def test_a_model_of_the_hub_starts_in_one_command(tmp_path):
+    """From its local copy alone: no network is there."""
+    tokenizer = tmp_path / "tokenizer"
+    make_tokenizer().save(tokenizer)
+    cached_model(tmp_path, "qwen2", tokenizer, name="owner/model", revision="a" * 40)
+    text = tmp_path / "text.txt"
+    text.write_text("The castle was built in the year of the great fire. " * 400)
+    env = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": NO_NETWORK}
+    run = tmp_path / "run"
+    flags = ["--pretrained-checkpoint", "owner/model", "--data-path", str(text), "--train-iters", "6"]
+    flags += [*RELORA, "--micro-batch-size", "2", "--data-cache-path", str(tmp_path / "cache")]
+    flags += ["--save", str(run), "--tensor-model-parallel-size", "2"]
+    done = launch(flags, launcher="torchrun", num_procs=2, env=env)  # forks have read HF_HOME already
+    assert done.process.returncode == 0, done.stderr
+    assert f"of owner/model, revision {'a' * 40}" in done.stdout
+    assert "warms up again, to a low rate" in done.stdout
+    stored = load(run / "config.yaml")
+    assert stored.training.pretrained_revision == "a" * 40 and stored.model.query_groups == 1
+    assert len(records(run, "train")) == 6
+    assert Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json")).get_vocab_size() == VOCABULARY
+
+    refused = launch([*flags[2:], "--pretrained-checkpoint", "owner/absent"], launcher="python", env=env)
+    assert refused.process.returncode != 0 and refused.stderr.count("\n") == 1
+    assert "owner/absent: is not a folder here and cannot be loaded from the hub" in refused.stderr

@@ -38,6 +38,7 @@ INTEROP_FLOORS = (
     ("deepspeed", "peft", "inrank_reference"),
     ("formats",),
     ("convert", "hub"),
+    ("start",),
     ("command",),
 )
 # The one call at import: a finder that waits for transformers, so that AutoModelForCausalLM knows our models

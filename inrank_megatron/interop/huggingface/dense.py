@@ -15,7 +15,7 @@ from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.tokenizer_files import has_tokenizer
 from inrank_megatron.interop.core.weights import Shapes, Weights, account, check_layers, weight_shapes
 from inrank_megatron.interop.huggingface.config import hf_settings, run_config
-from inrank_megatron.interop.huggingface.files import SafetensorsFolder, write_tensors
+from inrank_megatron.interop.huggingface.files import FolderTensors, SafetensorsFolder, write_tensors
 from inrank_megatron.interop.huggingface.kinds import CLASSES, kind_of, model_type
 from inrank_megatron.interop.huggingface.model import BUFFERS, auto_forward, write_settings
 from inrank_megatron.interop.huggingface.names import feeders, hf_modules, hf_shapes, hf_tensor, run_tensor
@@ -36,8 +36,19 @@ def open_weights(path: Path, options: Options) -> Weights:
         UserError: the model is one that a run cannot have, its files are pickles, or tensors are missing, too
             many or of other shapes.
     """
-    config, vocab_size, notes = run_config(path, model_type(path))
-    stored = SafetensorsFolder(path)
+    return weights_of(path, SafetensorsFolder(path))
+
+
+def model_of(path: Path) -> tuple[Config, Path | None]:
+    """The settings of a dense run with the model, and the folder with its tokenizer, if it has one; no
+    weights are read. UserError as for :func:`open_weights`.
+    """
+    return run_config(path, _kind(path))[0], path if has_tokenizer(path) else None
+
+
+def weights_of(path: Path, stored: FolderTensors) -> Weights:
+    """The model whose settings are in the folder ``path``, with the tensors ``stored``."""
+    config, vocab_size, notes = run_config(path, _kind(path))
     check_layers(str(path), config, tensors=len(stored.shapes))
     names = _names(stored, config)
     run_shapes = weight_shapes(config, vocab_size, {})
@@ -99,7 +110,13 @@ def merged(weights: Weights, name: str) -> Tensor:
     return product.add_(weights.read(name)) if spec.frozen_base else product
 
 
-def _names(stored: SafetensorsFolder, config: Config) -> dict[str, str]:
+def _kind(path: Path) -> str:
+    kind = model_type(path)
+    assert kind is not None, "its callers have asked matches"
+    return kind
+
+
+def _names(stored: FolderTensors, config: Config) -> dict[str, str]:
     """Name in the model -> name in the files, without buffers and without a head that is the embedding."""
     llama = is_llama(config)
     prefix = "" if llama or any(name.startswith(GPT2_PREFIX) for name in stored.shapes) else GPT2_PREFIX

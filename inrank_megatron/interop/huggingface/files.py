@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,15 @@ SHARD_BYTES = 2 * 10**9
 """A model that is larger is cut into files of at most this size, or of one tensor."""
 ELEMENT = 4  # bytes of FP32
 READABLE = ("F32", "F16", "BF16")
+
+
+class FolderTensors(Protocol):
+    """The tensors of a folder by name, as they are stored or changed."""
+
+    folder: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> Tensor: ...
 
 
 class SafetensorsFolder:

@@ -1,4 +1,5 @@
-"""PEFT: a first-phase or LoRA run's W0 as a Hugging Face model, and its U V as a LoRA adapter on it.
+"""PEFT: a first-phase or LoRA run's W0 as a Hugging Face model, and its U V as a LoRA adapter on it. Read, an
+adapter is merged into its base (``reading.py``).
 
 Letters: O, I features of a Hugging Face module, r rank of its adapter. PEFT adds ``alpha / r * B A x`` with A
 [r, I] and B [O, r]; with alpha = r that is U V with A = V and B = U.
@@ -23,12 +24,21 @@ from inrank_megatron.interop.huggingface import dense as hf_dense
 from inrank_megatron.interop.huggingface.files import write_file
 from inrank_megatron.interop.huggingface.model import auto_model, forward_of, quiet_transformers
 from inrank_megatron.interop.huggingface.names import HFModule, hf_modules, hf_shapes, take
+from inrank_megatron.interop.peft.reading import (
+    BASE,
+    CONFIG,
+    PREFIX,
+    TENSORS,
+    A,
+    B,
+    base_of,
+    merged_weights,
+    model_of,
+)
 from inrank_megatron.pointers import refuse_pointer
 
+__all__ = ["model_of"]  # of the format, from another file
 NAME = "peft"
-BASE = "base"
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for its largest LoRA rank; other servers take these too."""
 
@@ -49,25 +59,25 @@ def matches(path: Path) -> bool:
 
 
 def open_weights(path: Path, options: Options) -> Weights:
-    """Adapters are written and compared, not read."""
-    raise UserError(
-        f"{path}: an adapter is not read; name its run, or merge it into its base with PEFT's "
-        "merge_and_unload and save_pretrained and name that"
-    )
+    """The dense weights of the adapter's base with the adapter merged into them.
+
+    Raises:
+        UserError: it is no plain LoRA on linears, its base cannot be had, or is a model that no run can have.
+    """
+    return merged_weights(path)
 
 
 def forward(path: Path, options: Options) -> Forward:
-    """Logits of PEFT's ``PeftModel`` on the base next to the adapter."""
+    """Logits of PEFT's ``PeftModel`` on the adapter's base."""
     _require_peft()
     from peft import PeftModel
 
-    for part in (path / BASE, path / TENSORS):
-        if not part.exists():
-            raise UserError(f"{part}: is missing; put it back next to {CONFIG}")
-    for part in (path / CONFIG, path / TENSORS):
-        refuse_pointer(part)
+    if not (path / TENSORS).exists():
+        raise UserError(f"{path / TENSORS}: is missing; put it back next to {CONFIG}")
+    refuse_pointer(path / TENSORS)
+    base = base_of(path)
     with quiet_transformers():
-        return forward_of(PeftModel.from_pretrained(auto_model(path / BASE), path))
+        return forward_of(PeftModel.from_pretrained(auto_model(base), path))
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

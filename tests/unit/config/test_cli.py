@@ -110,7 +110,7 @@ def test_a_run_from_other_weights_has_their_model(tmp_path):
     for path in (tmp_path, checkpoint):
         got = flat(["--inrank", "--pretrained-checkpoint", str(path), "--seq-length", "64"])
         assert (got["model_type"], got["hidden_size"], got["ffn_hidden_size"]) == ("llama", 512, 1376)
-        assert (got["seq_length"], got["lr"], got["train_iters"]) == (64, 2e-3, 260)
+        assert (got["seq_length"], got["lr"], got["train_iters"]) == (64, 1e-4, 260)
     assert flat(["--pretrained-checkpoint", str(tmp_path / "absent")])["hidden_size"] == 192
     (tmp_path / "own.yaml").write_text("model_preset: tiny\ntrain_iters: 5\n")
     own = ["--config", str(tmp_path / "own.yaml"), "--pretrained-checkpoint", str(tmp_path)]

@@ -117,3 +117,18 @@ def assert_same(first: Weights, second: Weights) -> None:
     assert first.shapes == second.shapes
     for name in first.shapes:
         assert torch.equal(first.read(name).float(), second.read(name).float()), name
+
+
+NO_NETWORK = "http://127.0.0.1:1"
+"""Where no hub answers."""
+
+
+def cached_model(cache: Path, family: str, tokenizer: Path, *, name: str, revision: str) -> Path:
+    """A dense model in the hub's local cache, as a download leaves it; the newest call is ``main``."""
+    root = cache / "hub" / f"models--{name.replace('/', '--')}"
+    folder = root / "snapshots" / revision
+    folder.mkdir(parents=True)
+    hf_dense.write(make_weights(family, "dense", tokenizer=tokenizer), folder, OPTIONS)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / "main").write_text(revision)
+    return folder
