@@ -147,6 +147,10 @@ CASES = {
     ),
     "llama-dense": _case("dense", steps=10, **LLAMA),
     "llama-lora": _case("lora", Tag.STARTS_AS_DENSE, steps=10, **LLAMA, rank=8),
+    # Heads share keys, and norms of heads get their gradient from a part of the heads and of the sequence.
+    "llama-lora-grouped": _case(
+        "lora", steps=10, **LLAMA, **SEPARATE, num_query_groups=2, qk_layernorm=True, rank=8
+    ),
     "llama-inrank": _case("inrank", Tag.STARTS_LOWER, **LLAMA, **ATTENTION, **GROWING),
     "llama-warm-start": _case("warm-start", **LLAMA, **ATTENTION, truncation="fisher"),
     "llama-fixed-rank": _case("fixed-rank", steps=10, **LLAMA, rank=15),
