@@ -172,3 +172,17 @@ def test_both_exports_are_one_model(tmp_path):
         (tmp_path / name).mkdir()
         module.write(weights, tmp_path / name, OPTIONS)
     assert check_only(tmp_path / "dense", tmp_path / "factorised", OPTIONS).is_rounding
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_a_static_cache_and_a_compiler_change_nothing(family):
+    """``fullgraph``: nothing in the model breaks the graph that a compiler is given."""
+    model = hf_factorised.in_memory(make_weights(family, "second phase"))
+    ids = torch.tensor([[5, 9, 17]])
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = model.generate(ids, **options, use_cache=False)
+    assert torch.equal(model.generate(ids, **options, cache_implementation="static"), expected)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        found = compiled(expected, use_cache=False).logits
+        torch.testing.assert_close(found, model(expected, use_cache=False).logits, rtol=0, atol=1e-5)
