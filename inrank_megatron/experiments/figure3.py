@@ -35,7 +35,7 @@ def study(
             notify(f"{', '.join(case.values())}, seed {seed}")
             pixels, classes = pictures.inputs.shape[1], int(pictures.labels.max()) + 1
             model = perceptron(pixels, HIDDEN, classes, initialisation=case["initialisation"], seed=seed)
-            rows, accuracy = train(
+            trained = train(
                 model,
                 pictures if case["labels"] == "true" else _shuffled(pictures, seed),
                 optimizer=case["optimizer"],
@@ -44,8 +44,8 @@ def study(
                 seed=seed,
             )
             for layer in ("0.weight", "2.weight"):
-                spectra = [row for row in rows if row["layer"] == layer]
-                about = {**case, "layer": layer, "seed": seed, "accuracy": round(accuracy, 4)}
+                spectra = [row for row in trained.rows if row["layer"] == layer]
+                about = {**case, "layer": layer, "seed": seed, "accuracy": round(trained.accuracy, 4)}
                 found.rows.append(about | summarised(spectra))
                 if seed == 0:
                     found.curves.extend(case | row | {"values": rounded(row["values"])} for row in spectra)

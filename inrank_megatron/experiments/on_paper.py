@@ -4,12 +4,15 @@ Its module is ``inrank_megatron.experiments.NAME`` with ``measure(quick, notify)
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.printing import print_table
@@ -40,13 +43,20 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--output {options.output}: {error.strerror}; give another folder") from error
     module = import_module(f"inrank_megatron.experiments.{options.what}")
     found = module.measure(quick=options.quick, notify=partial(print, file=sys.stderr, flush=True))
-    _write(options.output / f"{options.what}.jsonl", found.rows)
+    rows = options.output / f"{options.what}.jsonl"
+    _write(rows, found.rows)
     _write(options.output / f"{options.what}_curves.jsonl", found.curves)
-    module.draw(found.curves).savefig(options.output / f"{options.what}.png", dpi=150)
+    save(module.draw(found.curves), options.output / f"{options.what}.png", rows=rows)
     if options.json:
         print(json.dumps(found.rows, indent=1))
     else:
         print_table(options.title, found.rows)
+
+
+def save(figure: Figure, path: Path, *, rows: Path) -> None:
+    """As PNG that says which file of rows is of the same run: its SHA-256, as ``Source``."""
+    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+    figure.savefig(path, dpi=150, metadata={"Source": digest})
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:

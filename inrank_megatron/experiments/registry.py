@@ -34,7 +34,13 @@ EXPERIMENTS = {
     "initialisation": Experiment(
         "which solution does gradient descent find from a small and from an ordinary start?",
         "InRank, theorem 1",
-        "2 min; quick 30 s",
+        "20 s of a core; quick 5 s",
+        PAPER,
+    ),
+    "glrl_inrank": Experiment(
+        "do GLRL and InRank find the same solution of a planted problem?",
+        "InRank, algorithms 1 and 2",
+        "90 s of a core; quick 10 s",
         PAPER,
     ),
     "theorem2": Experiment(
@@ -61,10 +67,16 @@ EXPERIMENTS = {
         "not measured",
         PAPER,
     ),
+    "figures8_14": Experiment(
+        "are the updates of recurrent networks and of a Transformer of low rank, and if they are deeper?",
+        "InRank, figures 8 to 14",
+        "2 min of a core; quick 10 s",
+        PAPER,
+    ),
     "figure15": Experiment(
         "are the updates of a perceptron of low rank, whatever its optimizer?",
         "InRank, figure 15",
-        "2 min; quick 20 s",
+        "15 s of a core; quick 5 s",
         PAPER,
     ),
     "teacher": Experiment(
