@@ -36,7 +36,8 @@ def measure(*, quick: bool, notify: Callable[[str], None]) -> Found:
 
 
 def _greedy(found: Found, problem: Problem, about: Record, *, shown: bool) -> None:
-    panel, curves = {"case": "GLRL"}, []
+    panel: Record = {"case": "GLRL"}
+    curves: list[Record] = []
     stages = glrl(problem, 2, most=about["planted_rank"] + 3, watch=watcher(curves, **panel))
     last = stages[-1]
     found.rows.append(
@@ -56,7 +57,8 @@ def _grown(found: Found, problem: Problem, about: Record, *, start: float, alpha
     n = len(problem.planted)
     base = start * np.random.default_rng(500 + about["seed"]).standard_normal((n, n)) / np.sqrt(n)
     rule = GrowthRule(initial_rank=2, buffer=BUFFER, threshold=alpha, interval=25, max_rank=n - BUFFER)
-    panel, curves = {"case": f"InRank, $W_0$ of scale {start:g}"}, []
+    panel: Record = {"case": f"InRank, $W_0$ of scale {start:g}"}
+    curves: list[Record] = []
     grown = grow(problem, base, rule, steps=STEPS, watch=watcher(curves, **panel))
     size = {"rank": grown.rank, "columns": grown.columns, "steps": grown.steps}
     found.rows.append(

@@ -1,10 +1,12 @@
 """The networks of InRank's figures 8 to 14, which read the digits as sequences: a row of pixels is a step."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 PIXELS, CLASSES = 8, 10
-CELLS: dict[str, type[nn.RNNBase]] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 ATTENTION = "Transformer"
 
 
