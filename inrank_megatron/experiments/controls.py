@@ -22,10 +22,10 @@ from inrank_megatron.distributed.platform import device
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.engine.engine import Engine
 from inrank_megatron.experiments.driver import Batches, Outcome, chosen, re_estimated, train
-from inrank_megatron.inspection.untrained import untrained_ranks
 from inrank_megatron.lowrank.methods.inrank import InRank
 from inrank_megatron.model.gpt import GPTFactory
 from inrank_megatron.reporting.run import depth
+from inrank_megatron.reporting.untrained import untrained_ranks
 
 SETTINGS = {
     "num_layers": 4,

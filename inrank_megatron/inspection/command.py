@@ -10,9 +10,9 @@ from rich.table import Table
 
 from inrank_megatron.inspection.layers import inspect
 from inrank_megatron.inspection.show import print_tables, to_json, write_figure
-from inrank_megatron.inspection.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, untrained_table
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.reporting.console import unless_nobody_reads
+from inrank_megatron.reporting.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, untrained_table
 
 
 def print_model(path: Path, options: Options, *, leading: int, as_json: bool, png: Path | None) -> None:

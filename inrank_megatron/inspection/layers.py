@@ -16,7 +16,6 @@ from torch.distributed import ProcessGroup
 
 from inrank_megatron.config import costs
 from inrank_megatron.config.shapes import linear_shapes
-from inrank_megatron.inspection.untrained import untrained_ranks
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.weights import Weights
 from inrank_megatron.interop.formats import read_weights
@@ -25,6 +24,7 @@ from inrank_megatron.lowrank.linalg.factors import check_finite
 from inrank_megatron.lowrank.linalg.spectra import Product, Update, singular_values
 from inrank_megatron.lowrank.methods.changes import LayerView
 from inrank_megatron.lowrank.methods.growth import GrowthRule
+from inrank_megatron.reporting.untrained import untrained_ranks
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
 """Whether a run has learnt anything, in words for somebody who sees its figures for the first time."""
 
 import textwrap
-from typing import Any
 
 from inrank_megatron.reporting.recorded import recorded_dense
 from inrank_megatron.reporting.run import Run
 from inrank_megatron.reporting.tables import number, share
-
-PHASES = ("phase_2", "phase_1", "dense")
 
 
 def tells_of_words(word_perplexity: float | None, vocab_size: int | None) -> bool:
@@ -25,11 +22,16 @@ def verdict(run: Run) -> str:
     if record is None or record.get("perplexity") is None:
         return ""
     perplexity, scale = record["perplexity"], yardsticks(run)
-    unigram = (run.summary.get("unigram_perplexity") or {}).get("valid")
-    begins = ""
-    if unigram is not None:
-        begins = "it has learnt: " if perplexity < unigram else "it has learnt little yet: "
+    begins = {None: "", True: "it has learnt: ", False: "it has learnt little yet: "}[has_learnt(run)]
     return f"{begins}validation perplexity {number(perplexity)}" + (f" ({scale})" if scale else "")
+
+
+def has_learnt(run: Run) -> bool | None:
+    """Whether it predicts better than the frequencies of tokens do; None where one of them is not known."""
+    record, unigram = run.last_evaluation("valid"), (run.summary.get("unigram_perplexity") or {}).get("valid")
+    if record is None or record.get("perplexity") is None or unigram is None:
+        return None
+    return record["perplexity"] < unigram
 
 
 def yardsticks(run: Run) -> str:
@@ -44,10 +46,8 @@ def yardsticks(run: Run) -> str:
 def size(run: Run) -> str:
     """``62% of the dense model's parameters, mean rank 12.1``; empty for a dense run."""
     parts = []
-    parameters: dict[str, Any] = run.summary.get("parameters") or {}
-    last = next((parameters[phase] for phase in PHASES if parameters.get(phase)), None)
     if run.ranks:
-        if part := share(last, parameters.get("dense")):
+        if part := share(run.last_cost("parameters"), (run.summary.get("parameters") or {}).get("dense")):
             parts.append(f"{part.split()[0]} of the dense model's parameters")
         ranks = [records[-1]["rank"] for records in run.ranks_by_layer().values()]
         parts.append(f"mean rank {sum(ranks) / len(ranks):.1f}")

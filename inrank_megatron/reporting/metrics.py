@@ -108,7 +108,8 @@ class MetricsWriter:
     def ranks(self, records: list[dict[str, Any]]) -> None:
         """One record per layer of a check: ``step``, ``event`` (``init``, ``check``, ``switch``), ``layer``,
         ``rank``, ``previous_rank``, ``explained_ratio``, ``active_columns``, ``capacity``, ``capped`` and
-        ``singular_values`` (the leading ones, descending), ``singular_value_sum`` (of all).
+        ``singular_values`` (the leading ones, descending), ``singular_value_sum`` and
+        ``singular_value_square_sum`` (of all).
         """
         for record in records:
             _append(self._ranks, record)

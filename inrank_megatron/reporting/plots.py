@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from inrank_megatron.reporting.run import Record, Run, depth, kind_of
+from inrank_megatron.reporting.run import PHASES, Record, Run, depth, kind_of
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#666666"
 MOST_POINTS = 1000
@@ -28,7 +28,7 @@ def figures(run: Run) -> dict[str, Figure]:
     makers: dict[str, tuple[Any, Callable[[Run], Figure]]] = {
         "loss": (run.train or run.evaluations, loss_figure),
         "ranks": (run.ranks, rank_figure),
-        "spectrum": (_checks(run), spectrum_figure),
+        "spectrum": (checks(run), spectrum_figure),
         "cost": (_comparable(run), cost_figure),
         "throughput": (run.train, throughput_figure),
     }
@@ -100,7 +100,7 @@ def rank_figure(run: Run) -> Figure:
 
 def spectrum_figure(run: Run) -> Figure:
     """Normalised singular values at the first and last check; solid: kept by the rank (InRank, figure 1)."""
-    layers = _checks(run)
+    layers = checks(run)
     names = list(layers)
     blocks = sorted({depth(name) for name in names})
     shown = [name for name in names if depth(name) in (blocks[0], blocks[-1])]
@@ -122,13 +122,13 @@ def cost_figure(run: Run) -> Figure:
     panels = figure.subplots(1, 2)
     quantities = (("parameters", "parameters"), ("flops_per_token", "FLOPs per token, forward and backward"))
     for axes, (name, title) in zip(panels, quantities, strict=True):
-        costs = _costs(run, name)
+        counted = costs(run, name)
         styled(axes, title=title)
         axes.grid(visible=False, axis="x")
-        labels = [PHASE_LABELS[phase] for phase in costs]
-        colours = [{"dense": GREY, "phase_1": GREEN, "phase_2": BLUE}[phase] for phase in costs]
-        bars = axes.bar(labels, list(costs.values()), width=0.6, color=colours)
-        shares = [f"{magnitude(cost)}\n{cost / costs['dense']:.0%}" for cost in costs.values()]
+        labels = [PHASE_LABELS[phase] for phase in counted]
+        colours = [{"dense": GREY, "phase_1": GREEN, "phase_2": BLUE}[phase] for phase in counted]
+        bars = axes.bar(labels, list(counted.values()), width=0.6, color=colours)
+        shares = [f"{magnitude(cost)}\n{cost / counted['dense']:.0%}" for cost in counted.values()]
         axes.bar_label(bars, shares, fontsize=9, padding=2)
         axes.margins(x=0.15, y=0.25)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: magnitude(value)))
@@ -189,7 +189,7 @@ def _spectrum(axes: Axes, record: Record, *, colour: str) -> None:
     axes.text(0.97, 0.92, note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
 
 
-def _checks(run: Run) -> dict[str, list[Record]]:
+def checks(run: Run) -> dict[str, list[Record]]:
     """Per layer, the checks that recorded singular values."""
     layers = {
         layer: [record for record in records if record["event"] == "check" and record.get("singular_values")]
@@ -200,13 +200,14 @@ def _checks(run: Run) -> dict[str, list[Record]]:
 
 def _comparable(run: Run) -> bool:
     """Whether both costs are known for the dense model and for a phase to set next to it."""
-    costs = [_costs(run, name) for name in ("parameters", "flops_per_token")]
-    return all("dense" in cost and len(cost) > 1 for cost in costs)
+    counted = [costs(run, name) for name in ("parameters", "flops_per_token")]
+    return all("dense" in cost and len(cost) > 1 for cost in counted)
 
 
-def _costs(run: Run, name: str) -> dict[str, float]:
-    costs = run.summary.get(name) or {}
-    return {phase: costs[phase] for phase in PHASE_LABELS if costs.get(phase) is not None}
+def costs(run: Run, name: str) -> dict[str, float]:
+    """``parameters`` or ``flops_per_token`` of each phase that is known."""
+    known = run.summary.get(name) or {}
+    return {phase: known[phase] for phase in PHASES if known.get(phase) is not None}
 
 
 def _column(records: list[Record], name: str) -> list[float]:

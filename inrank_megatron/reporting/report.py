@@ -1,19 +1,15 @@
 """``report.html``: one page with everything about a run, made from the files of its folder alone."""
 
-import base64
-import io
 import re
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from inrank_megatron.reporting.behind import behind
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.files import write_atomically
+from inrank_megatron.reporting.glance import answers
 from inrank_megatron.reporting.learnt import size, tells_of_words, verdict, yardsticks
+from inrank_megatron.reporting.page import Picture, picture, png, render
 from inrank_megatron.reporting.plots import figures
 from inrank_megatron.reporting.run import Run, read_run
 from inrank_megatron.reporting.tables import (
@@ -40,7 +36,11 @@ CAPTIONS = {
         "Leading singular values, normalised by their sum, at the first (left) and last check (right), in "
         "the first and the last block. Solid: kept at the layer's rank.",
     ),
-    "cost": ("Size and cost against the dense model", "Per cent of the dense model of the same shape."),
+    "cost": (
+        "Size and cost against the dense model",
+        "Per cent of the dense model of the same shape. Memory and time of a dense run stand beside those of "
+        "this one on the page that tools/report.py RUN DENSE_RUN writes.",
+    ),
     "throughput": ("Throughput", "Tokens per second of the whole job, and what one device computes."),
 }
 
@@ -63,25 +63,16 @@ def write_report(run_dir: str | Path) -> Path:
         UserError: the folder does not exist, or its ``config.yaml`` or ``summary.json`` cannot be parsed.
     """
     run = read_run(run_dir)
-    plots = run.folder / "plots"
-    plots.mkdir(exist_ok=True)
-    pictures = []
-    for name, figure in figures(run).items():
-        image = _png(figure)
-        write_atomically(plots / f"{name}.png", image)
-        title, caption = CAPTIONS[name]
-        pictures.append({"title": title, "caption": caption, "data": base64.b64encode(image).decode()})
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = files("inrank_megatron.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
-        title=f"{_method(run)}: {run.folder.resolve().name}",
+    page = render(
+        title=f"{method_of(run)}: {run.folder.resolve().name}",
         lead=_lead(run),
         learnt="; ".join(part for part in (verdict(run), size(run)) if part),
         sample=run.sample
         and run.sample | {"text": re.sub(r"\n{3,}", "\n\n", str(run.sample.get("text", "")))},
         notice=unfinished(run) or _left_undone(run),
+        answers={run.folder.resolve().name: answers(run)},
         tiles=_tiles(run),
-        pictures=pictures,
+        pictures=_pictures(run),
         tables=_tables(run),
     )
     path = run.folder / "report.html"
@@ -89,15 +80,21 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.set_dpi(150)
-    # `savefig` would draw twice, once to find the layout, which drawing does by itself.
-    FigureCanvasAgg(figure).print_png(stream)
-    return stream.getvalue()
+def _pictures(run: Run) -> list[Picture]:
+    """Those that the records allow, which are also written into ``plots/``."""
+    plots = run.folder / "plots"
+    plots.mkdir(exist_ok=True)
+    pictures = []
+    for name, figure in figures(run).items():
+        image = png(figure)
+        write_atomically(plots / f"{name}.png", image)
+        (title, caption), (alt, table) = CAPTIONS[name], behind(run, name)
+        pictures.append(picture(image, title=title, caption=caption, alt=alt, table=table))
+    return pictures
 
 
-def _method(run: Run) -> str:
+def method_of(run: Run) -> str:
+    """As the summary has it, or before there is one, the settings."""
     return str(run.summary.get("method") or run.settings.get("method") or "run")
 
 
@@ -154,8 +151,7 @@ def _tiles(run: Run) -> list[Tile]:
 
 def _cost_tile(run: Run, key: str, *, name: str) -> Tile:
     """The last phase's cost, against the dense model's; without a value where unknown."""
-    costs: dict[str, Any] = run.summary.get(key) or {}
-    last = next((costs[phase] for phase in ("phase_2", "phase_1", "dense") if costs.get(phase)), None)
+    last, costs = run.last_cost(key), run.summary.get(key) or {}
     return Tile(name, number(last) if last else "", share(last, costs.get("dense")))
 
 

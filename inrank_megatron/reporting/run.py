@@ -12,6 +12,8 @@ from inrank_megatron.reporting.files import SAMPLE, is_there, read_records
 from inrank_megatron.reporting.sound import fault_of_summary, is_sound
 
 Record = dict[str, Any]
+PHASES = ("dense", "phase_1", "phase_2")
+"""By the number that records of steps have."""
 NOTICES = ("note", "straggler", "loss_spike")
 
 
@@ -24,7 +26,8 @@ class Run:
         settings: ``config.yaml``, flat.
         summary: ``summary.json``. sample: ``sample.json``, text of the model.
         train, evaluations, switches, checkpoints: the lines of ``metrics.jsonl``, by kind.
-        notices: lines of ``metrics.jsonl`` with a text: notes, stragglers, loss spikes.
+        notices: lines of ``metrics.jsonl`` with a text: notes, stragglers, loss spikes. resumes: a line for
+            each time that training went on from a checkpoint.
         ranks: the lines of ``ranks.jsonl``, one per layer and check.
     """
 
@@ -38,6 +41,7 @@ class Run:
     ranks: list[Record]
     sample: Record
     notices: list[Record] = field(default_factory=list)
+    resumes: list[Record] = field(default_factory=list)
 
     @property
     def switch_step(self) -> int | None:
@@ -55,6 +59,11 @@ class Run:
         """Time in training; before the run has finished, up to its last record."""
         times = [record.get("elapsed_seconds") or 0.0 for record in self.train + self.evaluations]
         return self.summary.get("train_seconds") or max(times, default=None)
+
+    def last_cost(self, name: str) -> float | None:
+        """``parameters`` or ``flops_per_token`` of the last phase that has been reached, where known."""
+        costs = self.summary.get(name) or {}
+        return next((costs[phase] for phase in reversed(PHASES) if costs.get(phase)), None)
 
     def last_evaluation(self, split: str) -> Record | None:
         """The newest evaluation of ``"valid"`` or ``"test"``."""
@@ -79,7 +88,7 @@ def read_run(run_dir: str | Path) -> Run:
         raise UserError(
             f"{folder} is not a run folder, and a report needs one: name the folder given to --save"
         )
-    kinds: dict[str, list[Record]] = {"train": [], "eval": [], "switch": [], "checkpoint": []}
+    kinds: dict[str, list[Record]] = {"train": [], "eval": [], "switch": [], "checkpoint": [], "resume": []}
     notices = []
     for record in read_records(folder / "metrics.jsonl"):
         kind = record.get("kind")
@@ -98,6 +107,7 @@ def read_run(run_dir: str | Path) -> Run:
         ranks=[record for record in read_records(folder / "ranks.jsonl") if is_sound(record, "ranks")],
         sample=_mapping(folder / SAMPLE, parse=lambda text: json.loads(text or "{}")),
         notices=notices,
+        resumes=kinds["resume"],
     )
 
 

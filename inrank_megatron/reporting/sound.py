@@ -42,6 +42,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value) <= 300
 
 
+def _is_text_or_absent(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
 def _is_notice(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 2000
 
@@ -72,22 +76,28 @@ def _is_world(value: Any) -> bool:
 
 _TIMES = ("loss", "tokens", "elapsed_seconds")
 _RATES = ("tokens_per_second", "tflops_per_second", "utilisation")
+_SUMS = ("singular_value_sum", "singular_value_square_sum")
 _PEAKS = ("max_memory_allocated", "max_memory_reserved", "peak_rss")
 _RECORDS: dict[str, tuple[dict[str, Is], dict[str, Is]]] = {
     "train": (
         {"step": is_step, "phase": lambda value: is_step(value) and value <= 2},
-        dict.fromkeys((*_TIMES, *_RATES, *_PEAKS, "mean_rank"), _is_known),
+        dict.fromkeys((*_TIMES, *_RATES, *_PEAKS, "mean_rank", "skipped_steps"), _is_known),
     ),
     "eval": (
         {"step": is_step, "split": _is_text, "perplexity": _is_perplexity},
         dict.fromkeys(_TIMES, _is_known) | {"word_perplexity": _is_perplexity},
     ),
-    "switch": ({"step": is_step}, {}),
+    "switch": (
+        {"step": is_step},
+        {"seconds": _is_known, "size": _is_text_or_absent},
+    ),
+    "resume": ({"step": is_step}, {}),
     "checkpoint": ({"step": is_step, "path": _is_text}, {}),
-    "notice": ({"step": is_step, "text": _is_notice}, {}),
+    "notice": ({"step": is_step, "text": _is_notice}, {"rank": _is_known, "factor": _is_known}),
     "ranks": (
         {"step": is_step, "layer": _is_layer, "event": _is_text, "rank": is_step},
-        {"explained_ratio": _is_known, "singular_values": _is_spectrum, "singular_value_sum": _is_known},
+        {"singular_values": _is_spectrum}
+        | dict.fromkeys(("explained_ratio", *_SUMS, "previous_rank"), _is_known),
     ),
 }
 """Kind of record -> what it must have, and what each of its other fields is where it is there."""

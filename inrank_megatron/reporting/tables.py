@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.plots import magnitude
-from inrank_megatron.reporting.run import Record, Run
+from inrank_megatron.reporting.run import PHASES, Record, Run
 
 UNKNOWN = "-"
 PHASE_TITLES = {0: "dense", 1: "phase 1: W0 + UV", 2: "phase 2: U*V*"}
-COST_KEYS = {0: "dense", 1: "phase_1", 2: "phase_2"}
+PEAKS = {
+    "max_memory_allocated": "allocated",
+    "max_memory_reserved": "reserved",
+    "peak_rss": "of the process, so far",
+}
 
 
 class Table(NamedTuple):
@@ -65,7 +69,7 @@ def _phase_row(run: Run, phase: int, records: list[Record], *, start: float) -> 
         if record["split"] == "valid" and first["step"] <= record["step"] <= last["step"]
     ]
     elapsed, utilisation = last.get("elapsed_seconds"), median(records, "utilisation")
-    costs = [run.summary.get(name, {}).get(COST_KEYS[phase]) for name in ("parameters", "flops_per_token")]
+    costs = [run.summary.get(name, {}).get(PHASES[phase]) for name in ("parameters", "flops_per_token")]
     return [
         PHASE_TITLES[phase],
         f"{first['step']:,} - {last['step']:,}",
@@ -122,25 +126,35 @@ def rank_table(run: Run) -> Table:
 
 
 def memory_table(run: Run) -> Table:
-    """The peak of each part of the run, of the rank that took most; before the run has ended, of rank 0."""
-    names = {
-        "max_memory_allocated": "allocated",
-        "max_memory_reserved": "reserved",
-        "peak_rss": "of the process, so far",
-    }
-    parts = run.summary.get("peak_memory") or {}
+    """The peak of each part of the run."""
+    parts = _memory(run)
+    known = [name for name in PEAKS if any(part.get(name) for part in parts.values())]
+    rows = [
+        [part.replace("_", " "), *(shown_bytes(found.get(name)) for name in known)]
+        for part, found in parts.items()
+    ]
+    return Table("Peak memory", ["part", *(PEAKS[name] for name in known)], rows if known else [])
+
+
+def peaks(run: Run) -> dict[str, float]:
+    """Bytes in each phase that is known: allocated on the GPU, or without one taken by the process."""
+    parts = {phase: _memory(run).get(phase, {}) for phase in PHASES}
+    found = {phase: part.get("max_memory_allocated") or part.get("peak_rss") for phase, part in parts.items()}
+    return {phase: size for phase, size in found.items() if size}
+
+
+def _memory(run: Run) -> dict[str, dict[str, float]]:
+    """Of the rank that took most; before the run has ended, of rank 0."""
+    parts = dict(run.summary.get("peak_memory") or {})
     if not parts:
         for record in run.train:
-            part = parts.setdefault(COST_KEYS[record["phase"]], {})
-            part.update({name: max(record[name], part.get(name, 0)) for name in names if record.get(name)})
-    known = [name for name in names if any(part.get(name) for part in parts.values())]
-    rows = [
-        [part.replace("_", " "), *(_size(peaks.get(name)) for name in known)] for part, peaks in parts.items()
-    ]
-    return Table("Peak memory", ["part", *(names[name] for name in known)], rows if known else [])
+            part = parts.setdefault(PHASES[record["phase"]], {})
+            part.update({name: max(record[name], part.get(name, 0)) for name in PEAKS if record.get(name)})
+    return parts
 
 
-def _size(count: float | None) -> str:
+def shown_bytes(count: float | None) -> str:
+    """``3.00 GiB``."""
     return shown_size(int(count)) if count else UNKNOWN
 
 

@@ -105,6 +105,7 @@ class RankChanges:
             f"step {step}: {form} becomes U* V*, mean rank {mean:.1f}: {size} ({seconds:.1f} s){begins}",
             seconds=seconds,
             mean_rank=mean,
+            size=size,
         )
         columns = {view.name: view.active_columns for view in decision.views}
         return {PHASE_1_COLUMNS: columns} if in_first_phase else {}

@@ -45,6 +45,8 @@ class RunLogger:
             resumed = None if self._folder.is_new else self._start_step
             self._metrics = MetricsWriter(self._folder.path, resume_step=resumed, sinks=self._sinks())
             self._stack.push(self._close)
+            if not self._folder.is_new:
+                self._metrics.event("resume", self._start_step)
             self._console = self._stack.enter_context(Console(self._total_steps, start_step=self._start_step))
         return self
 
@@ -193,4 +195,5 @@ def _rank_record(
         "capped": capped,
         "singular_values": list(view.singular_values[:LEADING_VALUES]),
         "singular_value_sum": sum(view.singular_values),
+        "singular_value_square_sum": sum(value * value for value in view.singular_values),
     }

@@ -8,10 +8,9 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.distributed.peak_memory import PeakMemory
 from inrank_megatron.engine.engine import Engine, StepResult
+from inrank_megatron.reporting.run import PHASES
 from inrank_megatron.training.progress import Progress
 from inrank_megatron.training.run_logger import RunLogger
-
-PHASES = ("dense", "phase_1", "phase_2")  # by number
 
 
 def phase(engine: Engine) -> int:

@@ -2,7 +2,7 @@
 
 from statistics import fmean
 
-from inrank_megatron.inspection.untrained import untrained_ranks
+from inrank_megatron.reporting.untrained import untrained_ranks
 from tests.contract.cases import CHECK
 from tests.contract.layouts import LAYOUTS
 from tests.contract.sessions import build, configuration

@@ -33,6 +33,8 @@ def _rank_records(step: int, *, event: str) -> list[dict]:
                 "capacity": 96,
                 "capped": index == 7 and step >= 30,
                 "singular_values": spectrum,
+                "singular_value_sum": sum(spectrum),
+                "singular_value_square_sum": sum(value * value for value in spectrum),
             }
         )
     return records
@@ -73,6 +75,7 @@ def write_run(run_dir: Path, *, method: str = "inrank-efficient", steps: int = S
         (run_dir / "summary.json").write_text(json.dumps(_summary(method)))
     writer.close()
     settings = {"method": method, "train_iters": STEPS, "model_preset": "tiny", "data_path": None, "lr": 1e-3}
+    settings |= {"num_layers": 4, "hidden_size": 192, "num_attention_heads": 4, "seq_length": 256}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(settings | changed))
     return run_dir
 

@@ -19,7 +19,6 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.inspection import layers
 from inrank_megatron.inspection.command import print_model, print_untrained
 from inrank_megatron.inspection.layers import Inspection
-from inrank_megatron.inspection.untrained import untrained_table
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.run import open_weights
 from inrank_megatron.interop.core.weights import weight_shapes
@@ -27,6 +26,7 @@ from inrank_megatron.interop.formats import writable
 from inrank_megatron.lowrank.criteria.explained_ratio import update_ratio
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.linalg import oracle
+from inrank_megatron.reporting.untrained import untrained_table
 from tests.runs import random_weights, write_run
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "inspect_ranks.py"

@@ -81,9 +81,10 @@ def test_the_headline_and_the_tables(make_run: Callable[..., Path]) -> None:
     assert page.after("parameters") == "1.61 M"
     assert page.after("1.61 M") == "62% of dense"
     assert page.after("training time") == "1:12"
-    assert page.after("phase 1: W0 + UV") == "1 - 60"
-    assert page.after("phase 2: U*V*") == "61 - 120"
-    layer = page.text.index("decoder.layers.3.mlp.linear_fc2")
+    phases = page.text.index("Phases")
+    assert page.text[page.text.index("phase 1: W0 + UV", phases) + 1] == "1 - 60"
+    assert page.text[page.text.index("phase 2: U*V*", phases) + 1] == "61 - 120"
+    layer = page.text.index("decoder.layers.3.mlp.linear_fc2", phases)
     assert page.text[layer + 1 : layer + 7] == ["2", "16", "0.9700", "41", "96", "yes"]
     assert page.after("model_preset") == "tiny" and page.after("data_path") == "none"
     assert page.after("deepspeed") == "0.19.8"

@@ -41,7 +41,7 @@ def test_what_an_earlier_session_evaluated(tmp_path):
         assert resumed.recorded_evaluation(4, "test", tokens=100) is None
         assert resumed.recorded_evaluation(4, "valid", tokens=50) is None, "of fewer windows"
         assert resumed.recorded_evaluation(8, "valid", tokens=100) is None, "of a step that is repeated"
-    assert steps(tmp_path) == [4]
+    assert steps(tmp_path) == [4, 4], "the second: that it went on from there"
 
 
 def test_perplexity_of_an_absurd_loss():

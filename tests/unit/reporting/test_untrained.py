@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.inspection.untrained import UntrainedProduct, untrained_table
 from inrank_megatron.lowrank.linalg import oracle
 from inrank_megatron.lowrank.linalg.new_columns import full_columns
+from inrank_megatron.reporting.untrained import UntrainedProduct, untrained_table
 
 TABLE_3 = {
     (768, 0.8): 152,
