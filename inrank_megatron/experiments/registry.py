@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inrank_megatron.experiments import on_engine, on_launches, on_paper
+from inrank_megatron.experiments import on_engine, on_launches, on_paper, on_run
 
 How = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 """What adds the flags, and what runs."""
@@ -12,6 +12,7 @@ How = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namesp
 ENGINE: How = on_engine.add_flags, on_engine.run
 LAUNCHES: How = on_launches.add_flags, on_launches.run
 PAPER: How = on_paper.add_flags, on_paper.run
+RUN: How = on_run.add_flags, on_run.run
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,18 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "figure1": Experiment(
+        "how much of each layer's update does its rank explain, in the first and in the last block of a run?",
+        "InRank, figure 1",
+        "seconds, from the files of a run",
+        RUN,
+    ),
+    "figures5to7": Experiment(
+        "how does the rank of each layer of a run grow?",
+        "InRank, figures 5 to 7",
+        "seconds, from the files of a run",
+        RUN,
+    ),
     "glrl": Experiment(
         "does greedy low-rank learning find a planted rank?",
         "InRank, algorithm 1",

@@ -38,8 +38,7 @@ CAPTIONS = {
     ),
     "cost": (
         "Size and cost against the dense model",
-        "Per cent of the dense model of the same shape. Memory and time of a dense run stand beside those of "
-        "this one on the page that tools/report.py RUN DENSE_RUN writes.",
+        "Per cent of the dense model of the same shape.",
     ),
     "throughput": ("Throughput", "Tokens per second of the whole job, and what one device computes."),
 }

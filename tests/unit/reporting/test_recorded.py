@@ -27,7 +27,6 @@ def test_the_last_lines_name_what_dense_training_reached(make_run, record):
     assert last_lines(make_run()).splitlines()[1] == (
         "dense training of this configuration, in a recorded run, ended its 120 steps at validation "
         "perplexity 40"
-        "perplexity 40"
     )
 
 
