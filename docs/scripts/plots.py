@@ -108,10 +108,34 @@ def speed() -> Figure:
     return figure
 
 
+def when_to_use_it() -> Figure:
+    """Validation loss of every model at its best rate, over steps and over operations."""
+    runs: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
+    for row in rows("when_to_use_it.csv"):
+        runs.setdefault((row["arm"], row["optimizer"]), {}).setdefault(row["lr"], []).append(row)
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for number, ((arm, optimizer), by_rate) in enumerate(runs.items()):
+        best = min(by_rate.values(), key=lambda points: float(points[-1]["valid_loss"]))
+        losses = [float(point["valid_loss"]) for point in best]
+        line = "--" if optimizer == "AdamW" else "-"
+        marker, label = "osv^Dd<>"[number], f"{arm}, {optimizer}"
+        for panel, name, unit in zip(panels, ("step", "flops"), (1, 1e12), strict=True):
+            spent = [float(point[name]) / unit for point in best]
+            panel.plot(spent, losses, line, marker=marker, markersize=4, label=label)
+    panels[0].set(xlabel="step", ylabel="validation loss, nats per token")
+    panels[1].set(xlabel="operations of training, TFLOP")
+    panels[1].legend(fontsize=8)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    return figure
+
+
 PLOTS = {
     "comparison.svg": (comparison, "comparison.csv"),
     "learned_ranks.svg": (learned_ranks, "controls.csv"),
     "speed.svg": (speed, "step_times.csv"),
+    "when_to_use_it.svg": (when_to_use_it, "when_to_use_it.csv"),
 }
 
 

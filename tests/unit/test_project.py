@@ -34,6 +34,7 @@ TOP_LEVEL = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "megatron": "megatron-core",
     "mlflow": "mlflow-skinny",
     "sklearn": "scikit-learn",

@@ -12,7 +12,7 @@ from tests.unit.conftest import write_run
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None
 )
-INSTALL = "apt install chromium-headless-shell && .venv/bin/python -m pip install playwright"
+INSTALL = "apt install chromium-headless-shell; bash launch/setup_env.sh test"
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or find_spec("playwright") is None, reason=f"there is no browser: {INSTALL}"
 )
