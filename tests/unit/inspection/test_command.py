@@ -252,10 +252,8 @@ def test_a_megatron_folder(tmp_path, ranks):
     assert (found.format, found.layers) == ("megatron", own.layers)
 
 
-def test_an_adapter_is_refused_and_its_base_read(tmp_path):
+def test_an_adapter_is_read_with_its_base(tmp_path):
     weights = random_weights(vocab_size=VOCABULARY, tokenizer=None, ranks=6)
     (folder := tmp_path / "adapter").mkdir()
     writable()["peft"].write(weights, folder, Options())
-    with pytest.raises(UserError, match="an adapter is not read; name its run, or merge it"):
-        inspect(folder)
-    assert inspect(folder / "base").format == "hf-dense"
+    assert (inspect(folder).format, inspect(folder / "base").format) == ("peft", "hf-dense")
