@@ -1,13 +1,12 @@
 """How ``teacher`` and ``controls`` are called: trainings of the engine in this process."""
 
 import argparse
-import json
 import sys
 import warnings
 from functools import partial
 from importlib import import_module
 
-from inrank_megatron.experiments.printing import print_table
+from inrank_megatron.experiments.printing import show
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -47,7 +46,4 @@ def run(options: argparse.Namespace) -> None:
         notify=partial(print, file=sys.stderr),
     )
     shutdown()
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print_table(options.title, rows)
+    show(options, rows)

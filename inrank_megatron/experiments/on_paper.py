@@ -15,20 +15,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.experiments.printing import print_table
+from inrank_megatron.experiments.printing import add_output_flags, show
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of all of them."""
     command.add_argument("--quick", action="store_true", help="a smaller version, below a minute")
-    command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("reproduced"),
-        metavar="DIR",
-        help="folder for NAME.jsonl (rows), NAME_curves.jsonl (points) and NAME.png [reproduced]",
-    )
+    add_output_flags(command, files="NAME.jsonl (rows), NAME_curves.jsonl (points) and NAME.png")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,10 +40,7 @@ def run(options: argparse.Namespace) -> None:
     _write(rows, found.rows)
     _write(options.output / f"{options.what}_curves.jsonl", found.curves)
     save(module.draw(found.curves), options.output / f"{options.what}.png", rows=rows)
-    if options.json:
-        print(json.dumps(found.rows, indent=1))
-    else:
-        print_table(options.title, found.rows)
+    show(options, found.rows)
 
 
 def save(figure: Figure, path: Path, *, rows: Path) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.experiments.printing import print_table
+from inrank_megatron.experiments.printing import add_output_flags, show
 from inrank_megatron.reporting.files import write_atomically
 from inrank_megatron.reporting.page import png
 from inrank_megatron.reporting.plots import checks, rank_figure, spectrum_figure
@@ -17,14 +17,7 @@ MAKERS = {"figure1": spectrum_figure, "figures5to7": rank_figure}
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The run and where its figure goes."""
     command.add_argument("run_folder", type=Path, metavar="RUN", help="run folder with a ranks.jsonl")
-    command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("reproduced"),
-        metavar="DIR",
-        help="folder for NAME.jsonl (rows) and NAME.png [reproduced]",
-    )
+    add_output_flags(command, files="NAME.jsonl (rows) and NAME.png")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,10 +40,7 @@ def run(options: argparse.Namespace) -> None:
         write_atomically(options.output / f"{options.what}.jsonl", lines.encode())
     except OSError as error:
         raise UserError(f"--output {options.output}: {error.strerror}; give another folder") from error
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print_table(options.title, rows)
+    show(options, rows)
 
 
 def _rows(run: Run) -> list[dict]:

@@ -1,4 +1,28 @@
-"""Rows as tables."""
+"""What experiments print and where they write: rows as tables, or as JSON."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_output_flags(command: argparse.ArgumentParser, *, files: str) -> None:
+    """``--json``, and ``--output`` for these files."""
+    command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("reproduced"),
+        metavar="DIR",
+        help=f"folder for {files} [reproduced]",
+    )
+
+
+def show(options: argparse.Namespace, rows: list[dict]) -> None:
+    """Print the rows as ``--json`` asks."""
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_table(options.title, rows)
 
 
 def print_table(title: str, rows: list[dict]) -> None:

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.incidents import incidents, switch_losses
-from inrank_megatron.reporting.learnt import has_learnt, size, verdict
+from inrank_megatron.reporting.learnt import beside_dense, has_learnt, size, verdict
 from inrank_megatron.reporting.run import PHASES, Run
 from inrank_megatron.reporting.sureness import mean_ranks_by_threshold, untrained_rank
 from inrank_megatron.reporting.tables import median, peaks, shown_bytes
@@ -34,6 +34,7 @@ def _learnt(run: Run) -> Answer | None:
     text = verdict(run)
     if not text:
         return Answer("Did it learn?", "no validation yet")
+    text = "; ".join(filter(None, (text, beside_dense(run))))
     return Answer("Did it learn?", text, "plain" if known is None else "good" if known else "look")
 
 

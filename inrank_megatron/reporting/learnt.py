@@ -55,14 +55,12 @@ def size(run: Run) -> str:
 
 
 def beside_dense(run: Run) -> str:
-    """``a dense run of this configuration ended at 187``; empty unless such a run was recorded."""
+    """``a recorded dense run of the same settings ended at ...``; empty if there is none."""
     record = recorded_dense(run)
     if record is None:
         return ""
-    return (
-        f"dense training of this configuration, in a recorded run, ended its {record['steps']} steps at "
-        f"validation perplexity {number(record['perplexity']['valid'])}"
-    )
+    reached = number(record["perplexity"]["valid"])
+    return f"a recorded dense run of the same settings ended at validation perplexity {reached}"
 
 
 def sample_lines(run: Run, *, width: int) -> list[str]:

@@ -24,7 +24,6 @@ EXCEPTIONS = {
     "inrank_megatron/reporting/console.py": {"dense"},
     "inrank_megatron/reporting/glance.py": {"dense"},
     "inrank_megatron/reporting/learnt.py": {"dense"},
-    "inrank_megatron/reporting/recorded.py": {"dense"},
     "inrank_megatron/reporting/plots.py": {"dense"},
     "inrank_megatron/reporting/report.py": {"dense"},
     "inrank_megatron/reporting/run.py": {"dense"},
