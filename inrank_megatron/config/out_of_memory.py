@@ -33,6 +33,8 @@ WORDS = (
     "std::bad_alloc",
 )
 MOST_HELP = 3
+RESERVE_BYTES = 4 * 2**20
+"""Of the host's memory, for the words about the shortage; until then none of its pages is touched."""
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -57,9 +59,11 @@ def shortage(error: BaseException) -> str:
 
 def within_memory(compute: Callable[[], T], remedy: Callable[[], str]) -> T:
     """``compute()``; where memory runs out, a UserError with the ``remedy``."""
+    reserve = bytearray(RESERVE_BYTES)
     try:
         return compute()
     except (RuntimeError, MemoryError, OSError) as error:
+        del reserve
         if not is_shortage(error):
             raise
         raise UserError(f"out of memory: {shortage(error)}; {remedy()}") from error

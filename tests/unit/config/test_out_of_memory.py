@@ -1,6 +1,8 @@
 """The line on memory that ran out: by what libraries raise, and by the plan's arithmetic."""
 
 import errno
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -68,6 +70,32 @@ def test_other_errors_are_left_alone():
         within_memory(lambda: torch.ones(2, 3) @ torch.ones(2, 3), lambda: "")
     with pytest.raises(UserError, match=r"^out of memory: .*; buy some$"):
         within_memory(lambda: torch.empty(2**50), lambda: "buy some")
+
+
+def test_the_words_have_memory_where_none_is_left():
+    code = """
+import ctypes, resource, psutil
+from inrank_megatron.config.out_of_memory import within_memory
+from inrank_megatron.errors import UserError
+
+def exhaust():
+    limit = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    malloc = ctypes.CDLL(None).malloc
+    malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    for piece in (2**16, 2**12, 2**8, 2**6):
+        while malloc(piece):
+            pass
+    raise MemoryError
+
+try:
+    within_memory(exhaust, lambda: f"{len(bytearray(2**20))} bytes of words")
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("out of memory: "), done.stderr
+    assert done.stdout.endswith("; 1048576 bytes of words\n")
 
 
 def run_of(world_size, **settings):
