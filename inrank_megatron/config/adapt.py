@@ -18,14 +18,20 @@ from inrank_megatron.config.shapes import smallest_dim
 from inrank_megatron.lowrank.methods.registry import METHODS
 from inrank_megatron.lowrank.methods.settings import Adaptation
 
+LARGEST_RATE_OF_ADAM = 2e-3
+"""Of new weights in the first run: its gradients explode at the rate that is Muon's there, 1e-2."""
+
 
 @dataclass(frozen=True)
 class Asked:
-    """The run as it is, the names of the user's own settings, and the number of processes."""
+    """The run as it is, the names of the user's own settings, the number of processes, and whether the
+    settings come from a configuration of this project.
+    """
 
     config: Config
     given: Set[str]
     world_size: int
+    from_shipped: bool
 
     @property
     def min_dim(self) -> int:
@@ -37,13 +43,18 @@ class Asked:
 
 
 def adapt(
-    settings: Mapping[str, Any], given: Set[str], *, origins: Mapping[str, str], world_size: int
+    settings: Mapping[str, Any],
+    given: Set[str],
+    *,
+    origins: Mapping[str, str],
+    world_size: int,
+    from_shipped: bool,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """``settings`` with the defaults among them adapted, and a line for each that was.
 
     Args:
         settings: flat, as in a file. given: names of those that are the user's. origins: where the others
-            come from.
+            come from. from_shipped: whether they do from a configuration of this project.
 
     Raises:
         UserError: as ``from_flat``.
@@ -51,7 +62,7 @@ def adapt(
     settings, notes = dict(settings), []
     config = from_flat(settings)
     for rule in (*RULES, *METHODS[config.training.method].adaptations):
-        for name, value, reason in list(rule(Asked(config, given, world_size))):
+        for name, value, reason in list(rule(Asked(config, given, world_size, from_shipped))):
             old = flatten(config)[name]
             settings[name] = value
             config = from_flat(settings)
@@ -126,6 +137,26 @@ def _micro_batch(asked: Asked) -> Iterator[Adaptation]:
         )
 
 
+def _optimizers(asked: Asked) -> Iterator[Adaptation]:
+    """An optimizer that the user names steps all parameters, unless the user names Muon, too."""
+    optimizer = asked.config.optimizer
+    if asked.free("optimizer"):
+        return
+    for name in ("matrix_optimizer", "factor_optimizer"):
+        if getattr(optimizer, name) != "adamw" and asked.free(name):
+            yield name, "adamw", f"optimizer = {optimizer.optimizer!r} is to step all parameters"
+
+
+def _rate_of_adam(asked: Asked) -> Iterator[Adaptation]:
+    """A rate that this project chose for Muon is too high for Adam on the same weights. A run that goes on
+    keeps its rate.
+    """
+    optimizer = asked.config.optimizer
+    steps_weights = "adamw" in (optimizer.matrix_optimizer, optimizer.factor_optimizer)
+    if asked.from_shipped and asked.free("lr") and steps_weights and optimizer.lr > LARGEST_RATE_OF_ADAM:
+        yield "lr", LARGEST_RATE_OF_ADAM, "the rate is meant for Muon"
+
+
 def _rates(asked: Asked) -> Iterator[Adaptation]:
     """A warm-up no shorter than the schedule becomes a tenth of it; so does a last rate above the peak."""
     optimizer, steps = asked.config.optimizer, asked.config.decay_iters
@@ -153,6 +184,8 @@ RULES: tuple[Callable[[Asked], Iterator[Adaptation]], ...] = (
     _tensor_parallel,
     _sequence_parallel,
     _micro_batch,
+    _optimizers,
+    _rate_of_adam,
     _rates,
     _offload,
 )

@@ -124,7 +124,9 @@ def parse(argv: Sequence[str], *, world_size: int, other_starts: StartSettings =
     named = known.config is not None
     settings, given, origins, notes = _settings(path, flags, deepspeed or {}, other_starts, named=named)
     with naming(origins):
-        settings, adapted = adapt(settings, given, origins=origins, world_size=world_size)
+        settings, adapted = adapt(
+            settings, given, origins=origins, world_size=world_size, from_shipped=is_shipped(path)
+        )
         config = resolve(from_flat(settings), world_size=world_size)
     config = _accumulated(config, settings, deepspeed or {})
     _refuse_idle(flags, config)

@@ -13,6 +13,10 @@ see ``interop/start.py``.
 """
 NAME, REVISION, TOKENIZER = "pretrained_checkpoint", "pretrained_revision", "tokenizer"
 CONTINUED_LR = 1e-4
+ADAM = {"matrix_optimizer": "adamw", "factor_optimizer": "adamw"}
+"""Of weights that other programs trained, most of them with Adam: Muon continues such weights worse (Liu et al.,
+arXiv 2502.16982, section 3.5).
+"""
 
 
 def no_start(name: str, revision: str | None) -> Mapping[str, Any]:
@@ -24,8 +28,8 @@ def taken_from_start(
     file: Mapping[str, Any], chosen: Mapping[str, Any], others: StartSettings, *, named: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings that replace those of the file, and messages for the user. Of a file that the user has
-    not named, architecture, tokenizer and the learning rate's schedule; of another one a tokenizer that it
-    lacks. The revision of a model of the hub is kept with the run in both cases.
+    not named, architecture, tokenizer, optimizers and the learning rate's schedule; of another one a
+    tokenizer that it lacks. The revision of a model of the hub is kept with the run in both cases.
 
     Args:
         file: settings of the configuration. chosen: of flags and the DeepSpeed JSON.
@@ -43,8 +47,8 @@ def taken_from_start(
     if not found:
         return {}, []
     schedule = continued_schedule({**file, "lr": None, **chosen})
-    what = "model settings and tokenizer" if TOKENIZER in found else "model settings"
-    notes = [f"{what} from {name}, whose weights the run starts from"]
+    what = "model settings, tokenizer and" if TOKENIZER in found else "model settings and"
+    notes = [f"{what} optimizers from {name}, whose weights the run starts from"]
     if own := {key: value for key, value in schedule.items() if key not in chosen}:
         shown = ", ".join(f"{key} {value}" for key, value in own.items())
         notes.append(f"{shown}: a run that starts from trained weights warms up again, to a low rate")
@@ -76,8 +80,10 @@ def _settings_of(name: str, revision: str | None, others: StartSettings) -> dict
     runs = (folder, folder.parent.parent)  # of a run, or of a checkpoint in it
     run = next((run for run in runs if (run / RUN_CONFIG).is_file()), None)
     if run is None:
-        return dict(others(name, revision))
+        found = dict(others(name, revision))
+        return ADAM | found if found else {}
     stored = read_file(run / RUN_CONFIG)
-    found = {key: value for key, value in stored.items() if key in sections()["model"].model_fields}
+    kept = sections()["model"].model_fields.keys() | ADAM.keys()
+    found = {key: value for key, value in stored.items() if key in kept}
     tokenizer = run / TOKENIZER
     return found | ({TOKENIZER: str(tokenizer)} if tokenizer.is_dir() else {})

@@ -26,6 +26,8 @@ INRANK_PRESETS = {
         "final_ranks": "grown",
         "truncation": "plain",
         "rank_multiple_of": 1,
+        "factor_optimizer": "adamw",
+        "matrix_optimizer": "adamw",
         "factor_lr_multiplier": 1.0,
     },
     "released": {
@@ -41,6 +43,8 @@ INRANK_PRESETS = {
         "final_ranks": "grown",
         "truncation": "plain",
         "rank_multiple_of": 1,
+        "factor_optimizer": "adamw",
+        "matrix_optimizer": "adamw",
         "factor_lr_multiplier": 1.0,
     },
 }

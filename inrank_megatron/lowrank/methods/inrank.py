@@ -1,7 +1,7 @@
 """InRank (paper, algorithm 2) and InRank-Efficient (algorithm 3)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.fields import Count, Section, setting
@@ -174,16 +174,15 @@ class PatienceSettings(Section):
 BUDGET_OF_OUTPUTS = 0.5
 
 
-def _flat_updates(asked):
+def _ranks_of_flat_updates(run) -> dict[str, Any]:
     """An orthogonalised step gives all directions alike, so the spectrum of what was learnt is flat, and its
-    rank is that of the columns, whatever the text.
+    rank is that of the columns, whatever the text. The layers' outputs tell more.
     """
-    inrank, optimizer = asked.config.inrank, asked.config.optimizer.factor_optimizer
-    if optimizer == "adamw" or inrank.inrank_preset or inrank.final_ranks or not asked.free("final_ranks"):
-        return
-    reason = f"factor_optimizer {optimizer} flattens the spectra by which ranks grow"
-    yield "final_ranks", "output", reason
-    yield "parameter_budget", BUDGET_OF_OUTPUTS, reason
+    inrank = run.inrank
+    chosen = inrank.final_ranks or inrank.output_threshold or inrank.parameter_budget
+    if run.optimizer.factor_optimizer == "adamw" or chosen:
+        return {}
+    return {"final_ranks": "output", "parameter_budget": BUDGET_OF_OUTPUTS}
 
 
 @dataclass(frozen=True)
@@ -193,9 +192,13 @@ class InRankEfficient(Switching, InRank):
     name: ClassVar[str] = "inrank-efficient"
     page: ClassVar[str] = "concepts/switch.md"
     settings: ClassVar[Sections] = (*InRank.settings, *Switching.settings, PatienceSettings)
-    adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations, _flat_updates)
+    adaptations: ClassVar[Rules] = (*Switching.adaptations, *InRank.adaptations)
     one_phase: ClassVar[str] = InRank.name
     default_final_ranks: ClassVar[str] = "grown"
+
+    @classmethod
+    def derived(cls, run):
+        return super().derived(run) | _ranks_of_flat_updates(run)
 
     @classmethod
     def from_config(cls, config, *, switch_step):

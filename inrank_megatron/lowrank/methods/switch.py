@@ -26,8 +26,9 @@ class SwitchSettings(Section):
     )
     final_ranks: Literal["grown", "re-estimated", "output"] | None = setting(
         "ranks after the switch: grown, the ranks so far; re-estimated, those that the criterion finds at "
-        "the switch (perhaps lower); output, those that the layers' outputs need. Left out: grown "
-        "(inrank-efficient), output (warm-start, or if factor-optimizer is not adamw)",
+        "the switch (perhaps lower); output, those that the layers' outputs need. Left out: output "
+        "(warm-start), grown (inrank-efficient), but with another factor-optimizer than adamw output with a "
+        "parameter-budget of 0.5",
         None,
         older_values={"refound": "re-estimated"},
     )

@@ -57,17 +57,16 @@ def checked(argv: list[str], *, world_size: int) -> Launch:
         (
             [*INRANK, "--inrank-preset", "released", "--rank-criterion", "update"],
             1,
-            {"frozen_base": True},
+            {"lr": 0.002, "frozen_base": True},
         ),
-        ([*INRANK, "--inrank-preset", "paper", "--hidden-size", "64"], 1, {"buffer": 8}),
+        ([*INRANK, "--inrank-preset", "paper", "--hidden-size", "64"], 1, {"lr": 0.002, "buffer": 8}),
         ([*INRANK, "--parameter-budget", "0.3"], 1, {"final_ranks": "output"}),
-        (
-            [*INRANK, "--factor-optimizer", "lora-muon"],
-            1,
-            {"final_ranks": "output", "parameter_budget": 0.5},
-        ),
         ([*INRANK, "--factor-optimizer", "muon", "--final-ranks", "grown"], 1, {}),
-        ([*INRANK, "--factor-optimizer", "spectron", "--inrank-preset", "paper", "--buffer", "8"], 1, {}),
+        (
+            [*INRANK, "--factor-optimizer", "spectron", "--inrank-preset", "paper", "--buffer", "8"],
+            1,
+            {"lr": 0.002},
+        ),
         (
             [*INRANK, "--factor-optimizer", "spectron", "--output-threshold", "0.99"],
             1,
@@ -78,7 +77,28 @@ def checked(argv: list[str], *, world_size: int) -> Launch:
         ([*INRANK, "--initial-rank", "190"], 1, {"buffer": 2}),
         ([*INRANK, "--max-rank", "180"], 1, {"buffer": 12}),
         ([*INRANK, "--max-rank", "1"], 1, {"initial_rank": 1}),
-        (["--optimizer", "cpu-adam"], 1, {"offload_optimizer": True}),
+        (
+            ["--optimizer", "cpu-adam"],
+            1,
+            {
+                "matrix_optimizer": "adamw",
+                "factor_optimizer": "adamw",
+                "lr": 0.002,
+                "offload_optimizer": True,
+            },
+        ),
+        (
+            [*INRANK, "--optimizer", "adamw", "--matrix-optimizer", "muon"],
+            1,
+            {"factor_optimizer": "adamw", "lr": 0.002},
+        ),
+        ([*INRANK, "--factor-optimizer", "adamw"], 1, {"lr": 0.002}),
+        (
+            ["--optimizer", "fused-adam", "--lr", "1e-2"],
+            1,
+            {"matrix_optimizer": "adamw", "factor_optimizer": "adamw"},
+        ),
+        (["--matrix-optimizer", "adamw", "--lr", "1e-3"], 1, {}),
         ([*INRANK], 2, {}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -91,6 +111,32 @@ def test_a_default_gives_way_and_says_so(argv, world_size, adapted):
     assert all(
         f" gives way to {value}: " in n for n, value in zip(launch.notes, adapted.values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "chosen"),
+    [
+        ([], ("output", 0.5)),
+        (["--factor-optimizer", "adamw"], (None, None)),
+        (["--final-ranks", "grown"], ("grown", None)),
+        (["--output-threshold", "0.9"], ("output", None)),
+        (["--inrank-preset", "released"], ("grown", None)),
+        (["--method", "warm-start"], (None, None)),
+    ],
+)
+def test_spectra_that_an_optimizer_flattens_choose_no_ranks(argv, chosen):
+    """What is chosen in their place is on record."""
+    argv = argv if "--method" in argv else [*INRANK, *argv]
+    inrank = checked(argv, world_size=1).config.inrank
+    assert (inrank.final_ranks, inrank.parameter_budget) == chosen
+
+
+def test_a_run_that_goes_on_keeps_its_rate(tmp_path):
+    """Also one that this project would not have chosen."""
+    first = checked(["--optimizer", "adamw", "--lr", "5e-3", "--save", str(tmp_path)], world_size=1)
+    (tmp_path / "config.yaml").write_text(to_yaml(first.config))
+    again = checked(["--save", str(tmp_path), "--resume", "auto"], world_size=1)
+    assert again.config.optimizer == first.config.optimizer and not again.notes
 
 
 def test_what_the_user_gave_is_refused(tmp_path):

@@ -40,8 +40,9 @@ def test_one_name_gives_architecture_tokenizer_and_revision(tmp_path: Path, toke
     assert config.data.tokenizer == str(folder)
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.min_lr, optimizer.lr_warmup_iters) == (1e-4, 1e-5, 5)
+    assert (optimizer.matrix_optimizer, optimizer.factor_optimizer) == ("adamw", "adamw")
     assert launch.notes[0] == (
-        "model settings and tokenizer from owner/model, whose weights the run starts from"
+        "model settings, tokenizer and optimizers from owner/model, whose weights the run starts from"
     )
     assert launch.notes[1].startswith("lr 0.0001, min_lr 1e-05, lr_decay_style cosine, lr_warmup_iters 5: ")
 
