@@ -14,8 +14,8 @@ see ``interop/start.py``.
 NAME, REVISION, TOKENIZER = "pretrained_checkpoint", "pretrained_revision", "tokenizer"
 CONTINUED_LR = 1e-4
 ADAM = {"matrix_optimizer": "adamw", "factor_optimizer": "adamw"}
-"""Of weights that other programs trained, most of them with Adam: Muon continues such weights worse (Liu et al.,
-arXiv 2502.16982, section 3.5).
+"""Of weights that other programs trained, most of them with Adam: Muon continues such weights worse (Liu et
+al., arXiv 2502.16982, section 3.5).
 """
 
 
