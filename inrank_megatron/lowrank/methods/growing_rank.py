@@ -1,11 +1,11 @@
 """What a run is asked, and what it is given, when its ranks grow as in InRank."""
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.fields import Positive, Section, setting
-from inrank_megatron.lowrank.criteria.buffer import default_buffer
 from inrank_megatron.lowrank.methods.base import Columns, PhaseShape, Rules, Sections
 from inrank_megatron.lowrank.methods.factorising import Factorising, StartSettings, smallest_dim
 from inrank_megatron.lowrank.methods.growth import GrowthRule, GrowthSettings
@@ -101,11 +101,12 @@ def _base(asked):
 def _columns(asked):
     """First rank and buffer within the width and below the largest rank."""
     inrank, width = asked.config.inrank, asked.min_dim
-    buffer = default_buffer(width) if inrank.buffer is None else inrank.buffer
+    rule = GrowthRule.from_config(asked.config)
+    buffer = rule.buffer_of(width)
     rank, largest = inrank.initial_rank, inrank.max_rank
     needed = rank if largest is None else max(rank, largest)
     if needed + buffer > width and asked.free("buffer"):
-        fitting = max(1, min(default_buffer(width), width - needed))
+        fitting = max(1, min(replace(rule, buffer=None).buffer_of(width), width - needed))
         if fitting != buffer:
             yield "buffer", fitting, f"rank {needed} and the buffer must fit into a width of {width}"
             buffer = fitting

@@ -19,7 +19,9 @@ class GrowthSettings(Section):
 
     initial_rank: Count = setting("rank r at the start", 2)
     buffer: Count | None = setting(
-        "columns b that train beyond the rank; left out: 100 x width / 768, at most 100", None
+        "columns b that train beyond the rank; left out: 100 x width / 768, at most 100, but with another "
+        "factor-optimizer than adamw 3/8 of the width",
+        None,
     )
     threshold: Share = setting("explained ratio that the rank must reach (the paper's alpha)", 0.9)
     rank_check_interval: Count = setting("steps between rank checks", 25)
@@ -46,7 +48,7 @@ class GrowthRule:
 
     Args:
         initial_rank: r at the start (paper: 2).
-        buffer: b, trained columns beyond r; None: 100, scaled down below width 768.
+        buffer: b, trained columns beyond r; None: as ``default_buffer``.
         threshold: alpha, the explained ratio to hold (paper: 0.9).
         interval: checks come at the multiples of this.
         after: checks come later than this step.
@@ -54,6 +56,7 @@ class GrowthRule:
             the same formula on ``U V`` (the authors' code); ``eq7``, equation 7 on ``U V``.
         window: reading of equation 7, ``sliding`` or ``fixed``.
         max_rank: the largest rank; None: r + b is half of min(O, I).
+        orthogonalised: whether the factors' steps are, of which the default buffer depends.
     """
 
     initial_rank: int
@@ -64,6 +67,7 @@ class GrowthRule:
     criterion: str = "update"
     window: str = "sliding"
     max_rank: int | None = None
+    orthogonalised: bool = False
 
     @classmethod
     def from_config(cls, config: Run) -> "GrowthRule":
@@ -77,6 +81,7 @@ class GrowthRule:
             criterion=inrank.rank_criterion,
             window=inrank.eq7_window,
             max_rank=inrank.max_rank,
+            orthogonalised=config.optimizer.factor_optimizer != "adamw",
         )
 
     def check_settings(self, min_dim: int) -> None:
@@ -103,7 +108,9 @@ class GrowthRule:
         return "update" if self.criterion == "update" else "product"
 
     def buffer_of(self, min_dim: int) -> int:
-        return default_buffer(min_dim) if self.buffer is None else self.buffer
+        if self.buffer is not None:
+            return self.buffer
+        return default_buffer(min_dim, orthogonalised=self.orthogonalised)
 
     def capacity(self, min_dim: int) -> int:
         """Columns to allocate for a linear of this smaller dimension."""

@@ -89,7 +89,10 @@ class Switching(Factorising):
     @classmethod
     def phases(cls, run, columns, *, break_even):
         first = super().phases(run, columns, break_even=break_even)
-        return [*first, PhaseShape("phase 2, U V, break-even", break_even, break_even)]
+        budget, second = run.inrank.parameter_budget, {"break-even": break_even}
+        if budget is not None:  # the mean rank: layers that need more get more
+            second = {f"budget {budget:g}": max(1, int(budget * break_even)), **second}
+        return [*first, *(PhaseShape(f"phase 2, U V, {name}", rank, rank) for name, rank in second.items())]
 
 
 def _given(inrank, names: tuple[str, ...]) -> list[str]:

@@ -38,6 +38,7 @@ def test_vocabulary_is_padded_as_megatron_does(size, tp, padded):
 
 def test_default_buffer_and_capacity_are_the_papers():
     assert [default_buffer(width) for width in (768, 1024, 1280, 192, 4, 1)] == [100, 100, 100, 25, 1, 1]
+    assert [default_buffer(width, orthogonalised=True) for width in (768, 192, 1)] == [288, 72, 1]
     assert default_capacity(768, initial_rank=2, buffer=100) == 384
     assert default_capacity(192, initial_rank=2, buffer=150) == 152
     assert default_capacity(64, initial_rank=2, buffer=62) == 64
