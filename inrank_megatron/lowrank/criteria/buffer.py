@@ -3,8 +3,8 @@
 PAPER_BUFFER = 100
 PAPER_SMALLEST_WIDTH = 768
 SHARE_OF_WIDTH = 3 / 8
-"""Where steps are orthogonalised: with 0.36 and 0.39 of the width instead of 0.13, models of width 128 and 192
-ended 3 and 6 % lower in perplexity.
+"""Where steps are orthogonalised: with 0.36 and 0.39 of the width instead of 0.13, models of width 128 and
+192 ended 3 and 6 % lower in perplexity.
 """
 
 
