@@ -415,7 +415,7 @@ def plan_of(run, world_size=2):
         ({"method": "inrank"}, [None, 27, 96]),
         ({"method": "inrank-efficient"}, [None, 27, 96, 2, 71, 153]),
         ({"method": "inrank-efficient", "final_ranks": "output"}, [None, 27, 96, 153]),
-        ({"method": "inrank-efficient", "factor_optimizer": "lora-muon"}, [None, 27, 96, 76, 153]),
+        ({"method": "inrank-efficient", "factor_optimizer": "lora-muon"}, [None, 74, 96, 76, 153]),
         ({"method": "warm-start"}, [None, 153]),
         ({"method": "warm-start", "parameter_budget": 0.1}, [None, 15, 153]),
     ],
