@@ -30,7 +30,15 @@ def test_only_data_parallel_traffic_leaves_a_host(cluster, trainings):
     batch = counted.MICRO_BATCH * counted.ACCUMULATION * counted.HOSTS
     words += ["--micro-batch-size", str(counted.MICRO_BATCH), "--global-batch-size", str(batch)]
     words += ["--tensor-model-parallel-size", str(counted.SLOTS), "--train-iters", str(LAST + 10)]
-    words += ["--eval-interval", "1000", *data_flags(trainings / "data"), "--save", str(folder)]
+    words += [
+        "--optimizer",
+        "adamw",
+        "--eval-interval",
+        "1000",
+        *data_flags(trainings / "data"),
+        "--save",
+        str(folder),
+    ]
 
     def sent(device: str) -> int:
         return sum(host.sent(device) for host in cluster.hosts[: counted.HOSTS])
