@@ -16,7 +16,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", required=True, metavar="DIR", help="folder for the run folders")
     command.add_argument("--json", action="store_true", help="print JSON and nothing else")
     command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
-    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    rates = [2.5e-3, 5e-3, 1e-2, 2e-2]
     command.add_argument("--rates", type=float, nargs="+", default=rates, help=f"learning rates {rates}")
     command.add_argument(
         "--budget", type=float, default=0.3, help="parameter budget of the methods that have one [0.3]"
