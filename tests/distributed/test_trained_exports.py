@@ -8,17 +8,13 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from inrank_megatron.checkpoint.folder import Checkpoint
-from inrank_megatron.config.loading import load
-from inrank_megatron.data.batches import TrainBatches
-from inrank_megatron.data.prepare import prepare
 from inrank_megatron.generation.command import run as generate
 from inrank_megatron.interop.command import run as convert
 from inrank_megatron.interop.formats import writable
-from inrank_megatron.interop.huggingface.model import auto_model
 from tests.distributed.evaluate_runs import evaluations
+from tests.distributed.hugging_face_losses import first_loss
 from tests.distributed.launches import TINY, data_flags, launch, records
 from tests.harness import run_ranks
 from tools.convert_checkpoint import parse as parse_conversion
@@ -132,15 +128,3 @@ def test_training_starts_from_a_hugging_face_round_trip(method, returned, data, 
     losses = [record["loss"] for record in records(run, "train")]
     assert len(losses) == 6 and all(map(math.isfinite, losses))
     assert losses[0] == pytest.approx(first_loss(dense, run), rel=1e-4)
-
-
-def first_loss(model: Path, run: Path) -> float:
-    """What transformers' ``model`` loses on the first batch of ``run``."""
-    config = load(run / "config.yaml")
-    batches = TrainBatches(
-        prepare(config.data).train, seq_length=64, global_batch_size=4, seed=config.training.seed
-    )
-    tokens = torch.from_numpy(batches.rows(0, 0, 4))
-    with torch.inference_mode():
-        logits = auto_model(model)(tokens[:, :-1]).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
