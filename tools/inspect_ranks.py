@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     # Imported here: torch takes seconds, --help should not.
     from inrank_megatron.inspection.command import print_model, print_untrained
     from inrank_megatron.interop.core.options import options_of
-    from inrank_megatron.interop.hub import located
+    from inrank_megatron.interop.hub import readable
 
     try:
         refuse_ranks("inspect_ranks.py")
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             print_untrained(options.hidden_size, options.threshold, as_json=options.json)
         else:
             print_model(
-                located(options.path),
+                readable(options.path),
                 options_of(options),
                 leading=options.leading,
                 as_json=options.json,

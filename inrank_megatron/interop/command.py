@@ -8,12 +8,12 @@ from pathlib import Path
 
 from inrank_megatron.interop.convert import check_only, convert
 from inrank_megatron.interop.core.options import options_of
-from inrank_megatron.interop.hub import local_notes, located
+from inrank_megatron.interop.hub import local_notes, readable
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
-    source, target = located(arguments.source), Path(arguments.target).expanduser()
+    source, target = readable(arguments.source), Path(arguments.target).expanduser()
     notify = partial(print, file=sys.stderr, flush=True)
     for note in local_notes(arguments.source):
         notify(note)

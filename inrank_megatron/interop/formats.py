@@ -32,7 +32,9 @@ MODULES = (
 
 
 class Format(Protocol):
-    """A module of this package that reads a format. ``forward`` and ``write`` are there or not."""
+    """A module of this package that reads a format. ``forward`` and ``write`` are there or not; ``model_of``,
+    which reads the settings alone, is there for what the hub has.
+    """
 
     NAME: str
 

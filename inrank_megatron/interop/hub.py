@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from inrank_megatron.data.tokenizer import HUB_NAME
 from inrank_megatron.errors import Unsupported, UserError
-from inrank_megatron.interop.formats import format_of
+from inrank_megatron.interop.formats import format_of, reading
 from inrank_megatron.interop.huggingface.kinds import CONFIG
-from inrank_megatron.interop.huggingface.snapshot import snapshot
+from inrank_megatron.interop.huggingface.snapshot import revision_of, snapshot
 
 
 def located(name: str, *, revision: str | None = None, with_weights: bool = True) -> Path:
@@ -30,6 +31,24 @@ def located(name: str, *, revision: str | None = None, with_weights: bool = True
     except OSError as error:
         raise UserError(f"{name[:80]}: not a path ({error.strerror}); name a folder that exists") from None
     return snapshot(name, revision=revision, with_weights=with_weights)
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether ``name`` is that of a model on the hub: it has the form of one, and is no path here."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def readable(name: str, *, revision: str | None = None) -> Path:
+    """As :func:`located`, for what reads only the formats of this project: a model of the hub that none of
+    them can hold is refused by its settings, before its weights are downloaded.
+    """
+    folder = located(name, revision=revision, with_weights=False)
+    if not is_on_hub(name):
+        return folder
+    module: Any = format_of(folder)
+    with reading(folder, module.NAME):
+        module.model_of(folder)
+    return snapshot(name, revision=revision_of(folder))  # of the same commit, whatever the hub has by now
 
 
 def local_notes(name: str) -> tuple[str, ...]:

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from inrank_megatron.checkpoint.slices import Box, within
 from inrank_megatron.config.loading import flatten, sections
-from inrank_megatron.data.tokenizer import HUB_NAME
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core import run as run_format
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.weights import Weights
 from inrank_megatron.interop.formats import format_of, formats, read_weights
-from inrank_megatron.interop.hub import located
+from inrank_megatron.interop.hub import is_on_hub, located, readable
 from inrank_megatron.interop.huggingface import dense as hf_dense
 from inrank_megatron.interop.huggingface.kinds import CONFIG
 from inrank_megatron.interop.huggingface.snapshot import revision_of
@@ -24,11 +23,6 @@ from inrank_megatron.interop.peft import adapters as peft
 TAKEN = (hf_dense.NAME, peft.NAME)
 ENDS = 2**20
 """Bytes at both ends of a file that are compared between ranks."""
-
-
-def is_on_hub(name: str) -> bool:
-    """Whether ``name`` is that of a model on the hub: it has the form of one, and is no path here."""
-    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def is_other_program(name: str) -> bool:
@@ -62,7 +56,7 @@ def start_weights(name: str, revision: str | None) -> Weights:
     """The dense weights of the model ``name``, each read when it is asked for. Those of the hub are
     downloaded the first time. UserError as above.
     """
-    folder = located(name, revision=revision)
+    folder = readable(name, revision=revision)
     _taken(folder)
     return read_weights(folder, Options())[1]
 

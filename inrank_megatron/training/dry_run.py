@@ -10,7 +10,7 @@ from inrank_megatron.distributed.launcher import launcher_ranks
 from inrank_megatron.distributed.platform import device_name
 from inrank_megatron.engine.deepspeed_setup import check_deepspeed
 from inrank_megatron.engine.optimizers import check_installed
-from inrank_megatron.interop.start import is_on_hub
+from inrank_megatron.interop.hub import is_on_hub
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.sinks.registry import check_installed as check_sinks
 from inrank_megatron.training.pretrained import choose_pretrained

@@ -1,4 +1,4 @@
-"""Every method starts from a model that transformers wrote, and what it makes is one that transformers loads."""
+"""Every method starts from a model that transformers wrote, and makes one that transformers loads."""
 
 import math
 from pathlib import Path

@@ -60,6 +60,7 @@ def hf_settings(weights: Weights) -> dict[str, Any]:
         "n_layer": model.num_layers,
         "n_head": model.num_attention_heads,
         "n_positions": model.max_position_embeddings,
+        "n_ctx": model.max_position_embeddings,  # its older name, which llama.cpp reads
         "layer_norm_epsilon": model.norm_epsilon,
         "activation_function": "gelu_new" if model.openai_gelu else "gelu",
         "resid_pdrop": model.hidden_dropout,

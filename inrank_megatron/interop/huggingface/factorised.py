@@ -38,9 +38,8 @@ def open_weights(path: Path, options: Options) -> Weights:
         UserError: the settings are none that a run can have, or tensors are missing, too many or of other
             shapes.
     """
-    kind = FACTORISED[model_type(path)]
     values = _values(path)
-    config, vocab_size, notes = run_config(path, kind, **_structure(values))
+    config, vocab_size, notes = _settings(path)
     stored = SafetensorsFolder(path)
     check_layers(str(path), config, tensors=len(stored.shapes))
     factors = _specs(path, config, values["factors"], values.get("buffers") or {})
@@ -56,6 +55,13 @@ def open_weights(path: Path, options: Options) -> Weights:
 
     tokenizer = path if has_tokenizer(path) else None
     return Weights(str(path), config, vocab_size, factors, read, tokenizer=tokenizer, notes=notes)
+
+
+def model_of(path: Path) -> tuple[Config, Path | None]:
+    """The settings of a run with the model, and the folder with its tokenizer, if it has one; no weights are
+    read. UserError as for :func:`open_weights`.
+    """
+    return _settings(path)[0], path if has_tokenizer(path) else None
 
 
 def forward(path: Path, options: Options) -> Forward:
@@ -178,6 +184,12 @@ def _values(path: Path) -> dict:
                 "buffer columns, fewer than all; name an export of this project"
             )
     return values
+
+
+def _settings(path: Path) -> tuple[Config, int, tuple[str, ...]]:
+    kind = model_type(path)
+    assert kind is not None, "its callers have asked matches"
+    return run_config(path, FACTORISED[kind], **_structure(_values(path)))
 
 
 def _structure(values: dict) -> dict[str, str]:

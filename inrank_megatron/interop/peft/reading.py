@@ -146,9 +146,9 @@ def model_of(path: Path) -> tuple[Config, Path | None]:
 
 def merged_weights(path: Path) -> Weights:
     """The dense weights of the base with the adapter merged into them."""
-    base, settings = _dense_base(path), adapter_settings(path)
     refuse_pointer(path / TENSORS)
-    config, tokenizer = model_of(path)
+    config, tokenizer = model_of(path)  # refuses the base before its weights are downloaded
+    base, settings = _dense_base(path), adapter_settings(path)
     weights = hf_dense.weights_of(base, MergedTensors(base, path, settings, config))
     note = f"the adapter {path} is merged into its base {base}"
     return replace(weights, origin=str(path), tokenizer=tokenizer, notes=(*weights.notes, note))
