@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from importlib import import_module
 
-from inrank_megatron.config.loading import GPT2_PRESETS
+from inrank_megatron.config.loading import GPT2_PRESETS, PRESETS
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
@@ -17,14 +17,16 @@ NOTES = {
     "switch": "time of the truncation W0 + U V -> U* V*, for each linear and for complete models",
     "layer": "time of an MLP and of a transformer layer, forward and backward, compared with dense",
     "step": "time of a full training step, compared with dense",
+    "decoding": "tokens per second of factorised exports in transformers, compared with dense",
     "optimizers": "operations, state and time of a step under AdamW, Muon, Spectron and LoRA-Muon",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
     "checkpoint": "what one rank of 64 copies, writes and sends to save a checkpoint",
 }
-ON_TINY = ("step", "optimizers", "counts")
-WITHOUT_RANK = ("switch", "checkpoint")
-TIMED = ("rank-decisions", "switch", "layer", "step", "optimizers")
+DEFAULTS = {"step": "tiny", "optimizers": "tiny", "counts": "tiny", "decoding": "small"}
+WITHOUT_RANK = ("switch", "decoding", "checkpoint")
+TIMED = ("rank-decisions", "switch", "layer", "step", "decoding", "optimizers")
+ONE_THREAD = ("rank-decisions", "decoding")
 COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
 
 
@@ -61,8 +63,8 @@ def _measurements(options: argparse.Namespace, measure: Callable) -> Iterable:
     preset, timed = options.preset, {"repeats": options.repeats} if options.what in TIMED else {}
     if options.what == "switch":
         return measure((preset,) if preset else ("small", "medium", "large"), **timed)
-    if options.what == "checkpoint":
-        return measure(preset)
+    if options.what in WITHOUT_RANK:
+        return measure(preset, **timed)
     sizes = (options.tensor_model_parallel_size,) if options.what == "wire" else ()
     return measure(preset, options.rank or RANKS[preset], *sizes, **timed)
 
@@ -75,14 +77,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
         command.add_argument(
             "--preset",
-            choices=GPT2_PRESETS,
-            help="size of the model [large; step, optimizers and counts: tiny; switch: all]",
+            choices=PRESETS if name == "decoding" else GPT2_PRESETS,
+            help="size of the model [large; step, optimizers and counts: tiny; decoding: small; switch: all]",
         )
         if name not in WITHOUT_RANK:
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")
         if name in TIMED:
             command.add_argument("--repeats", type=_positive, default=5, help="rounds to take medians of [5]")
-        threads = 1 if name == "rank-decisions" else None
+        threads = 1 if name in ONE_THREAD else None
         command.add_argument(
             "--threads", type=_positive, default=threads, help=f"CPU threads [{threads or 'all'}]"
         )
@@ -96,8 +98,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             )
     options = parser.parse_args(argv)
     if options.what != "switch":
-        options.preset = options.preset or ("tiny" if options.what in ON_TINY else "large")
-        width = GPT2_PRESETS[options.preset]["hidden_size"]
+        options.preset = options.preset or DEFAULTS.get(options.what, "large")
+        width = PRESETS[options.preset]["hidden_size"]
         rank = getattr(options, "rank", None)
         if rank and rank > width:
             linears = f"the MLP linears of {options.preset}"

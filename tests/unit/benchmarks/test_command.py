@@ -18,6 +18,7 @@ ARGUMENTS = {
     "switch": ["--repeats", "1"],
     "layer": ["--repeats", "1"],
     "step": ["--repeats", "1"],
+    "decoding": ["--repeats", "1"],
     "optimizers": ["--repeats", "1"],
     "memory": [],
     "checkpoint": [],
@@ -67,6 +68,16 @@ def test_rank_decisions_agree_with_the_reference(rows):
     assert all(grown), (
         "with a buffer of 25 these layers start at rank k - 25; the decision is to be a real one"
     )
+
+
+def test_weights_read_a_step_are_all_matrices_and_no_embedding(rows):
+    outside = 4 * 4 * WIDTH**2 + 4096 * WIDTH  # attention of 4 layers, and the head
+    for share, name in ((1, "dense"), (1 / 2, "half the MLP"), (1 / 3, "a third of the MLP")):
+        rank = round(share * WIDTH * INNER / (WIDTH + INNER))
+        mlp = 2 * WIDTH * INNER if share == 1 else 2 * rank * (WIDTH + INNER)
+        for batch in (1, 8):
+            case = f"tiny, {name}, batch {batch}"
+            assert value(rows["decoding"], case, "weights read a step") == outside + 4 * mlp
 
 
 def test_operation_counts_match_the_formulas(rows):
