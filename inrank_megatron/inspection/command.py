@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from inrank_megatron.inspection import show, show_updates
 from inrank_megatron.inspection.layers import inspect
-from inrank_megatron.inspection.show import print_tables, to_json, write_figure
+from inrank_megatron.inspection.updates import compare
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.reporting.console import unless_nobody_reads
 from inrank_megatron.reporting.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, untrained_table
@@ -18,15 +19,34 @@ from inrank_megatron.reporting.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, 
 def print_model(path: Path, options: Options, *, leading: int, as_json: bool, png: Path | None) -> None:
     """Ranks of a model in any known format; what else is to be said goes to stderr."""
     found = inspect(path, options)
-    for note in found.notes:
-        print(note, file=sys.stderr)
+    _say(found.notes)
     if png:
-        write_figure(found, png)
+        show.write_figure(show.inspection_figure(found), png)
     with unless_nobody_reads():
         if as_json:
-            print(to_json(found))
+            print(show.to_json(found))
         else:
-            print_tables(found, leading=leading)
+            show.print_tables(found, leading=leading)
+
+
+def print_comparison(
+    a: Path, b: Path, options: Options, *, leading: int, as_json: bool, png: Path | None
+) -> None:
+    """The cumulative update from model ``a`` to model ``b``; what else is to be said goes to stderr."""
+    found = compare(a, b, options)
+    _say(found.notes)
+    if png:
+        show.write_figure(show_updates.update_figure(found), png)
+    with unless_nobody_reads():
+        if as_json:
+            print(show_updates.to_json(found))
+        else:
+            show_updates.print_updates(found, leading=leading)
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def print_untrained(

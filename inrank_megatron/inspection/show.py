@@ -37,15 +37,19 @@ def to_json(found: Inspection) -> str:
 
 def print_tables(found: Inspection, *, leading: int) -> None:
     """One row per layer with its ``leading`` singular values, then the whole model against the dense one."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = wide_console()
     kinds = " or ".join(sorted({MATRICES[row.spectrum_of] for row in found.layers}))
     headline = f"{found.folder}: {found.method}, step {found.step}, spectra of {kinds}"
     console.print(headline, highlight=False, soft_wrap=True)
     console.print(_layer_table(found.layers, leading))
     console.print(_model_table(found))
     console.print(_note(found), highlight=False)
+
+
+def wide_console() -> Console:
+    """Of the terminal's width, or of ``WIDTH`` where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _note(found: Inspection) -> str:
@@ -96,14 +100,12 @@ def _share(own: int, dense: int) -> str:
     return f"{own / dense:.0%}"
 
 
-def write_figure(found: Inspection, path: Path) -> None:
-    """Ranks by depth, of factors next to the untrained fixed point, and spectra, one column per kind of
-    linear.
+def write_figure(figure: Figure, path: Path) -> None:
+    """A PNG file.
 
     Raises:
         UserError: the file cannot be written.
     """
-    figure = inspection_figure(found)
     try:
         figure.savefig(path, dpi=150, format="png")
     except OSError as error:
@@ -111,6 +113,9 @@ def write_figure(found: Inspection, path: Path) -> None:
 
 
 def inspection_figure(found: Inspection) -> Figure:
+    """Ranks by depth, of factors next to the untrained fixed point, and spectra, one column per kind of
+    linear.
+    """
     kinds: dict[str, list[LayerRow]] = {}
     for row in found.layers:
         kinds.setdefault(kind_of(row.layer), []).append(row)

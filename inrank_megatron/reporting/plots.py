@@ -4,7 +4,7 @@ Colours are Okabe and Ito's and, for depth, viridis: both can be distinguished w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def loss_figure(run: Run) -> Figure:
     """Training and evaluation loss against steps; the right-hand axis reads the same curves as perplexity."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = styled(figure.subplots(), x="optimizer step", y="loss (nats per token)")
-    steps, losses = _binned(run.train, "loss")
+    steps, losses = binned(run.train, "loss")
     axes.plot(steps, losses, color=BLUE, linewidth=1.2, label="training")
     for split, colour, marker in (("valid", VERMILION, "o"), ("test", GREEN, "D")):
         records = [record for record in run.evaluations if record["split"] == split]
@@ -62,13 +62,18 @@ def loss_figure(run: Run) -> Figure:
         axes.axhline(math.log(unigram), color=GREY, linestyle=":", label="unigram model (validation)")
     _mark_switch(axes, run)
     axes.legend(frameon=False)
+    perplexity_axis(axes)
+    return figure
+
+
+def perplexity_axis(axes: Axes) -> None:
+    """On the right: the losses of ``axes``, which are all drawn, read as perplexities."""
     right = axes.secondary_yaxis("right", functions=(_exp, _log))
     right.set_ylabel("perplexity")
     right.yaxis.set_major_locator(FixedLocator(_perplexity_ticks(*axes.get_ylim())))
-    right.yaxis.set_major_formatter(FuncFormatter(_plain))
+    right.yaxis.set_major_formatter(FuncFormatter(plain))
     right.yaxis.set_minor_locator(NullLocator())
     right.spines["right"].set_visible(False)
-    return figure
 
 
 def rank_figure(run: Run) -> Figure:
@@ -78,9 +83,7 @@ def rank_figure(run: Run) -> Figure:
     layers = run.ranks_by_layer()
     kinds = sorted({kind_of(layer) for layer in layers})
     deepest = max(map(depth, layers))
-    norm = BoundaryNorm(np.arange(deepest + 2) - 0.5, max(deepest + 1, 2))
-    # The last fifth of viridis is too pale on white.
-    colours = colormaps["viridis"](np.linspace(0, 0.82, max(deepest + 1, 2)))
+    colours = depth_colours(deepest)
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
@@ -91,11 +94,23 @@ def rank_figure(run: Run) -> Figure:
                 steps, ranks = _column(records, "step"), _column(records, "rank")
                 axes.step(steps, ranks, where="post", color=colours[depth(layer)], linewidth=1.6, marker=".")
         _mark_switch(axes, run)
-    palette = ListedColormap(colours)
+    depth_bar(figure, panels, deepest)
+    return figure
+
+
+def depth_colours(deepest: int) -> np.ndarray:
+    """A colour for each block from 0 to ``deepest``."""
+    # The last fifth of viridis is too pale on white.
+    return colormaps["viridis"](np.linspace(0, 0.82, max(deepest + 1, 2)))
+
+
+def depth_bar(figure: Figure, panels: Sequence[Axes], deepest: int) -> None:
+    """The legend of :func:`depth_colours`, to the right of the panels."""
+    norm = BoundaryNorm(np.arange(deepest + 2) - 0.5, max(deepest + 1, 2))
+    palette = ListedColormap(depth_colours(deepest))
     ticks = MaxNLocator(8, integer=True)
     bar = figure.colorbar(ScalarMappable(norm, palette), ax=panels, label="block", ticks=ticks)
     bar.ax.minorticks_off()
-    return figure
 
 
 def spectrum_figure(run: Run) -> Figure:
@@ -141,9 +156,9 @@ def throughput_figure(run: Run) -> Figure:
     columns = (("tokens_per_second", "tokens/s"), ("tflops_per_second", "TFLOP/s per device"))
     for axes, (name, label) in zip(figure.subplots(1, 2), columns, strict=True):
         styled(axes, x="optimizer step", title=label)
-        axes.plot(*_binned(run.train, name), color=BLUE, linewidth=1.2)
+        axes.plot(*binned(run.train, name), color=BLUE, linewidth=1.2)
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
         _mark_switch(axes, run)
     return figure
 
@@ -215,7 +230,7 @@ def _column(records: list[Record], name: str) -> list[float]:
     return [math.nan if record.get(name) is None else record[name] for record in records]
 
 
-def _binned(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+def binned(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values; a long run is averaged down to ``MOST_POINTS`` so that its report stays small."""
     steps, values = np.array(_column(records, "step")), np.array(_column(records, name))
     bins = -(-len(steps) // MOST_POINTS)
@@ -226,7 +241,7 @@ def _binned(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.add.reduceat(steps, edges) / counts, np.add.reduceat(values, edges) / counts
 
 
-def _plain(value: float, _: int) -> str:
+def plain(value: float, _: int) -> str:
     return f"{value:,.10g}"
 
 
