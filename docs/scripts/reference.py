@@ -27,6 +27,7 @@ from inrank_megatron_tools import (
     plan,
     preflight,
     prepare_data,
+    report,
 )
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -171,6 +172,7 @@ def _programs() -> Iterator[str]:
         "generate": generate.parse,
         "inspect_ranks": inspect_ranks.parse,
         "convert_checkpoint": convert_checkpoint.parse,
+        "report": report.parse,
     }
     for name, parse in tools.items():
         yield _program(f"tools/{name}.py", _help(parse, []))
@@ -180,9 +182,6 @@ def _programs() -> Iterator[str]:
     ):
         text = "\n".join(_help(parse, words) for words in ([], *([what] for what in whats)))
         yield _program(f"tools/{name}.py", text)
-    yield "## `tools/report.py`\n"
-    yield "`python tools/report.py RUN` writes `report.html` and `plots/` of a run again from its records,"
-    yield "for a run that was killed or is still running.\n"
 
 
 def _program(name: str, text: str) -> str:

@@ -1,6 +1,7 @@
 """What is behind each figure of a run: a sentence for who cannot see it, and its points as a table."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from inrank_megatron.reporting.plots import checks, costs, magnitude
 from inrank_megatron.reporting.run import PHASES, Record, Run, depth, kind_of
@@ -9,6 +10,7 @@ from inrank_megatron.reporting.tables import PHASE_TITLES, UNKNOWN, Table, numbe
 MOST_ROWS = 25
 VALUES = 8  # singular values of a row
 Behind = tuple[str, Table]
+T = TypeVar("T")
 
 
 def behind(run: Run, name: str) -> Behind:
@@ -25,7 +27,7 @@ def behind(run: Run, name: str) -> Behind:
 
 def _loss(run: Run) -> Behind:
     by_step: dict[int, dict[str, float | None]] = {}
-    for record in _thinned(run.train):
+    for record in thinned(run.train):
         by_step.setdefault(record["step"], {})["training"] = record.get("loss")
     for record in run.evaluations:
         by_step.setdefault(record["step"], {})[record["split"]] = record.get("loss")
@@ -44,7 +46,7 @@ def _loss(run: Run) -> Behind:
 
 def _ranks(run: Run) -> Behind:
     layers = run.ranks_by_layer()
-    steps = _thinned([{"step": step} for step in sorted({record["step"] for record in run.ranks})], most=12)
+    steps = thinned([{"step": step} for step in sorted({record["step"] for record in run.ranks})], most=12)
     heads = ["layer", *(f"step {record['step']:,}" for record in steps)]
     rows = []
     for layer, records in layers.items():
@@ -102,7 +104,7 @@ def _cost(run: Run) -> Behind:
 def _throughput(run: Run) -> Behind:
     rows = [
         [f"{r['step']:,}", number(r.get("tokens_per_second")), number(r.get("tflops_per_second"))]
-        for r in _thinned(run.train)
+        for r in thinned(run.train)
     ]
     alt = f"Throughput over optimizer steps. {_course('tokens per second', run.train, 'tokens_per_second')}"
     return alt, Table("", ["step", "tokens/s", "TFLOP/s per device"], rows)
@@ -120,7 +122,7 @@ def _course(name: str, records: list[Record], field: str) -> str:
     return f"{name}: {', '.join(shown)}." if shown else ""
 
 
-def _thinned(records: list[Record], most: int = MOST_ROWS) -> list[Record]:
+def thinned(records: list[T], most: int = MOST_ROWS) -> list[T]:
     """Evenly chosen, with the first and the last."""
     if len(records) <= most:
         return records

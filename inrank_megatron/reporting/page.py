@@ -47,7 +47,8 @@ def render(
 ) -> str:
     """The page.
 
-    ``answers``: of each run by its name. ``more``: ``learnt``, ``notice``, ``sample``, ``tiles``.
+    ``answers``: of each run by its name. ``more``: ``generator``, ``learnt``, ``notice``, ``sample``,
+    ``tiles``.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, loader=PackageLoader("inrank_megatron", "reporting")
@@ -57,7 +58,7 @@ def render(
         question: [next((a for a in own if a.question == question), None) for own in answers.values()]
         for question in questions
     }
-    parts = {"learnt": "", "notice": "", "sample": {}, "tiles": []} | more
+    parts = {"generator": "InRank-Megatron", "learnt": "", "notice": "", "sample": {}, "tiles": []} | more
     return environment.get_template("report.html.j2").render(
         title=title,
         lead=lead,

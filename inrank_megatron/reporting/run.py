@@ -111,6 +111,18 @@ def read_run(run_dir: str | Path) -> Run:
     )
 
 
+def flops_spent(run: Run) -> list[float]:
+    """FLOPs of the training up to each ``train`` record, forward and backward; empty where not known."""
+    costs, spent, before = run.summary.get("flops_per_token") or {}, [0.0], 0
+    for record in run.train:
+        cost = costs.get(PHASES[record["phase"]])
+        if not cost or not record.get("tokens"):
+            return []
+        spent.append(spent[-1] + cost * (record["tokens"] - before))
+        before = record["tokens"]
+    return spent[1:]
+
+
 def depth(layer: str) -> int:
     """The index of the transformer block in a parameter name: 3 for ``decoder.layers.3.mlp.linear_fc1``."""
     match = re.search(r"\.(\d+)\.", f".{layer}.")

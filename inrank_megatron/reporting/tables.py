@@ -138,9 +138,19 @@ def memory_table(run: Run) -> Table:
 
 def peaks(run: Run) -> dict[str, float]:
     """Bytes in each phase that is known: allocated on the GPU, or without one taken by the process."""
-    parts = {phase: _memory(run).get(phase, {}) for phase in PHASES}
-    found = {phase: part.get("max_memory_allocated") or part.get("peak_rss") for phase, part in parts.items()}
-    return {phase: size for phase, size in found.items() if size}
+    return {phase: size for phase, size in _peaks(run).items() if phase in PHASES}
+
+
+def peak(run: Run) -> float | None:
+    """The largest of :func:`peaks`, the start and the switch; None where none is known."""
+    return max(_peaks(run).values(), default=None)
+
+
+def _peaks(run: Run) -> dict[str, float]:
+    found = {
+        name: part.get("max_memory_allocated") or part.get("peak_rss") for name, part in _memory(run).items()
+    }
+    return {name: size for name, size in found.items() if size}
 
 
 def _memory(run: Run) -> dict[str, dict[str, float]]:

@@ -27,7 +27,7 @@ from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from inrank_megatron.experiments.registry import EXPERIMENTS
 from tests.gpu.__main__ import _parse as parse_gpu_tests
-from tools import convert_checkpoint, evaluate, generate, inspect_ranks, plan, preflight, prepare_data
+from tools import convert_checkpoint, evaluate, generate, inspect_ranks, plan, preflight, prepare_data, report
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -44,7 +44,7 @@ TOOLS = {
     "prepare_data": prepare_data.settings,
     "bench": parse_bench,
     "reproduce": parse_reproduce,
-    "report": lambda argv: argv,
+    "report": report.parse,
 }
 
 
@@ -211,7 +211,7 @@ OTHERS = {
 def all_flags() -> set[str]:
     """Of the launcher, the tools and `tests/gpu.sh`, as their help shows them."""
     calls = [(build_parser().parse_args, [])]
-    calls += [(TOOLS[name], []) for name in TOOLS if name not in ("report", "bench", "reproduce")]
+    calls += [(TOOLS[name], []) for name in TOOLS if name not in ("bench", "reproduce")]
     calls += [(parse_bench, [what]) for what in BENCHMARKS]
     calls += [(parse_gpu_tests, [])]
     calls += [(parse_reproduce, [what]) for what in EXPERIMENTS]

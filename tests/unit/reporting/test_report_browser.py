@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 
 from inrank_megatron.reporting.report import write_report
+from inrank_megatron.reporting.several import write_comparison
 from tests.unit.conftest import write_run
 
 CHROMIUM = next(
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 WIDTHS = (1280, 400)
 SCHEMES = ("light", "dark")
+FIGURES = {"low-rank": 5, "dense": 2, "several": 3}
 
 LOOK = """() => {
   // Colours as CSS computes them: rgb(r, g, b), or rgba of what is transparent.
@@ -65,9 +67,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     from playwright.sync_api import sync_playwright
 
     folder = tmp_path_factory.mktemp("pages")
+    runs = [
+        write_run(folder / "a run with a name as long as names of runs can be"),
+        write_run(folder / "dense", method="dense", steps=47),
+        write_run(folder / "another", lr=0.5, data_path=["a", "long", "list", "of", "files"] * 5),
+    ]
     pages = {
-        "low-rank": write_report(write_run(folder / "a run with a name as long as names of runs can be")),
-        "dense": write_report(write_run(folder / "dense", method="dense", steps=47)),
+        "low-rank": write_report(runs[0]),
+        "dense": write_report(runs[1]),
+        "several": write_comparison(runs, folder / "comparison.html"),
     }
     looks: dict = {"console": []}
     with sync_playwright() as playwright:
@@ -87,9 +95,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     yield looks
 
 
-@pytest.fixture(
-    params=[(name, w, s) for name in ("low-rank", "dense") for w in WIDTHS for s in SCHEMES], ids=str
-)
+@pytest.fixture(params=[(name, w, s) for name in FIGURES for w in WIDTHS for s in SCHEMES], ids=str)
 def look(request: pytest.FixtureRequest, seen: dict) -> dict:
     return seen[request.param] | {"scheme": request.param[2], "name": request.param[0]}
 
@@ -103,7 +109,7 @@ def test_nothing_is_wider_than_the_page(look):
 
 
 def test_every_figure_is_seen_and_has_words_and_a_table(look):
-    assert len(look["figures"]) == {"low-rank": 5, "dense": 2}[look["name"]]
+    assert len(look["figures"]) == FIGURES[look["name"]]
     for figure in look["figures"]:
         assert figure["loaded"] and figure["shown"] and figure["inside"], figure
         assert figure["width"] >= 600 and figure["height"] >= 200, "its letters can be read"
