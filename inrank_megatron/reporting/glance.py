@@ -1,13 +1,15 @@
 """A run at a glance: six questions that everybody has of a run, each with an answer of a line."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.incidents import incidents, switch_losses
 from inrank_megatron.reporting.learnt import beside_dense, has_learnt, size, verdict
-from inrank_megatron.reporting.run import PHASES, Run
+from inrank_megatron.reporting.predicted import predicted_memory
+from inrank_megatron.reporting.run import Run, flops_spent
 from inrank_megatron.reporting.sureness import mean_ranks_by_threshold, untrained_rank
-from inrank_megatron.reporting.tables import median, peaks, shown_bytes
+from inrank_megatron.reporting.tables import median, memory_table, peaks, shown_bytes
 
 CLOSE = 0.1  # a rank this near to the untrained one, relatively, is not told from it
 
@@ -79,7 +81,9 @@ def _sure(run: Run) -> Answer | None:
 
 
 def _saved(run: Run) -> Answer | None:
-    """What the run cost against a dense one of its shape: the counts exactly, memory and time by phase."""
+    """What the run cost against a dense one of its shape: the counts exactly, memory by the arithmetic of
+    ``--dry-run``. What was measured is the run's own; dense is not timed unless a phase was.
+    """
     if not run.ranks:
         return None
     parts = [size(run).split(", mean")[0]] if "parameters" in size(run) else []
@@ -89,23 +93,38 @@ def _saved(run: Run) -> Answer | None:
         whole = flops_share(run)
         of_all = f", {whole:.0%} over the whole training" if whole else ""
         parts.append(f"{last / dense:.0%} of its FLOPs per token{of_all}")
-    by_phase = [f"{shown_bytes(size)} in {phase.replace('_', ' ')}" for phase, size in peaks(run).items()]
-    parts += [f"peak memory {', '.join(by_phase)}"] if by_phase else []
-    parts += [text for text in (_time(run),) if text]
+    parts += [text for text in (_memory(run), _time(run)) if text]
     share = last / dense if last and dense else None
     state: State = "plain" if share is None else "good" if share < 1 else "look"
     return Answer("What was saved against dense?", "; ".join(parts) or "not known yet", state)
 
 
+def _memory(run: Run) -> str:
+    predicted, measured = (_by_phase(sizes) for sizes in (predicted_memory(run), peaks(run)))
+    parts = [f"predicted memory per device: {predicted}"] if predicted else []
+    if measured:
+        of_gpu = "allocated" in memory_table(run).heads
+        what = "allocated" if of_gpu else "of a process, libraries included"
+        parts.append(f"measured peak {what}: {measured}")
+    return "; ".join(parts)
+
+
+def _by_phase(sizes: Mapping[str, float]) -> str:
+    return " / ".join(f"{phase.replace('_', ' ')} {shown_bytes(size)}" for phase, size in sizes.items())
+
+
 def _time(run: Run) -> str:
     if run.elapsed_seconds is None:
         return ""
-    first, second = (
+    dense, first, second = (
         median([record for record in run.train if record["phase"] == phase], "tokens_per_second")
-        for phase in (1, 2)
+        for phase in (0, 1, 2)
     )
-    faster = f", phase 2 at {second / first:.2f} times the speed of phase 1" if first and second else ""
-    return f"{duration(run.elapsed_seconds)} of training{faster}"
+    parts = [f"{duration(run.elapsed_seconds)} of training"]
+    if second and (before := dense or first):
+        name = "the dense phase" if dense else "phase 1"
+        parts.append(f"phase 2 at {second / before:.2f} times the speed of {name}")
+    return ", ".join(parts) + ("" if dense else "; dense was not timed")
 
 
 def _switch(run: Run) -> Answer | None:
@@ -138,12 +157,5 @@ def _wrong(run: Run) -> Answer:
 
 def flops_share(run: Run) -> float | None:
     """FLOPs of the recorded training over those of a dense one of as many tokens; None where not known."""
-    costs = run.summary.get("flops_per_token") or {}
-    spent, before = 0.0, 0
-    for record in run.train:
-        cost = costs.get(PHASES[record["phase"]])
-        if not cost or not record.get("tokens"):
-            return None
-        spent += cost * (record["tokens"] - before)
-        before = record["tokens"]
-    return spent / (before * costs["dense"]) if before and costs.get("dense") else None
+    spent, dense = flops_spent(run), (run.summary.get("flops_per_token") or {}).get("dense")
+    return spent[-1] / (run.train[-1]["tokens"] * dense) if spent and dense else None

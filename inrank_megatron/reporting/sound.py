@@ -34,6 +34,10 @@ def _is_known(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
+def _is_step_or_absent(value: Any) -> bool:
+    return value is None or is_step(value)
+
+
 def _is_perplexity(value: Any) -> bool:
     return value is None or (type(value) is float and value >= 0) or _is_number(value)
 
@@ -96,7 +100,7 @@ _RECORDS: dict[str, tuple[dict[str, Is], dict[str, Is]]] = {
     "notice": ({"step": is_step, "text": _is_notice}, {"rank": _is_known, "factor": _is_known}),
     "ranks": (
         {"step": is_step, "layer": _is_layer, "event": _is_text, "rank": is_step},
-        {"singular_values": _is_spectrum}
+        {"singular_values": _is_spectrum, "active_columns": _is_step_or_absent}
         | dict.fromkeys(("explained_ratio", *_SUMS, "previous_rank"), _is_known),
     ),
 }

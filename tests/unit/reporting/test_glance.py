@@ -36,7 +36,9 @@ def test_a_low_rank_run(make_run: Callable[..., Path]) -> None:
         "62% of the dense model's parameters; 62% of its FLOPs per token, 76% over the whole training"
         in saved
     )
-    assert "peak memory 3.00 GiB in phase 1; 1:12 of training, phase 2 at 1.24 times the speed" in saved
+    assert "; predicted memory per device: dense 61.3 MiB / phase 1 61.7 MiB / phase 2 46.3 MiB; " in saved
+    assert "; measured peak allocated: phase 1 3.00 GiB; 1:12 of training, phase 2 at 1.24 times" in saved
+    assert saved.endswith(" the speed of phase 1; dense was not timed")
     assert (
         found["Was the switch clean?"].state == "good"
         and "step 60 in 1.2 s" in found["Was the switch clean?"].text
@@ -71,6 +73,15 @@ def test_a_larger_model_is_no_saving(make_run: Callable[..., Path]) -> None:
     flops = {"dense": 100, "phase_1": 130, "phase_2": None}
     answer = by_question(replace(run, summary={"flops_per_token": flops}))["What was saved against dense?"]
     assert answer.state == "look" and "130% of its FLOPs per token" in answer.text
+
+
+def test_a_dense_phase_is_what_the_second_phase_is_timed_against(make_run: Callable[..., Path]) -> None:
+    run = read_run(make_run())
+    train = [record | {"phase": 0 if record["phase"] == 1 else 2, "peak_rss": 2**30} for record in run.train]
+    summary = run.summary | {"peak_memory": {}}
+    answer = by_question(replace(run, train=train, summary=summary))["What was saved against dense?"]
+    assert answer.text.endswith("phase 2 at 1.24 times the speed of the dense phase")
+    assert "measured peak of a process, libraries included: dense 1.00 GiB / phase 2 1.00 GiB" in answer.text
 
 
 def test_flops_count_each_phase_by_its_tokens(make_run: Callable[..., Path]) -> None:
