@@ -28,6 +28,7 @@ from inrank_megatron_tools import (
     preflight,
     prepare_data,
     report,
+    sweep,
 )
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -166,6 +167,7 @@ def _programs() -> Iterator[str]:
     yield _program("launch/pretrain_gpt2.py", launch.partition("\nmodel:")[0])
     tools: dict[str, Callable[[list[str]], Any]] = {
         "plan": plan.options,
+        "sweep": sweep.options,
         "preflight": preflight.options,
         "prepare_data": prepare_data.settings,
         "evaluate": evaluate.parse,

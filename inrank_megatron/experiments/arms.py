@@ -75,14 +75,14 @@ class Result:
     """What one finished run left.
 
     Attributes:
-        valid, test: perplexity a token.
+        valid, test: perplexity a token; test None: the data has no text for it.
         size: mean rank and share at the end; None: dense linears.
         parameters: at the end, frozen ones included.
         flops: of training. seconds: of training without evaluations at the end.
     """
 
     valid: float
-    test: float
+    test: float | None
     size: Size | None
     parameters: int
     flops: float
@@ -142,7 +142,7 @@ def equal_flops_steps(steps: int, *, dense: Result, arm: Result) -> int:
 
 def row(arm: str, rate: float, results: Sequence[Result], *, dense: Result, steps: int) -> dict:
     """A table row: means over the seeds, and the standard deviation of the test perplexity."""
-    tests = [result.test for result in results]
+    tests = [result.test for result in results if result.test is not None]
     sizes = [result.size for result in results if result.size]
     return {
         "arm": arm,

@@ -4,16 +4,10 @@ Every run is a process of its own with a run folder under the output folder. A r
 run again, so the grid can be stopped, continued, and read at any time.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import fmean
 
 from inrank_megatron.config.cli import parse
@@ -31,10 +25,10 @@ from inrank_megatron.experiments.arms import (
     missing_rates,
     row,
 )
-from inrank_megatron.experiments.results import has_ended, log_of, read_curve, read_result
+from inrank_megatron.experiments.launches import Launch, claim, run_all
+from inrank_megatron.experiments.results import has_ended, read_curve, read_result
 
 SETTINGS = "compare.json"
-LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,8 @@ def measure(study: Study, arms: Sequence[str], *, equal_flops: bool) -> dict[str
         if arm not in ARMS:
             raise UserError(f"--only {arm!r}: there is no such arm; the names are {list(ARMS)}")
     steps = study.config.training.train_iters
-    _same_flags(study)
+    common = {"flags": study.flags, "budget": study.budget, "multiplier": study.multiplier}
+    claim(study.output / SETTINGS, common)
     sized = any("{found" in ARMS[arm] for arm in arms)
     wanted = [arm for arm in ARMS if arm in {"dense", *arms} or (arm == FIRST and sized)]
     rates: dict[str, float] = {}
@@ -91,16 +86,6 @@ def measure(study: Study, arms: Sequence[str], *, equal_flops: bool) -> dict[str
         _run_all(study, [(arm, rate, s, n) for arm, (rate, n) in longer.items() for s in study.seeds])
         tables["equal FLOPs"] = _rows(study, longer, steps)
     return tables
-
-
-def _same_flags(study: Study) -> None:
-    path = study.output / SETTINGS
-    now = {"flags": list(study.flags), "budget": study.budget, "multiplier": study.multiplier}
-    if not path.exists():
-        study.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=1), encoding="utf-8")
-    elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
-        raise UserError(f"{study.output} holds runs of {before}, not of {now}: give another --output")
 
 
 def _tune(study: Study, arm: str, steps: int) -> float | None:
@@ -143,6 +128,8 @@ def _rows(study: Study, chosen: dict[str, tuple[float, int]], steps: int) -> lis
     for arm, (rate, own_steps) in chosen.items():
         folders = [study.folder(arm, rate=rate, seed=seed, steps=own_steps) for seed in study.seeds]
         results = [result for folder in folders if (result := read_result(folder))]
+        if any(result.test is None for result in results):
+            raise UserError(f"{folders[0]}: has no test perplexity; compare on data with test text")
         if results and dense:
             rows.append(row(arm, rate, results, dense=dense, steps=own_steps))
     return rows
@@ -157,27 +144,18 @@ def _any_dense(study: Study, steps: int) -> Result | None:
 
 
 def _run_all(study: Study, runs: Sequence[tuple[str, float, int, int]]) -> None:
-    """Run those of (arm, rate, seed, steps) that have not ended, ``jobs`` at a time."""
+    """Run those of (arm, rate, seed, steps) that have not ended and whose size is known."""
     if not study.jobs:
         return
-    # Imported here: torch takes seconds, and to read what is there needs none of it.
-    from inrank_megatron.distributed.platform import device_count
-
-    visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), device_count()
-    workers: SimpleQueue[int] = SimpleQueue()
-    for worker in range(study.jobs):
-        workers.put(worker)
-
-    def run_one(run: tuple[str, float, int, int]) -> None:
-        worker = workers.get()
-        try:
-            gpu = gpu_of(worker, visible=visible, count=count)
-            _run(study, *run, env={"OMP_NUM_THREADS": "1"} | gpu)
-        finally:
-            workers.put(worker)
-
-    with ThreadPoolExecutor(study.jobs) as pool:
-        list(pool.map(run_one, runs))
+    sizes = {"found": _found(study), "budget": _budget(study)}
+    launches = []
+    for arm, rate, seed, steps in runs:
+        own = flags(arm, steps=steps, multiplier=study.multiplier, model=study.config.model, **sizes)
+        if own is not None:
+            last = ("--lr", f"{rate:g}", "--seed", str(seed), "--train-iters", str(steps))
+            folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
+            launches.append(Launch(folder, (*study.flags, *own, *last)))
+    run_all(launches, jobs=study.jobs, notify=study.notify)
 
 
 def curves(study: Study) -> list[dict]:
@@ -192,38 +170,6 @@ def curves(study: Study) -> list[dict]:
             run = {"arm": arm, "lr": float(rate), "seed": int(seed), "steps": int(steps)}
             rows += [run | point for point in read_curve(folder)]
     return rows
-
-
-def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:
-    """The environment in which the runs of a worker see one GPU, of ``count`` that are ``visible``."""
-    if count == 0:
-        return {}
-    names = visible.split(",") if visible is not None else [str(index) for index in range(count)]
-    return {"CUDA_VISIBLE_DEVICES": names[worker % count].strip()}
-
-
-def _run(study: Study, arm: str, rate: float, seed: int, steps: int, *, env: Mapping[str, str]) -> None:
-    folder = study.folder(arm, rate=rate, seed=seed, steps=steps)
-    sizes = {"found": _found(study), "budget": _budget(study)}
-    own = flags(arm, steps=steps, multiplier=study.multiplier, model=study.config.model, **sizes)
-    if has_ended(folder) or own is None:
-        return
-    study.notify(f"{folder.relative_to(study.output)} ...")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    last = ["--lr", f"{rate:g}", "--seed", str(seed), "--train-iters", str(steps), "--save", str(folder)]
-    with log_of(folder).open("w", encoding="utf-8") as log:
-        ended = subprocess.run(
-            [sys.executable, "-m", LAUNCHER, *study.flags, *own, *last, "--resume", "auto"],
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, check=False,
-        )  # fmt: skip
-        log.write(f"exit status {ended.returncode}\n")
-    if not has_ended(folder):
-        raise UserError(
-            f"{folder}: the run failed with status {ended.returncode}, not for its learning rate; correct "
-            f"what the end of {log_of(folder)} says, and give the command again"
-        )
-    if ended.returncode:
-        study.notify(f"the rate is too high: {log_of(folder)}")
 
 
 def _budget(study: Study) -> Size:

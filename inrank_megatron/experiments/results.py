@@ -27,15 +27,21 @@ def has_ended(folder: Path) -> bool:
 
 
 def read_result(folder: Path) -> Result | None:
-    """What a run left; None if it has not finished."""
+    """What a run left; None if it has not finished.
+
+    Raises:
+        UserError: it has no validation perplexity, by which rates are chosen.
+    """
     if not (folder / "summary.json").exists():
         return None
     run = read_run(folder)
     if not run.summary.get("finished"):
         return None
-    found = run.summary["parameters"]
+    found, valid = run.summary["parameters"], _perplexity(run, "valid")
+    if valid is None:
+        raise UserError(f"{run.folder}: has no valid perplexity; train on data with validation text")
     return Result(
-        valid=_perplexity(run, "valid"),
+        valid=valid,
         test=_perplexity(run, "test"),
         size=_size(run),
         parameters=next(filter(None, (found[name] for name in ("phase_2", "phase_1", "dense")))),
@@ -44,11 +50,9 @@ def read_result(folder: Path) -> Result | None:
     )
 
 
-def _perplexity(run: Run, split: str) -> float:
+def _perplexity(run: Run, split: str) -> float | None:
     evaluation = run.last_evaluation(split)
-    if evaluation is None:
-        raise UserError(f"{run.folder}: has no {split} perplexity; compare on data with valid and test text")
-    return evaluation["perplexity"]
+    return None if evaluation is None else evaluation["perplexity"]
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:

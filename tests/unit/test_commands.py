@@ -27,7 +27,17 @@ from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.experiments.command import _parse as parse_reproduce
 from inrank_megatron.experiments.registry import EXPERIMENTS
 from tests.gpu.__main__ import _parse as parse_gpu_tests
-from tools import convert_checkpoint, evaluate, generate, inspect_ranks, plan, preflight, prepare_data, report
+from tools import (
+    convert_checkpoint,
+    evaluate,
+    generate,
+    inspect_ranks,
+    plan,
+    preflight,
+    prepare_data,
+    report,
+    sweep,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -44,6 +54,7 @@ TOOLS = {
     "prepare_data": prepare_data.settings,
     "bench": parse_bench,
     "reproduce": parse_reproduce,
+    "sweep": sweep.options,
     "report": report.parse,
 }
 

@@ -31,21 +31,6 @@ def result(valid=10.0, *, test=11.0, flops=100.0, size=None) -> Result:
     return Result(valid=valid, test=test, size=size, parameters=1000, flops=flops, seconds=2.0)
 
 
-@pytest.mark.parametrize(
-    ("visible", "count", "gpus"),
-    [
-        (None, 0, [None, None, None]),
-        ("", 0, [None, None, None]),
-        (None, 2, ["0", "1", "0"]),
-        ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b", "GPU-a"]),
-        ("5", 1, ["5", "5", "5"]),
-    ],
-)
-def test_runs_at_a_time_have_a_gpu_each(visible, count, gpus):
-    found = [compare.gpu_of(worker, visible=visible, count=count) for worker in range(3)]
-    assert found == [{} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
-
-
 def test_rate_is_chosen_on_validation_and_failed_runs_have_none():
     by_rate = {1e-3: result(9.0, test=5.0), 2e-3: result(8.0, test=6.0), 4e-3: None}
     assert best_rate(by_rate) == 2e-3

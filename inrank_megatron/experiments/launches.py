@@ -1,0 +1,109 @@
+"""Runs of the launcher as processes of their own, several at a time, none of which is run twice.
+
+A run that has ended is left alone, and one that was stopped goes on, so a study can be given again at any
+time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from inrank_megatron.errors import UserError
+from inrank_megatron.experiments.results import has_ended, log_of
+
+LAUNCHER = "inrank_megatron_launch.pretrain_gpt2"
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run in ``folder``, with all of its other flags."""
+
+    folder: Path
+    flags: tuple[str, ...]
+
+
+def claim(path: Path, now: Mapping[str, Any]) -> None:
+    """Write what the runs of a folder have in common into the file ``path`` of it, or compare with it.
+
+    Raises:
+        UserError: the folder holds runs of other settings, or cannot be written.
+    """
+    now = json.loads(json.dumps(now))  # as it is read back
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(now, indent=1), encoding="utf-8")
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--output {path.parent}: {error.strerror}; give another folder") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); give another --output") from error
+    if before != now:
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        old, new = ({name: found.get(name) for name in names} for found in (before, now))
+        raise UserError(f"{path.parent} holds runs of {old}, not of {new}: give another --output")
+
+
+def run_all(launches: Sequence[Launch], *, jobs: int, notify: Notify) -> None:
+    """Run those that have not ended, ``jobs`` at a time, each with one GPU where there are any.
+
+    Raises:
+        UserError: a run failed for another reason than its learning rate.
+    """
+    # Imported here: torch takes seconds, and to read what is there needs none of it.
+    from inrank_megatron.distributed.platform import device_count
+
+    visible, count = os.environ.get("CUDA_VISIBLE_DEVICES"), device_count()
+    workers: SimpleQueue[int] = SimpleQueue()
+    for worker in range(jobs):
+        workers.put(worker)
+
+    def run_one(launch: Launch) -> None:
+        worker = workers.get()
+        try:
+            gpu = gpu_of(worker, visible=visible, count=count)
+            _run(launch, notify, env={"OMP_NUM_THREADS": "1"} | gpu)
+        finally:
+            workers.put(worker)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run_one, launches))
+
+
+def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:
+    """The environment in which the runs of a worker see one GPU, of ``count`` that are ``visible``."""
+    if count == 0:
+        return {}
+    names = visible.split(",") if visible is not None else [str(index) for index in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": names[worker % count].strip()}
+
+
+def _run(launch: Launch, notify: Notify, *, env: Mapping[str, str]) -> None:
+    folder = launch.folder
+    if has_ended(folder):
+        return
+    notify(f"{folder} ...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    last = ["--save", str(folder), "--resume", "auto"]
+    with log_of(folder).open("w", encoding="utf-8") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", LAUNCHER, *launch.flags, *last],
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, check=False,
+        )  # fmt: skip
+        log.write(f"exit status {ended.returncode}\n")
+    if not has_ended(folder):
+        raise UserError(
+            f"{folder}: the run failed with status {ended.returncode}, not for its learning rate; correct "
+            f"what the end of {log_of(folder)} says, and give the command again"
+        )
+    if ended.returncode:
+        notify(f"the rate is too high: {log_of(folder)}")

@@ -1,0 +1,76 @@
+"""Choosing a rate from results worked out by hand, and a real sweep of a model of a few parameters."""
+
+import csv
+
+import pytest
+
+from inrank_megatron.experiments import sweep
+from inrank_megatron.experiments.arms import Result
+from tools.sweep import main
+
+TINY = "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --max-position-embeddings 16"
+TINY += " --micro-batch-size 2 --global-batch-size 2 --train-iters 2 --eval-iters 1 --vocab-size 512"
+
+
+def result(valid):
+    return Result(valid=valid, test=valid + 1, size=None, parameters=1000, flops=2e6, seconds=2.0)
+
+
+def test_the_best_rate_has_the_lowest_mean_and_finished_with_every_seed():
+    found = {1e-3: [result(9.0), result(10.0)], 2e-3: [result(8.0), result(8.5)], 4e-3: [result(1.0), None]}
+    assert sweep.best_of(found) == 2e-3
+    assert sweep.verdict(found) == "best: lr 0.002"
+    rows = sweep.rate_rows(found)
+    assert rows[1]["mean"] == 8.25 and rows[1]["deviation"] == pytest.approx(0.3536, rel=1e-3)
+    assert rows[2]["valid_perplexity"] == [1.0, "diverged"] and rows[2]["mean"] is None
+    assert [row["best"] for row in rows] == ["", "best", ""]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({1e-3: [9.0], 2e-3: [8.0]}, "the best rate is the highest tried: try higher, such as 0.004"),
+        ({1e-3: [8.0], 2e-3: [9.0]}, "the best rate is the lowest tried: try lower, such as 0.0005"),
+        ({1e-3: [8.0]}, "best: lr 0.001, the only rate tried"),
+        ({1e-3: [None], 2e-3: [None]}, "no rate finished with every seed: try rates below 0.001"),
+        ({1e-3: [9.0, 8.2], 2e-3: [8.0, 9.0], 4e-3: [12.0, 12.0]}, "spread does not tell it from 0.001"),
+    ],
+)
+def test_what_is_said_of_the_best_rate(values, words):
+    found = {rate: [value and result(value) for value in seeds] for rate, seeds in values.items()}
+    assert words in sweep.verdict(found)
+    if sweep.best_of(found) is not None:
+        assert sweep.picture(found).startswith(b"\x89PNG")
+
+
+def test_a_sweep_trains_what_is_missing_and_refuses_another_configuration(tmp_path, capsys):
+    words = [*TINY.split(), "--output", str(tmp_path / "s"), "--data-cache-path", str(tmp_path / "cache")]
+    assert main([*words, "--rates", "1e-2", "--seeds", "3"]) == 0
+    assert "best: lr 0.01, the only rate tried" in capsys.readouterr().out
+    assert main([*words, "--rates", "1e-2", "1e9", "--seeds", "3"]) == 0
+    shown = capsys.readouterr()
+    assert "lr0.01-seed3 ..." not in shown.err and "lr1e+09-seed3 ..." in shown.err
+    with (tmp_path / "s" / sweep.TABLE).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["lr"], row["seed"]) for row in rows] == [("0.01", "3"), ("1000000000.0", "3")]
+    assert 1 < float(rows[0]["valid_perplexity"]) < 1000 and float(rows[0]["flops"]) > 0
+    assert (tmp_path / "s" / sweep.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert main([*words, "--rates", "1e-2", "--seeds", "3", "--num-layers", "2"]) == 1
+    assert "{'num_layers': 1}, not of {'num_layers': 2}: give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr", "1"], "--lr: not a flag of a sweep, as --rates gives it; leave it out"),
+        (["--save=x"], "--save: not a flag of a sweep, as --output gives it"),
+        (["--dry_run"], "--dry-run: not a flag of a sweep, as it has no meaning here"),
+        (["--min-lr", "0.5"], "min_lr = 0.5"),
+        (["--threshold", "2"], "threshold"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_written(flags, words, tmp_path, capsys):
+    assert main(["--rates", "1e-2", "--output", str(tmp_path / "s"), *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "s").exists()
