@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inrank_megatron.experiments import on_engine, on_launches, on_paper, on_run
+from inrank_megatron.experiments import on_engine, on_launches, on_paper, on_run, on_tables
 
 How = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 """What adds the flags, and what runs."""
@@ -13,6 +13,7 @@ ENGINE: How = on_engine.add_flags, on_engine.run
 LAUNCHES: How = on_launches.add_flags, on_launches.run
 PAPER: How = on_paper.add_flags, on_paper.run
 RUN: How = on_run.add_flags, on_run.run
+TABLES: How = on_tables.add_flags, on_tables.run
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ EXPERIMENTS = {
         "InRank, figures 5 to 7",
         "seconds, from the files of a run",
         RUN,
+    ),
+    "table1": Experiment(
+        "what did the runs of the InRank paper's tables come to, and what does a plan predict?",
+        "InRank, tables 1 to 5",
+        "seconds, from the files of runs; a run takes hours or days of 8 GPUs",
+        TABLES,
     ),
     "glrl": Experiment(
         "does greedy low-rank learning find a planted rank?",
