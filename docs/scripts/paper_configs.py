@@ -1,10 +1,12 @@
-"""Writes ``configs/paper/``: the runs of the InRank paper (arXiv 2306.11250, tables 1 to 5), from one table.
+"""Writes ``configs/paper/``: the runs of the InRank paper (arXiv 2306.11250, tables 1 to 5) and those of the
+ReLoRA paper on C4 (arXiv 2307.05695), each from one table.
 
 ``python docs/scripts/paper_configs.py`` writes all files; a test fails while one is out of date. The
-thresholds 0.8 and 0.85 of table 3 and other precisions are flags, not files: ``--threshold 0.85``,
+thresholds 0.8 and 0.85 of InRank's table 3 and other precisions are flags, not files: ``--threshold 0.85``,
 ``--fp16``, ``--bf16``.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +48,107 @@ METHODS = {
 }
 
 
+@dataclass(frozen=True)
+class Llama:
+    """Of ReLoRA's paper. ``batch``: sequences; times ``length`` they are the paper's 122K to 786K tokens.
+
+    ``lr``, ``relora_lr``: of the full-rank run and of ReLoRA. ``interval``: steps between two merges, by the
+    authors' scripts for 60M and 130M, assumed for the others.
+    """
+
+    size: str
+    length: int
+    batch: int
+    tokens: float
+    lr: str
+    relora_lr: str
+    interval: int
+    micro: int
+
+    @property
+    def steps(self) -> int:
+        """That read the paper's tokens."""
+        return math.ceil(self.tokens / (self.batch * self.length))
+
+
+WARM_START = 5000
+"""Steps at full rank before ReLoRA, which count among the steps."""
+LLAMAS = (
+    Llama("60m", 256, 480, 1.2e9, "1.0e-3", "2.0e-3", 1000, 30),
+    Llama("130m", 256, 600, 2.6e9, "1.0e-3", "2.0e-3", 2000, 25),
+    Llama("250m", 512, 1152, 6.8e9, "5.0e-4", "1.0e-3", 5000, 16),
+    Llama("350m", 512, 1152, 6.8e9, "5.0e-4", "1.0e-3", 5000, 16),
+    Llama("1.3b", 512, 1536, 23.1e9, "4.0e-4", "5.0e-4", 5000, 8),
+)
+TRAININGS = {
+    "dense": ("at full rank", "method: dense\n"),
+    "relora": (
+        f"by ReLoRA after {WARM_START:,} steps at full rank",
+        """\
+method: relora
+factorised_linears: mlp-attention
+qkv_factors: separate
+rank: 128
+relora_interval: {interval}
+relora_reset: magnitude
+relora_reset_share: 0.9
+relora_warmup_iters: 50
+""",
+    ),
+}
+
+
 def files() -> dict[str, str]:
     """File name -> content."""
-    return {f"gpt2_{model.size}_{name}.yaml": _file(model, name) for model in MODELS for name in METHODS}
+    inrank = {f"gpt2_{model.size}_{name}.yaml": _file(model, name) for model in MODELS for name in METHODS}
+    return inrank | {
+        f"llama_{model.size}_{name}.yaml": _llama(model, name) for model in LLAMAS for name in TRAININGS
+    }
+
+
+def _llama(model: Llama, name: str) -> str:
+    title, method = TRAININGS[name]
+    full = name == "dense"
+    start = (
+        f"# Its checkpoint of step {WARM_START:,} is where the ReLoRA run starts."
+        if full
+        else f"# Give --pretrained-checkpoint: llama_{model.size}_dense.yaml's of step {WARM_START:,}."
+    )
+    return f"""\
+# Written by docs/scripts/paper_configs.py. LLaMA {model.size.upper()} on C4, {title}, in BF16.
+# Batch, tokens and rates of ReLoRA's paper, sequences and schedule of the authors' scripts.
+{start}
+# Planned for one node of eight GPUs: --dry-run --cluster 8xA100-80GB.
+{method.format(interval=model.interval)}
+model_preset: llama-{model.size}
+seq_length: {model.length}
+
+dataset: allenai/c4:en
+tokenizer: t5-base
+
+micro_batch_size: {model.micro}
+global_batch_size: {model.batch}
+train_iters: {model.steps if full else model.steps - WARM_START}
+bf16: true
+seed: 1234
+
+lr: {model.lr if full else model.relora_lr}
+min_lr: {_tenth(model.lr if full else model.relora_lr)}
+lr_decay_style: cosine
+lr_warmup_iters: {500 if full else 100}
+weight_decay: 0.0
+adam_beta1: 0.9
+adam_beta2: 0.999
+clip_grad: 1.0
+
+eval_interval: 1000
+save_interval: {WARM_START if full else 1000}
+"""
+
+
+def _tenth(rate: str) -> str:
+    digits, _, power = rate.partition("e-")
+    return f"{digits}e-{int(power) + 1}"
 
 
 def _file(model: Model, name: str) -> str:

@@ -4,12 +4,25 @@ They follow from the paper's figures and from the planner; a test fails while th
 """
 
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from inrank_megatron.config.cli import parse
+from inrank_megatron.config.cluster import parse_cluster
+from inrank_megatron.config.topology import topology_of
 from inrank_megatron.experiments import paper_runs as paper
 from inrank_megatron.experiments.paper_runs import PaperRun
+from inrank_megatron.planning.forecast import Forecast, forecast
+from inrank_megatron.planning.space import Candidate
+from inrank_megatron.planning.timeline import Assumed
 
+_CONFIGS = runpy.run_path(str(Path(__file__).parent / "paper_configs.py"))
+FOLDER, LLAMAS, TRAININGS, WARM_START = (
+    _CONFIGS[name] for name in ("FOLDER", "LLAMAS", "TRAININGS", "WARM_START")
+)
+T5 = 32100
+"""Tokens of T5's vocabulary."""
 PAGE = Path(__file__).parents[1] / "guides" / "paper_runs.md"
 
 
@@ -42,6 +55,36 @@ def differences() -> Iterator[list[str]]:
             yield _difference(run)
 
 
+def relora() -> Iterator[list[str]]:
+    """What ReLoRA's runs take, for each model at full rank and by ReLoRA with its warm start."""
+    yield [
+        "model",
+        "parameters",
+        "batch, tokens",
+        "steps",
+        "hours: full rank",
+        "hours: warm start and ReLoRA",
+    ]
+    for model in LLAMAS:
+        full, low = (_planned(f"llama_{model.size}_{name}.yaml") for name in TRAININGS)
+        warm = full.phases[0].time.total * WARM_START / 3600
+        yield [
+            model.size.upper(),
+            f"{full.phases[0].parameters.total:,}",
+            f"{model.batch * model.length:,}",
+            f"{model.steps:,}",
+            f"{full.hours:.1f}",
+            f"{warm + low.hours:.1f}",
+        ]
+
+
+def _planned(name: str) -> Forecast:
+    config = parse(["--config", str(FOLDER / name)], world_size=paper.GPUS).config
+    cluster = parse_cluster(paper.A100)
+    topology = topology_of(config, world_size=cluster.world_size, vocab_size=T5)
+    return forecast(Candidate(config, topology), cluster, Assumed(T5, config.inrank.rank or 1))
+
+
 def _difference(run: PaperRun) -> list[str]:
     plan, reported = paper.predicted(run), run.reported
     assert reported.hours is not None and reported.memory is not None, "rows with hours have both"
@@ -66,7 +109,11 @@ def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.0f} %"
 
 
-TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {"commands": commands, "differences": differences}
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "commands": commands,
+    "differences": differences,
+    "relora": relora,
+}
 
 
 def page(text: str) -> str:

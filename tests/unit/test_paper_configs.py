@@ -1,4 +1,4 @@
-"""The paper's runs: generated, legal, of the paper's sizes, and within the memory of its GPUs."""
+"""The papers' runs: generated, legal, of the paper's sizes, and within the memory of its GPUs."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from tools import plan
 
 SCRIPT = runpy.run_path(str(ROOT / "docs/scripts/paper_configs.py"))
 FILES = SCRIPT["files"]()
+INRANK = [name for name in FILES if name.startswith("gpt2")]
 VOCABULARY = 50257
 DENSE = {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080}
 # Millions of parameters in table 3, which it prints with three digits.
@@ -35,7 +36,7 @@ def test_the_files_are_those_of_the_table():
     assert written == FILES, "run python docs/scripts/paper_configs.py"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", INRANK)
 @pytest.mark.parametrize("devices", [8, 16, 64])
 def test_batch_steps_and_tokens_are_the_papers(name, devices):
     config = launch(name, world_size=devices).config
@@ -59,8 +60,16 @@ def test_parameters_are_the_papers(model):
         assert count == pytest.approx(MILLIONS[model.size][threshold], rel=0.005)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("precision", [(), ("--fp16",), ("--bf16",)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        (name, flags)
+        for name in FILES
+        for flags in [(), ("--fp16",), ("--bf16",)]
+        if name in INRANK or not flags
+    ],
+    ids=str,
+)
 def test_every_precision_is_planned_and_fits(name, precision):
     [cluster] = re.findall(r"--cluster (\S+)\.", FILES[name])
     if precision == ("--bf16",):
@@ -71,3 +80,39 @@ def test_every_precision_is_planned_and_fits(name, precision):
     planned = json.loads(plan.command.run(plan.options(words)))
     assert planned["rows"][0]["fits"] and planned["rows"][0]["recompute_granularity"] is None
     assert all("hours" in method for method in planned["methods"]), planned["methods"]
+
+
+@pytest.mark.parametrize("model", SCRIPT["LLAMAS"], ids=lambda model: model.size)
+@pytest.mark.parametrize("devices", [4, 8])
+def test_reloras_runs_read_the_papers_tokens(model, devices):
+    """Batches of 122K to 786K tokens, 1.2 to 23.1 billion in all, 5,000 steps of them at full rank."""
+    full, low = (
+        launch(f"llama_{model.size}_{name}.yaml", world_size=devices).config for name in SCRIPT["TRAININGS"]
+    )
+    for config in (full, low):
+        check(config, world_size=devices)
+        topology = topology_of(config, world_size=devices, vocab_size=32100)
+        micro = topology.micro_batch_size * topology.accumulation_steps * topology.data_parallel_size
+        assert micro == topology.global_batch_size == model.batch
+        assert config.training.save_interval is not None and 5000 % config.training.save_interval == 0
+    assert full.training.train_iters == low.training.train_iters + 5000
+    tokens = full.training.train_iters * model.batch * full.model.seq_length
+    assert tokens == pytest.approx(model.tokens, rel=1e-3)
+    assert full.optimizer.lr == float(model.lr) and low.optimizer.min_lr == 0.1 * low.optimizer.lr
+    assert low.inrank.relora_interval < low.training.train_iters and low.inrank.rank == 128
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "width", "ffn"),
+    [
+        ("60m", 8, 512, 1376),
+        ("130m", 12, 768, 2048),
+        ("250m", 24, 768, 2560),
+        ("350m", 24, 1024, 2736),
+        ("1.3b", 24, 2048, 5461),
+    ],
+)
+def test_parameters_of_reloras_models(size, layers, width, ffn):
+    """Embedding and head, four matrices of attention, three of the MLP, and norms."""
+    count = 2 * 32100 * width + layers * (4 * width**2 + 3 * width * ffn + 2 * width) + width
+    assert parameters(launch(f"llama_{size}_dense.yaml").config, 32100).total == count
