@@ -87,6 +87,12 @@ EXPERIMENTS = {
         "not measured",
         PAPER,
     ),
+    "figure4": Experiment(
+        "does a criterion find the rank beyond which a sweep of fixed ranks gains little?",
+        "InRank, figure 4",
+        "4 min of a core; quick 40 s",
+        PAPER,
+    ),
     "figures8_14": Experiment(
         "are the updates of recurrent networks and of a Transformer of low rank, and if they are deeper?",
         "InRank, figures 8 to 14",
@@ -97,6 +103,18 @@ EXPERIMENTS = {
         "are the updates of a perceptron of low rank, whatever its optimizer?",
         "InRank, figure 15",
         "15 s of a core; quick 5 s",
+        PAPER,
+    ),
+    "tables2_3_5": Experiment(
+        "is a fixed rank as good as InRank's, what does the threshold do, and does FP16 train as FP32?",
+        "InRank, tables 2, 3 and 5",
+        "4 min of a core; quick 70 s",
+        PAPER,
+    ),
+    "relora": Experiment(
+        "is ReLoRA's update of higher rank than LoRA's, and what is each of its parts worth?",
+        "ReLoRA, its spectra, ablation and negative result",
+        "4 min of a core; quick 60 s",
         PAPER,
     ),
     "teacher": Experiment(
