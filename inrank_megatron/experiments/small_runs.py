@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.experiments.compare import LAUNCHER
+from inrank_megatron.experiments.launches import LAUNCHER
 from inrank_megatron.reporting.run import Run, read_run
 
 SETTINGS = (
     "--num-layers 2 --hidden-size 64 --num-attention-heads 2 --seq-length 64 --micro-batch-size 16 "
-    "--vocab-size 1024 --init-method-std 0.05 --lr 4e-3 --lr-warmup-iters 20 --seed 1"
+    "--vocab-size 1024 --init-method-std 0.05 --optimizer adamw --lr 4e-3 --lr-warmup-iters 20 --seed 1"
 )
 """Seconds of one core for 100 steps, on the English that every Python carries. With initial weights of 0.02 a
 model this narrow would lose nothing with W0."""
