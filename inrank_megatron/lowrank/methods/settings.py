@@ -29,6 +29,9 @@ class Optimizer(Protocol):
     @property
     def adam_beta2(self) -> float: ...
 
+    @property
+    def factor_optimizer(self) -> str: ...
+
 
 class Run(Protocol):
     """A run's configuration. ``inrank``: the settings of all methods, each by its own name."""
