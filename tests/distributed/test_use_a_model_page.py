@@ -25,7 +25,7 @@ SHOWN = {"", "yaml"}
 """Blocks that are not run: what tools print, and a task for lm-eval."""
 RUN_HERE = {"python", "torchrun", "cat"}
 MARKED = re.findall(r'^```bash title="(.*)"$', PAGE, re.MULTILINE)
-"""lm-eval, and the server of transformers (it needs fastapi and uvicorn) with its client."""
+"""lm-eval, the server of transformers (it needs fastapi and uvicorn) with its client, and llama.cpp."""
 LINES = [
     line
     for language, block in BLOCKS
@@ -94,7 +94,7 @@ def folder(tmp_path_factory) -> Path:
 def test_every_block_of_the_page_is_run():
     assert {language for language, _ in BLOCKS} == {"bash", "python", *SHOWN}
     assert {line.split()[0] for line in LINES} == RUN_HERE
-    assert MARKED == ["Needs lm-eval", "Needs a server"]
+    assert MARKED == ["Needs lm-eval", "Needs a server", "Needs llama.cpp"]
 
 
 @pytest.mark.parametrize("line", OTHERS)
