@@ -81,10 +81,15 @@ def _check_output(output: Path) -> None:
     """Before figures are drawn; what is there is replaced only if it is such a page."""
     if output.is_dir():
         raise UserError(f"{output}: is a folder; give a file as --output")
-    if is_there(output) and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:1000]:
+    if is_there(output) and GENERATOR.encode() not in _head(output):
         raise UserError(f"{output}: exists and is no page of several runs; give another --output")
     if not output.resolve().parent.is_dir():
         raise UserError(f"{output}: its folder does not exist; make it or give another --output")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1000)
 
 
 def _unfinished(runs: Runs) -> list[str]:
@@ -107,14 +112,14 @@ def not_comparable(runs: Runs) -> list[str]:
 
 def _differing(runs: Runs, what: str, value: Callable[[Run], object]) -> str:
     """``different vocabularies (A 4096, B 8192)``; empty where all that are known are alike."""
-    known = {name: found for name, run in runs.items() if (found := value(run)) is not None}
+    known = {name: _shown(found) for name, run in runs.items() if (found := value(run)) is not None}
     if len(set(known.values())) < 2:
         return ""
-    listed = ", ".join(
-        f"{name} {found:,.6g}" if isinstance(found, int | float) else f"{name} {found}"
-        for name, found in known.items()
-    )
-    return f"different {what} ({listed})"
+    return f"different {what} ({', '.join(f'{name} {shown}' for name, shown in known.items())})"
+
+
+def _shown(value: object) -> str:
+    return f"{value:,.6g}" if isinstance(value, int | float) else str(value)
 
 
 def _world(run: Run) -> str | None:

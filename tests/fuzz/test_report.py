@@ -6,6 +6,7 @@ import pytest
 
 from inrank_megatron.reporting.report import write_report
 from inrank_megatron.reporting.run import read_run
+from inrank_megatron.reporting.several import write_comparison
 from inrank_megatron.training.closing import last_lines
 from tests.fuzz.mutate import JSON, YAML, damages
 from tests.fuzz.readers import Reader, attack, intact
@@ -32,9 +33,19 @@ def read_report(path: Path) -> Path:
     return page
 
 
+def read_several(path: Path) -> Path:
+    """The page of a damaged run next to an intact one is there."""
+    if not (whole := path.parent / "whole").exists():
+        write_run(whole, steps=20, method="dense")
+    page = write_comparison([path, whole], path.parent / "comparison.html")
+    assert page.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    return page
+
+
 READERS = (
     Reader("records", folder, read_records, damages(JSON, YAML), 60),
     Reader("report", folder, read_report, damages(JSON, JSON, YAML), 3),
+    Reader("several", folder, read_several, damages(JSON, JSON, YAML), 3),
 )
 
 

@@ -64,6 +64,12 @@ def test_runs_of_other_texts_and_machines_are_not_comparable(make_run: MakeRun) 
     ]
 
 
+def test_settings_that_no_run_writes_are_compared_as_they_are(make_run: MakeRun) -> None:
+    """A `config.yaml` edited by hand can hold a mapping where a number belongs, and a mapping has no hash."""
+    runs = read_runs([make_run("a"), make_run("b", seq_length={"x": None})])
+    assert "sequence lengths (A 256, B {'x': None})" in not_comparable(runs)[0]
+
+
 def test_folders_that_are_no_runs(make_run: MakeRun, tmp_path: Path) -> None:
     run, output = make_run(), tmp_path / "page.html"
     (tmp_path / "empty").mkdir()
