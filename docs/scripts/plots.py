@@ -131,9 +131,33 @@ def when_to_use_it() -> Figure:
     return figure
 
 
+def scaling() -> Figure:
+    """Predicted step time over GPUs, strong and weak scaling."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    titles = {"strong": "strong: 512 sequences a step", "weak": "weak: 64 sequences a GPU and step"}
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
+        found = [row for row in rows("scaling.csv") if row["scaling"] == kind]
+        for method, colour in (("dense", "#c2571a"), ("InRank-Efficient", "#2f6fb2")):
+            own = [row for row in found if row["method"] == method]
+            gpus, seconds = ([float(row[name]) for row in own] for name in ("gpus", "step_seconds"))
+            panel.plot(gpus, seconds, "o-", color=colour, label=f"{method}: whole step")
+            compute = [float(row["compute"]) for row in own]
+            panel.plot(gpus, compute, ":", color=colour, label=f"{method}: compute alone")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(gpus, [f"{number:g}" for number in gpus])
+        panel.set(title=title, xlabel="GPUs", ylabel="predicted seconds a step")
+        panel.grid(alpha=0.3)
+    panels[0].set_yscale("log")
+    panels[1].set_ylim(bottom=0)
+    panels[1].legend(fontsize=8)
+    return figure
+
+
 PLOTS = {
     "comparison.svg": (comparison, "comparison.csv"),
     "learned_ranks.svg": (learned_ranks, "controls.csv"),
+    "scaling.svg": (scaling, "scaling.csv"),
     "speed.svg": (speed, "step_times.csv"),
     "when_to_use_it.svg": (when_to_use_it, "when_to_use_it.csv"),
 }
