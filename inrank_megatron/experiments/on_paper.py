@@ -20,7 +20,7 @@ from inrank_megatron.experiments.printing import add_output_flags, show
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of all of them."""
-    command.add_argument("--quick", action="store_true", help="a smaller version, below a minute")
+    command.add_argument("--quick", action="store_true", help="a smaller version")
     add_output_flags(command, files="NAME.jsonl (rows), NAME_curves.jsonl (points) and NAME.png")
 
 

@@ -90,7 +90,7 @@ EXPERIMENTS = {
     "figure4": Experiment(
         "does a criterion find the rank beyond which a sweep of fixed ranks gains little?",
         "InRank, figure 4",
-        "4 min of a core; quick 40 s",
+        "4 min of a core; quick about 2 min",
         PAPER,
     ),
     "figures8_14": Experiment(
@@ -108,13 +108,13 @@ EXPERIMENTS = {
     "tables2_3_5": Experiment(
         "is a fixed rank as good as InRank's, what does the threshold do, and does FP16 train as FP32?",
         "InRank, tables 2, 3 and 5",
-        "4 min of a core; quick 70 s",
+        "not measured",
         PAPER,
     ),
     "relora": Experiment(
         "is ReLoRA's update of higher rank than LoRA's, and what is each of its parts worth?",
         "ReLoRA, its spectra, ablation and negative result",
-        "4 min of a core; quick 60 s",
+        "about 5 min of a core",
         PAPER,
     ),
     "teacher": Experiment(

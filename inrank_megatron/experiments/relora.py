@@ -16,6 +16,7 @@ from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.formats import read_weights
 from inrank_megatron.interop.huggingface.dense import dense_tensors
 from inrank_megatron.reporting.plots import BLUE, GREEN, GREY, VERMILION, styled
+from inrank_megatron.reporting.run import Run
 from inrank_megatron.spectra.recorder import SpectrumRecorder
 
 STEPS, RANK, NEARLY_UNTRAINED = 160, 8, 5
@@ -75,13 +76,18 @@ def study(arms: Sequence[Arm], runs: SmallRuns, *, steps: int) -> Found:
         start = runs.folder / _folder(arm.start)
         flags = f"{arm.flags.format(**sizes)} --min-lr 0 --pretrained-checkpoint {start}"
         run = runs.train(_folder(arm.name), flags, steps=round(steps * arm.share))
-        spectra = update_spectra(start, run.folder, step=run.last_step)
-        for matrix in LINEARS:
-            own = [values for (name, _), values in spectra.items() if name == matrix]
-            about = {"arm": arm.name, "start": arm.start, "test_perplexity": round(perplexity_of(run), 2)}
-            found.rows.append(about | {"matrix": matrix} | summarised(own))
-            found.curves.append({"arm": arm.name, "matrix": matrix, "values": rounded(own[0])})
+        record(found, arm, run, start=start)
     return found
+
+
+def record(found: Found, arm: Arm, run: Run, *, start: Path) -> None:
+    """A row and the points of each linear: of its spectra after the last step, against the run ``start``."""
+    about = {"arm": arm.name, "start": arm.start, "test_perplexity": round(perplexity_of(run), 2)}
+    spectra = update_spectra(start, run.folder, step=run.last_step)
+    for matrix in LINEARS:
+        own = [values for (name, _), values in spectra.items() if name == matrix]
+        found.rows.append(about | {"matrix": matrix} | summarised(own))
+        found.curves.append({"arm": arm.name, "matrix": matrix, "values": rounded(own[0])})
 
 
 def _folder(arm: str) -> str:
