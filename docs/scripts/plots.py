@@ -21,6 +21,7 @@ ARMS = {
     "ReLoRA, budget": "ReLoRA, budget 0.3",
     "LoRA, budget": "LoRA, budget 0.3",
 }
+FURTHER_ARMS = ("dense, 840 steps", "warm start, half, twice the MLP's width")
 BUDGETS = {"equal steps": ("o", "white"), "equal FLOPs": ("o", "#2f6fb2")}
 
 
@@ -109,9 +110,13 @@ def speed() -> Figure:
 
 
 def when_to_use_it() -> Figure:
-    """Validation loss of every model at its best rate, over steps and over operations."""
+    """Validation loss of every model of the first table at its best rate, over steps and over operations, of
+    the first seed.
+    """
     runs: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
     for row in rows("when_to_use_it.csv"):
+        if row["seed"] != "1" or row["arm"] in FURTHER_ARMS:
+            continue
         runs.setdefault((row["arm"], row["optimizer"]), {}).setdefault(row["lr"], []).append(row)
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -154,12 +159,32 @@ def scaling() -> Figure:
     return figure
 
 
+def many_epochs() -> Figure:
+    """Validation loss over the epochs of a small text."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    panel = figure.subplots()
+    runs: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for row in rows("many_epochs.csv"):
+        point = (float(row["epochs"]), float(row["valid_loss"]))
+        runs.setdefault((row["arm"], float(row["dropout"])), []).append(point)
+    for (arm, dropout), points in runs.items():
+        colour, marker = ("#c2571a", "o") if arm == "dense" else ("#2f6fb2", "s")
+        line, label = ("--", f"{arm}, dropout {dropout:g}") if dropout else ("-", arm)
+        epochs, losses = zip(*points, strict=True)
+        panel.plot(epochs, losses, line, color=colour, marker=marker, markersize=3, label=label)
+    panel.set(xlabel="epoch", ylabel="validation loss, nats per token", ylim=(3.5, 4.7))
+    panel.grid(alpha=0.3)
+    panel.legend()
+    return figure
+
+
 PLOTS = {
     "comparison.svg": (comparison, "comparison.csv"),
     "learned_ranks.svg": (learned_ranks, "controls.csv"),
     "scaling.svg": (scaling, "scaling.csv"),
     "speed.svg": (speed, "step_times.csv"),
     "when_to_use_it.svg": (when_to_use_it, "when_to_use_it.csv"),
+    "many_epochs.svg": (many_epochs, "many_epochs.csv"),
 }
 
 

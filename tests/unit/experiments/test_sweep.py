@@ -9,6 +9,7 @@ from inrank_megatron.experiments.arms import Result
 from tools.sweep import main
 
 TINY = "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --max-position-embeddings 16"
+TINY += " --optimizer adamw"
 TINY += " --micro-batch-size 2 --global-batch-size 2 --train-iters 2 --eval-iters 1 --vocab-size 512"
 
 
