@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.cluster.hosts import Cluster, end_group
 from tests.cluster.services import SLOTS
-from tests.distributed.launches import TINY, course, data_flags
+from tests.distributed.launches import ADAMW, TINY, course, data_flags
 from tests.harness import ROOT
 
 RECIPES = ROOT / "launch" / "cluster"
@@ -20,7 +20,7 @@ STEPS = 16
 SECONDS = 240  # for a training, on a machine that does other work too
 # Both phases of InRank, tensor parallelism inside a host and data parallelism across.
 SETTINGS = [
-    *("--config", str(ROOT / "configs" / "quickstart.yaml"), *TINY, "--global-batch-size", "8"),
+    *("--config", str(ROOT / "configs" / "quickstart.yaml"), *TINY, *ADAMW, "--global-batch-size", "8"),
     *("--tensor-model-parallel-size", str(SLOTS), "--switch-iters", "8", "--eval-interval", "8"),
     *("--save-interval", "8", "--train-iters", str(STEPS)),
 ]

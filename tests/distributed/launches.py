@@ -22,6 +22,8 @@ TINY = [
     *("--seq-length", "64", "--vocab-size", "512", "--micro-batch-size", "2", "--global-batch-size", "4"),
     *("--rank-check-interval", "4", "--lr-warmup-iters", "2"),
 ]
+# Under which rank checks decide the final ranks, and no rate is refused.
+ADAMW = ["--matrix-optimizer", "adamw", "--factor-optimizer", "adamw", "--lr", "2e-3"]
 MARK = (
     "INRANK_MEGATRON_TEST_LAUNCH"  # in the environment of all processes of a launch, whoever their parent is
 )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.distributed.launches import TINY, data_flags, launch, records
+from tests.distributed.launches import ADAMW, TINY, data_flags, launch, records
 
-RUN = [*TINY, "--tensor-model-parallel-size", "1"]
+RUN = [*TINY, *ADAMW, "--tensor-model-parallel-size", "1"]
 
 
 @pytest.fixture(scope="module")
