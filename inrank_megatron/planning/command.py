@@ -38,8 +38,8 @@ def options(argv: list[str], *, description: str) -> argparse.Namespace:
         "--final-rank",
         type=count,
         metavar="R",
-        help="rank of each linear after the switch [that of the run's parameter budget, else the largest that "
-        "its ranks can reach]",
+        help="rank of each linear after the switch [that of the run's parameter budget, else the largest "
+        "that its ranks can reach]",
     )
     parser.add_argument(
         "--steps-per-epoch",
