@@ -6,7 +6,7 @@ import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, published
 from tests.distributed.evaluation import SEQUENCE, TOKENS, WORDS, results
-from tests.distributed.launches import TINY, data_flags, launch, records
+from tests.distributed.launches import ADAMW, TINY, data_flags, launch, records
 from tests.harness import run_ranks
 
 
@@ -41,7 +41,7 @@ def test_evaluation_agrees_on_every_topology(alone, world_size, tp, zero_stage):
 
 def test_best_checkpoint_of_partial_validation(tmp_path):
     """It is told by what all validations have in common: the last one is over the whole split."""
-    args = [*TINY, "--tensor-model-parallel-size", "1", "--switch-iters", "3", "--train-iters", "10"]
+    args = [*TINY, *ADAMW, "--tensor-model-parallel-size", "1", "--switch-iters", "3", "--train-iters", "10"]
     args += ["--lr", "0.06", "--lr-warmup-iters", "9"]  # too high from the fourth step on
     # No step down the gradient at the start, slow new columns: the second validation is clearly the best.
     args += ["--absorb-columns", "--new-column-moments", "mean", "--factor-lr-multiplier", "4"]

@@ -22,11 +22,11 @@ from typing import NamedTuple
 import pytest
 
 from inrank_megatron.checkpoint.folder import Checkpoint, newest_complete, published, step_of
-from tests.distributed.launches import TINY, Launch, course, data_flags, last_step, launch
+from tests.distributed.launches import ADAMW, TINY, Launch, course, data_flags, last_step, launch
 from tests.distributed.pausing import PAUSE, PHASE_FILE
 
 SCRIPT = Path(__file__).with_name("pausing.py")
-RUN = [*TINY, "--hidden-dropout", "0.1", "--switch-iters", "24"]
+RUN = [*TINY, *ADAMW, "--hidden-dropout", "0.1", "--switch-iters", "24"]
 RUN += ["--train-iters", "90", "--save-interval", "2", "--eval-interval", "3", "--eval-iters", "1"]
 RUN += ["--keep-last", "3"]
 ENDS = 90

@@ -17,7 +17,7 @@ STEPS = 16
 LAUNCHER_LINE = re.compile(r"\[[-\d :,]+\] \[\w+\] \[(runner|launch|real_accelerator)\.py:\d+:")
 OWN_LINE = re.compile(
     r"$|changed since the run began: |learning rate at step \d+: |resumed at step \d+ |step \d+[/:]|"
-    r"it has learnt |(checkpoint|plots|report)  |what to run next:$|"
+    r"it has learnt[ :]|(checkpoint|plots|report)  |what to run next:$|"
     r"  (first|its text|go on|real text|all curves)  | {15}\("
 )
 """How each line begins that a run writes when it goes on."""

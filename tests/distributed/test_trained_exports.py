@@ -15,7 +15,7 @@ from inrank_megatron.interop.command import run as convert
 from inrank_megatron.interop.formats import writable
 from tests.distributed.evaluate_runs import evaluations
 from tests.distributed.hugging_face_losses import first_loss
-from tests.distributed.launches import TINY, data_flags, launch, records
+from tests.distributed.launches import ADAMW, TINY, data_flags, launch, records
 from tests.harness import run_ranks
 from tools.convert_checkpoint import parse as parse_conversion
 from tools.generate import parse as parse_generation
@@ -24,7 +24,7 @@ VOCABULARY = 301
 """Padded to 512 rows at tensor-parallel size 2, to 384 at 1."""
 MODEL = [*TINY[1 : TINY.index("--rank-check-interval")], "--vocab-size", str(VOCABULARY)]
 # Large weights: few steps leave a model whose greedy text is varied.
-MODEL += ["--init-method-std", "0.4", "--lr", "2e-3", "--lr-warmup-iters", "2"]
+MODEL += [*ADAMW, "--init-method-std", "0.4", "--lr-warmup-iters", "2"]
 STEPS = {"first phase": 6, "second phase": 12}
 INRANK = ["--inrank", "--rank-check-interval", "4"]
 STARTS = {

@@ -15,6 +15,7 @@ OWNERS = ("inrank_megatron/lowrank/methods/", "inrank_megatron/interop/")
 # or a phase without factors in records and tables, and the comparison has a command line of each method.
 EXCEPTIONS = {
     "inrank_megatron/benchmarks/blocks.py": {"dense"},
+    "inrank_megatron/benchmarks/decoding.py": {"dense"},
     "inrank_megatron/config/loading.py": {"inrank"},
     "inrank_megatron/experiments/arms.py": {"dense", "fixed-rank", "inrank", "lora", "relora", "warm-start"},
     "inrank_megatron/experiments/compare.py": {"dense"},
@@ -26,6 +27,7 @@ EXCEPTIONS = {
     "inrank_megatron/inspection/show.py": {"dense"},
     "inrank_megatron/reporting/behind.py": {"dense"},
     "inrank_megatron/reporting/console.py": {"dense"},
+    "inrank_megatron/reporting/predicted.py": {"dense"},
     "inrank_megatron/reporting/glance.py": {"dense"},
     "inrank_megatron/reporting/learnt.py": {"dense"},
     "inrank_megatron/reporting/plots.py": {"dense"},
