@@ -1,6 +1,7 @@
 """An inspection as a table, as JSON and as a figure."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,12 +67,18 @@ def _is_dense(found: Inspection) -> bool:
     return all(row.untrained_rank is None for row in found.layers)
 
 
-def _layer_table(rows: list[LayerRow], leading: int) -> Table:
-    heads = ("layer", "rank", "untrained", "columns", "ratio", "params", "FLOPs", "spectrum")
+def table_of_layers(heads: Sequence[str]) -> Table:
+    """Without rows: names on the left, numbers right-aligned, singular values in the last column."""
     table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column, head in zip(table.columns, heads, strict=True):
         column.no_wrap, column.justify, column.min_width = True, "right", len(head)
     table.columns[0].justify = table.columns[-1].justify = "left"
+    return table
+
+
+def _layer_table(rows: list[LayerRow], leading: int) -> Table:
+    heads = ("layer", "rank", "untrained", "columns", "ratio", "params", "FLOPs", "spectrum")
+    table = table_of_layers(heads)
     for row in rows:
         table.add_row(
             f"{depth(row.layer)} {kind_of(row.layer)}",

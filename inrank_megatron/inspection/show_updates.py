@@ -6,10 +6,9 @@ from dataclasses import asdict
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich import box
 from rich.table import Table
 
-from inrank_megatron.inspection.show import wide_console
+from inrank_megatron.inspection.show import table_of_layers, wide_console
 from inrank_megatron.inspection.updates import EXACT_UP_TO, LEADING, Comparison, UpdateRow
 from inrank_megatron.reporting.plots import BLUE, depth_bar, depth_colours, styled
 from inrank_megatron.reporting.run import depth, kind_of
@@ -45,10 +44,7 @@ def print_updates(found: Comparison, *, leading: int) -> None:
 
 def _table(rows: list[UpdateRow], leading: int) -> Table:
     heads = ("layer", "O x I", "rank", "norm", "relative", "singular values of B - A")
-    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column, head in zip(table.columns, heads, strict=True):
-        column.no_wrap, column.justify, column.min_width = True, "right", len(head)
-    table.columns[0].justify = table.columns[-1].justify = "left"
+    table = table_of_layers(heads)
     for row in rows:
         table.add_row(
             f"{depth(row.layer)} {kind_of(row.layer)}",

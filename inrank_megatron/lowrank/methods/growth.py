@@ -56,7 +56,7 @@ class GrowthRule:
             the same formula on ``U V`` (the authors' code); ``eq7``, equation 7 on ``U V``.
         window: reading of equation 7, ``sliding`` or ``fixed``.
         max_rank: the largest rank; None: r + b is half of min(O, I).
-        orthogonalised: whether the factors' steps are, of which the default buffer depends.
+        orthogonalised: whether the factors' steps are, on which the default buffer depends.
     """
 
     initial_rank: int
