@@ -21,7 +21,13 @@ ARMS = {
     "ReLoRA, budget": "ReLoRA, budget 0.3",
     "LoRA, budget": "LoRA, budget 0.3",
 }
-FURTHER_ARMS = ("dense, 840 steps", "warm start, half, twice the MLP's width")
+FURTHER_ARMS = (
+    "dense, 840 steps",
+    "warm start, half, twice the MLP's width",
+    "warm start, half, 6 layers",
+    "warm start, MLP and attention",
+    "fixed rank, half, SiLU between",
+)
 BUDGETS = {"equal steps": ("o", "white"), "equal FLOPs": ("o", "#2f6fb2")}
 
 
@@ -160,21 +166,53 @@ def scaling() -> Figure:
 
 
 def many_epochs() -> Figure:
-    """Validation loss over the epochs of a small text."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    panel = figure.subplots()
-    runs: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    """Validation loss over the epochs of a small text, at the rate whose best point is the lowest."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    runs: dict[tuple[str, str, float], dict[str, list[tuple[float, float]]]] = {}
     for row in rows("many_epochs.csv"):
         point = (float(row["epochs"]), float(row["valid_loss"]))
-        runs.setdefault((row["arm"], float(row["dropout"])), []).append(point)
-    for (arm, dropout), points in runs.items():
+        run = (row["optimizer"], row["arm"], float(row["dropout"]))
+        runs.setdefault(run, {}).setdefault(row["lr"], []).append(point)
+    for (optimizer, arm, dropout), by_rate in runs.items():
+        points = min(by_rate.values(), key=lambda found: min(loss for _, loss in found))
         colour, marker = ("#c2571a", "o") if arm == "dense" else ("#2f6fb2", "s")
         line, label = ("--", f"{arm}, dropout {dropout:g}") if dropout else ("-", arm)
         epochs, losses = zip(*points, strict=True)
+        panel = panels[int(optimizer != "AdamW")]
         panel.plot(epochs, losses, line, color=colour, marker=marker, markersize=3, label=label)
-    panel.set(xlabel="epoch", ylabel="validation loss, nats per token", ylim=(3.5, 4.7))
+    for panel, title in zip(panels, ("AdamW", "Muon, with LoRA-Muon on factors"), strict=True):
+        panel.set(xlabel="epoch", title=title, ylim=(3.5, 4.7))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    panels[0].set_ylabel("validation loss, nats per token")
+    return figure
+
+
+def trend() -> Figure:
+    """Perplexity over that of dense training, over the tokens for each parameter of the dense model."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    panel = figure.subplots()
+    found = rows("trend.csv")
+    dense = {(row["width"], row["tokens"]): row for row in found if row["arm"] == "dense"}
+    arms = list(dict.fromkeys(row["arm"] for row in found if row["arm"] != "dense"))
+    for arm, colour, marker in zip(arms, ("#444444", "#2f6fb2", "#c2571a"), "osv", strict=False):
+        for width, line in (("128", "-"), ("256", "--")):
+            points = []
+            for row in found:
+                if (row["arm"], row["width"]) != (arm, width):
+                    continue
+                base = dense[width, row["tokens"]]
+                ratio = float(row["valid_perplexity"]) / float(base["valid_perplexity"])
+                points.append((int(base["tokens"]) / int(base["parameters"]), ratio))
+            if points:
+                label = f"{arm}, width {width}"
+                panel.plot(*zip(*sorted(points), strict=True), line, color=colour, marker=marker, label=label)
+    panel.set_xscale("log", base=2)
+    panel.axhline(1, color="black", linewidth=0.8)
+    panel.set(xlabel="tokens for each parameter of the dense model", ylabel="perplexity over dense")
     panel.grid(alpha=0.3)
-    panel.legend()
+    panel.legend(fontsize=8)
     return figure
 
 
@@ -185,6 +223,7 @@ PLOTS = {
     "speed.svg": (speed, "step_times.csv"),
     "when_to_use_it.svg": (when_to_use_it, "when_to_use_it.csv"),
     "many_epochs.svg": (many_epochs, "many_epochs.csv"),
+    "trend.svg": (trend, "trend.csv"),
 }
 
 
