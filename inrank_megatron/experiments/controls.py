@@ -57,21 +57,26 @@ VARIANTS: dict[str, dict] = {
 
 def learn(config: Config, parallel: Parallel, data: PreparedData, *, control: str | None) -> Outcome:
     """Train a small GPT on ``data``, with a control if one is named."""
-    size = data.tokenizer.vocab_size
-    padded = pad_vocabulary(size, multiple=config.model.make_vocab_size_divisible_by)
-    factory = GPTFactory(config, parallel, vocab_size=size, padded_vocab_size=padded)
     min_dims = {name: min(shape) for name, shape in linear_shapes(config).items()}
     return train(
-        factory,
+        factory_of(config, parallel, data),
         min_dims,
-        _batches(config, data, shuffled=control == "shuffled"),
+        batches_of(config, data, shuffled=control == "shuffled"),
         config=config,
         parallel=parallel,
         prepare=noisy_gradients if control == "noise" else lambda engine: None,
     )
 
 
-def _batches(config: Config, data: PreparedData, *, shuffled: bool) -> Batches:
+def factory_of(config: Config, parallel: Parallel, data: PreparedData) -> GPTFactory:
+    """Of models for the vocabulary of ``data``, with drawn weights."""
+    size = data.tokenizer.vocab_size
+    padded = pad_vocabulary(size, multiple=config.model.make_vocab_size_divisible_by)
+    return GPTFactory(config, parallel, vocab_size=size, padded_vocab_size=padded)
+
+
+def batches_of(config: Config, data: PreparedData, *, shuffled: bool) -> Batches:
+    """The training batches of a run; ``shuffled``: the tokens of each change places."""
     size, seed = config.training.micro_batch_size, config.training.seed
     stream = TrainBatches(data.train, seq_length=config.model.seq_length, global_batch_size=size, seed=seed)
 

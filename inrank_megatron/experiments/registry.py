@@ -117,6 +117,12 @@ EXPERIMENTS = {
         "about 5 min of a core",
         PAPER,
     ),
+    "relora_8_bit": Experiment(
+        "what does W0 take in 8 bits between merges, and what does it cost in loss?",
+        "ReLoRA, quantised W0",
+        "5 min of a core",
+        ENGINE,
+    ),
     "teacher": Experiment(
         "does InRank find the rank of a linear teacher?", "docs/evidence/learned_ranks.md", "hours", ENGINE
     ),

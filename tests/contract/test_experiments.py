@@ -6,6 +6,7 @@ import torch
 from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.controls import noisy_gradients
 from inrank_megatron.experiments.driver import smallest_rank
+from inrank_megatron.experiments.relora_8_bit import always_rounded, in_8_bits
 from inrank_megatron.experiments.teacher import Learned, Teacher, learn, student_config
 from tests.contract.layouts import LAYOUTS
 from tests.contract.probes import dense_gradients
@@ -108,3 +109,30 @@ def test_noise_control_keeps_gradient_norms_and_unused_columns():
     for layer, k in found["active"].items():
         assert not found["noise"][f"{layer}.V"][k:].any()
         assert found["noise"][f"{layer}.V"][:k].any()
+
+
+def always_in_8_bits(rank: int, world_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """W0 of each layer as it should be and is: after the start, and after the first merge."""
+    plain, session = (build("relora", LAYOUTS["TP1 DP1"]) for _ in range(2))
+    always_rounded(session.engine)
+    session.start()
+    layers = session.engine.layers
+    found = [
+        (in_8_bits(layer.weight.data)[0], layers[name].weight.clone())
+        for name, layer in plain.engine.layers.items()
+    ]
+    for _ in range(session.method.interval):
+        session.train_step()
+    with torch.no_grad():
+        expected = {name: in_8_bits(layer.weight + layer.U @ layer.V)[0] for name, layer in layers.items()}
+    session.apply(session.decide())
+    return found + [(expected[name], layer.weight.clone()) for name, layer in layers.items()]
+
+
+def test_w0_has_its_8_bit_values_at_the_start_and_after_a_merge():
+    [found] = run_ranks(always_in_8_bits, 1)
+    assert len(found) > 4
+    for expected, there in found:
+        step = expected.abs().amax(1, keepdim=True) / 127
+        assert (there - expected).abs().max() < 1.01 * step.max()  # where a sum lies between two values
+        assert ((there - expected).abs() < 0.01 * step).float().mean() > 0.99
