@@ -162,6 +162,7 @@ def draw(curves: Sequence[Record]) -> Figure:
         panel.set_yscale("log")
         panel.set_ylim(1e-3, 1.2)
         styled(panel, x="index", y="singular value over the largest", title=matrix)
-    grid[0, 0].legend(frameon=False, fontsize=8)
+    lines = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(SHOWN), frameon=False, fontsize=8)
     figure.suptitle("ReLoRA: $W_t - W_0$ after the last step, first block", fontsize=10)
     return figure

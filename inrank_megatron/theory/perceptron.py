@@ -55,7 +55,7 @@ def fashion_mnist(name: str = "zalando-datasets/fashion_mnist") -> Pictures:
     except OSError as error:
         raise UserError(
             f"dataset {name} cannot be read: {str(error).splitlines()[0]}; connect to the hub once, or copy "
-            "its cache (HF_HOME) to this machine"
+            f"its cache (HF_HOME) to this machine, or its files to the folder {name} of this directory"
         ) from error
     train, test = found["train"], found["test"]
     inputs, test_inputs = (part["image"][:].flatten(1).float() for part in (train, test))
