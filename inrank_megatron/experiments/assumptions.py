@@ -98,5 +98,6 @@ def draw(curves: Sequence[Record]) -> Figure:
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
     styled(panel, x="largest relative error (dashed: 1 %; values below 1e-9 at the edge)")
-    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
+    figure.suptitle("InRank, theorem 2: where an assumption does not hold", fontsize=10)
     return figure

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -27,6 +27,9 @@ class SpectrumRecorder:
     A row is ``{"step": 100, "layer": "fc1.weight", "values": [...]}``: the singular values of ``W_t - W_0``,
     descending, in the units of the weight. ``values`` is empty where the weight holds NaN or Inf.
 
+    Shards of FSDP2, and those of Megatron-Core's tensor parallelism, are decomposed without being gathered: all
+    ranks record the same steps, and all get the same values.
+
     Args:
         model: any PyTorch module. Its weights now are W_0: make the recorder before training. Recorded are
             trainable parameters of two or more dimensions; more than two count as ``[shape[0], rest]``.
@@ -37,16 +40,16 @@ class SpectrumRecorder:
         leading: largest singular values to record of a matrix, at most [256].
         exact_up_to: a matrix whose smaller dimension is larger gets a randomised decomposition [1024].
         file: rows are appended to it as JSON lines, by rank 0 of ``torch.distributed`` alone.
-        tensor_parallel_group: of a model with shards by Megatron-Core's ``partition_dim``. All its ranks
-            record the same steps, and all get the same values.
+        tensor_parallel_group: of a model with shards by Megatron-Core's ``partition_dim``.
 
-    Memory: one copy of the recorded weights on the host in their own dtype, for a time one matrix in FP64 on
+    Memory: one copy of this rank's recorded weights on the host in their own dtype, for a time one matrix in FP64 on
     its device, and the rows. Time: an exact decomposition takes about ``4 m h^2`` operations for an
     ``m x h`` matrix, a randomised one ``10 m h (leading + 16)``.
 
     Raises:
-        UserError: nothing matches, as FSDP's flat parameters; a shard without its group; a parameter of which
-            this process holds nothing, as under ZeRO stage 3, or a shard that is a DTensor, as under FSDP2.
+        UserError: nothing matches, as FSDP1's flat parameters; a shard without its group; a parameter of which
+            this process holds nothing, as under ZeRO stage 3; a DTensor that is cut in another way than
+            FSDP2's, along its first axis.
     """
 
     def __init__(
@@ -83,11 +86,14 @@ class SpectrumRecorder:
             )
         for name, parameter in self._parameters.items():
             self._check(name, parameter)
-        self._first = {name: p.detach().to("cpu", copy=True) for name, p in self._parameters.items()}
+        self._first = {name: _own(p).detach().to("cpu", copy=True) for name, p in self._parameters.items()}
 
     def _check(self, name: str, parameter: Tensor) -> None:
-        if isinstance(parameter, DTensor):
-            raise UserError(f"{name} is a DTensor (FSDP2?); record where processes hold whole weights (DDP)")
+        if isinstance(parameter, DTensor) and len(_cuts(parameter)) > 1:
+            raise UserError(
+                f"{name} is a DTensor with placements {parameter.placements}; record where it is whole or cut "
+                "once, along its first axis (FSDP2)"
+            )
         if parameter.numel() == 0:
             raise UserError(
                 f"{name}: this process holds none of it (ZeRO stage 3?); record with stage 2 or lower"
@@ -136,17 +142,42 @@ class SpectrumRecorder:
 
     @torch.no_grad()
     def _values(self, name: str, parameter: Tensor) -> list[float]:
-        dim = _partition_dim(parameter)
-        update = parameter.double() - self._first[name].to(parameter.device, torch.float64)
-        group = None if dim is None else self._group
+        dim, group = self._cut(parameter)
+        own = _own(parameter)
+        update = own.double() - self._first[name].to(own.device, torch.float64)
         if not _all_finite(update, group):
             return []
         x = update.flatten(1)
         x = x.t() if dim == 1 or (dim is None and x.shape[0] < x.shape[1]) else x
         rows = x.shape[0] * (1 if group is None else group.size())
-        if min(rows, x.shape[1]) <= self._exact_up_to:
-            return exact_values(x, group)[: self._leading].tolist()
-        return leading_values(x, self._leading, group).tolist()
+        if isinstance(parameter, DTensor) and group is not None:
+            rows = parameter.shape[0]  # FSDP2's shards may be of different sizes
+        smaller = min(rows, x.shape[1])
+        count = min(self._leading, smaller)  # of shards of a wide matrix more come back, which are zero
+        if smaller <= self._exact_up_to:
+            return exact_values(x, group)[:count].tolist()
+        return leading_values(x, count, group).tolist()
+
+    def _cut(self, parameter: Tensor) -> tuple[int | None, ProcessGroup | None]:
+        """The axis along which it is sharded, and over which group; None: it is whole."""
+        if isinstance(parameter, DTensor):
+            cuts = _cuts(parameter)
+            return (0, parameter.device_mesh.get_group(cuts[0])) if cuts else (None, None)
+        dim = _partition_dim(parameter)
+        return dim, None if dim is None else self._group
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """What this process holds of it."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _cuts(parameter: DTensor) -> list[int]:
+    """The dimensions of its mesh over which it is cut along its first axis; two or more for other cuts."""
+    placements = parameter.placements
+    if all(type(one) is Replicate or one == Shard(0) for one in placements):
+        return [place for place, one in enumerate(placements) if one == Shard(0)]
+    return [-1, -1]
 
 
 def _partition_dim(parameter: Tensor) -> int | None:

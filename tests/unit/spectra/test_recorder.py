@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.spectra.recorder import SpectrumRecorder
@@ -102,12 +102,19 @@ def test_shards_without_a_group_and_empty_shares_are_refused():
         SpectrumRecorder(net)
 
 
-def test_a_dtensor_is_refused(tmp_path):
+def test_a_dtensor_is_taken_whole_or_cut_once_along_its_first_axis(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        net = nn.Linear(4, 4)
-        net.weight = nn.Parameter(distribute_tensor(net.weight.detach(), init_device_mesh("cpu", (1,))))
-        with pytest.raises(UserError, match=r"^weight is a DTensor \(FSDP2\?\); record where .* \(DDP\)$"):
-            SpectrumRecorder(net)
+        net = nn.Linear(4, 3)
+        weight, mesh = net.weight.detach(), init_device_mesh("cpu", (1, 1))
+        for placements in ((Replicate(), Shard(0)), (Replicate(), Replicate())):
+            net.weight = nn.Parameter(distribute_tensor(weight, mesh, placements))
+            recorder = SpectrumRecorder(net)
+            net.weight.data += 1
+            assert recorder.record(1)[0]["values"] == pytest.approx([12**0.5, 0, 0], abs=1e-6)
+        for placements in ((Replicate(), Shard(1)), (Shard(0), Shard(0))):
+            net.weight = nn.Parameter(distribute_tensor(weight, mesh, placements))
+            with pytest.raises(UserError, match=r"^weight is a DTensor with placements .* \(FSDP2\)$"):
+                SpectrumRecorder(net)
     finally:
         dist.destroy_process_group()
