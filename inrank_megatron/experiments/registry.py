@@ -108,19 +108,19 @@ EXPERIMENTS = {
     "tables2_3_5": Experiment(
         "is a fixed rank as good as InRank's, what does the threshold do, and does FP16 train as FP32?",
         "InRank, tables 2, 3 and 5",
-        "not measured",
+        "5 min of a core; quick about 1 min",
         PAPER,
     ),
     "relora": Experiment(
         "is ReLoRA's update of higher rank than LoRA's, and what is each of its parts worth?",
         "ReLoRA, its spectra, ablation and negative result",
-        "about 5 min of a core",
+        "5 min of a core; quick about 2 min",
         PAPER,
     ),
     "relora_8_bit": Experiment(
         "what does W0 take in 8 bits between merges, and what does it cost in loss?",
         "ReLoRA, quantised W0",
-        "5 min of a core",
+        "3 min of a core; --seeds 1 takes 1",
         ENGINE,
     ),
     "teacher": Experiment(

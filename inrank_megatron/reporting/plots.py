@@ -88,7 +88,7 @@ def rank_figure(run: Run) -> Figure:
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         styled(axes, x="optimizer step", y="rank" if axes is panels[0] else "", title=kind)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes, panels=len(kinds))
         for layer, records in layers.items():
             if kind_of(layer) == kind:
                 steps, ranks = _column(records, "step"), _column(records, "rank")
@@ -181,6 +181,12 @@ def styled(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> Axes:
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
     return axes
+
+
+def whole_numbers(axes: Axes, *, panels: int) -> None:
+    """Ticks at whole numbers, one if there is no other; few along x where many ``panels`` share a line."""
+    axes.xaxis.set_major_locator(MaxNLocator(max(2, 9 // panels), integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _mark_switch(axes: Axes, run: Run) -> None:

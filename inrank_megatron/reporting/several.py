@@ -38,7 +38,7 @@ def write_comparison(folders: Sequence[str | Path], output: Path) -> Path:
     _check_output(output)
     page = render(
         title=f"{len(runs)} runs side by side",
-        lead="; ".join(f"{name}: {run.folder.resolve().name}" for name, run in runs.items()),
+        lead="; ".join(f"{name}: {title}" for name, title in titles(runs).items()),
         notice=" ".join([*_unfinished(runs), *not_comparable(runs)]),
         answers={name: answers(run) for name, run in runs.items()},
         pictures=[
@@ -55,6 +55,16 @@ def write_comparison(folders: Sequence[str | Path], output: Path) -> Path:
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
     return output
+
+
+def titles(runs: Runs) -> dict[str, str]:
+    """Of each run the name of its folder; the whole path where another one has the same name."""
+    folders = {name: run.folder.resolve() for name, run in runs.items()}
+    names = [folder.name for folder in folders.values()]
+    return {
+        name: folder.name if names.count(folder.name) == 1 else str(folder)
+        for name, folder in folders.items()
+    }
 
 
 def read_runs(folders: Sequence[str | Path]) -> Runs:

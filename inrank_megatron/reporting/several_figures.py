@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.reporting.behind import thinned
@@ -24,6 +24,7 @@ from inrank_megatron.reporting.plots import (
     magnitude,
     perplexity_axis,
     styled,
+    whole_numbers,
 )
 from inrank_megatron.reporting.recorded import unigram_perplexity
 from inrank_megatron.reporting.run import Run, flops_spent, kind_of
@@ -151,8 +152,7 @@ def _ranks(runs: Runs) -> Shown:
     rows, ends = [], []
     for axes, kind in zip(panels, kinds, strict=True):
         styled(axes, x="optimizer step", y="rank" if axes is panels[0] else "", title=kind)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes, panels=len(panels))
         for at, (name, run) in enumerate(runs.items()):
             points = list(_rank_course(run, kind))
             if not points:

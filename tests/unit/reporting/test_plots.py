@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from inrank_megatron.reporting.plots import figures
+from inrank_megatron.reporting.plots import figures, whole_numbers
 from inrank_megatron.reporting.run import depth, kind_of, read_run
 
 
@@ -60,6 +60,15 @@ def test_ranks_are_one_line_a_layer_in_a_panel_a_kind(make_run: Callable[..., Pa
         )
         == 4
     )
+
+
+def test_ticks_of_ranks_are_whole_numbers_and_few_in_narrow_panels() -> None:
+    for panels, most in ((2, 5), (6, 3)):
+        axes = pyplot.Figure().subplots()
+        axes.plot([0, 160], [8, 8])
+        whole_numbers(axes, panels=panels)
+        shown = [tick for tick in axes.get_yticks() if 7.7 < tick < 8.3]
+        assert shown == [8] and len([tick for tick in axes.get_xticks() if 0 <= tick <= 160]) <= most
 
 
 def test_the_spectrum_is_normalised_and_solid_up_to_the_rank(make_run: Callable[..., Path]) -> None:

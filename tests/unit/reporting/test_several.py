@@ -10,7 +10,13 @@ import pytest
 import yaml
 
 from inrank_megatron.errors import UserError
-from inrank_megatron.reporting.several import MOST_RUNS, not_comparable, read_runs, write_comparison
+from inrank_megatron.reporting.several import (
+    MOST_RUNS,
+    not_comparable,
+    read_runs,
+    titles,
+    write_comparison,
+)
 from tests.unit.reporting.test_report import Page
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "report.py"
@@ -41,6 +47,11 @@ def test_a_page_of_three_runs(make_run: MakeRun, tmp_path: Path) -> None:
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert page.text[page.text.index("lr") :][:4] == ["lr", "0.001", "0.001", "0.5"]
     assert "num_layers" not in text, "alike in all"
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = read_runs([make_run("old/low"), make_run("new/low"), make_run("dense")])
+    assert titles(runs) == {"A": str(tmp_path / "old/low"), "B": str(tmp_path / "new/low"), "C": "dense"}
 
 
 def test_runs_of_other_texts_and_machines_are_not_comparable(make_run: MakeRun) -> None:
