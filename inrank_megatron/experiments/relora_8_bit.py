@@ -1,4 +1,4 @@
-"""ReLoRA (arXiv 2307.05695): W0 in 8 bits between merges, as torchao stores it. Bytes, and what it costs in loss.
+"""ReLoRA (arXiv 2307.05695): W0 in 8 bits between merges, as torchao stores it: bytes and loss.
 
 After the start and after every merge W0 is given the values that its 8-bit form has. The products compute
 with these in FP32: torchao has no product of a gradient with an 8-bit matrix.

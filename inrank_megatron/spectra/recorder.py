@@ -27,8 +27,8 @@ class SpectrumRecorder:
     A row is ``{"step": 100, "layer": "fc1.weight", "values": [...]}``: the singular values of ``W_t - W_0``,
     descending, in the units of the weight. ``values`` is empty where the weight holds NaN or Inf.
 
-    Shards of FSDP2, and those of Megatron-Core's tensor parallelism, are decomposed without being gathered: all
-    ranks record the same steps, and all get the same values.
+    Shards of FSDP2, and those of Megatron-Core's tensor parallelism, are decomposed without being gathered:
+    all ranks record the same steps, and all get the same values.
 
     Args:
         model: any PyTorch module. Its weights now are W_0: make the recorder before training. Recorded are
@@ -42,13 +42,13 @@ class SpectrumRecorder:
         file: rows are appended to it as JSON lines, by rank 0 of ``torch.distributed`` alone.
         tensor_parallel_group: of a model with shards by Megatron-Core's ``partition_dim``.
 
-    Memory: one copy of this rank's recorded weights on the host in their own dtype, for a time one matrix in FP64 on
-    its device, and the rows. Time: an exact decomposition takes about ``4 m h^2`` operations for an
+    Memory: one copy of this rank's recorded weights on the host in their own dtype, for a time one matrix in
+    FP64 on its device, and the rows. Time: an exact decomposition takes about ``4 m h^2`` operations for an
     ``m x h`` matrix, a randomised one ``10 m h (leading + 16)``.
 
     Raises:
-        UserError: nothing matches, as FSDP1's flat parameters; a shard without its group; a parameter of which
-            this process holds nothing, as under ZeRO stage 3; a DTensor that is cut in another way than
+        UserError: nothing matches, as FSDP1's flat parameters; a shard without its group; a parameter of
+            which this process holds nothing, as under ZeRO stage 3; a DTensor that is cut in another way than
             FSDP2's, along its first axis.
     """
 
@@ -91,8 +91,8 @@ class SpectrumRecorder:
     def _check(self, name: str, parameter: Tensor) -> None:
         if isinstance(parameter, DTensor) and len(_cuts(parameter)) > 1:
             raise UserError(
-                f"{name} is a DTensor with placements {parameter.placements}; record where it is whole or cut "
-                "once, along its first axis (FSDP2)"
+                f"{name} is a DTensor with placements {parameter.placements}; record where it is whole or "
+                "cut once, along its first axis (FSDP2)"
             )
         if parameter.numel() == 0:
             raise UserError(
