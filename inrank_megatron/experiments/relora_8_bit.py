@@ -61,7 +61,8 @@ def in_8_bits(matrix: Tensor) -> tuple[Tensor, int]:
         raise UserError(
             "torchao is not installed, which keeps W0 in 8 bits; pip install 'inrank-megatron[torchao]'"
         ) from error
-    linear = nn.Linear(*reversed(matrix.shape), bias=False, device=matrix.device)
+    outputs, inputs = matrix.shape
+    linear = nn.Linear(inputs, outputs, bias=False, device=matrix.device)
     linear.weight = nn.Parameter(matrix.clone(), requires_grad=False)
     quantize_(linear, Int8WeightOnlyConfig())
     kept: Any = linear.weight
@@ -69,11 +70,16 @@ def in_8_bits(matrix: Tensor) -> tuple[Tensor, int]:
     return kept.dequantize(), sum(part.numel() * part.itemsize for part in parts)
 
 
+def matrices_of(engine: Engine) -> list[Tensor]:
+    """W0 of each layer."""
+    return [layer.weight for layer in engine.layers.values() if layer.weight is not None]
+
+
 @torch.no_grad()
 def round_w0(engine: Engine) -> None:
     """Give every W0 the values of its 8-bit form."""
-    for layer in engine.layers.values():
-        layer.weight.copy_(in_8_bits(layer.weight)[0])
+    for matrix in matrices_of(engine):
+        matrix.copy_(in_8_bits(matrix)[0])
 
 
 def always_rounded(engine: Engine) -> None:
@@ -105,9 +111,9 @@ def learn(config: Config, parallel: Parallel, data: PreparedData, *, bits: int) 
     [engine] = engines
     before = perplexity(engine, data)
     if bits == 8:  # and not again: torchao's form of its own values is not the same
-        matrices = [layer.weight for layer in engine.layers.values()]
-        return {"before": before, "after": None, "bytes": sum(in_8_bits(matrix)[1] for matrix in matrices)}
-    whole = sum(layer.weight.numel() * layer.weight.itemsize for layer in engine.layers.values())
+        size = sum(in_8_bits(matrix)[1] for matrix in matrices_of(engine))
+        return {"before": before, "after": None, "bytes": size}
+    whole = sum(matrix.numel() * matrix.itemsize for matrix in matrices_of(engine))
     round_w0(engine)
     return {"before": before, "after": perplexity(engine, data), "bytes": whole}
 
@@ -116,6 +122,7 @@ def perplexity(engine: Engine, data: PreparedData) -> float:
     """Over the whole test text."""
     config, parallel = engine.config, engine.parallel
     length, rows = config.model.seq_length, config.training.micro_batch_size
+    assert data.test is not None, "the shares of the splits are the default ones"
     windows = SlidingWindows(data.test, seq_length=length, stride=length)
     forward = gpt_logits(engine.model.eval(), vocab_size=data.tokenizer.vocab_size)
     nats = total_loss(forward, windows, rows=rows, parallel=parallel, device=device())
