@@ -5,8 +5,8 @@
 
 Every legal topology is ranked by the predicted time of a step. The first is shown in detail, with the command
 that launches it. All flags of the run are allowed. The plan chooses tensor and sequence parallelism, ZeRO
-stage, offload, micro-batch and recomputation; one that a flag gives keeps its value. Nothing is measured:
-docs/guides/plan_a_run.md says what is assumed.
+stage, offload, micro-batch and recomputation; one that a flag gives keeps its value. Only --measure
+measures anything: docs/guides/plan_a_run.md says what is assumed otherwise.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from inrank_megatron.config.cluster import Cluster
+from inrank_megatron.config.schema import Config
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
@@ -32,12 +34,24 @@ def _start_settings(name: str, revision: str | None) -> Mapping[str, Any]:
     return start_settings(name, revision)
 
 
+def _measure(config: Config, cluster: Cluster) -> Mapping[str, float]:
+    # Imported here: only --measure needs torch, which takes seconds.
+    from inrank_megatron.benchmarks.rates import rates_for
+
+    return rates_for(config, cluster)
+
+
+def run(given: argparse.Namespace) -> str:
+    """The page, or JSON, for what `options` read."""
+    return command.run(given, _measure, other_starts=_start_settings)
+
+
 def main(argv: list[str]) -> int:
     """Print the plan; the exit status is 1 after a mistake of the user."""
     complete()
     try:
         refuse_ranks("plan.py")
-        print(command.run(options(argv), other_starts=_start_settings))
+        print(run(options(argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -50,10 +50,11 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Llama:
-    """Of ReLoRA's paper. ``batch``: sequences; times ``length`` they are the paper's 122K to 786K tokens.
+    """Of ReLoRA's paper. ``batch``: sequences, by the authors' scripts for 60M, 130M and 250M.
 
     ``lr``, ``relora_lr``: of the full-rank run and of ReLoRA. ``interval``: steps between two merges, by the
-    authors' scripts for 60M and 130M, assumed for the others.
+    authors' scripts for 60M, 130M and 250M. ``warmup``, ``restart_warmup``: of ReLoRA, at its start and after
+    each merge, by those scripts, for 1.3B by the paper. ``paper_runs.md`` says what of it is assumed.
     """
 
     size: str
@@ -64,6 +65,8 @@ class Llama:
     relora_lr: str
     interval: int
     micro: int
+    warmup: int = 500
+    restart_warmup: int = 100
 
     @property
     def steps(self) -> int:
@@ -78,7 +81,7 @@ LLAMAS = (
     Llama("130m", 256, 600, 2.6e9, "1.0e-3", "2.0e-3", 2000, 25),
     Llama("250m", 512, 1152, 6.8e9, "5.0e-4", "1.0e-3", 5000, 16),
     Llama("350m", 512, 1152, 6.8e9, "5.0e-4", "1.0e-3", 5000, 16),
-    Llama("1.3b", 512, 1536, 23.1e9, "4.0e-4", "5.0e-4", 5000, 8),
+    Llama("1.3b", 512, 1536, 23.1e9, "4.0e-4", "5.0e-4", 5000, 8, 100, 50),
 )
 TRAININGS = {
     "dense": ("at full rank", "method: dense\n"),
@@ -92,7 +95,7 @@ rank: 128
 relora_interval: {interval}
 relora_reset: magnitude
 relora_reset_share: 0.9
-relora_warmup_iters: 50
+relora_warmup_iters: {restart_warmup}
 """,
     ),
 }
@@ -116,10 +119,10 @@ def _llama(model: Llama, name: str) -> str:
     )
     return f"""\
 # Written by docs/scripts/paper_configs.py. LLaMA {model.size.upper()} on C4, {title}, in BF16.
-# Batch, tokens and rates of ReLoRA's paper, sequences and schedule of the authors' scripts.
+# Which settings are ReLoRA's paper's, its authors' scripts' or assumed: docs/guides/paper_runs.md.
 {start}
 # Planned for one node of eight GPUs: --dry-run --cluster 8xA100-80GB.
-{method.format(interval=model.interval)}
+{method.format(interval=model.interval, restart_warmup=model.restart_warmup)}
 model_preset: llama-{model.size}
 seq_length: {model.length}
 
@@ -135,7 +138,7 @@ seed: 1234
 lr: {model.lr if full else model.relora_lr}
 min_lr: {_tenth(model.lr if full else model.relora_lr)}
 lr_decay_style: cosine
-lr_warmup_iters: {500 if full else 100}
+lr_warmup_iters: {500 if full else model.warmup}
 weight_decay: 0.0
 adam_beta1: 0.9
 adam_beta2: 0.999

@@ -18,15 +18,16 @@ NOTES = {
     "layer": "time of an MLP and of a transformer layer, forward and backward, compared with dense",
     "step": "time of a full training step, compared with dense",
     "decoding": "tokens per second of factorised exports in transformers, compared with dense",
+    "rates": "what this machine attains, in the units of a cluster file of tools/plan.py",
     "optimizers": "operations, state and time of a step under AdamW, Muon, Spectron and LoRA-Muon",
     "counts": "operators, collectives and bytes of a training step, by ZeRO stage",
     "memory": "bytes of one MLP: parameters, gradients, optimizer states, kept activations",
     "checkpoint": "what one rank of 64 copies, writes and sends to save a checkpoint",
 }
-DEFAULTS = {"step": "tiny", "optimizers": "tiny", "counts": "tiny", "decoding": "small"}
-WITHOUT_RANK = ("switch", "decoding", "checkpoint")
-TIMED = ("rank-decisions", "switch", "layer", "step", "decoding", "optimizers")
-ONE_THREAD = ("rank-decisions", "decoding")
+DEFAULTS = {"step": "tiny", "optimizers": "tiny", "counts": "tiny", "rates": "tiny", "decoding": "small"}
+WITHOUT_RANK = ("switch", "decoding", "checkpoint", "rates")
+TIMED = ("rank-decisions", "switch", "layer", "step", "decoding", "optimizers", "rates")
+ONE_THREAD = ("rank-decisions", "decoding", "rates")
 COLUMNS = "limit: what arithmetic or a target allows; gap: measured / limit."
 
 
@@ -78,7 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--preset",
             choices=PRESETS if name == "decoding" else GPT2_PRESETS,
-            help="size of the model [large; step, optimizers and counts: tiny; decoding: small; switch: all]",
+            help="size of the model [large; step, optimizers, counts and rates: tiny; decoding: small; switch: all]",
         )
         if name not in WITHOUT_RANK:
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")

@@ -25,6 +25,8 @@ from inrank_megatron.benchmarks.blocks import (
 from inrank_megatron.benchmarks.flops import count_flops
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.benchmarks.timing import Times, interleaved
+from inrank_megatron.config.costs import precision
+from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.distributed.platform import device
 from inrank_megatron.lowrank.criteria.buffer import default_buffer
@@ -37,15 +39,15 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
     """Rows of the MLP and of the transformer layer for every variant."""
     variants = layer_variants(preset, rank)
     with single_process() as parallel:
-        config = preset_config(preset)
+        config, sequences = preset_config(preset), SEQUENCES[device().type]
         layers = {variant: build_layer(config, variant, parallel) for variant in variants}
         blocks = {"MLP": _mlp_output, "transformer layer": layer_output}
         for block, output in blocks.items():
-            runs = {v.name: forward_backward(output, layer, preset) for v, layer in layers.items()}
+            runs = {v.name: forward_backward(output, layer, config, sequences) for v, layer in layers.items()}
             flops = {name: count_flops(run) for name, run in runs.items()}
             if block == "MLP":
                 runs |= {
-                    f"plain {v.name}": forward_backward(_plain_mlp_output, layer, preset)
+                    f"plain {v.name}": forward_backward(_plain_mlp_output, layer, config, sequences)
                     for v, layer in layers.items()
                 }
             times = interleaved(runs, repeats=repeats)
@@ -61,14 +63,13 @@ def layer_variants(preset: str, rank: int) -> tuple[Variant, ...]:
 
 
 def forward_backward(
-    output: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, preset: str
+    output: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, config: Config, sequences: int
 ) -> Callable[[], None]:
-    """A function that takes one batch through ``layer`` and back, from the same random numbers each time."""
-    config = preset_config(preset)
+    """A function that takes ``sequences`` through ``layer`` and back, from the same random numbers each time."""
     tokens = config.model.seq_length
     generator = torch.Generator().manual_seed(0)
-    shape = (tokens, SEQUENCES[device().type], config.model.hidden_size)
-    dtype = torch.bfloat16 if config.training.bf16 else torch.float32
+    shape = (tokens, sequences, config.model.hidden_size)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(config)]
     x, gradient = (torch.randn(shape, generator=generator).to(device(), dtype) for _ in range(2))
     x.requires_grad_()
 

@@ -1,10 +1,11 @@
 """Clusters to plan for: a file, or ``4x8xH100``, ``2xcpu``: nodes, devices a node, the device."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inrank_megatron.config.cluster_file import read_cluster
+from inrank_megatron.config.cluster_file import read_cluster, with_entries
 from inrank_megatron.config.devices import DEVICES, Device
 from inrank_megatron.errors import UserError
 
@@ -55,3 +56,9 @@ def parse_cluster(text: str) -> Cluster:
             "file; give --cluster 8xA100-80GB, for example"
         )
     return Cluster(int(match[1] or 1), int(match[2] or 1), DEVICES[device])
+
+
+def with_rates(cluster: Cluster, rates: Mapping[str, float]) -> Cluster:
+    """The cluster with ``rates`` in place of its own: entries of its file, ``attained_tflops.bf16`` and the
+    like for one precision."""
+    return replace(cluster, kind=with_entries(cluster.kind, rates))

@@ -9,6 +9,7 @@ network_gb_s: 12
 price_per_device_hour: 2.5
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,14 @@ BANDWIDTHS = {
     "host_link_gb_s": "host_link",
     "host_memory_gb_s": "host_memory_bandwidth",
 }
+LATENCIES = {"operator_us": "operator", "collective_us": "collective"}
 NEEDED = ("memory_gib", "peak_tflops", *BANDWIDTHS)
 """Of a device that is not known."""
 
 
 class _File(BaseModel):
-    """Bandwidths in GB/s (10^9 bytes), per device and direction, as attained; rates in TFLOP/s."""
+    """Bandwidths in GB/s (10^9 bytes), per device and direction, as attained; rates in TFLOP/s; `_us` in
+    microseconds."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
@@ -48,6 +51,8 @@ class _File(BaseModel):
     network_gb_s: Rate | None = None
     host_link_gb_s: Rate | None = None
     host_memory_gb_s: Rate | None = None
+    operator_us: Rate | None = None
+    collective_us: Rate | None = None
     watts: Rate | None = None
     price_per_device_hour: Rate | None = None
 
@@ -93,6 +98,7 @@ def _device(path: str, file: _File) -> Device:
     given: dict[str, Any] = {
         field: getattr(file, name) * GB for name, field in BANDWIDTHS.items() if getattr(file, name)
     }
+    given |= {field: getattr(file, name) / 1e6 for name, field in LATENCIES.items() if getattr(file, name)}
     if file.memory_gib is not None:
         given["memory"] = int(file.memory_gib * 2**30)
     if file.watts is not None:
@@ -107,3 +113,16 @@ def _device(path: str, file: _File) -> Device:
             )
         return own
     return replace(known, attained={**known.attained, **attained}, **given)
+
+
+def with_entries(device: Device, entries: Mapping[str, float]) -> Device:
+    """A device with other rates, by the names and in the units of a file."""
+    given: dict[str, Any] = {"attained": dict(device.attained)}
+    for name, value in entries.items():
+        if name in LATENCIES:
+            given[LATENCIES[name]] = value / 1e6
+        elif name in BANDWIDTHS:
+            given[BANDWIDTHS[name]] = value * GB
+        else:
+            given["attained"][name.removeprefix("attained_tflops.")] = value * 1e12
+    return replace(device, **given)

@@ -47,6 +47,8 @@ class Device:
         peak: operations per second, by precision, of a device that ``PEAK_FLOPS`` does not know.
         memory_bandwidth: of the device's own memory. host_memory_bandwidth: of the host's, its share.
         link: to the other devices of a node. network: to those of other nodes. host_link: to the host.
+        operator: seconds in which the host launches one operator. collective: of one collective, beyond those
+            of its bytes.
         watts: while it trains, cooling and the rest of the node not included; None: unknown.
     """
 
@@ -57,6 +59,8 @@ class Device:
     network: float
     host_link: float
     host_memory_bandwidth: float
+    operator: float = 5e-6
+    collective: float = 2e-5
     watts: float | None = None
     attained: Mapping[str, float] = field(default_factory=dict)
     peak: Mapping[str, float] = field(default_factory=dict)

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import Launch, parse
+from inrank_megatron.config.cluster import Cluster, with_rates
 from inrank_megatron.config.costs import break_even_rank
 from inrank_megatron.config.flags import kebab
+from inrank_megatron.config.schema import Config
 from inrank_megatron.config.start import StartSettings, no_start
 from inrank_megatron.config.tool_options import count, tool_parser
 from inrank_megatron.data.vocabulary import planned_vocabulary
@@ -29,6 +33,11 @@ def options(argv: list[str], *, description: str) -> argparse.Namespace:
         required=True,
         metavar="[NODESx]NxDEVICE|FILE.yaml",
         help="the machines, as for --dry-run, such as 8xA100-80GB, or a file that describes them",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure the rates that this machine attains, and plan with them in place of assumed ones",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     parser.add_argument(
@@ -52,8 +61,15 @@ def options(argv: list[str], *, description: str) -> argparse.Namespace:
     return arguments
 
 
-def run(given: argparse.Namespace, *, other_starts: StartSettings = no_start) -> str:
-    """The page, or JSON, for what `options` read; ``other_starts`` as for ``parse``.
+Measure = Callable[[Config, Cluster], Mapping[str, float]]
+"""Rates of this machine for a run, as entries of a cluster file."""
+
+
+def run(given: argparse.Namespace, measure: Measure, *, other_starts: StartSettings = no_start) -> str:
+    """The page, or JSON, for what `options` read.
+
+    Args:
+        measure: called for ``--measure``. other_starts: as for ``parse``.
 
     Raises:
         UserError: a faulty setting, or no topology on which the run could train.
@@ -61,11 +77,16 @@ def run(given: argparse.Namespace, *, other_starts: StartSettings = no_start) ->
     launch = parse(
         [*given.flags, "--dry-run", "--cluster", given.cluster], world_size=1, other_starts=other_starts
     )
-    plan = make(launch, given)
+    rates: Mapping[str, float] = {}
+    if given.measure:
+        assert launch.cluster is not None, "--cluster is required"
+        rates = measure(launch.config, launch.cluster)
+        launch = replace(launch, cluster=with_rates(launch.cluster, rates))
+    plan = make(launch, given, rates)
     return json.dumps(as_json(plan)) if given.json else page(plan, top=given.top)
 
 
-def make(launch: Launch, given: argparse.Namespace) -> Plan:
+def make(launch: Launch, given: argparse.Namespace, rates: Mapping[str, float]) -> Plan:
     """Every topology of the launch, ranked, and what is set beside the first."""
     config, cluster = launch.config, launch.cluster
     assert cluster is not None, "--cluster is required"
@@ -96,6 +117,7 @@ def make(launch: Launch, given: argparse.Namespace) -> Plan:
         launch=launch,
         flags=tuple(given.flags),
         cluster=cluster,
+        rates=rates,
         assumed=assumed,
         rank_is_assumed=given.final_rank is None,
         forecasts=ranked,
@@ -127,6 +149,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "nodes": plan.cluster.nodes,
             "devices": plan.cluster.devices,
             "device": plan.cluster.device,
+            "measured": dict(plan.rates),
         },
         "assumed": vars(plan.assumed),
         "rows": rows(plan.forecasts),

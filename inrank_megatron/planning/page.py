@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -28,6 +28,7 @@ class Plan:
 
     Args:
         flags: those of the run on the command line.
+        rates: measured ones, as entries of a cluster file; empty: none was.
         rank_is_assumed: whether the final rank was not given.
         forecasts: of every legal topology, the best first.
         methods: every method on the first topology, or its name and why it cannot train there.
@@ -38,6 +39,7 @@ class Plan:
     launch: Launch
     flags: tuple[str, ...]
     cluster: Cluster
+    rates: Mapping[str, float]
     assumed: Assumed
     rank_is_assumed: bool
     forecasts: list[Forecast]
@@ -65,6 +67,8 @@ def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
     first, cluster = plan.forecasts[0], plan.cluster
     fitting = sum(one.fits for one in plan.forecasts)
     yield f"cluster      {cluster.nodes} x {cluster.devices} x {cluster.device}"
+    if plan.rates:
+        yield "measured     " + ", ".join(f"{name} {value:.3g}" for name, value in plan.rates.items())
     yield f"topologies   {len(plan.forecasts)} legal, {fitting} fit; predicted, not measured"
     yield from _assumptions(plan)
     yield ""

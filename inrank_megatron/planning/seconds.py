@@ -19,11 +19,8 @@ from inrank_megatron.planning.sizes import sizes_of
 from inrank_megatron.planning.timeline import Phase
 from inrank_megatron.planning.traffic import Sent, traffic
 
-LATENCY = 2e-5
-"""Seconds of one collective beyond those of its bytes; assumed."""
-LAUNCHES, LAUNCH = 80, 5e-6
-"""Operators of a layer and micro-batch, forward and backward (counted: docs/evidence/traffic.md), and the
-seconds in which a host launches one on a GPU; assumed."""
+LAUNCHES = 80
+"""Operators of a layer and micro-batch, forward and backward (counted: docs/evidence/traffic.md)."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,8 @@ def step_time(config: Config, topology: Topology, phase: Phase, cluster: Cluster
     """Of a step in ``phase`` without a rank check."""
     on_cpu = cluster.device == "cpu"
     compute = step_flops(config, topology, phase, on_cpu=on_cpu) / rate(config, cluster)
-    if not on_cpu:
-        launched = LAUNCHES * config.model.num_layers * topology.accumulation_steps * LAUNCH
-        compute = max(compute, launched)
+    launched = LAUNCHES * config.model.num_layers * topology.accumulation_steps * cluster.kind.operator
+    compute = compute + launched if on_cpu else max(compute, launched)
     sent = traffic(config, topology, phase, on_cpu=on_cpu)
     return StepTime(
         compute=compute,
@@ -78,7 +74,8 @@ def bandwidth(topology: Topology, cluster: Cluster, group: str) -> float:
 
 def _seconds(sent: Iterable[Sent], topology: Topology, cluster: Cluster) -> float:
     return sum(
-        entry.sent / bandwidth(topology, cluster, entry.group) + entry.calls * LATENCY for entry in sent
+        entry.sent / bandwidth(topology, cluster, entry.group) + entry.calls * cluster.kind.collective
+        for entry in sent
     )
 
 

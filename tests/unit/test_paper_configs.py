@@ -77,7 +77,7 @@ def test_every_precision_is_planned_and_fits(name, precision):
     pinned = ("--micro-batch-size", str(launch(name).config.training.micro_batch_size), "--zero-stage", "1")
     words = ["--config", str(ROOT / "configs/paper" / name), "--cluster", cluster, "--json", *pinned]
     words += ["--tensor-model-parallel-size", "1", "--no-offload-optimizer", *precision]
-    planned = json.loads(plan.command.run(plan.options(words)))
+    planned = json.loads(plan.run(plan.options(words)))
     assert planned["rows"][0]["fits"] and planned["rows"][0]["recompute_granularity"] is None
     assert all("hours" in method for method in planned["methods"]), planned["methods"]
 

@@ -21,7 +21,7 @@ COLUMNS |= {"parameters", "memory_bytes", "step_seconds"}
 
 
 def planned(*words):
-    return json.loads(plan.command.run(plan.options([*words, "--json"])))
+    return json.loads(plan.run(plan.options([*words, "--json"])))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_methods_stand_side_by_side(medium):
 
 def test_a_page_has_what_the_rows_have():
     words = [*MEDIUM, "--cluster", "2x4xH100", "--zero-stage", "1", "--no-offload-optimizer"]
-    page = plan.command.run(plan.options([*words, "--top", "3"]))
+    page = plan.run(plan.options([*words, "--top", "3"]))
     for part in ("allocator slack", "data: gradients, all-reduce", "rank checks", "break-even", "kWh"):
         assert part in page
     assert "deepspeed --hostfile launch/cluster/hostfile launch/pretrain_gpt2.py --config" in page

@@ -1,0 +1,87 @@
+"""What this machine attains: the figures of a cluster that a plan otherwise assumes, in the units of its file.
+
+The rate of matrix products is that of a dense transformer layer of the preset, forward and backward, with all
+its other work; on a CPU without the host's time for launching operators, which a very small layer gives. On a
+CPU all times are the process's own (CPU time), so that other programs on the machine hardly change them.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+
+from inrank_megatron.benchmarks.blocks import DENSE, build_layer, preset_config, single_process
+from inrank_megatron.benchmarks.flops import count_flops
+from inrank_megatron.benchmarks.layer import SEQUENCES, forward_backward, layer_output
+from inrank_megatron.benchmarks.links import links, timed
+from inrank_megatron.benchmarks.rows import Row
+from inrank_megatron.config.cluster import Cluster
+from inrank_megatron.config.costs import precision
+from inrank_megatron.config.loading import replace
+from inrank_megatron.config.schema import Config
+from inrank_megatron.distributed.platform import device, device_name, prepare_process
+from inrank_megatron.distributed.process_groups import Parallel
+from inrank_megatron.errors import UserError
+from inrank_megatron.planning.seconds import LAUNCHES
+
+COPIED = 64 * 2**20
+"""Bytes of a copy that measures the memory: more than caches hold."""
+LAUNCHING = {"hidden_size": 64, "num_attention_heads": 2, "seq_length": 16}
+"""A layer of the preset tiny so small that launching its operators takes its time."""
+ROUND = 0.1
+"""Seconds that a round takes at least."""
+
+
+def measure(preset: str, *, repeats: int) -> Iterator[Row]:
+    """Rows of the preset."""
+    for name, value in rates(preset_config(preset), repeats=repeats).items():
+        yield Row(preset, name, value)
+
+
+def rates_for(config: Config, cluster: Cluster) -> dict[str, float]:
+    """`rates` for a run on a cluster of machines like this one; on CPUs, of one core.
+
+    Raises:
+        UserError: the cluster has GPUs and this machine has none, or the other way round.
+    """
+    prepare_process()
+    here = "cpu" if device().type == "cpu" else device_name()
+    if (cluster.device == "cpu") != (here == "cpu"):
+        raise UserError(
+            f"--measure: --cluster has {cluster.device}, and this machine {here}; measure on a machine of that "
+            "kind, or leave --measure out"
+        )
+    torch.set_num_threads(1)
+    return rates(config)
+
+
+def rates(config: Config, *, repeats: int = 5) -> dict[str, float]:
+    """Entries of a cluster file for this machine, ``attained_tflops`` in the run's precision."""
+    on_cpu = device().type == "cpu"
+    with single_process() as parallel:
+        small, _ = _layer(preset_config("tiny", **LAUNCHING), parallel, repeats=repeats)
+        # Shards are assumed to attain the rate of a whole layer.
+        whole = replace(config, tensor_model_parallel_size=1, sequence_parallel=False)
+        seconds, flops = _layer(whole, parallel, repeats=repeats)
+    source = torch.ones(COPIED // 4, device=device())
+    target = torch.empty_like(source)
+    copied = _median(lambda: target.copy_(source), repeats)
+    return {
+        f"attained_tflops.{precision(config)}": flops / (seconds - small * on_cpu) / 1e12,
+        "memory_gb_s": 2 * COPIED / copied / 1e9,
+        "operator_us": small / LAUNCHES * 1e6,
+    } | links(repeats=repeats)
+
+
+def _layer(config: Config, parallel: Parallel, *, repeats: int) -> tuple[float, int]:
+    """Seconds and operations of a dense layer, forward and backward."""
+    layer = build_layer(config, DENSE, parallel)
+    run = forward_backward(layer_output, layer, config, SEQUENCES[device().type])
+    return _median(run, repeats), count_flops(run)
+
+
+def _median(run: Callable[[], object], repeats: int) -> float:
+    """Seconds of one call over rounds of at least `ROUND`."""
+    calls = math.ceil(ROUND / max(min(timed(run, 1), timed(run, 1)), 1e-5))
+    return statistics.median(timed(run, calls) for _ in range(repeats))
