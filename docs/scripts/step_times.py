@@ -68,7 +68,9 @@ def measured(rank: int, port: int, cases: list[Case], queue) -> None:
     """Puts the seconds of a step of each case, on rank 0; all cases have the same ranks."""
     import os
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(cases[0].tp * cases[0].dp)}
+    world = cases[0].tp * cases[0].dp
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     from inrank_megatron.distributed.platform import prepare_process
 
     prepare_process(tensor_model_parallel_size=cases[0].tp)
@@ -82,7 +84,6 @@ def measured(rank: int, port: int, cases: list[Case], queue) -> None:
     from inrank_megatron.engine.deepspeed_setup import stop_deepspeed
 
     torch.set_num_threads(1)
-    world = cases[0].tp * cases[0].dp
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     parallel = initialise(backend="gloo", tensor_model_parallel_size=cases[0].tp)
     found = []

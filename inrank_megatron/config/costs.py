@@ -38,7 +38,11 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, rounded down; activations and logits are estimates."""
+    """Bytes on one device, rounded down; activations and logits are estimates.
+
+    ``head_gradient``: of the vocabulary's weights, before it joins that of earlier micro-batches.
+    ``not_at_once``: at most 0; what of the sum of the others is never alive at the same time.
+    """
 
     parameters: int
     gradients: int
@@ -49,6 +53,8 @@ class Memory:
     gathered_factors: int
     gathered_parameters: int
     bucket: int
+    head_gradient: int
+    not_at_once: int
 
     @property
     def optimizer(self) -> int:
@@ -171,7 +177,8 @@ def memory_per_device(
     own master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
     (`reduction_bucket`; none without ZeRO on one replica), in half precision but for ZeRO 1; where that
     overlaps with the backward pass stages 1 and 2 have two and a copy of the one being reduced. ZeRO 3 keeps
-    what it gathers up to `LIVE_PARAMETERS`. Activations and gathered factors: `activation_costs.py`.
+    what it gathers up to `LIVE_PARAMETERS`. Activations and gathered factors: `activation_costs.py`. Not all of
+    it is alive at the same time (`_peak`).
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
@@ -188,21 +195,67 @@ def memory_per_device(
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
     largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
     states = 0 if offload else 1  # on the device
-    return Memory(
-        parameters=sharded * size // (dp if stage == 3 else 1),
+    whole = keeps_whole_gradients(config, device, stage)
+    moving = _Moving(
         gradients=trained * 4 // (dp if stage >= 2 else 1),
-        master_weights=states * trained * 4 * _has_master(config, stage) // (dp if stage else 1),
-        moments=states * (trained * 4 * _moments(config) - spared) // (dp if stage else 1),
-        initial_factors=factors * 4 // n if copies else 0,
         activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
-        gathered_factors=gathered_factor_bytes(config, topology, columns, size=size),
-        gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if stage == 3 and dp > 1 else 0,
         bucket=0
         if stage == 0 and dp == 1
         else reduction_bucket(trained, largest // n, overlapping=overlapping)
-        * (4 if stage == 1 else size)
+        * (4 if stage == 1 and not whole else size)
         * (3 if overlapping and stage < 3 else 1),
+        head_gradient=vocabulary // n * size,
     )
+    return Memory(
+        **vars(moving),
+        not_at_once=_peak(moving, config, topology, stage, whole=whole) - sum(vars(moving).values()),
+        parameters=sharded * size // (dp if stage == 3 else 1),
+        master_weights=states * trained * 4 * _has_master(config, stage) // (dp if stage else 1),
+        moments=states * (trained * 4 * _moments(config) - spared) // (dp if stage else 1),
+        initial_factors=factors * 4 // n if copies else 0,
+        gathered_factors=gathered_factor_bytes(config, topology, columns, size=size),
+        gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if stage == 3 and dp > 1 else 0,
+    )
+
+
+@dataclass(frozen=True)
+class _Moving:
+    """The part of `Memory` that comes and goes within a step."""
+
+    gradients: int
+    activations: int
+    bucket: int
+    head_gradient: int
+
+
+def _peak(memory: _Moving, config: Config, topology: Topology, stage: int, *, whole: bool) -> int:
+    """Bytes of ``memory`` that are alive together at most: at the end of the last forward pass, when its
+    backward pass has the head's gradient, after that, or when gradients are reduced.
+
+    Gradients of earlier micro-batches are there all the time, FP32 ones that are whole from the first on. The bucket is allocated after the head's
+    gradient, under ZeRO 1 in the first micro-batch, under ZeRO 3 once for all; without ZeRO after the
+    backward pass. In half precision the FP32 logits are gone when the head's gradient is there, later all.
+    """
+    accumulates, half = topology.accumulation_steps > 1, precision(config) != "fp32"
+    tokens = config.training.micro_batch_size * config.model.seq_length
+    logits = 0  # under recomputation they are gone when the layers' activations are there
+    if config.training.recompute_granularity is None:
+        logits = tokens * topology.padded_vocab_size // topology.tensor_model_parallel_size
+    always = memory.activations + (memory.gradients if accumulates or whole else 0)
+    before = memory.bucket if stage == 3 or (stage == 1 and accumulates) else 0
+    return max(
+        always + before,
+        always + before + memory.head_gradient - 4 * half * logits,
+        always + (memory.bucket if stage else 0) + memory.head_gradient - (4 + 2 * half) * logits,
+        memory.gradients + memory.bucket,
+    )
+
+
+def keeps_whole_gradients(config: Config, device: str, stage: int) -> bool:
+    """Whether DeepSpeed has FP32 gradients of all parameters next to those of half precision, and no bucket:
+    its optimizer for BF16 without a GPU under stage 1.
+    """
+    return device == "cpu" and precision(config) == "bf16" and stage == 1
 
 
 def tensor_parallel_bytes(config: Config, topology: Topology) -> int:

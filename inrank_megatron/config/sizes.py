@@ -5,7 +5,7 @@ UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 def shown_size(count: int) -> str:
     """``1.50 GiB``, or ``12.0 MiB`` below one GiB."""
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+    return f"{count / 2**30:,.2f} GiB" if abs(count) >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def bytes_of(text: str) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inrank_megatron.config.activation_costs import shared_features
-from inrank_megatron.config.costs import columns_by_linear, precision
+from inrank_megatron.config.costs import columns_by_linear, keeps_whole_gradients, precision
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, smallest_dim
 from inrank_megatron.config.topology import Topology
@@ -85,8 +85,9 @@ def _tensor(config: Config, topology: Topology, phase: Phase, on_cpu: bool):
     yield from _shared_keys(config, topology, tokens * size, again=again)
     yield from _vocabulary(config, times, tokens * h * size)
     yield "loss", "all-reduce", times * 3 * tokens * 4, 3 * times
-    whole = on_cpu and config.training.bf16 and config.parallel.zero_stage == 1
-    shards = 1 if whole or not config.parallel.zero_stage else topology.data_parallel_size
+    stage = config.parallel.zero_stage
+    whole = keeps_whole_gradients(config, "cpu" if on_cpu else "gpu", stage)
+    shards = 1 if whole or not stage else topology.data_parallel_size
     summed = sizes_of(config, topology, phase).summed
     yield "gradients of replicated parameters", "all-reduce", 4 * summed // shards, 1
     gathered = h * sum(columns) * size

@@ -123,7 +123,7 @@ def test_advice_names_the_settings_that_save_most():
 
 def test_ineffective_settings_are_not_advised():
     """One process without a GPU: no replicas to shard over, no ranks to share layers, no host next to it."""
-    config, topology = run_of(1, micro_batch_size=1, recompute_granularity="full")
+    config, topology = run_of(1, micro_batch_size=1, recompute_granularity="full", global_batch_size=2)
     # Nor half precision, which needs master weights and a bucket where FP32 without ZeRO has neither.
     assert [words for words, _ in savings(config, topology, on_cpu=True)] == ["--seq-length 512 in a new run"]
     config, topology = run_of(1, micro_batch_size=6)
