@@ -92,7 +92,8 @@ DEVICES: dict[str, Device] = {
         _gpu("H100", 79.1, 3350, 450, 50, 64, 75, 700),
         _gpu("H200", 139.8, 4800, 450, 50, 64, 75, 700),
         # One core of a server with AVX-512. Two of them were measured (lowrank/layers/factorised.py): 150
-        # GFLOP/s together, and 0.06 to 0.18 billion FP32 numbers a second over Gloo. The rest is assumed.
+        # GFLOP/s together, and 0.06 to 0.18 billion FP32 numbers a second over Gloo; `tools/bench.py rates` gave the
+        # times of operators and collectives. The rest is assumed.
         Device(
             name="cpu",
             memory=None,
@@ -101,6 +102,8 @@ DEVICES: dict[str, Device] = {
             network=0.4 * GB,
             host_link=5 * GB,
             host_memory_bandwidth=5 * GB,
+            operator=30e-6,
+            collective=300e-6,
             attained=dict.fromkeys(("fp32", "bf16", "fp16"), 75e9),
         ),
     )
