@@ -121,7 +121,7 @@ def main() -> None:
     import torch
 
     from inrank_megatron.benchmarks.rates import rates
-    from inrank_megatron.config.cluster import with_rates, parse_cluster
+    from inrank_megatron.config.cluster import parse_cluster, with_rates
 
     torch.set_num_threads(1)
     found = {}

@@ -79,7 +79,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--preset",
             choices=PRESETS if name == "decoding" else GPT2_PRESETS,
-            help="size of the model [large; step, optimizers, counts and rates: tiny; decoding: small; switch: all]",
+            help="size of the model [large; step, optimizers, counts and rates: tiny; decoding: small; "
+            "switch: all]",
         )
         if name not in WITHOUT_RANK:
             command.add_argument("--rank", type=_positive, help="rank of phase 2 [the paper's]")

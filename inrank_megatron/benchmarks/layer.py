@@ -65,7 +65,7 @@ def layer_variants(preset: str, rank: int) -> tuple[Variant, ...]:
 def forward_backward(
     output: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, config: Config, sequences: int
 ) -> Callable[[], None]:
-    """A function that takes ``sequences`` through ``layer`` and back, from the same random numbers each time."""
+    """A function that takes ``sequences`` through ``layer`` and back, from the same numbers each time."""
     tokens = config.model.seq_length
     generator = torch.Generator().manual_seed(0)
     shape = (tokens, sequences, config.model.hidden_size)

@@ -1,4 +1,4 @@
-"""What this machine attains: the figures of a cluster that a plan otherwise assumes, in the units of its file.
+"""What this machine attains: figures of a cluster that a plan otherwise assumes, in the units of its file.
 
 The rate of matrix products is that of a dense transformer layer of the preset, forward and backward, with all
 its other work; on a CPU without the host's time for launching operators, which a very small layer gives. On a
@@ -49,8 +49,8 @@ def rates_for(config: Config, cluster: Cluster) -> dict[str, float]:
     here = "cpu" if device().type == "cpu" else device_name()
     if (cluster.device == "cpu") != (here == "cpu"):
         raise UserError(
-            f"--measure: --cluster has {cluster.device}, and this machine {here}; measure on a machine of that "
-            "kind, or leave --measure out"
+            f"--measure: --cluster has {cluster.device}, and this machine {here}; measure on a machine of "
+            "that kind, or leave --measure out"
         )
     torch.set_num_threads(1)
     return rates(config)

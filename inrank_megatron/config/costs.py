@@ -177,8 +177,8 @@ def memory_per_device(
     own master. A method may keep the factors' initial values in FP32. Gradients are reduced in buckets
     (`reduction_bucket`; none without ZeRO on one replica), in half precision but for ZeRO 1; where that
     overlaps with the backward pass stages 1 and 2 have two and a copy of the one being reduced. ZeRO 3 keeps
-    what it gathers up to `LIVE_PARAMETERS`. Activations and gathered factors: `activation_costs.py`. Not all of
-    it is alive at the same time (`_peak`).
+    what it gathers up to `LIVE_PARAMETERS`. Activations and gathered factors: `activation_costs.py`. Not all
+    of it is alive at the same time (`_peak`).
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
@@ -232,9 +232,9 @@ def _peak(memory: _Moving, config: Config, topology: Topology, stage: int, *, wh
     """Bytes of ``memory`` that are alive together at most: at the end of the last forward pass, when its
     backward pass has the head's gradient, after that, or when gradients are reduced.
 
-    Gradients of earlier micro-batches are there all the time, FP32 ones that are whole from the first on. The bucket is allocated after the head's
-    gradient, under ZeRO 1 in the first micro-batch, under ZeRO 3 once for all; without ZeRO after the
-    backward pass. In half precision the FP32 logits are gone when the head's gradient is there, later all.
+    Gradients of earlier micro-batches are there all the time, FP32 ones that are whole from the first on.
+    The bucket is allocated after the head's gradient, under ZeRO 1 in the first micro-batch, under ZeRO 3
+    once for all; without ZeRO after the backward pass. In half precision the FP32 logits are gone when the head's gradient is there, later all.
     """
     accumulates, half = topology.accumulation_steps > 1, precision(config) != "fp32"
     tokens = config.training.micro_batch_size * config.model.seq_length

@@ -1,5 +1,5 @@
-"""Every run of ``configs/paper`` trains to its end once it is shrunk: three steps, with the switch or the merge
-after the second. Only sizes, lengths and data change; what the files decide beyond them stays.
+"""Every run of ``configs/paper`` trains to its end once it is shrunk: three steps, with the switch or the
+merge after the second. Only sizes, lengths and data change; what the files decide beyond them stays.
 """
 
 from pathlib import Path
