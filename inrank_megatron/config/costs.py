@@ -234,7 +234,8 @@ def _peak(memory: _Moving, config: Config, topology: Topology, stage: int, *, wh
 
     Gradients of earlier micro-batches are there all the time, FP32 ones that are whole from the first on.
     The bucket is allocated after the head's gradient, under ZeRO 1 in the first micro-batch, under ZeRO 3
-    once for all; without ZeRO after the backward pass. In half precision the FP32 logits are gone when the head's gradient is there, later all.
+    once for all; without ZeRO after the backward pass. In half precision the FP32 logits are gone when
+    the head's gradient is there, later all.
     """
     accumulates, half = topology.accumulation_steps > 1, precision(config) != "fp32"
     tokens = config.training.micro_batch_size * config.model.seq_length

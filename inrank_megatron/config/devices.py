@@ -92,8 +92,8 @@ DEVICES: dict[str, Device] = {
         _gpu("H100", 79.1, 3350, 450, 50, 64, 75, 700),
         _gpu("H200", 139.8, 4800, 450, 50, 64, 75, 700),
         # One core of a server with AVX-512. Two of them were measured (lowrank/layers/factorised.py): 150
-        # GFLOP/s together, and 0.06 to 0.18 billion FP32 numbers a second over Gloo; `tools/bench.py rates` gave
-        # the times of operators and collectives. The rest is assumed.
+        # GFLOP/s together, and 0.06 to 0.18 billion FP32 numbers a second over Gloo. `tools/bench.py
+        # rates` gave the times of operators and collectives. The rest is assumed.
         Device(
             name="cpu",
             memory=None,

@@ -1,8 +1,8 @@
 """Where the time of a step goes, from operations, bytes and the rates that a device attains.
 
-Times are measured where the rates of the cluster are (``--measure``). Compute runs at one rate whatever the shapes are; a tensor-parallel
-collective is waited for in full; reductions over the replicas hide behind the backward pass where DeepSpeed
-overlaps them.
+Times are measured where the rates of the cluster are (``--measure``). Compute runs at one rate whatever the
+shapes are; a tensor-parallel collective is waited for in full; reductions over the replicas hide behind the
+backward pass where DeepSpeed overlaps them.
 """
 
 from collections.abc import Iterable
