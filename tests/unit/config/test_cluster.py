@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from inrank_megatron.config.cluster import parse_cluster
+from inrank_megatron.config.cluster import parse_cluster, with_rates
 from inrank_megatron.config.devices import DEVICES, attained_flops, peak_flops
 from inrank_megatron.errors import UserError
 
@@ -72,3 +72,17 @@ def test_an_older_gpu_has_no_bfloat16():
     assert all(
         attained_flops(device, "fp32") and attained_flops(device, "fp16") for device in DEVICES.values()
     )
+
+
+def test_a_file_has_the_fixed_costs_of_operators_and_collectives(tmp_path):
+    content = {"device": "H100", "operator_us": 7, "collective_us": 40}
+    kind = parse_cluster(written(tmp_path, content)).kind
+    assert (kind.operator, kind.collective) == (pytest.approx(7e-6), pytest.approx(40e-6))
+
+
+def test_measured_rates_go_by_the_names_of_a_file():
+    own = parse_cluster("2xH100")
+    rates = {"attained_tflops.bf16": 300.0, "memory_gb_s": 2000.0, "operator_us": 9.0}
+    kind = with_rates(own, rates).kind
+    assert attained_flops(kind, "bf16") == 300e12 and attained_flops(kind, "fp32") == 0.8 * 67e12
+    assert (kind.memory_bandwidth, kind.operator, kind.link) == (2e12, pytest.approx(9e-6), own.kind.link)

@@ -182,3 +182,19 @@ def test_what_cannot_be_planned_is_refused(words, message):
     with pytest.raises(UserError) as error:
         planned(*MEDIUM, *words)
     assert message in str(error.value)
+
+
+def test_measured_rates_take_the_place_of_assumed_ones():
+    words = ["--inrank", "--cluster", "2xcpu", "--zero-stage", "1", "--micro-batch-size", "1", "--json"]
+    rates = {"attained_tflops.fp32": 1.0, "operator_us": 1.0, "collective_us": 1.0, "link_gb_s": 50.0}
+    options = plan.options([*words, "--measure"])
+    measured = json.loads(plan.command.run(options, lambda config, cluster: rates))
+    assert measured["cluster"]["measured"] == rates
+    assumed = planned(*words[:-1])
+    assert assumed["cluster"]["measured"] == {}
+    for part in ("compute", "tensor_communication"):
+        times = [
+            {row["tensor_model_parallel_size"]: row["seconds"][part] for row in found["rows"]}
+            for found in (measured, assumed)
+        ]
+        assert 0 < times[0][2] < times[1][2] / 5
