@@ -1,6 +1,6 @@
-"""Predicted and measured times of a training step on this machine's CPU: docs/evidence/data/step_times.csv.
+"""Predicted and measured times of a training step on this machine's CPU: docs/evidence/data/planned_step_times.csv.
 
-    OMP_NUM_THREADS=1 python docs/scripts/step_times.py
+    OMP_NUM_THREADS=1 python docs/scripts/planned_step_times.py
 
 The rates are measured first, as by `tools/plan.py --measure`, on other computations than the steps. All times
 are the CPU time of rank 0, which other programs on the machine hardly change.
@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "docs/evidence/data/step_times.csv"
+DATA = ROOT / "docs/evidence/data/planned_step_times.csv"
 VOCABULARY, LAYERS, ACCUMULATION, STEPS = 4096, 4, 2, 7
 
 
