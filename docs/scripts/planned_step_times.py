@@ -1,4 +1,4 @@
-"""Predicted and measured times of a training step on this machine's CPU: docs/evidence/data/planned_step_times.csv.
+"""Predicted and measured step times on the CPU of this machine: docs/evidence/data/planned_step_times.csv.
 
     OMP_NUM_THREADS=1 python docs/scripts/planned_step_times.py
 
