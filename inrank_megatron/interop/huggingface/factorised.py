@@ -84,6 +84,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     config.architectures = [model.__name__]
     config.auto_map = {
         "AutoConfig": f"{code.stem}.{type(config).__name__}",
+        "AutoModel": f"{code.stem}.{model.base_class.__name__}",
         "AutoModelForCausalLM": f"{code.stem}.{model.__name__}",
     }
     write_settings(weights, config, folder)

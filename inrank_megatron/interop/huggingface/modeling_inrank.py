@@ -119,6 +119,13 @@ class SeparateQKV(nn.Module):
         return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
+def project_by_shared_factor(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of ``attention``, whose hidden states have become what its ``qkv_proj`` gives."""
+    if args:
+        return (attention.qkv_proj(args[0]), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": attention.qkv_proj(kwargs["hidden_states"])}
+
+
 class SharedQKV:
     """Of an attention: query, key and value share one V."""
 
@@ -130,10 +137,9 @@ class SharedQKV:
             dense = getattr(self, name)
             out, biased = dense.out_features, dense.bias is not None
             setattr(self, name, FromSharedFactor(width, out, rank=rank, base=base, bias=biased))
-
-    def forward(self, hidden_states: Tensor, *args, **kwargs):
-        # The parent takes only leading sizes from its input before it projects it.
-        return super().forward(self.qkv_proj(hidden_states), *args, **kwargs)  # type: ignore[misc]
+        # A hook, and no forward of its own: vLLM looks for the call of attention in the source of forward. The
+        # parent takes only leading sizes from its input before it projects it.
+        self.register_forward_pre_hook(project_by_shared_factor, with_kwargs=True)  # type: ignore[attr-defined]
 
 
 class InRankLlamaAttention(SharedQKV, LlamaAttention):
@@ -202,6 +208,7 @@ def factorise(model: nn.Module, factors: dict[str, dict]) -> None:
 
 class InRankGPT2Model(DrawsFactors, GPT2Model):
     config_class = InRankGPT2Config
+    _auto_class = "AutoModel"
 
     def __init__(self, config: InRankGPT2Config):
         super().__init__(config)
@@ -215,10 +222,11 @@ class InRankGPT2Model(DrawsFactors, GPT2Model):
 class InRankGPT2LMHeadModel(DrawsFactors, GPT2LMHeadModel):
     config_class = InRankGPT2Config
     _auto_class = "AutoModelForCausalLM"
+    base_class = InRankGPT2Model
 
     def __init__(self, config: InRankGPT2Config):
         PreTrainedModel.__init__(self, config)  # the parent's own would build the dense model first
-        self.transformer = InRankGPT2Model(config)
+        self.transformer = self.base_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -230,6 +238,7 @@ class FactorisedDecoder(DrawsFactors):
         attention, mlp: its modules with a shared V.
     """
 
+    _auto_class = "AutoModel"
     attention: type
     mlp: type
 
@@ -261,27 +270,27 @@ class FactorisedCausalLM(DrawsFactors):
     """The same with its head.
 
     Attributes:
-        decoder: the class of the base model.
+        base_class: that of the base model.
     """
 
     _auto_class = "AutoModelForCausalLM"
-    decoder: type
+    base_class: type
 
     def __init__(self, config):
         PreTrainedModel.__init__(self, config)
-        self.model = self.decoder(config)
+        self.model = self.base_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
 
 class InRankLlamaForCausalLM(FactorisedCausalLM, LlamaForCausalLM):
-    config_class, decoder = InRankLlamaConfig, InRankLlamaModel
+    config_class, base_class = InRankLlamaConfig, InRankLlamaModel
 
 
 class InRankQwen2ForCausalLM(FactorisedCausalLM, Qwen2ForCausalLM):
-    config_class, decoder = InRankQwen2Config, InRankQwen2Model
+    config_class, base_class = InRankQwen2Config, InRankQwen2Model
 
 
 class InRankQwen3ForCausalLM(FactorisedCausalLM, Qwen3ForCausalLM):
-    config_class, decoder = InRankQwen3Config, InRankQwen3Model
+    config_class, base_class = InRankQwen3Config, InRankQwen3Model

@@ -24,8 +24,8 @@ def register_when_imported() -> None:
 
 
 def register() -> None:
-    """Make ``AutoConfig`` and ``AutoModelForCausalLM`` know the factorised models."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Make ``AutoConfig``, ``AutoModel`` and ``AutoModelForCausalLM`` know the factorised models."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     models = import_module(MODELS)
     for config, model in (
@@ -35,6 +35,7 @@ def register() -> None:
         (models.InRankQwen3Config, models.InRankQwen3ForCausalLM),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model.base_class, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 
