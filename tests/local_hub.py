@@ -18,12 +18,12 @@ class LocalHub(ThreadingHTTPServer):
 
     Attributes:
         commit: of every model. endpoint: its address, for ``HF_ENDPOINT``. sent: names of the files whose
-        contents were asked for, in order.
+        contents were asked for, in order. calls: paths of all requests, in order.
     """
 
     def __init__(self, root: Path, commit: str):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.root, self.commit, self.sent = root, commit, list[str]()
+        self.root, self.commit, self.sent, self.calls = root, commit, list[str](), list[str]()
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -41,6 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing is printed."""
 
     def _answer(self, *, with_body: bool) -> None:
+        self.server.calls.append(self.path)
         status, body, headers = self._found(unquote(urlsplit(self.path).path).strip("/").split("/"))
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():

@@ -1,14 +1,18 @@
 """A run starts from the weights of a dense one, and needs that no more once it has begun."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from inrank_megatron.config.loading import load
+from inrank_megatron.interop.huggingface import dense as hf_dense
 from tests.distributed.launches import TINY, Launch, data_flags, last_step, launch, records
-from tests.unit.interop.models import NO_NETWORK, VOCABULARY, cached_model, make_tokenizer
+from tests.local_hub import local_hub
+from tests.unit.interop.models import OPTIONS, VOCABULARY, make_tokenizer, make_weights
 
+COMMIT = "c" * 40
 DENSE = [*TINY[1 : TINY.index("--rank-check-interval")], "--lr-warmup-iters", "2"]
 RELORA = ["--method", "relora", "--rank", "8", "--relora-interval", "4", "--relora-warmup-iters", "2"]
 
@@ -48,26 +52,40 @@ def test_relora_and_inrank_start_from_a_dense_run(tmp_path):
 
 
 def test_a_model_of_the_hub_starts_in_one_command(tmp_path):
-    """From its local copy alone: no network is there."""
+    """The first launch downloads it; no later one asks the hub for anything, which may then be gone."""
     tokenizer = tmp_path / "tokenizer"
     make_tokenizer().save(tokenizer)
-    cached_model(tmp_path, "qwen2", tokenizer, name="owner/model", revision="a" * 40)
+    (served := tmp_path / "served" / "owner" / "model").mkdir(parents=True)
+    hf_dense.write(make_weights("qwen2", "dense", tokenizer=tokenizer), served, OPTIONS)
     text = tmp_path / "text.txt"
     text.write_text("The castle was built in the year of the great fire. " * 400)
-    env = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": NO_NETWORK}
-    run = tmp_path / "run"
-    flags = ["--pretrained-checkpoint", "owner/model", "--data-path", str(text), "--train-iters", "6"]
-    flags += [*RELORA, "--micro-batch-size", "2", "--data-cache-path", str(tmp_path / "cache")]
-    flags += ["--save", str(run), "--tensor-model-parallel-size", "2"]
-    done = launch(flags, launcher="torchrun", num_procs=2, env=env)  # forks have read HF_HOME already
-    assert done.process.returncode == 0, done.stderr
-    assert f"of owner/model, revision {'a' * 40}" in done.stdout
-    assert "warms up again, to a low rate" in done.stdout
-    stored = load(run / "config.yaml")
-    assert stored.training.pretrained_revision == "a" * 40 and stored.model.query_groups == 1
-    assert len(records(run, "train")) == 6
-    assert Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json")).get_vocab_size() == VOCABULARY
+    flags = ["--data-path", str(text), "--train-iters", "6", *RELORA, "--micro-batch-size", "2"]
+    flags += ["--data-cache-path", str(tmp_path / "cache"), "--pretrained-checkpoint"]
 
-    refused = launch([*flags[2:], "--pretrained-checkpoint", "owner/absent"], launcher="python", env=env)
-    assert refused.process.returncode != 0 and refused.stderr.count("\n") == 1
-    assert "owner/absent: is not a folder here and cannot be loaded from the hub" in refused.stderr
+    def start(name: str, endpoint: str, run: Path) -> Launch:
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        layout = ["--save", str(run), "--tensor-model-parallel-size", "2"]
+        # Not forked: forks have read HF_HOME already.
+        return launch([*flags, name, *layout], launcher="torchrun", num_procs=2, env=env)
+
+    with local_hub(tmp_path / "served", COMMIT) as hub:
+        first = start("owner/model", hub.endpoint, tmp_path / "first")
+        assert first.process.returncode == 0, first.stderr
+        assert hub.sent.count("model.safetensors") == 1 and "tokenizer.json" in hub.sent
+        hub.calls.clear()
+        second = start("owner/model", hub.endpoint, tmp_path / "second")
+        assert second.process.returncode == 0, second.stderr
+        assert not hub.calls
+        refused = start("owner/absent", hub.endpoint, tmp_path / "third")
+        assert refused.process.returncode != 0 and hub.calls
+        assert "owner/absent: is not a folder here and cannot be loaded from the hub" in refused.stderr
+    for run, done in ((tmp_path / "first", first), (tmp_path / "second", second)):
+        assert f"of owner/model, revision {COMMIT}" in done.stdout
+        assert "warms up again, to a low rate" in done.stdout
+        stored = load(run / "config.yaml")
+        assert stored.training.pretrained_revision == COMMIT and stored.model.query_groups == 1
+        assert len(records(run, "train")) == 6
+        saved = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
+        assert saved.get_vocab_size() == VOCABULARY
+    losses = [[record["loss"] for record in records(tmp_path / run, "train")] for run in ("first", "second")]
+    assert losses[0] == losses[1]
