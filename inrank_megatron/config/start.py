@@ -52,6 +52,11 @@ def taken_from_start(
     if own := {key: value for key, value in schedule.items() if key not in chosen}:
         shown = ", ".join(f"{key} {value}" for key, value in own.items())
         notes.append(f"{shown}: a run that starts from trained weights warms up again, to a low rate")
+    if REVISION in found and "seq_length" not in chosen:
+        notes.append(
+            f"seq_length {found['seq_length']}, the longest by default for a model with "
+            f"{found['max_position_embeddings']} positions; a shorter one, such as --seq-length 512, costs less"
+        )
     return found | schedule, notes
 
 

@@ -62,23 +62,23 @@ def test_a_model_of_the_hub_starts_in_one_command(tmp_path):
     flags = ["--data-path", str(text), "--train-iters", "6", *RELORA, "--micro-batch-size", "2"]
     flags += ["--data-cache-path", str(tmp_path / "cache"), "--pretrained-checkpoint"]
 
-    def start(name: str, endpoint: str, run: Path) -> Launch:
+    def start(name: str, endpoint: str, run: Path, *, ranks: int = 1) -> Launch:
         env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-        layout = ["--save", str(run), "--tensor-model-parallel-size", "2"]
+        args = [*flags, name, "--save", str(run), "--tensor-model-parallel-size", str(ranks)]
         # Not forked: forks have read HF_HOME already.
-        return launch([*flags, name, *layout], launcher="torchrun", num_procs=2, env=env)
+        return launch(args, launcher="torchrun" if ranks > 1 else "python", num_procs=ranks, env=env)
 
     with local_hub(tmp_path / "served", COMMIT) as hub:
-        first = start("owner/model", hub.endpoint, tmp_path / "first")
+        first = start("owner/model", hub.endpoint, tmp_path / "first", ranks=2)
         assert first.process.returncode == 0, first.stderr
         assert hub.sent.count("model.safetensors") == 1 and "tokenizer.json" in hub.sent
         hub.calls.clear()
         second = start("owner/model", hub.endpoint, tmp_path / "second")
         assert second.process.returncode == 0, second.stderr
         assert not hub.calls
-        refused = start("owner/absent", hub.endpoint, tmp_path / "third")
-        assert refused.process.returncode != 0 and hub.calls
-        assert "owner/absent: is not a folder here and cannot be loaded from the hub" in refused.stderr
+    refused = start("owner/absent", hub.endpoint, tmp_path / "third")
+    assert refused.process.returncode != 0 and refused.stderr.count("\n") == 1
+    assert "owner/absent: is not a folder here and cannot be loaded from the hub" in refused.stderr
     for run, done in ((tmp_path / "first", first), (tmp_path / "second", second)):
         assert f"of owner/model, revision {COMMIT}" in done.stdout
         assert "warms up again, to a low rate" in done.stdout
@@ -88,4 +88,4 @@ def test_a_model_of_the_hub_starts_in_one_command(tmp_path):
         saved = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
         assert saved.get_vocab_size() == VOCABULARY
     losses = [[record["loss"] for record in records(tmp_path / run, "train")] for run in ("first", "second")]
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

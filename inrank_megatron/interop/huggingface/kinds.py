@@ -79,6 +79,8 @@ def complaints(hf, kind: str) -> Iterator[str]:
     if kind == "gpt2":
         return
     rope = hf.rope_parameters
+    if not isinstance(base := rope.get("rope_theta"), int | float):
+        yield f"rope_theta = {base!r}: must be a number"
     if rope_scaling(rope) is Ellipsis:
         yield (
             f"rope_parameters (rope_scaling) = {rope}: must be plain RoPE, rope_theta alone, or Llama 3's "

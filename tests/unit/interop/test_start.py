@@ -45,6 +45,9 @@ def test_one_name_gives_architecture_tokenizer_and_revision(tmp_path: Path, toke
         "model settings, tokenizer and optimizers from owner/model, whose weights the run starts from"
     )
     assert launch.notes[1].startswith("lr 0.0001, min_lr 1e-05, lr_decay_style cosine, lr_warmup_iters 5: ")
+    assert launch.notes[2].startswith("seq_length 24, the longest by default for a model with 24 positions; ")
+    given = parse([*argv, "--seq-length", "16"], world_size=1, other_starts=start_settings)
+    assert len(given.notes) == 2 and given.config.model.seq_length == 16
 
 
 def test_weights_are_those_of_the_model(tmp_path: Path, tokenizer: Path) -> None:

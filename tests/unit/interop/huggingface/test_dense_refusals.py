@@ -95,6 +95,13 @@ def test_scaling_as_older_files_have_it(saved):
     refuse(folder, "rope_scaling", "dynamic")
 
 
+@pytest.mark.parametrize("base", [None, "1e4"])
+def test_a_base_of_the_angles_that_is_no_number(saved, base):
+    folder = saved("llama")
+    change_settings(folder, rope_parameters={"rope_type": "default", "rope_theta": base})
+    refuse(folder, "config.json", f"rope_theta = {base!r}: must be a number")
+
+
 def test_quantised_weights(saved):
     folder = saved("llama")
     change_settings(folder, quantization_config={"quant_method": "gptq", "bits": 4})
