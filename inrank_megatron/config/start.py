@@ -55,7 +55,7 @@ def taken_from_start(
     if REVISION in found and "seq_length" not in chosen:
         notes.append(
             f"seq_length {found['seq_length']}, the longest by default for a model with "
-            f"{found['max_position_embeddings']} positions; a shorter one, such as --seq-length 512, costs less"
+            f"{found['max_position_embeddings']} positions; a shorter --seq-length costs less"
         )
     return found | schedule, notes
 

@@ -137,7 +137,7 @@ class SharedQKV:
             dense = getattr(self, name)
             out, biased = dense.out_features, dense.bias is not None
             setattr(self, name, FromSharedFactor(width, out, rank=rank, base=base, bias=biased))
-        # A hook, and no forward of its own: vLLM looks for the call of attention in the source of forward. The
+        # A hook, and no forward of its own: vLLM looks for the call of attention in forward's source. The
         # parent takes only leading sizes from its input before it projects it.
         self.register_forward_pre_hook(project_by_shared_factor, with_kwargs=True)  # type: ignore[attr-defined]
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.convert import check_only, convert
@@ -116,6 +116,10 @@ def test_the_export_needs_the_package_as_little(tmp_path):
     subprocess.run([sys.executable, "-c", ALONE, *paths], check=True, cwd=tmp_path)
     reference = gpt_forward(weights)(TOKENS)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), reference, rtol=0, atol=1e-4)
+    listed = json.loads((tmp_path / "exported/config.json").read_text())["auto_map"]
+    assert listed["AutoModel"] == "modeling_inrank.InRankLlamaModel"
+    base = AutoModel.from_pretrained(tmp_path / "exported")
+    assert type(base) is modeling_inrank.InRankLlamaModel
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Llama"])
