@@ -39,15 +39,15 @@ def measure(preset: str, rank: int, *, repeats: int) -> Iterator[Row]:
     """Rows of the MLP and of the transformer layer for every variant."""
     variants = layer_variants(preset, rank)
     with single_process() as parallel:
-        config, sequences = preset_config(preset), SEQUENCES[device().type]
+        config = preset_config(preset)
         layers = {variant: build_layer(config, variant, parallel) for variant in variants}
         blocks = {"MLP": _mlp_output, "transformer layer": layer_output}
         for block, output in blocks.items():
-            runs = {v.name: forward_backward(output, layer, config, sequences) for v, layer in layers.items()}
+            runs = {v.name: forward_backward(output, layer, config) for v, layer in layers.items()}
             flops = {name: count_flops(run) for name, run in runs.items()}
             if block == "MLP":
                 runs |= {
-                    f"plain {v.name}": forward_backward(_plain_mlp_output, layer, config, sequences)
+                    f"plain {v.name}": forward_backward(_plain_mlp_output, layer, config)
                     for v, layer in layers.items()
                 }
             times = interleaved(runs, repeats=repeats)
@@ -63,12 +63,12 @@ def layer_variants(preset: str, rank: int) -> tuple[Variant, ...]:
 
 
 def forward_backward(
-    output: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, config: Config, sequences: int
+    output: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module, config: Config
 ) -> Callable[[], None]:
-    """A function that takes ``sequences`` through ``layer`` and back, from the same numbers each time."""
+    """A function that takes one batch through ``layer`` and back, from the same numbers each time."""
     tokens = config.model.seq_length
     generator = torch.Generator().manual_seed(0)
-    shape = (tokens, sequences, config.model.hidden_size)
+    shape = (tokens, SEQUENCES[device().type], config.model.hidden_size)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(config)]
     x, gradient = (torch.randn(shape, generator=generator).to(device(), dtype) for _ in range(2))
     x.requires_grad_()

@@ -148,7 +148,7 @@ def _check_rows(preset: str, parallel: Parallel, repeats: int) -> Iterator[Row]:
     runs: dict[str, Callable[[], Any]] = {
         kind: partial(factors.spectrum, kind, parallel.tp_group) for kind in SPECTRA
     }
-    runs["layer"] = forward_backward(layer_output, layer, preset)
+    runs["layer"] = forward_backward(layer_output, layer, config)
     times = interleaved(runs, repeats=repeats)
     linears = 2 * model.num_layers
     case = f"all checks {preset}, {linears} linears, k={columns}"

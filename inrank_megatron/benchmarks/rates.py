@@ -13,7 +13,7 @@ import torch
 
 from inrank_megatron.benchmarks.blocks import DENSE, build_layer, preset_config, single_process
 from inrank_megatron.benchmarks.flops import count_flops
-from inrank_megatron.benchmarks.layer import SEQUENCES, forward_backward, layer_output
+from inrank_megatron.benchmarks.layer import forward_backward, layer_output
 from inrank_megatron.benchmarks.links import links, timed
 from inrank_megatron.benchmarks.rows import Row
 from inrank_megatron.config.cluster import Cluster
@@ -77,7 +77,7 @@ def rates(config: Config, *, repeats: int = 5) -> dict[str, float]:
 def _layer(config: Config, parallel: Parallel, *, repeats: int) -> tuple[float, int]:
     """Seconds and operations of a dense layer, forward and backward."""
     layer = build_layer(config, DENSE, parallel)
-    run = forward_backward(layer_output, layer, config, SEQUENCES[device().type])
+    run = forward_backward(layer_output, layer, config)
     return _median(run, repeats), count_flops(run)
 
 

@@ -98,7 +98,7 @@ def _step_seconds(preset: str, parallel: Parallel, repeats: int) -> float:
     config = preset_config(preset)
     columns = min(RANKS[preset] + default_buffer(config.model.hidden_size), config.model.hidden_size)
     layer = build_layer(config, phase_1(columns), parallel)
-    times = interleaved({"layer": forward_backward(layer_output, layer, preset)}, repeats=repeats)
+    times = interleaved({"layer": forward_backward(layer_output, layer, config)}, repeats=repeats)
     return step_seconds(preset, times.median("layer"))
 
 

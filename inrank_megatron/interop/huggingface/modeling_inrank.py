@@ -139,7 +139,7 @@ class SharedQKV:
             setattr(self, name, FromSharedFactor(width, out, rank=rank, base=base, bias=biased))
         # A hook, and no forward of its own: vLLM looks for the call of attention in forward's source. The
         # parent takes only leading sizes from its input before it projects it.
-        self.register_forward_pre_hook(project_by_shared_factor, with_kwargs=True)  # type: ignore[attr-defined]
+        self.register_forward_pre_hook(project_by_shared_factor, with_kwargs=True)
 
 
 class InRankLlamaAttention(SharedQKV, LlamaAttention):
