@@ -325,7 +325,7 @@ def test_memory_of_muon_lacks_second_moments():
     ("settings", "size"),
     [
         ({"zero_stage": 1}, 4),
-        ({"zero_stage": 1, "bf16": True}, 4),  # which is reduced in FP32
+        ({"zero_stage": 1, "bf16": True}, 2),  # on a CPU: FP32 gradients are next to it
         ({"zero_stage": 2, "bf16": True}, 2),
         ({"zero_stage": 3}, 4),
     ],
