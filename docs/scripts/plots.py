@@ -191,28 +191,21 @@ def many_epochs() -> Figure:
 
 def trend() -> Figure:
     """Perplexity over that of dense training, over the tokens for each parameter of the dense model."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    panel = figure.subplots()
-    found = rows("trend.csv")
-    dense = {(row["width"], row["tokens"]): row for row in found if row["arm"] == "dense"}
-    arms = list(dict.fromkeys(row["arm"] for row in found if row["arm"] != "dense"))
-    for arm, colour, marker in zip(arms, ("#444444", "#2f6fb2", "#c2571a"), "osv", strict=False):
-        for width, line in (("128", "-"), ("256", "--")):
-            points = []
-            for row in found:
-                if (row["arm"], row["width"]) != (arm, width):
-                    continue
-                base = dense[width, row["tokens"]]
-                ratio = float(row["valid_perplexity"]) / float(base["valid_perplexity"])
-                points.append((int(base["tokens"]) / int(base["parameters"]), ratio))
-            if points:
-                label = f"{arm}, width {width}"
-                panel.plot(*zip(*sorted(points), strict=True), line, color=colour, marker=marker, label=label)
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    panel, found = figure.subplots(), rows("trend.csv")
+    dense = {row["tokens"]: row for row in found if row["arm"] == "dense"}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in found:
+        base = dense[row["tokens"]]
+        ratio = float(row["valid_perplexity"]) / float(base["valid_perplexity"])
+        lines.setdefault(row["arm"], []).append((int(base["tokens"]) / int(base["parameters"]), ratio))
+    for (arm, points), marker in zip(lines.items(), "osv", strict=True):
+        panel.plot(*zip(*points, strict=True), marker=marker, label=arm)
     panel.set_xscale("log", base=2)
-    panel.axhline(1, color="black", linewidth=0.8)
+    panel.set_xticks((2, 4, 8), ("2", "4", "8"))
     panel.set(xlabel="tokens for each parameter of the dense model", ylabel="perplexity over dense")
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
+    panel.legend()
     return figure
 
 
