@@ -13,6 +13,7 @@ ALLOWED = {
     "inrank_megatron/preflight/versions.py": "which CUDA torch was built for",
     "inrank_megatron/engine/optimizers.py": "says why an operator does not build",
     "inrank_megatron/benchmarks/layer.py": "how many sequences a measurement takes",
+    "inrank_megatron/benchmarks/links.py": "takes a device for each of two processes, and waits for it",
     "inrank_megatron/benchmarks/blocks.py": "the precision of a measurement",
     "inrank_megatron/benchmarks/counts.py": "counts kernels and waits where there are any",
     "inrank_megatron/benchmarks/timing.py": "waits for what it measures",
