@@ -35,7 +35,10 @@ def _start_settings(name: str, revision: str | None) -> Mapping[str, Any]:
 
 
 def _measure(config: Config, cluster: Cluster) -> Mapping[str, float]:
-    # Imported here: only --measure needs torch, which takes seconds.
+    # Imported here: only --measure needs torch, which takes seconds. Megatron-Core must come after the call.
+    from inrank_megatron.distributed.platform import prepare_process
+
+    prepare_process()
     from inrank_megatron.benchmarks.rates import rates_for
 
     return rates_for(config, cluster)

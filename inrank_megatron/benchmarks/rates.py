@@ -20,7 +20,7 @@ from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import precision
 from inrank_megatron.config.loading import replace
 from inrank_megatron.config.schema import Config
-from inrank_megatron.distributed.platform import device, device_name, prepare_process
+from inrank_megatron.distributed.platform import device, device_name
 from inrank_megatron.distributed.process_groups import Parallel
 from inrank_megatron.errors import UserError
 from inrank_megatron.planning.seconds import LAUNCHES
@@ -45,7 +45,6 @@ def rates_for(config: Config, cluster: Cluster) -> dict[str, float]:
     Raises:
         UserError: the cluster has GPUs and this machine has none, or the other way round.
     """
-    prepare_process()
     here = "cpu" if device().type == "cpu" else device_name()
     if (cluster.device == "cpu") != (here == "cpu"):
         raise UserError(
@@ -71,7 +70,7 @@ def rates(config: Config, *, repeats: int = 5) -> dict[str, float]:
         f"attained_tflops.{precision(config)}": flops / (seconds - small * on_cpu) / 1e12,
         "memory_gb_s": 2 * COPIED / copied / 1e9,
         "operator_us": small / LAUNCHES * 1e6,
-    } | links(repeats=repeats)
+    } | links(_activations(config), repeats=repeats)
 
 
 def _layer(config: Config, parallel: Parallel, *, repeats: int) -> tuple[float, int]:
@@ -79,6 +78,12 @@ def _layer(config: Config, parallel: Parallel, *, repeats: int) -> tuple[float, 
     layer = build_layer(config, DENSE, parallel)
     run = forward_backward(layer_output, layer, config)
     return _median(run, repeats), count_flops(run)
+
+
+def _activations(config: Config) -> int:
+    """Numbers in those of a micro-batch between two layers; even."""
+    model = config.model
+    return config.training.micro_batch_size * model.seq_length * model.hidden_size // 2 * 2
 
 
 def _median(run: Callable[[], object], repeats: int) -> float:
