@@ -13,16 +13,19 @@ from inrank_megatron.distributed.platform import backend, device, device_count
 
 CALLS = 20
 """Collectives that are timed together."""
+FEWEST = {"cpu": 2**15, "cuda": 2**22}
+"""Numbers whose time stands out from a collective's fixed cost."""
 
 
 def links(numbers: int, *, repeats: int) -> dict[str, float]:
     """Entries of a cluster file; empty if there is a single GPU.
 
     The mean of an all-reduce, an all-gather and a reduce-scatter, of 2 FP32 numbers and of ``numbers``: those
-    of a micro-batch's activations, since the bandwidth depends much on the size.
+    of a micro-batch's activations, since the bandwidth depends much on the size, but at least `FEWEST`.
     """
     if device_count() == 1:
         return {}
+    numbers = max(numbers, FEWEST[device().type])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

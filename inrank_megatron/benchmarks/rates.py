@@ -63,11 +63,13 @@ def rates(config: Config, *, repeats: int = 5) -> dict[str, float]:
         # Shards are assumed to attain the rate of a whole layer.
         whole = replace(config, tensor_model_parallel_size=1, sequence_parallel=False)
         seconds, flops = _layer(whole, parallel, repeats=repeats)
+    # Of a layer as small as the first the difference is noise, or negative.
+    products = max(seconds - small * on_cpu, seconds / 2)
     source = torch.ones(COPIED // 4, device=device())
     target = torch.empty_like(source)
     copied = _median(lambda: target.copy_(source), repeats)
     return {
-        f"attained_tflops.{precision(config)}": flops / (seconds - small * on_cpu) / 1e12,
+        f"attained_tflops.{precision(config)}": flops / products / 1e12,
         "memory_gb_s": 2 * COPIED / copied / 1e9,
         "operator_us": small / LAUNCHES * 1e6,
     } | links(_activations(config), repeats=repeats)

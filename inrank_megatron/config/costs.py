@@ -253,8 +253,8 @@ def _peak(memory: _Moving, config: Config, topology: Topology, stage: int, *, wh
 
 
 def keeps_whole_gradients(config: Config, device: str, stage: int) -> bool:
-    """Whether DeepSpeed has FP32 gradients of all parameters next to those of half precision, and no bucket:
-    its optimizer for BF16 without a GPU under stage 1.
+    """Whether DeepSpeed has FP32 gradients of all parameters, and its bucket in half precision: its optimizer
+    for BF16 without a GPU under stage 1.
     """
     return device == "cpu" and precision(config) == "bf16" and stage == 1
 
