@@ -6,8 +6,9 @@ project's code, Megatron's and DeepSpeed's, as a GPU would have them run it, und
 
 Limits: constants stand for values, so of each branch on a value one side is seen (a norm is finite, no rank
 asks for a stop). Object collectives, which carry Python values, give each rank its own. Nothing is learnt
-of numerics, NCCL itself, speed or memory; of races those of ``races.py``. The device's own name is ``gpu``:
-code that names ``cuda`` would not reach it, and ``test_source.py`` lists all that does.
+of numerics, NCCL itself or speed; of memory the bytes of tensors (``memory.py``); of races those of
+``races.py``. The device's own name is ``gpu``: code that names ``cuda`` would not reach it, and
+``test_source.py`` lists all that does.
 
 Everything is set for the whole process and never undone, so each call has a fork of its own.
 """

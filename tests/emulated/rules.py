@@ -52,7 +52,9 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmm_")
 _SHARED = ("_allgather_base_", "_reduce_scatter_base_")
 _INDEXED = ("index", "index_put_", "_index_put_impl_", "index_put")
 _COPIES = ("_to_copy", "copy_")
-_OWN = ("rules.py", "device.py", "races.py", "streams.py", "operators.py")
+_HERE = Path(__file__).parent
+_OWN = {_HERE / name for name in ("rules.py", "device.py", "races.py", "streams.py", "operators.py")}
+_OWN.add(_HERE.parent / "allocations.py")
 
 
 class BrokenRule(AssertionError):
@@ -336,7 +338,7 @@ def place_now() -> tuple[str, int]:
 def _module(filename: str) -> str | None:
     """The module of a source file of the packages that are looked at."""
     path = Path(filename)
-    if path.parent == Path(__file__).parent and path.name in _OWN:
+    if path in _OWN:
         return None
     parts = path.with_suffix("").parts
     for package in PACKAGES:
