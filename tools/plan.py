@@ -10,6 +10,7 @@ measures anything: docs/guides/plan_a_run.md says what is assumed otherwise.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -62,4 +63,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     sys.exit(main(sys.argv[1:]))

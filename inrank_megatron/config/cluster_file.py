@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from inrank_megatron.config.devices import DEVICES, GB, Device, attained_flops
+from inrank_megatron.config.devices import DEVICES, GB, Device, attained_flops, peak_flops
+from inrank_megatron.config.loading import nearest
 from inrank_megatron.config.yaml_file import read_yaml
 from inrank_megatron.errors import UserError
+from inrank_megatron.fields import Positive, Section
 
-Rate = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
+Rate = Annotated[Positive, Field(ge=1e-6, le=1e9)]
 Number = Annotated[int, Field(ge=1, lt=10**6)]
 Rates = dict[Literal["fp32", "fp16", "bf16"], Rate]
 BANDWIDTHS = {
@@ -34,18 +36,16 @@ NEEDED = ("memory_gib", "peak_tflops", *BANDWIDTHS)
 """Of a device that is not known."""
 
 
-class _File(BaseModel):
+class _File(Section):
     """Bandwidths in GB/s (10^9 bytes), per device and direction, as attained; rates in TFLOP/s; `_us` in
     microseconds."""
-
-    model_config = ConfigDict(extra="forbid", strict=False)
 
     device: str
     nodes: Number = 1
     devices: Number = 1
     memory_gib: Rate | None = None
-    peak_tflops: Rates = {}
-    attained_tflops: Rates = {}
+    peak_tflops: Rates = Field(default_factory=dict)
+    attained_tflops: Rates = Field(default_factory=dict)
     memory_gb_s: Rate | None = None
     link_gb_s: Rate | None = None
     network_gb_s: Rate | None = None
@@ -79,12 +79,21 @@ def read_cluster(path: str) -> ClusterFile:
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in found["loc"])
-        raise UserError(
-            f"{path}: {name}: {found['msg']}; a cluster has {', '.join(_File.model_fields)}"
-        ) from None
+        raise UserError(f"{path}: {_explain(error)}") from None
     return ClusterFile(file.nodes, file.devices, _device(path, file), file.price_per_device_hour)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first finding: the entry and its value, the rule, the remedy."""
+    found = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in found["loc"] if part != "[key]")[:80]
+    entries = f"a cluster has {', '.join(_File.model_fields)}"
+    if found["type"] == "extra_forbidden":
+        return f"{name}: no such entry{nearest(name, _File.model_fields)}; {entries}"
+    if found["type"] == "missing":
+        return f"{name}: is required; {entries}"
+    rule = found["msg"].replace("Input should be", "must be")
+    return f"{name} = {repr(found['input'])[:80]}: {rule}; correct it, or leave it out"
 
 
 def _device(path: str, file: _File) -> Device:
@@ -105,14 +114,22 @@ def _device(path: str, file: _File) -> Device:
         given["watts"] = file.watts
     given["peak"] = {precision: rate * 1e12 for precision, rate in file.peak_tflops.items()}
     attained: dict[str, float] = {precision: rate * 1e12 for precision, rate in file.attained_tflops.items()}
-    if known is None:
-        own = Device(name=file.device, attained=attained, **given)
-        if attained_flops(own, "fp32") is None:
+    if known is not None:
+        device = replace(known, attained={**known.attained, **attained}, **given)
+    else:
+        device = Device(name=file.device, attained=attained, **given)
+        if attained_flops(device, "fp32") is None:
             raise UserError(
                 f"{path}: peak_tflops: has no fp32, in which updates are computed; give its rate too"
             )
-        return own
-    return replace(known, attained={**known.attained, **attained}, **given)
+    for precision, rate in attained.items():
+        peak = peak_flops(device, precision)
+        if peak and rate > peak:
+            raise UserError(
+                f"{path}: attained_tflops.{precision} = {rate / 1e12:g}: is above the peak of "
+                f"{peak / 1e12:g}; correct it, or give peak_tflops too"
+            )
+    return device
 
 
 def with_entries(device: Device, entries: Mapping[str, float]) -> Device:

@@ -12,6 +12,8 @@ from inrank_megatron.config.cluster import Cluster, with_rates
 from inrank_megatron.config.costs import break_even_rank
 from inrank_megatron.config.flags import kebab
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import smallest_dim
+from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.config.start import StartSettings, no_start
 from inrank_megatron.config.tool_options import count, tool_parser
 from inrank_megatron.data.vocabulary import planned_vocabulary
@@ -20,7 +22,14 @@ from inrank_megatron.planning.comparison import most_layers, other_methods
 from inrank_megatron.planning.forecast import Forecast, forecast, ranking
 from inrank_megatron.planning.page import Plan, page
 from inrank_megatron.planning.rows import illegal_rows, rows, total_row
-from inrank_megatron.planning.space import DIMENSIONS, Candidate, Illegal, agreeing, candidates
+from inrank_megatron.planning.space import (
+    DIMENSIONS,
+    Candidate,
+    Illegal,
+    agreeing,
+    candidates,
+    settings_of,
+)
 from inrank_megatron.planning.timeline import Assumed, assumed_rank
 
 
@@ -110,9 +119,17 @@ def make(launch: Launch, given: argparse.Namespace, rates: Mapping[str, float]) 
             f"{cluster.world_size} devices, so the batch that the settings mean is not known; give "
             "--global-batch-size"
         )
+    largest = smallest_dim(config)
+    if given.final_rank is not None and given.final_rank > largest:
+        raise UserError(
+            f"--final-rank {given.final_rank}: the linears have rank {largest} at most; give no more"
+        )
     size = legal[0].topology.vocab_size
     assumed = Assumed(size, given.final_rank or assumed_rank(config), given.steps_per_epoch)
     ranked = sorted((forecast(one, cluster, assumed) for one in legal), key=ranking)
+    deepest = most_layers(config, cluster, assumed)
+    if not ranked[0].fits:
+        raise UserError(_lacking(ranked, cluster, deepest))
     return Plan(
         launch=launch,
         flags=tuple(given.flags),
@@ -124,7 +141,20 @@ def make(launch: Launch, given: argparse.Namespace, rates: Mapping[str, float]) 
         illegal=illegal,
         methods=other_methods(ranked[0], cluster, assumed),
         break_even=break_even_rank(config),
-        most_layers=most_layers(config, cluster, assumed),
+        most_layers=deepest,
+    )
+
+
+def _lacking(forecasts: list[Forecast], cluster: Cluster, deepest: int | None) -> str:
+    """That no topology fits: how near the nearest comes, and what would."""
+    least = min(forecasts, key=lambda one: one.memory)
+    found = settings_of(least.candidate.config).items()
+    settings = ", ".join(f"{name} = {value}" for name, value in found if value is not None)
+    smaller = f" (of this width {deepest} layers fit)" if deepest else ""
+    return (
+        f"none of {len(forecasts)} topologies fits into the {shown_size(cluster.memory or 0)} of each "
+        f"{cluster.device}: the least is {shown_size(least.memory)} and the allocator's slack, with "
+        f"{settings}; give more devices, or a smaller model{smaller}"
     )
 
 

@@ -8,7 +8,7 @@ from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import Memory, Parameters, memory_per_device, parameters
 from inrank_megatron.planning.occasions import Occasions, occasions
 from inrank_megatron.planning.operations import step_flops
-from inrank_megatron.planning.seconds import StepTime, step_time
+from inrank_megatron.planning.seconds import Link, StepTime, link_of, step_time
 from inrank_megatron.planning.space import Candidate
 from inrank_megatron.planning.timeline import Assumed, Phase, timeline
 from inrank_megatron.planning.traffic import Sent, traffic
@@ -29,6 +29,7 @@ class PhaseForecast:
         flops: operations of a device in a step.
         memory: of a device.
         sent: by a rank in a step.
+        bytes_by_link: those of ``sent``, by what their ring runs over.
         time: of a step without a rank check.
     """
 
@@ -37,6 +38,7 @@ class PhaseForecast:
     flops: int
     memory: Memory
     sent: list[Sent]
+    bytes_by_link: dict[Link, float]
     time: StepTime
 
     @property
@@ -105,12 +107,17 @@ def forecast(candidate: Candidate, cluster: Cluster, assumed: Assumed) -> Foreca
 
 def _phase(candidate: Candidate, phase: Phase, cluster: Cluster, assumed: Assumed) -> PhaseForecast:
     config, topology, on_cpu = candidate.config, candidate.topology, cluster.device == "cpu"
+    sent = traffic(config, topology, phase, on_cpu=on_cpu)
+    by_link: dict[Link, float] = {"node": 0.0, "network": 0.0}
+    for entry in sent:
+        by_link[link_of(topology, cluster, entry.group)] += entry.sent
     return PhaseForecast(
         phase=phase,
         parameters=parameters(config, assumed.vocab_size, ranks=phase.columns, frozen_base=phase.frozen_base),
         flops=step_flops(config, topology, phase, on_cpu=on_cpu),
         memory=memory_of(candidate, phase, cluster),
-        sent=traffic(config, topology, phase, on_cpu=on_cpu),
+        sent=sent,
+        bytes_by_link=by_link,
         time=step_time(config, topology, phase, cluster),
     )
 

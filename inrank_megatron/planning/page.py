@@ -16,10 +16,12 @@ from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.lowrank.methods.registry import METHODS
 from inrank_megatron.planning.forecast import Forecast
 from inrank_megatron.planning.launching import launch_command
+from inrank_megatron.planning.seconds import Link
 from inrank_megatron.planning.space import Illegal
 from inrank_megatron.planning.timeline import Assumed
 
 SHOWN_REASONS = 8
+LINKS: dict[Link, str] = {"node": "all within the node", "network": "all between nodes"}
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,6 @@ def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
     yield from _assumptions(plan)
     yield ""
     yield _ranking(plan.forecasts[:top])
-    if not fitting:
-        yield "\nNone fits; the first would be the fastest. Give more devices or a smaller model."
     yield f"\nThe first: {_topology(first)}\n"
     yield _memory(first)
     yield ""
@@ -175,9 +175,12 @@ def _sent(one: Forecast) -> Table:
             sums[f"{entry.group}: {entry.what}, {entry.collective}"] += round(entry.sent)
         totals.append(sums)
     names = list(dict.fromkeys(name for sums in totals for name in sums))
-    return _by_phase(
-        "sent per rank and step", one, [(name, [shown_size(sums[name]) for sums in totals]) for name in names]
-    )
+    entries = [(name, [shown_size(sums[name]) for sums in totals]) for name in names]
+    for link, words in LINKS.items():
+        sizes = [phase.bytes_by_link[link] for phase in one.phases]
+        if any(sizes):
+            entries.append((words, [shown_size(round(size)) for size in sizes]))
+    return _by_phase("sent per rank and step", one, entries)
 
 
 def _whole_run(one: Forecast) -> Iterator[str]:

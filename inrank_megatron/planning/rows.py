@@ -43,6 +43,7 @@ def _row(one: Forecast, phase: PhaseForecast) -> dict[str, Any]:
         "memory": vars(phase.memory) | {"allocator_slack": phase.slack},
         "flops": phase.flops,
         "bytes_sent": sum(entry.sent for entry in phase.sent),
+        "bytes_by_link": phase.bytes_by_link,
         "sent": [vars(entry) for entry in phase.sent],
         "step_seconds": phase.time.total,
         "seconds": vars(phase.time),

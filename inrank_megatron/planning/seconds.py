@@ -7,6 +7,7 @@ backward pass where DeepSpeed overlaps them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import columns_by_linear, overlaps_reductions, precision
@@ -19,6 +20,7 @@ from inrank_megatron.planning.sizes import sizes_of
 from inrank_megatron.planning.timeline import Phase
 from inrank_megatron.planning.traffic import Sent, traffic
 
+Link = Literal["node", "network"]
 LAUNCHES = 80
 """Operators of a layer and micro-batch, forward and backward (counted: docs/evidence/traffic.md)."""
 
@@ -59,17 +61,25 @@ def rate(config: Config, cluster: Cluster) -> float:
     return attained
 
 
-def bandwidth(topology: Topology, cluster: Cluster, group: str) -> float:
-    """Bytes per second at which a rank sends round the ring of its group. Neighbouring ranks share layers;
-    between nodes, the rings that leave a node share its network adapters.
+def link_of(topology: Topology, cluster: Cluster, group: str) -> Link:
+    """What the ring of a rank's group runs over: the node's links alone, or the network between nodes too.
+    Neighbouring ranks share layers.
     """
     n = topology.tensor_model_parallel_size
-    if group == "tensor":
-        inside, members = n <= cluster.devices and cluster.devices % n == 0, cluster.devices
-    else:
-        inside, members = cluster.nodes == 1, max(1, cluster.devices // n)
+    inside = cluster.devices % n == 0 if group == "tensor" else cluster.nodes == 1
+    return "node" if inside else "network"
+
+
+def bandwidth(topology: Topology, cluster: Cluster, group: str) -> float:
+    """Bytes per second at which a rank sends round the ring of its group. Between nodes, the rings that leave
+    a node share its network adapters.
+    """
     kind = cluster.kind
-    return kind.link if inside else min(kind.link, kind.network * members)
+    if link_of(topology, cluster, group) == "node":
+        return kind.link
+    n = topology.tensor_model_parallel_size
+    members = cluster.devices if group == "tensor" else max(1, cluster.devices // n)
+    return min(kind.link, kind.network * members)
 
 
 def _seconds(sent: Iterable[Sent], topology: Topology, cluster: Cluster) -> float:

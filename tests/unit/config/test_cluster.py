@@ -39,7 +39,7 @@ def test_a_file_describes_a_device_of_its_own(tmp_path):
 
 
 def test_a_file_gives_what_differs_from_a_known_device(tmp_path):
-    content = {"device": "h100", "devices": 4, "attained_tflops": {"bf16": 300}, "network_gb_s": 12}
+    content = {"device": "h100", "devices": 4, "attained_tflops": {"bf16": "3e2"}, "network_gb_s": 12}
     cluster = parse_cluster(written(tmp_path, content))
     known = DEVICES["H100"]
     assert cluster.device == "H100" and (cluster.kind.network, cluster.kind.link) == (12e9, known.link)
@@ -50,14 +50,23 @@ def test_a_file_gives_what_differs_from_a_known_device(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (OWN | {"link": 3}, "link: Extra inputs are not permitted; a cluster has device, nodes"),
-        (OWN | {"devices": 0}, "devices: Input should be greater than or equal to 1"),
-        (OWN | {"link_gb_s": float("inf")}, "link_gb_s: Input should be a finite number"),
-        (OWN | {"memory_gib": 1e300}, "memory_gib: Input should be less than or equal to"),
-        (OWN | {"attained_tflops": {"tf32": 3}}, "attained_tflops.tf32"),
+        (OWN | {"link": 3}, "link: no such entry; a cluster has device, nodes"),
+        (OWN | {"devises": 3}, "devises: no such entry, did you mean devices or device?; a cluster has"),
+        (OWN | {"devices": 0}, "devices = 0: must be greater than or equal to 1; correct it"),
+        (OWN | {"devices": True}, "devices = True: must be a valid integer; correct it"),
+        (OWN | {"devices": "8"}, "devices = '8': must be a valid integer; correct it"),
+        (OWN | {"nodes": 1.5}, "nodes = 1.5: must be a valid integer"),
+        (OWN | {"link_gb_s": True}, "link_gb_s = True: must be a valid number"),
+        (OWN | {"link_gb_s": "fast"}, "link_gb_s = 'fast': must be a valid number"),
+        (OWN | {"link_gb_s": float("nan")}, "link_gb_s = nan: must be a finite number"),
+        (OWN | {"price_per_device_hour": -2}, "price_per_device_hour = -2: must be greater than"),
+        (OWN | {"memory_gib": 1e300}, "memory_gib = 1e+300: must be less than or equal to"),
+        (OWN | {"attained_tflops": {"tf32": 3}}, "attained_tflops.tf32 = 'tf32': must be 'fp32', 'fp16' or"),
+        (OWN | {"attained_tflops": {"bf16": 101}}, "attained_tflops.bf16 = 101: is above the peak of 100"),
+        ({"device": "H100", "attained_tflops": {"bf16": 4e5}}, "is above the peak of 989; correct it"),
         ({"device": "Own-1", "memory_gib": 3}, "give peak_tflops, memory_gb_s, link_gb_s"),
         (OWN | {"peak_tflops": {"bf16": 100}}, "peak_tflops: has no fp32"),
-        ({"nodes": 3}, "device: Field required"),
+        ({"nodes": 3}, "device: is required; a cluster has"),
         ([1], "holds no `name: value` lines"),
     ],
 )

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -176,12 +179,55 @@ def test_a_plan_ends_for_any_number_of_processes_and_any_width():
         (["--cluster", "8xA100"], "cluster = '8xA100': must be"),
         (["--cluster", "7xH100"], "global_batch_size = 512: must be micro_batch_size"),
         (["--cluster", "8xH100", "--dataset", "o/n"], "give --steps-per-epoch N, or --switch-iters"),
+        (
+            ["--cluster", "8xH100", "--final-rank", "1025"],
+            "--final-rank 1025: the linears have rank 1024 at most",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(words, message):
     with pytest.raises(UserError) as error:
         planned(*MEDIUM, *words)
     assert message in str(error.value)
+
+
+def test_a_plan_that_does_not_fit_says_what_would():
+    words = ["--cluster", "1xV100-32GB", "--no-bf16", "--zero-stage", "1", "--no-offload-optimizer"]
+    with pytest.raises(UserError) as error:
+        planned(*MEDIUM, *words, "--num-layers", "500")
+    assert "fits into the 31.70 GiB of each V100-32GB: the least is" in str(error.value)
+    found = re.search(r"of this width (\d+) layers fit\)$", str(error.value))
+    assert found, error.value
+    planned(*MEDIUM, *words[:3], "--num-layers", found[1])
+    with pytest.raises(UserError, match="none of"):
+        planned(*MEDIUM, *words, "--num-layers", str(int(found[1]) + 10))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "tp", "links"),
+    [
+        ("8xH100", 2, {"tensor": "node", "data": "node"}),
+        ("2x4xH100", 2, {"tensor": "node", "data": "network"}),
+        ("2x4xH100", 8, {"tensor": "network"}),
+        ("2x4xH100", 1, {"data": "network"}),
+    ],
+)
+def test_bytes_are_told_apart_by_what_they_go_over(cluster, tp, links):
+    words = ["--cluster", cluster, "--tensor-model-parallel-size", str(tp), "--zero-stage", "1"]
+    for row in planned(*MEDIUM, *words)["rows"]:
+        expected = {"node": 0.0, "network": 0.0}
+        for entry in row["sent"]:
+            expected[links[entry["group"]]] += entry["sent"]
+        assert row["bytes_by_link"] == pytest.approx(expected)
+    shown = plan.run(plan.options([*MEDIUM, *words]))
+    assert ("all within the node" in shown) == ("node" in links.values())
+    assert ("all between nodes" in shown) == ("network" in links.values())
+
+
+def test_a_reader_that_leaves_early_ends_a_plan_without_a_word():
+    command = f"{sys.executable} tools/plan.py --cluster 2xcpu --json | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{", "")
 
 
 def test_measured_rates_take_the_place_of_assumed_ones():
