@@ -49,6 +49,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues the sweep", file=sys.stderr)
+        return 130
 
 
 def _run(given: argparse.Namespace) -> int:

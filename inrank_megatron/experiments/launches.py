@@ -43,10 +43,12 @@ def claim(path: Path, now: Mapping[str, Any]) -> None:
             path.write_text(json.dumps(now, indent=1), encoding="utf-8")
             return
         before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError("but a list or a value")
     except OSError as error:
         raise UserError(f"--output {path.parent}: {error.strerror}; give another folder") from error
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); give another --output") from error
+        raise UserError(f"{path}: is no JSON object ({error}); give another --output") from error
     if before != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         old, new = ({name: found.get(name) for name in names} for found in (before, now))
@@ -102,8 +104,16 @@ def _run(launch: Launch, notify: Notify, *, env: Mapping[str, str]) -> None:
         log.write(f"exit status {ended.returncode}\n")
     if not has_ended(folder):
         raise UserError(
-            f"{folder}: the run failed with status {ended.returncode}, not for its learning rate; correct "
-            f"what the end of {log_of(folder)} says, and give the command again"
+            f"{folder}: the run ended with status {ended.returncode}, not for its learning rate: "
+            f"{_last_error(log_of(folder))}; its output is in {log_of(folder)}; correct it, and give the "
+            "command again, which continues"
         )
     if ended.returncode:
         notify(f"the rate is too high: {log_of(folder)}")
+
+
+def _last_error(log: Path) -> str:
+    """What the launcher said last of a mistake; else the line before the exit status."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return errors[-1] if errors else (lines[-2] if len(lines) > 1 else "it printed nothing").strip()

@@ -41,7 +41,7 @@ class Sweep:
 def measure(sweep: Sweep, *, jobs: int, notify: Notify) -> dict[float, list[Result | None]]:
     """What came of each rate, lowest first, a result for each seed; None: its loss was not finite.
 
-    Every rate is checked before the first run starts.
+    Every rate and every seed is checked before the first run starts.
 
     Raises:
         UserError: a wrong flag, a folder with runs of other settings, or a run that failed.
@@ -51,8 +51,9 @@ def measure(sweep: Sweep, *, jobs: int, notify: Notify) -> dict[float, list[Resu
         why = f"{VARIED[name]} gives it" if name in VARIED else "it has no meaning here"
         raise UserError(f"--{name}: not a flag of a sweep, as {why}; leave it out")
     rates = sorted(sweep.rates)
-    for rate in rates:
-        launch = parse(sweep.launch(rate, sweep.seeds[0]).flags, world_size=1)
+    first = sweep.seeds[0]
+    for rate, seed in [*((rate, first) for rate in rates), *((rates[0], seed) for seed in sweep.seeds)]:
+        launch = parse(sweep.launch(rate, seed).flags, world_size=1)
         with launch.naming_origins():
             check(launch.config, world_size=1)
     common = {name: value for name, value in flatten(launch.config).items() if name not in VARIED}

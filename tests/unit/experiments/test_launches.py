@@ -32,8 +32,10 @@ def test_a_folder_is_for_runs_of_the_same_settings_and_the_error_names_those_tha
     ):
         claim(path, {"flags": ("--lr", "1"), "width": 32})
     assert json.loads(path.read_text())["width"] == 64
-    path.write_text("no JSON")
-    with pytest.raises(UserError, match="is no JSON"):
-        claim(path, {})
+    for damaged in ("no JSON", "[]", "7"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="is no JSON object"):
+            claim(path, {})
+        assert path.read_text() == damaged
     with pytest.raises(UserError, match=r"--output .*study.json: .*; give another folder"):
         claim(path / "study.json", {})

@@ -1,11 +1,18 @@
 """Choosing a rate from results worked out by hand, and a real sweep of a model of a few parameters."""
 
 import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from inrank_megatron.experiments import sweep
 from inrank_megatron.experiments.arms import Result
+from tests.harness import ROOT
 from tools.sweep import main
 
 TINY = "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --max-position-embeddings 16"
@@ -60,9 +67,46 @@ def test_a_sweep_trains_what_is_missing_and_refuses_another_configuration(tmp_pa
     assert "{'num_layers': 1}, not of {'num_layers': 2}: give another --output" in capsys.readouterr().err
 
 
+def test_a_sweep_that_is_interrupted_goes_on_where_it_stopped(tmp_path, capsys):
+    words = [*TINY.split(), "--train-iters", "400", "--data-cache-path", str(tmp_path / "cache")]
+    words += ["--rates", "1e-2", "--output", str(tmp_path / "s")]
+    metrics = tmp_path / "s" / "lr0.01-seed1" / "metrics.jsonl"
+    sweeping = subprocess.Popen(
+        [sys.executable, "tools/sweep.py", *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not metrics.exists() or metrics.stat().st_size < 2000:
+        assert sweeping.poll() is None, sweeping.communicate()
+        time.sleep(0.1)
+    os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does
+    _, said = sweeping.communicate(timeout=120)
+    assert sweeping.returncode == 130
+    assert said.splitlines()[-1] == "interrupted: the same command continues the sweep"
+    assert "Traceback" not in said
+    before = metrics.read_text().splitlines()
+    assert main(words) == 0
+    assert "best: lr 0.01" in capsys.readouterr().out
+    assert metrics.read_text().splitlines()[: len(before)] == before
+    steps = [r["step"] for r in map(json.loads, metrics.read_text().splitlines()) if r["kind"] == "train"]
+    assert steps == list(range(1, 401))
+
+
+def test_a_run_that_fails_says_why_in_the_line_of_the_sweep(tmp_path, capsys):
+    words = [*TINY.split(), "--train-data-path", str(tmp_path / "none.txt"), "--output", str(tmp_path / "s")]
+    assert main([*words, "--rates", "1e-2"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"ended with status 1, not for its learning rate: data path {tmp_path}/none.txt does not exist"
+        in error
+    )
+    assert "give the command again, which continues" in error
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--seeds", "1", "-5"], "seed = -5: must be"),
+        (["--seeds", "1", "4294967296"], "seed = 4294967296: must be"),
         (["--lr", "1"], "--lr: not a flag of a sweep, as --rates gives it; leave it out"),
         (["--save=x"], "--save: not a flag of a sweep, as --output gives it"),
         (["--dry_run"], "--dry-run: not a flag of a sweep, as it has no meaning here"),
