@@ -31,7 +31,7 @@ BANDWIDTHS = {
     "host_link_gb_s": "host_link",
     "host_memory_gb_s": "host_memory_bandwidth",
 }
-LATENCIES = {"operator_us": "operator", "collective_us": "collective"}
+LATENCIES = {"operator_us": "operator", "collective_us": "collective", "zero3_layer_us": "zero3_layer"}
 NEEDED = ("memory_gib", "peak_tflops", *BANDWIDTHS)
 """Of a device that is not known."""
 
@@ -53,6 +53,7 @@ class _File(Section):
     host_memory_gb_s: Rate | None = None
     operator_us: Rate | None = None
     collective_us: Rate | None = None
+    zero3_layer_us: Rate | None = None
     watts: Rate | None = None
     price_per_device_hour: Rate | None = None
 

@@ -13,6 +13,9 @@ ATTAINED_HALF, ATTAINED_FP32 = 0.4, 0.8
 """Assumed share of the peak in a training: 125 TFLOP/s of an A100, 400 of an H100 in BF16."""
 ATTAINED_LINK, ATTAINED_MEMORY = 0.7, 0.8
 """Assumed share of a link's and of a memory's bandwidth."""
+ZERO3_LAYER = 0.0085
+"""Seconds of a busy core of Zen 4, by `tools/bench.py rates`; assumed for the hosts of GPUs too, as the work
+is DeepSpeed's Python."""
 
 # Dense peak operations per second, without sparsity, from the vendors' data sheets; the first match counts.
 # BF16 and FP16 are tensor-core rates; FP32 is true FP32, since torch leaves TF32 off unless asked for it.
@@ -48,7 +51,8 @@ class Device:
         memory_bandwidth: of the device's own memory. host_memory_bandwidth: of the host's, its share.
         link: to the other devices of a node. network: to those of other nodes. host_link: to the host.
         operator: seconds in which the host launches one operator. collective: of one collective, beyond those
-            of its bytes.
+            of its bytes. zero3_layer: of the host's for gathering and releasing one layer in one micro-batch
+            under ZeRO 3, beyond its collectives.
         watts: while it trains, cooling and the rest of the node not included; None: unknown.
     """
 
@@ -61,6 +65,7 @@ class Device:
     host_memory_bandwidth: float
     operator: float = 5e-6
     collective: float = 2e-5
+    zero3_layer: float = ZERO3_LAYER
     watts: float | None = None
     attained: Mapping[str, float] = field(default_factory=dict)
     peak: Mapping[str, float] = field(default_factory=dict)

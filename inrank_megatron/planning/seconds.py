@@ -43,7 +43,10 @@ def step_time(config: Config, topology: Topology, phase: Phase, cluster: Cluster
     """Of a step in ``phase`` without a rank check."""
     on_cpu = cluster.device == "cpu"
     compute = step_flops(config, topology, phase, on_cpu=on_cpu) / rate(config, cluster)
-    launched = LAUNCHES * config.model.num_layers * topology.accumulation_steps * cluster.kind.operator
+    layer = LAUNCHES * cluster.kind.operator
+    if config.parallel.zero_stage == 3:
+        layer += cluster.kind.zero3_layer
+    launched = layer * config.model.num_layers * topology.accumulation_steps
     compute = compute + launched if on_cpu else max(compute, launched)
     sent = traffic(config, topology, phase, on_cpu=on_cpu)
     return StepTime(
