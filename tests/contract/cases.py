@@ -6,12 +6,12 @@ A new method is one row of ``CASES``.
 from dataclasses import dataclass
 from enum import Enum, auto
 
-CHECK = 5
+CHECK = 3
 """Steps between two rank checks."""
 SWITCH = 4 * CHECK
 GLOBAL_BATCH, ACCUMULATION = 4, 2
 STEPS = 50
-"""Of the longest comparisons: rank checks every 5, the switch after 20, restarts every 10."""
+"""Of the longest comparisons: rank checks every 3, the switch after 12, restarts every 6."""
 
 SIZES = {
     "num_layers": 2,
@@ -83,7 +83,7 @@ class Case:
 
     settings: dict
     tags: frozenset[Tag] = frozenset()
-    steps: int = 22
+    steps: int = 14
     tolerance: Tolerance = FP32
 
     @property
@@ -96,7 +96,7 @@ class Case:
         return "llama-dense" if self.settings.get("model_type") == "llama" else "dense"
 
 
-def _case(method: str, *tags: Tag, steps: int = 22, tolerance: Tolerance = FP32, **settings) -> Case:
+def _case(method: str, *tags: Tag, steps: int = 14, tolerance: Tolerance = FP32, **settings) -> Case:
     return Case({"method": method, **settings}, frozenset(tags), steps, tolerance)
 
 
@@ -119,7 +119,7 @@ CASES = {
     "lora": _case("lora", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE, steps=10, rank=8),
     "lora-attention": _case("lora", steps=10, rank=8, **ATTENTION),
     "relora": _case("relora", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_AS_DENSE, **MERGES),
-    "inrank": _case("inrank", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_LOWER, steps=16, **GROWING),
+    "inrank": _case("inrank", Tag.PAIRWISE, Tag.HALF, Tag.STARTS_LOWER, steps=10, **GROWING),
     "inrank-random": _case(
         "inrank",
         factor_init="random",

@@ -19,6 +19,8 @@ from tests.contract.sessions import Session, build
 PARAMETER = "decoder.layers.1.mlp.linear_fc1.U"
 MODULE = "decoder.layers.0.input_layernorm"
 CULPRIT = 1
+SWITCHED = 20
+"""The step of a switch, past the overflows that a first loss scale of 2^30 has."""
 
 
 def check(session: Session) -> list[int]:
@@ -127,15 +129,15 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
 def scaling_over_changes(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     """The loss scaling's record before and after the switch, and after a resume from there."""
     settings = settings | {"fp16": True, "initial_loss_scale": 2.0**30, "loss_scale_window": 4}
-    session = build("inrank-efficient", layout, switch=4 * CHECK, **settings).start()
-    skipped = [session.train_step().skipped for _ in range(4 * CHECK)]
+    session = build("inrank-efficient", layout, switch=SWITCHED, **settings).start()
+    skipped = [session.train_step().skipped for _ in range(SWITCHED)]
     records = [engine_record(session.engine)["loss_scaling"]]
     check(session)
     record, tensors = engine_record(session.engine), snapshot(session)
     records.append(record["loss_scaling"])
     goes_on = session.train_step()
-    resumed = build("inrank-efficient", layout, switch=4 * CHECK, record=record, **settings)
-    resumed.step = 4 * CHECK
+    resumed = build("inrank-efficient", layout, switch=SWITCHED, record=record, **settings)
+    resumed.step = SWITCHED
     load_engine(resumed.engine, record, Tensors(tensors))
     records.append(engine_record(resumed.engine)["loss_scaling"])
     scaler = resumed.engine.deepspeed.optimizer.loss_scaler

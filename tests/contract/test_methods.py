@@ -4,8 +4,8 @@ A new method is one row of ``CASES`` in ``cases.py``, whose tags decide what is 
 comparisons cover every two values of method, layout of ranks, ZeRO stage, optimizer and recomputation that
 are legal together, in BF16 and FP16 each single value; `tests/full.sh` runs all combinations, each over 50
 steps.
-Every training accumulates gradients and clips, and goes through what its method does: growth at every fifth
-step, the switch after 20, restarts at every tenth.
+Every training accumulates gradients and clips, and goes through what its method does: growth at every third
+step, the switch after 12, restarts at every sixth.
 """
 
 import itertools

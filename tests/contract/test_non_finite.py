@@ -7,11 +7,13 @@ import math
 
 import pytest
 
+from tests.contract.cases import CHECK
 from tests.contract.layouts import LAYOUTS
 from tests.contract.non_finite import (
     CULPRIT,
     MODULE,
     PARAMETER,
+    SWITCHED,
     gives_up,
     left_out,
     overflowing,
@@ -105,12 +107,12 @@ def test_loss_scaling_skips_the_same_steps_on_every_rank(layout, settings):
         assert result["counted"] == (lost, 0)
         for number, (before, after) in enumerate(result["ranks"], start=1):
             grew = any(a > b for a, b in zip(after, before, strict=True))
-            assert grew or before != result["ranks"][0][0] if 5 * number > first else after == before
+            assert grew or before != result["ranks"][0][0] if CHECK * number > first else after == before
         assert result["losses"][1] < result["losses"][0] - 0.01
         assert result["spoilt"] == (True, math.inf, [])
         assert result["next"] is False
         # A lost check counts for patience as growth does.
-        in_vain = range(5, first + 1, 5)
+        in_vain = range(CHECK, first + 1, CHECK)
         assert result["grown_at"][: len(in_vain)] == [{step} for step in in_vain]
         assert max(result["grown_at"][-1]) > first
     assert one["ranks"] == other["ranks"]
@@ -125,7 +127,7 @@ def test_loss_scaling_state_survives_switch_and_resume(layout, settings):
         assert before == switched == resumed
         assert before["skipped"] == result["skipped"] > 2
         assert before["state"] == result["state"]
-        assert before["state"]["cur_iter"] == 20 and before["state"]["last_overflow_iter"] >= 2
+        assert before["state"]["cur_iter"] == SWITCHED and before["state"]["last_overflow_iter"] >= 2
         assert result["base"] is False, "it has not switched"
         assert result["steps"][0] == result["steps"][1]
     assert one["records"] == other["records"]

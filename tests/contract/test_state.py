@@ -83,7 +83,7 @@ RESUMES = (
         )
     ),
     Resume("lora", CHECK, "DP2", "TP2 SP"),
-    # Before the restart after ten steps, which then draws the same new V and resets the same moments, and
+    # Before the restart after six steps, which then draws the same new V and resets the same moments, and
     # past it, where the learning rate warms up again.
     *(
         Resume(method, step, "TP2 SP", "DP2")

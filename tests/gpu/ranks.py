@@ -21,7 +21,7 @@ from tests.gpu.profiling import counts_of
 
 
 def losses(rank: int, world_size: int, settings: dict) -> dict:
-    """A training of 50 steps: checks every 5, the switch after 20, restarts every 10."""
+    """A training of 50 steps: checks every 3, the switch after 12, restarts every 6."""
     layout = Layout(**settings["layout"])
     return sessions.run(rank, world_size, settings["method"], layout, settings["changes"], STEPS)
 

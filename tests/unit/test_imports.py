@@ -1,6 +1,7 @@
 """The rules on who may import whom, read from the source."""
 
 import ast
+import functools
 import graphlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,20 +52,18 @@ MAY_READ_GLOBAL_GROUPS = "inrank_megatron.distributed.process_groups"
 MAY_CALL_DEEPSPEED = "inrank_megatron.engine"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_one_way(module):
-    assert_downward(module, "inrank_megatron", FLOORS)
-    assert not any(name.split(".")[0] in ("launch", "tools", "tests") for name in imports(module))
+def test_imports_run_one_way():
+    assert_downward("inrank_megatron", FLOORS)
+    outside = ("launch", "tools", "tests")
+    assert [(m, name) for m in MODULES for name in imports(m) if name.split(".")[0] in outside] == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("inrank_megatron.lowrank.")])
-def test_the_contribution_runs_one_way(module):
-    assert_downward(module, "inrank_megatron.lowrank", LOWRANK_FLOORS)
+def test_the_contribution_runs_one_way():
+    assert_downward("inrank_megatron.lowrank", LOWRANK_FLOORS)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("inrank_megatron.interop.")])
-def test_formats_of_other_programs_know_what_they_share_alone(module):
-    assert_downward(module, "inrank_megatron.interop", INTEROP_FLOORS)
+def test_formats_of_other_programs_know_what_they_share_alone():
+    assert_downward("inrank_megatron.interop", INTEROP_FLOORS)
 
 
 def test_the_page_of_the_algorithm_needs_nothing_of_the_package():
@@ -84,33 +83,39 @@ def test_every_part_has_its_level(package, levels):
     assert parts == {part for level in levels for part in level}
 
 
-def assert_downward(module: str, package: str, levels: tuple[tuple[str, ...], ...]) -> None:
-    """Each import within ``package`` is of the module's own part, or of one on a lower level."""
+def assert_downward(package: str, levels: tuple[tuple[str, ...], ...]) -> None:
+    """Each import within ``package`` is of the module's own part, or of one on a lower level; what lies next
+    to the package's modules is not asked.
+    """
     level_of = {part: number for number, level in enumerate(levels) for part in level}
     depth = package.count(".") + 1
-    part = module.split(".")[depth] if module != package else None
-    imported = {name.split(".")[depth] for name in imports(module) if name.startswith(f"{package}.")}
-    upward = {one for one in imported - {part} if level_of.get(one, -1) >= level_of.get(part, len(levels))}
-    assert not upward, f"{part} must not import {', '.join(sorted(upward))}: of the same level or above it"
+    upward = set()
+    for module in MODULES:
+        if not f"{module}.".startswith(f"{package}."):
+            continue
+        part = module.split(".")[depth] if module != package else None
+        imported = {name.split(".")[depth] for name in imports(module) if name.startswith(f"{package}.")}
+        own = level_of.get(part, len(levels))
+        upward |= {(module, one) for one in imported - {part} if level_of.get(one, -1) >= own}
+    assert not upward, f"modules, and what they must not import: of the same level or above it: {upward}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_one_module_reads_the_global_groups_of_megatron(module):
-    reads = [name for name in imports(module) if "parallel_state" in name or name.endswith(".mpu")]
-    assert not reads or module == MAY_READ_GLOBAL_GROUPS, f"{reads}: take the process group as an argument"
+def test_one_module_reads_the_global_groups_of_megatron():
+    reads = {m: [n for n in imports(m) if "parallel_state" in n or n.endswith(".mpu")] for m in MODULES}
+    reading = {module: names for module, names in reads.items() if names}
+    assert reading.keys() == {MAY_READ_GLOBAL_GROUPS}, f"{reading}: take the process group as an argument"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_only_the_engine_imports_deepspeed(module):
-    uses = [name for name in imports(module) if name.split(".")[0] == "deepspeed"]
-    assert not uses or module.startswith(MAY_CALL_DEEPSPEED), f"{uses}: the engine alone knows DeepSpeed"
+def test_only_the_engine_imports_deepspeed():
+    uses = {m for m in MODULES if any(name.split(".")[0] == "deepspeed" for name in imports(m))}
+    outside = {module for module in uses if not module.startswith(MAY_CALL_DEEPSPEED)}
+    assert uses and not outside, f"{outside}: the engine alone knows DeepSpeed"
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in MODULES if name.startswith("inrank_megatron.lowrank.criteria.")]
-)
-def test_rank_decisions_know_nothing_of_processes(module):
-    assert not any(name.startswith("torch.distributed") for name in imports(module))
+def test_rank_decisions_know_nothing_of_processes():
+    criteria = [name for name in MODULES if name.startswith("inrank_megatron.lowrank.criteria.")]
+    names = {(module, name) for module in criteria for name in imports(module)}
+    assert names and [pair for pair in names if pair[1].startswith("torch.distributed")] == []
 
 
 def test_no_import_cycle():
@@ -118,23 +123,22 @@ def test_no_import_cycle():
     graphlib.TopologicalSorter({module: edges - {module} for module, edges in graph.items()}).prepare()
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES.values() if path.name == "__init__.py"], ids=str)
-def test_packages_hold_at_most_a_docstring_and_the_version(path):
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        version = isinstance(node, ast.Assign) and [t.id for t in node.targets] == ["__version__"]
-        assert docstring or version or registers(path, node), f"line {node.lineno} belongs in a module"
+def test_packages_hold_at_most_a_docstring_and_the_version():
+    for path in [path for path in MODULES.values() if path.name == "__init__.py"]:
+        for node in tree(path).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            version = isinstance(node, ast.Assign) and [t.id for t in node.targets] == ["__version__"]
+            allowed = docstring or version or registers(path, node)
+            assert allowed, f"line {node.lineno} of {path} belongs in a module"
 
 
-@pytest.mark.parametrize(
-    "path", [*MODULES.values(), *sorted((ROOT / "patches").glob("*.py"))], ids=lambda path: path.stem
-)
-def test_nothing_runs_at_import(path):
+def test_nothing_runs_at_import():
     """At the top level: definitions, constants and imports; a bare call or a loop is neither."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        allowed = docstring or isinstance(node, _DEFINITIONS) or registers(path, node)
-        assert allowed, f"line {node.lineno} runs at import"
+    for path in [*MODULES.values(), *sorted((ROOT / "patches").glob("*.py"))]:
+        for node in tree(path).body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            allowed = docstring or isinstance(node, _DEFINITIONS) or registers(path, node)
+            assert allowed, f"line {node.lineno} of {path} runs at import"
 
 
 def registers(path: Path, node: ast.stmt) -> bool:
@@ -153,9 +157,15 @@ _DEFINITIONS = (
 )
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(module: str) -> set[str]:
     """Full names of what ``module`` imports anywhere, functions included; ``a.b`` for ``from a import b``."""
-    return set(_imported(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    return set(_imported(tree(MODULES[module])))
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
