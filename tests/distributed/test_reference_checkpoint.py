@@ -1,6 +1,5 @@
 """Checkpoints as the InRank authors' program writes them, made by hand: transformers' GPT-2, other MLPs."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from inrank_megatron.interop.core import run
 from inrank_megatron.interop.core.gpt import gpt_forward
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.inrank_reference import checkpoint as reference
+from tests.forked import run_forked
 from tests.harness import ROOT, run_ranks
 from tools.inspect_ranks import main
 
@@ -186,10 +186,7 @@ def test_conversion_gives_a_trainable_run(tmp_path):
 
 
 def _convert(*arguments: str) -> tuple[int, str, str]:
-    tool = ROOT / "tools" / "convert_checkpoint.py"
-    done = subprocess.run(
-        [sys.executable, str(tool), *arguments], capture_output=True, text=True, check=False
-    )
+    done = run_forked(ROOT / "tools" / "convert_checkpoint.py", *arguments)
     return done.returncode, done.stdout, done.stderr
 
 

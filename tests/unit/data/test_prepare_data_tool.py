@@ -9,26 +9,24 @@ import pytest
 
 from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.errors import UserError
+from tests.forked import run_forked
 from tests.unit.data.texts import prose
 from tools.prepare_data import settings
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / "prepare_data.py", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+TOOL = ROOT / "tools" / "prepare_data.py"
 
 
 def test_tool_prints_counts_and_folder(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(20000, seed=4))
     flags = ("--data-path", tmp_path / "a.txt", "--vocab-size", 300, "--data-cache-path", tmp_path / "cache")
-    done = run(*flags)
+    done = subprocess.run(
+        [sys.executable, TOOL, *map(str, flags)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert f"token files: {tmp_path / 'cache'}" in done.stdout
     assert "vocabulary: 300 tokens" in done.stdout
@@ -40,7 +38,7 @@ def test_tool_prints_counts_and_folder(tmp_path: Path) -> None:
 
 
 def test_a_fault_is_one_line(tmp_path: Path) -> None:
-    done = run("--data-path", tmp_path / "missing.txt", "--data-cache-path", tmp_path / "cache")
+    done = run_forked(TOOL, "--data-path", tmp_path / "missing.txt", "--data-cache-path", tmp_path / "cache")
     assert done.returncode == 1
     assert done.stderr.startswith("error: data path ")
     assert done.stderr.count("\n") == 1

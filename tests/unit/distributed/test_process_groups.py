@@ -1,12 +1,11 @@
 """Process groups where one process computes with many models."""
 
 import os
-import subprocess
-import sys
 
 import torch.distributed as dist
 
-from tests.harness import ROOT, run_ranks
+from tests.forked import run_forked
+from tests.harness import run_ranks
 
 
 def groups_and_threads() -> tuple[int, int]:
@@ -49,8 +48,7 @@ assert after.gather_from_all_ranks("here") == ["here"]
 """
 
 
-def test_groups_of_an_ended_job_are_not_reused():
-    done = subprocess.run(
-        [sys.executable, "-c", ENDED], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+def test_groups_of_an_ended_job_are_not_reused(tmp_path):
+    (program := tmp_path / "ended.py").write_text(ENDED)
+    done = run_forked(program)
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ from inrank_megatron.interop.core.gpt import gpt_forward
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.run import open_weights
 from inrank_megatron.interop.formats import writable
+from tests.forked import run_forked
 from tests.harness import ROOT
 from tests.runs import random_weights, write_run
 from tests.unit.data.tokenizer_layouts import layouts
@@ -189,15 +190,13 @@ def test_contradictions_on_the_command_line(words):
 
 
 def test_the_tool_reads_standard_input_and_prints_errors_in_one_line(gpt2_run):
-    def tool(*words: object, text: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "tools" / "generate.py"), *map(str, words)]
-        return subprocess.run(command, input=text, capture_output=True, text=True, check=False, cwd=ROOT)
-
-    done = tool(gpt2_run, "--max-new-tokens", 3, text=PROMPT + "\n")
+    tool = ROOT / "tools" / "generate.py"
+    command = [sys.executable, str(tool), str(gpt2_run), "--max-new-tokens", "3"]
+    done = subprocess.run(command, input=PROMPT + "\n", capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.startswith(PROMPT), done.stderr
     said = "text is sampled with temperature 0.8, top-p 0.95, seed 0; --greedy takes the likeliest"
     assert done.stderr == f"{said} token each time\n"
-    refused = tool(gpt2_run / "absent", text=PROMPT)
+    refused = run_forked(tool, gpt2_run / "absent", "--prompt", PROMPT)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
     assert refused.stderr.startswith("error: ")
 

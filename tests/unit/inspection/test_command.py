@@ -27,6 +27,7 @@ from inrank_megatron.lowrank.criteria.explained_ratio import update_ratio
 from inrank_megatron.lowrank.layers.spec import FactorSpec
 from inrank_megatron.lowrank.linalg import oracle
 from inrank_megatron.reporting.untrained import untrained_table
+from tests.forked import run_forked
 from tests.runs import random_weights, write_run
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "inspect_ranks.py"
@@ -160,16 +161,13 @@ def test_of_a_run_the_best_checkpoint_is_read_and_named(run, capsys):
     assert found.step == 7 and "step_00000006" in found.notes[0]
 
 
-def tool(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(TOOL), *args], capture_output=True, text=True, check=False)
-
-
 def test_the_tool_prints_draws_and_refuses(run, tmp_path):
-    done = tool(str(run), "--json", "--png", str(tmp_path / "ranks.png"))
+    command = [sys.executable, str(TOOL), str(run), "--json", "--png", str(tmp_path / "ranks.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [row["rank"] for row in json.loads(done.stdout)["layers"]] == [RANK, RANK]
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
-    refused = tool(str(run / "absent"))
+    refused = run_forked(TOOL, run / "absent")
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
 
 

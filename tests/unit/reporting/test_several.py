@@ -17,6 +17,7 @@ from inrank_megatron.reporting.several import (
     titles,
     write_comparison,
 )
+from tests.forked import run_forked
 from tests.unit.reporting.test_report import Page
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "report.py"
@@ -120,7 +121,7 @@ def test_only_a_page_of_several_runs_is_replaced(make_run: MakeRun, tmp_path: Pa
 
 def test_the_report_of_a_run_is_not_replaced_by_a_page_of_several(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("a"), make_run("b")]
-    done = tool(str(runs[0]))
+    done = run_forked(TOOL, runs[0])
     assert done.returncode == 0, done.stderr
     with pytest.raises(UserError, match="exists and is no page of several runs"):
         write_comparison(runs, runs[0] / "report.html")
@@ -134,17 +135,13 @@ def test_runs_with_the_least_on_record(make_run: MakeRun, tmp_path: Path) -> Non
     assert "FLOPs are not known of A, B." in text and "A has not finished. B has not finished." in text
 
 
-def tool(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TOOL), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
-
-
 def test_the_tool_writes_where_it_is_called_or_told(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [str(make_run("a")), str(make_run("b"))]
-    done = tool(*runs, cwd=tmp_path)
+    command = [sys.executable, str(TOOL), *runs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "comparison.html\n"), done.stderr
-    done = tool(*runs, "--output", str(tmp_path / "b" / "config.yaml"))
+    done = run_forked(TOOL, *runs, "--output", str(tmp_path / "b" / "config.yaml"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    done = tool(runs[0], "--output", str(tmp_path / "page.html"))
+    done = run_forked(TOOL, runs[0], "--output", str(tmp_path / "page.html"))
     assert done.returncode == 2 and "--output is for several runs" in done.stderr
     assert not (tmp_path / "page.html").exists()
