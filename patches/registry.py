@@ -9,12 +9,14 @@ from inrank_megatron_patches import (
     cuda_synchronize,
     deepspeed_build_shm_op,
     deepspeed_is_fp16_supported,
+    deepspeed_mlflow,
     deepspeed_muon,
     deepspeed_see_memory_usage,
     megatron_get_rng_state,
     megatron_jit_fuser,
     megatron_logits_max,
     megatron_set_rng_state,
+    megatron_wandb,
 )
 
 CPU_PATCHES: tuple[ModuleType, ...] = (
@@ -32,7 +34,10 @@ CPU_PATCHES: tuple[ModuleType, ...] = (
 )
 # These act with CUDA too: they only keep a library quiet.
 QUIET_PATCHES: tuple[ModuleType, ...] = (deepspeed_see_memory_usage,)
-PATCHES = CPU_PATCHES + QUIET_PATCHES
+# These too: they import a library without another one that it would import.
+IMPORT_PATCHES: tuple[ModuleType, ...] = (megatron_wandb, deepspeed_mlflow)
+_FIRST_IMPORT = CPU_PATCHES.index(megatron_jit_fuser)
+PATCHES = CPU_PATCHES[:_FIRST_IMPORT] + IMPORT_PATCHES + CPU_PATCHES[_FIRST_IMPORT:] + QUIET_PATCHES
 
 
 def apply_all() -> None:

@@ -30,7 +30,11 @@ def main(argv: list[str]) -> int:
     try:
         data = settings(argv)
         refuse_ranks("prepare_data.py")
-        # Imported after the arguments were checked: Megatron-Core takes seconds.
+        # Imported after the arguments were checked: Megatron-Core takes seconds, half of them for what the
+        # patch leaves out.
+        from inrank_megatron_patches import megatron_wandb
+
+        megatron_wandb.apply()
         from inrank_megatron.data.prepare import prepare
 
         with shown(console) as progress:
