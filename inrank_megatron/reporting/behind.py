@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from inrank_megatron.reporting.plots import checks, costs, magnitude
+from inrank_megatron.reporting.plots import checks, costs
 from inrank_megatron.reporting.run import PHASES, Record, Run, depth, kind_of
-from inrank_megatron.reporting.tables import PHASE_TITLES, UNKNOWN, Table, number
+from inrank_megatron.reporting.tables import PHASE_TITLES, UNKNOWN, Table, magnitude, number
 
 MOST_ROWS = 25
 VALUES = 8  # singular values of a row

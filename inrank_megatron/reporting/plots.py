@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from inrank_megatron.reporting.run import PHASES, Record, Run, depth, kind_of
+from inrank_megatron.reporting.tables import magnitude
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#666666"
 MOST_POINTS = 1000
@@ -161,14 +162,6 @@ def throughput_figure(run: Run) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
         _mark_switch(axes, run)
     return figure
-
-
-def magnitude(value: float) -> str:
-    """Three significant digits and a metric suffix: ``1.23 M``."""
-    for size, suffix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 def styled(axes: Axes, *, x: str = "", y: str = "", title: str = "") -> Axes:

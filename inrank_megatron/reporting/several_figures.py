@@ -21,14 +21,13 @@ from inrank_megatron.reporting.plots import (
     PURPLE,
     VERMILION,
     binned,
-    magnitude,
     perplexity_axis,
     styled,
     whole_numbers,
 )
 from inrank_megatron.reporting.recorded import unigram_perplexity
 from inrank_megatron.reporting.run import Run, flops_spent, kind_of
-from inrank_megatron.reporting.tables import UNKNOWN, Table, number, peak
+from inrank_megatron.reporting.tables import UNKNOWN, Table, magnitude, number, peak
 
 Runs = Mapping[str, Run]
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#333333")

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.reporting.console import duration
-from inrank_megatron.reporting.plots import magnitude
 from inrank_megatron.reporting.run import PHASES, Record, Run
 
 UNKNOWN = "-"
@@ -24,6 +23,14 @@ class Table(NamedTuple):
     heads: list[str]
     rows: list[list[str]]
     wide: bool = False
+
+
+def magnitude(value: float) -> str:
+    """Three significant digits and a metric suffix: ``1.23 M``."""
+    for size, suffix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
 
 
 def number(value: float | None) -> str:

@@ -24,7 +24,12 @@ IMPORTS = {
     "megatron_jit_fuser": "megatron.core",
     "deepspeed_muon": "deepspeed.runtime.zero.muon.original_muon",
 }
-SYMBOLS = [name for name in NAMES if name not in IMPORTS]
+TRACKERS = {
+    "deepspeed_mlflow": ("mlflow", "deepspeed"),
+    "megatron_wandb": ("wandb", "megatron.core.inference_params"),
+}
+"""What is left out, and an import that brings it."""
+SYMBOLS = [name for name in NAMES if name not in {*IMPORTS, *TRACKERS}]
 COMPILER = "torch._inductor.compile_fx"
 FOLDER = Path(__file__).resolve().parents[2] / "patches"
 
@@ -60,24 +65,26 @@ def test_patch_fixes_the_symbol(upstream, name):
 
 
 # Ends the process there: the import of the compiler takes longer than all before it.
-AT_THE_COMPILER = f"""
+AT_A_MODULE = """
 import os, sys
 class Finder:
     def find_spec(name, *_):
-        if name == "{COMPILER}":
+        if name == "{}":
             os._exit(9)
 sys.meta_path.insert(0, Finder)
 """
 
 
-@pytest.mark.parametrize("name", IMPORTS)
-def test_upstream_still_imports_the_compiler(name):
-    code = f"{AT_THE_COMPILER}import {IMPORTS[name]}"
+@pytest.mark.parametrize("name", [*IMPORTS, *TRACKERS])
+def test_upstream_still_imports_what_the_patch_leaves_out(name):
+    left_out, module = TRACKERS[name] if name in TRACKERS else (COMPILER, IMPORTS[name])
+    code = f"{AT_A_MODULE.format(left_out)}import {module}"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 9, f"upstream works without patches/{name}.py: delete it\n{process.stderr}"
 
 
-def test_a_process_of_a_run_imports_no_compiler():
+def test_a_process_of_a_run_imports_nothing_that_it_may_not_need():
+    """No compiler, no tracker, and no Matplotlib: one rank draws, at the end."""
     code = f"""if True:
         import sys
         from inrank_megatron.distributed.platform import prepare_process
@@ -88,6 +95,11 @@ def test_a_process_of_a_run_imports_no_compiler():
         assert megatron.core.jit.jit_fuser(print) is megatron.core.jit.jit_fuser(dynamic=True)(print) is print
         assert torch.compile.__module__ == "torch"
         import {", ".join(IMPORTS.values())}
+        import {", ".join(module for _, module in TRACKERS.values())}, inrank_megatron.training.run
+        unwanted = {["matplotlib", *dict(TRACKERS.values())]!r}
+        assert not [name for name in unwanted if name in sys.modules]
+        import importlib.util  # who asks for them later has them
+        assert all(importlib.util.find_spec(name).origin for name in {tuple(dict(TRACKERS.values()))!r})
     """
     subprocess.run([sys.executable, "-c", code], check=True)
 
