@@ -10,7 +10,6 @@ from inrank_megatron.engine.fragments import read_value, write_value
 from inrank_megatron.engine.loss_scaling import STATE
 from inrank_megatron.engine.state import engine_record, load_engine
 from inrank_megatron.errors import UserError
-from tests.contract.cases import CHECK
 from tests.contract.checkpoints import Tensors
 from tests.contract.layouts import Layout
 from tests.contract.probes import snapshot, states
@@ -19,8 +18,10 @@ from tests.contract.sessions import Session, build
 PARAMETER = "decoder.layers.1.mlp.linear_fc1.U"
 MODULE = "decoder.layers.0.input_layernorm"
 CULPRIT = 1
-SWITCHED = 20
-"""The step of a switch, past the overflows that a first loss scale of 2^30 has."""
+CHECK, SWITCHED = 5, 20
+"""Steps between two rank checks, and the step of a switch: several steps are taken before each, although the
+first loss scales overflow.
+"""
 
 
 def check(session: Session) -> list[int]:
@@ -102,7 +103,9 @@ def left_out(rank: int, world_size: int, layout: Layout, settings: dict) -> dict
 
 def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, steps: int) -> dict:
     """A training whose first loss scales are far too large, over rank checks; then one spoilt step."""
-    session = build("inrank", layout, fp16=True, initial_loss_scale=2.0**40, **settings).start()
+    session = build(
+        "inrank", layout, fp16=True, initial_loss_scale=2.0**40, rank_check_interval=CHECK, **settings
+    ).start()
     seen = {name: [] for name in ("skipped", "scales", "losses", "changed", "ranks", "grown_at")}
     seen["losses"].append(session.fixed_loss())
     for _ in range(steps):
@@ -129,6 +132,7 @@ def overflowing(rank: int, world_size: int, layout: Layout, settings: dict, step
 def scaling_over_changes(rank: int, world_size: int, layout: Layout, settings: dict) -> dict:
     """The loss scaling's record before and after the switch, and after a resume from there."""
     settings = settings | {"fp16": True, "initial_loss_scale": 2.0**30, "loss_scale_window": 4}
+    settings["rank_check_interval"] = CHECK
     session = build("inrank-efficient", layout, switch=SWITCHED, **settings).start()
     skipped = [session.train_step().skipped for _ in range(SWITCHED)]
     records = [engine_record(session.engine)["loss_scaling"]]

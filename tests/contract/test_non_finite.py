@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from tests.contract.cases import CHECK
 from tests.contract.layouts import LAYOUTS
 from tests.contract.non_finite import (
+    CHECK,
     CULPRIT,
     MODULE,
     PARAMETER,
