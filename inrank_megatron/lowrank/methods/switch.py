@@ -19,7 +19,7 @@ class SwitchSettings(Section):
         "step after which every factorised matrix becomes U* V* (inrank-efficient, warm-start)", None
     )
     switch_epochs: Positive | None = setting(
-        "the same in epochs; if both are left out: 1 epoch, but at most half of train-iters", None
+        "the same in epochs; if both are left out: 1 epoch, but at most a quarter of train-iters", None
     )
     rank_multiple_of: Count = setting(
         "round the columns after the switch up to a multiple of this (the tile size of the device)", 1

@@ -78,7 +78,7 @@ class Switching(Factorising):
             step = max(1, round(inrank.switch_epochs * steps_per_epoch))
             shown = f"switch_epochs = {inrank.switch_epochs:g} ({step} steps at {steps_per_epoch} an epoch)"
         else:
-            step, shown = max(1, min(steps_per_epoch, run.training.train_iters // 2)), "train_iters = 1"
+            step, shown = max(1, min(steps_per_epoch, run.training.train_iters // 4)), "train_iters = 1"
         if step > last:
             raise UserError(
                 f"{shown}: the switch must come before the last of {last + 1} steps; raise train_iters, "

@@ -311,15 +311,15 @@ def test_settings_of_other_methods_do_not_matter():
 @pytest.mark.parametrize(
     ("settings", "step"),
     [
-        ({}, 30),
-        ({"train_iters": 40}, 20),
+        ({"train_iters": 200}, 30),
+        ({"train_iters": 40}, 10),
         ({"switch_iters": 7}, 7),
         ({"switch_epochs": 2}, 60),
         ({"switch_epochs": 0.01}, 1),
         ({"train_iters": 2}, 1),
         ({"method": "inrank"}, None),
         ({"method": "dense", "switch_iters": 500}, None),
-        ({"method": "warm-start"}, 30),
+        ({"method": "warm-start", "train_iters": 200}, 30),
         ({"method": "warm-start", "switch_iters": 7, "switch_patience": 2}, 7),
         ({"switch_patience": 2}, None),
     ],

@@ -20,14 +20,14 @@ def config(method="inrank-efficient", **changes):
 @pytest.mark.parametrize(
     ("settings", "steps_per_epoch", "expected"),
     [
-        ({}, 30, 30),
-        ({}, 80, 50),
+        ({}, 20, 20),
+        ({}, 80, 25),
         ({"train_iters": 3}, 80, 1),
         ({"switch_iters": 7}, 30, 7),
         ({"switch_epochs": 0.5}, 30, 15),
         ({"switch_epochs": 0.001}, 30, 1),
     ],
-    ids=["one epoch", "half the run at most", "three steps", "steps", "epochs", "at least one step"],
+    ids=["one epoch", "a quarter of the run at most", "three steps", "steps", "epochs", "at least one step"],
 )
 def test_switch_step(settings, steps_per_epoch, expected):
     assert switch_step(config(**settings), steps_per_epoch) == expected
