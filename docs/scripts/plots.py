@@ -23,6 +23,13 @@ ARMS = {
 }
 FURTHER_ARMS = (
     "dense, 840 steps",
+    "dense, 800 steps",
+    "warm start, half, switch after 60",
+    "warm start, half, switch after 125",
+    "warm start, half, switch after 500",
+    "InRank-Efficient, half, 48 columns, switch after 125",
+    "InRank-Efficient, half, 48 columns, switch after 500",
+    "warm start, half, W0 fades out",
     "warm start, half, twice the MLP's width",
     "warm start, half, 6 layers",
     "warm start, MLP and attention",
@@ -171,6 +178,8 @@ def many_epochs() -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     runs: dict[tuple[str, str, float], dict[str, list[tuple[float, float]]]] = {}
     for row in rows("many_epochs.csv"):
+        if (row["text"], row["seed"]) != ("cpp-docs", "1"):
+            continue
         point = (float(row["epochs"]), float(row["valid_loss"]))
         run = (row["optimizer"], row["arm"], float(row["dropout"]))
         runs.setdefault(run, {}).setdefault(row["lr"], []).append(point)
@@ -190,22 +199,36 @@ def many_epochs() -> Figure:
 
 
 def trend() -> Figure:
-    """Perplexity over that of dense training, over the tokens for each parameter of the dense model."""
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    panel, found = figure.subplots(), rows("trend.csv")
-    dense = {row["tokens"]: row for row in found if row["arm"] == "dense"}
-    lines: dict[str, list[tuple[float, float]]] = {}
+    """Perplexity over that of dense training: over the tokens for each parameter of the dense model, and over
+    the model's width.
+    """
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    longer, wider = figure.subplots(1, 2, sharey=True)
+    found = rows("trend.csv")
+    dense = {(row["width"], row["tokens"]): row for row in found if row["arm"] == "dense"}
+    shortest = min((row["tokens"] for row in found), key=int)
+    lines: dict[str, list[tuple[int, int, float, float]]] = {}
     for row in found:
-        base = dense[row["tokens"]]
+        base = dense[row["width"], row["tokens"]]
         ratio = float(row["valid_perplexity"]) / float(base["valid_perplexity"])
-        lines.setdefault(row["arm"], []).append((int(base["tokens"]) / int(base["parameters"]), ratio))
+        width, tokens = int(row["width"]), int(row["tokens"])
+        lines.setdefault(row["arm"], []).append((width, tokens, tokens / int(base["parameters"]), ratio))
     for (arm, points), marker in zip(lines.items(), "osv", strict=True):
-        panel.plot(*zip(*points, strict=True), marker=marker, label=arm)
-    panel.set_xscale("log", base=2)
-    panel.set_xticks((2, 4, 8), ("2", "4", "8"))
-    panel.set(xlabel="tokens for each parameter of the dense model", ylabel="perplexity over dense")
-    panel.grid(alpha=0.3)
-    panel.legend()
+        lengths = [(each, ratio) for width, _, each, ratio in points if width == 128]
+        widths = [(width, ratio) for width, tokens, _, ratio in points if tokens == int(shortest)]
+        longer.plot(*zip(*lengths, strict=True), marker=marker, label=arm)
+        wider.plot(*zip(*widths, strict=True), marker=marker, label=arm)
+    for panel, ticks in ((longer, (2, 4, 8)), (wider, (128, 256))):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        panel.grid(alpha=0.3)
+    longer.set(
+        xlabel="tokens for each parameter of the dense model",
+        ylabel="perplexity over dense",
+        title="width 128",
+    )
+    wider.set(xlabel="width", title="2 million tokens")
+    longer.legend()
     return figure
 
 
