@@ -13,8 +13,8 @@ ATTAINED_HALF, ATTAINED_FP32 = 0.4, 0.8
 """Assumed share of the peak in a training: 125 TFLOP/s of an A100, 400 of an H100 in BF16."""
 ATTAINED_LINK, ATTAINED_MEMORY = 0.7, 0.8
 """Assumed share of a link's and of a memory's bandwidth."""
-ZERO3_LAYER = 0.0085
-"""Seconds of a busy core of Zen 4, by `tools/bench.py rates`; assumed for the hosts of GPUs too, as the work
+ZERO3_LAYER = 0.0055
+"""Seconds of a core of Zen 4, by `tools/bench.py rates`; assumed for the hosts of GPUs too, as the work
 is DeepSpeed's Python."""
 
 # Dense peak operations per second, without sparsity, from the vendors' data sheets; the first match counts.
