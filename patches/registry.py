@@ -36,8 +36,7 @@ CPU_PATCHES: tuple[ModuleType, ...] = (
 QUIET_PATCHES: tuple[ModuleType, ...] = (deepspeed_see_memory_usage,)
 # These too: they import a library without another one that it would import.
 IMPORT_PATCHES: tuple[ModuleType, ...] = (megatron_wandb, deepspeed_mlflow)
-_FIRST_IMPORT = CPU_PATCHES.index(megatron_jit_fuser)
-PATCHES = CPU_PATCHES[:_FIRST_IMPORT] + IMPORT_PATCHES + CPU_PATCHES[_FIRST_IMPORT:] + QUIET_PATCHES
+PATCHES = IMPORT_PATCHES + CPU_PATCHES + QUIET_PATCHES
 
 
 def apply_all() -> None:

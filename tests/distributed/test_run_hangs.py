@@ -13,17 +13,10 @@ from tests.distributed.launches import TINY, Launch, data_flags, last_step
 
 SCRIPT = Path(__file__).with_name("hanging.py")
 SECONDS = 6
-# The first steps of a phase have more time, so the switch is not at the hang.
 RUN = [
     *TINY,
-    "--tensor-model-parallel-size",
-    "1",
-    "--train-iters",
-    "20",
-    "--eval-interval",
-    "20",
-    "--switch-iters",
-    "10",
+    *("--tensor-model-parallel-size", "1", "--train-iters", "20", "--eval-interval", "20"),
+    *("--switch-iters", "10"),  # away from the hang: the first steps of a phase have more time
 ]
 SPARE = 2.0  # for processes to be scheduled and reaped, on a core that they have for themselves
 
