@@ -6,7 +6,7 @@ that share key and value, d features of a head.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inrank_megatron.config.activation_costs import activation_bytes, gathered_factor_bytes, shared_features
 from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
@@ -27,6 +27,9 @@ LIVE_PARAMETERS = 10**9
 """Gathered parameters that ZeRO 3 keeps at most for their next use, by DeepSpeed's default: smaller models
 stay gathered from the forward pass on to the end of the backward pass."""
 
+PREFETCHED_PARAMETERS = 50_000_000
+"""Parameters that ZeRO 3 gathers at a time at most, by DeepSpeed's default, and copies out of a buffer."""
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -41,7 +44,10 @@ class Memory:
     """Bytes on one device, rounded down; activations and logits are estimates.
 
     ``head_gradient``: of the vocabulary's weights, before it joins that of earlier micro-batches.
+    ``copies``: of buckets and gathered parameters, as far as they do not fit where activations have been.
     ``not_at_once``: at most 0; what of the sum of the others is never alive at the same time.
+    ``building``: what the whole model in FP32, before DeepSpeed divides it, takes beyond all the rest.
+    ``refactoring``: at the switch alone (`switch_costs.py`).
     """
 
     parameters: int
@@ -54,7 +60,10 @@ class Memory:
     gathered_parameters: int
     bucket: int
     head_gradient: int
+    copies: int
     not_at_once: int
+    building: int = 0
+    refactoring: int = 0
 
     @property
     def optimizer(self) -> int:
@@ -182,40 +191,56 @@ def memory_per_device(
     """
     n, dp = topology.tensor_model_parallel_size, topology.data_parallel_size
     size = 4 if precision(config) == "fp32" else 2
-    stage, offload = zero_stage_in_use(config, dp), config.parallel.offload_optimizer
-    count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
-    replicated = replicated_parameters(config)
-    sharded, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
+    stage = zero_stage_in_use(config, dp)
+    sharded, trained = parameters_of_a_rank(config, topology, ranks=ranks, frozen_base=frozen_base)
     columns = columns_by_linear(config, ranks)
     shapes = linear_shapes(config)
     factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
-    copies = frozen_base and METHODS[config.training.method].keeps_initial_factors(config)
+    tracked = frozen_base and METHODS[config.training.method].keeps_initial_factors(config)
     spared = 4 * orthogonalised_entries(config, columns) // n  # which have one moment, not two
-    overlapping = overlaps_reductions(config, device)
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
     largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
-    states = 0 if offload else 1  # on the device
-    whole = keeps_whole_gradients(config, device, stage)
+    states = 0 if config.parallel.offload_optimizer else 1  # on the device
+    divided = stage == 3 and dp > 1
     moving = _Moving(
         gradients=trained * 4 // (dp if stage >= 2 else 1),
         activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
-        bucket=0
-        if stage == 0 and dp == 1
-        else reduction_bucket(trained, largest // n, overlapping=overlapping)
-        * (4 if stage == 1 and not whole else size)
-        * (3 if overlapping and stage < 3 else 1),
+        bucket=_bucket_bytes(config, trained, largest // n, device, stage) if stage or dp > 1 else 0,
         head_gradient=vocabulary // n * size,
     )
-    return Memory(
+    gathering = min(sharded, PREFETCHED_PARAMETERS) * size if divided else 0
+    beyond = _peak(moving, config, topology, device, gathering=gathering) - sum(vars(moving).values())
+    memory = Memory(
         **vars(moving),
-        not_at_once=_peak(moving, config, topology, stage, whole=whole) - sum(vars(moving).values()),
+        copies=max(0, beyond),
+        not_at_once=min(0, beyond),
         parameters=sharded * size // (dp if stage == 3 else 1),
         master_weights=states * trained * 4 * _has_master(config, stage) // (dp if stage else 1),
-        moments=states * (trained * 4 * _moments(config) - spared) // (dp if stage else 1),
-        initial_factors=factors * 4 // n if copies else 0,
+        moments=states * (trained * 4 * moments_of_a_parameter(config) - spared) // (dp if stage else 1),
+        initial_factors=factors * 4 // n if tracked else 0,
         gathered_factors=gathered_factor_bytes(config, topology, columns, size=size),
-        gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if stage == 3 and dp > 1 else 0,
+        gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if divided else 0,
     )
+    return replace(memory, building=max(0, 4 * sharded - memory.total))
+
+
+def _bucket_bytes(config: Config, trained: int, largest: int, device: str, stage: int) -> int:
+    """Of the buckets of gradients, and of the copy of one where reductions overlap."""
+    overlapping = overlaps_reductions(config, device)
+    in_fp32 = precision(config) == "fp32" or (stage == 1 and not keeps_whole_gradients(config, device, stage))
+    entries = reduction_bucket(trained, largest, overlapping=overlapping)
+    return entries * (4 if in_fp32 else 2) * (3 if overlapping and stage < 3 else 1)
+
+
+def parameters_of_a_rank(
+    config: Config, topology: Topology, *, ranks: Ranks = None, frozen_base: bool = False
+) -> tuple[int, int]:
+    """Those of one tensor-parallel rank, all and the trained ones, before ZeRO divides anything. Arguments as
+    in `parameters`, with the padded vocabulary."""
+    count = parameters(config, topology.padded_vocab_size, ranks=ranks, frozen_base=frozen_base)
+    replicated, n = replicated_parameters(config), topology.tensor_model_parallel_size
+    total, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
+    return total, trained
 
 
 @dataclass(frozen=True)
@@ -228,28 +253,50 @@ class _Moving:
     head_gradient: int
 
 
-def _peak(memory: _Moving, config: Config, topology: Topology, stage: int, *, whole: bool) -> int:
+def _peak(memory: _Moving, config: Config, topology: Topology, device: str, *, gathering: int) -> int:
     """Bytes of ``memory`` that are alive together at most: at the end of the last forward pass, when its
     backward pass has the head's gradient, after that, or when gradients are reduced.
 
-    Gradients of earlier micro-batches are there all the time, FP32 ones that are whole from the first on.
+    Gradients of earlier micro-batches are there all the time, FP32 ones that are whole and those of ZeRO 3
+    from the first on.
     The bucket is allocated after the head's gradient, under ZeRO 1 in the first micro-batch, under ZeRO 3
     once for all; without ZeRO after the backward pass. In half precision the FP32 logits are gone when
     the head's gradient is there, later all.
+
+    Args:
+        gathering: bytes of the buffers in which ZeRO 3 gathers parameters, when nothing else is there yet.
     """
+    stage = zero_stage_in_use(config, topology.data_parallel_size)
+    whole = keeps_whole_gradients(config, device, stage)
     accumulates, half = topology.accumulation_steps > 1, precision(config) != "fp32"
+    copies = stage in (1, 2) and not overlaps_reductions(config, device)
     tokens = config.training.micro_batch_size * config.model.seq_length
     logits = 0  # under recomputation they are gone when the layers' activations are there
     if config.training.recompute_granularity is None:
         logits = tokens * topology.padded_vocab_size // topology.tensor_model_parallel_size
-    always = memory.activations + (memory.gradients if accumulates or whole else 0)
+    earlier = memory.gradients if accumulates or whole or stage == 3 else 0
+    always = memory.activations + earlier
     before = memory.bucket if stage == 3 or (stage == 1 and accumulates) else 0
     return max(
         always + before,
         always + before + memory.head_gradient - 4 * half * logits,
         always + (memory.bucket if stage else 0) + memory.head_gradient - (4 + 2 * half) * logits,
         memory.gradients + memory.bucket,
+        earlier + before + gathering,
+        _reducing(memory, stage, accumulates, half=half, whole=whole) if copies else 0,
     )
+
+
+def _reducing(memory: _Moving, stage: int, accumulates: bool, *, half: bool, whole: bool) -> int:
+    """Bytes alive together when stages 1 and 2 reduce a bucket after the backward pass, and copy it for that.
+
+    Under stage 1 in FP32 the end of the backward pass takes more: the vocabulary's weights have a gradient as
+    embedding, one as head, and their sum.
+    """
+    if stage == 1 and not half:
+        others = memory.gradients - (0 if accumulates else memory.head_gradient)
+        return memory.bucket + others + 3 * memory.head_gradient
+    return (memory.gradients if half or accumulates else 0) + (4 if whole else 2) * memory.bucket
 
 
 def keeps_whole_gradients(config: Config, device: str, stage: int) -> bool:
@@ -284,7 +331,7 @@ def _has_master(config: Config, stage: int) -> bool:
     return stage > 0 or precision(config) != "fp32"
 
 
-def _moments(config: Config) -> int:
+def moments_of_a_parameter(config: Config) -> int:
     """Of the optimizer, for one parameter."""
     return bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
 

@@ -150,11 +150,15 @@ def _lacking(forecasts: list[Forecast], cluster: Cluster, deepest: int | None) -
     least = min(forecasts, key=lambda one: one.memory)
     found = settings_of(least.candidate.config).items()
     settings = ", ".join(f"{name} = {value}" for name, value in found if value is not None)
-    smaller = f" (of this width {deepest} layers fit)" if deepest else ""
+    if deepest and deepest >= least.candidate.config.model.num_layers:
+        remedy = "leave the choice of more of these to the plan: on another topology the model fits"
+    else:
+        smaller = f" (of this width {deepest} layers fit)" if deepest else ""
+        remedy = f"give more devices, or a smaller model{smaller}"
     return (
         f"none of {len(forecasts)} topologies fits into the {shown_size(cluster.memory or 0)} of each "
         f"{cluster.device}: the least is {shown_size(least.memory)} and the allocator's slack, with "
-        f"{settings}; give more devices, or a smaller model{smaller}"
+        f"{settings}; {remedy}"
     )
 
 

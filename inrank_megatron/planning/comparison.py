@@ -7,7 +7,7 @@ from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 from inrank_megatron.lowrank.methods.registry import METHODS
-from inrank_megatron.planning.forecast import Forecast, forecast, memory_of, slack_of
+from inrank_megatron.planning.forecast import Forecast, forecast, memory_of, memory_of_switch, slack_of
 from inrank_megatron.planning.space import Candidate, candidates, changed, needs_offload
 from inrank_megatron.planning.timeline import Assumed, timeline, with_method
 
@@ -60,5 +60,6 @@ def _most_memory(config: Config, layers: int, cluster: Cluster, assumed: Assumed
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_layers": layers})})
     topology = topology_of(config, world_size=cluster.world_size, vocab_size=assumed.vocab_size)
     one = Candidate(config, topology)
-    memories = [memory_of(one, phase, cluster) for phase in timeline(config, topology, assumed)]
-    return max(memory.total + slack_of(memory) for memory in memories)
+    line = timeline(config, topology, assumed)
+    memories = [memory_of_switch(one, line, cluster), *(memory_of(one, phase, cluster) for phase in line)]
+    return max(memory.total + slack_of(memory) for memory in memories if memory is not None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import Memory, Parameters, memory_per_device, parameters
+from inrank_megatron.config.switch_costs import switch_memory
 from inrank_megatron.planning.occasions import Occasions, occasions
 from inrank_megatron.planning.operations import step_flops
 from inrank_megatron.planning.seconds import Link, StepTime, link_of, step_time
@@ -42,10 +43,6 @@ class PhaseForecast:
     time: StepTime
 
     @property
-    def slack(self) -> int:
-        return slack_of(self.memory)
-
-    @property
     def seconds(self) -> float:
         """Of all its steps."""
         return self.phase.steps * self.time.total
@@ -57,8 +54,9 @@ class Forecast:
 
     Args:
         phases: in their order.
+        switch: memory of a device at the switch between them; None: there is none.
         occasions: what comes at some steps only.
-        fits: whether every phase fits into a device's memory.
+        fits: whether every phase and the switch fit into a device's memory.
         hours, device_hours: of the whole run; the second times the number of devices.
         energy: kWh of the devices alone; None where the cluster does not say their power.
         price: in the currency of the cluster's file; None where it gives none.
@@ -66,6 +64,7 @@ class Forecast:
 
     candidate: Candidate
     phases: list[PhaseForecast]
+    switch: Memory | None
     occasions: Occasions
     fits: bool
     hours: float
@@ -76,7 +75,14 @@ class Forecast:
     @property
     def memory(self) -> int:
         """Bytes on a device at the most, slack not included."""
-        return max(phase.memory.total for phase in self.phases)
+        return max(memory.total for memory in self.memories.values())
+
+    @property
+    def memories(self) -> dict[str, Memory]:
+        """Of a device, of each phase by name and of the switch, in their order."""
+        first, *rest = [(one.phase.name, one.memory) for one in self.phases]
+        switch = [] if self.switch is None else [("switch", self.switch)]
+        return dict([first, *switch, *rest])
 
     @property
     def step_seconds(self) -> float:
@@ -89,6 +95,8 @@ def forecast(candidate: Candidate, cluster: Cluster, assumed: Assumed) -> Foreca
     config, topology = candidate.config, candidate.topology
     line = timeline(config, topology, assumed)
     phases = [_phase(candidate, phase, cluster, assumed) for phase in line]
+    switch = memory_of_switch(candidate, line, cluster)
+    memories = [phase.memory for phase in phases] + ([] if switch is None else [switch])
     extra = occasions(config, topology, line, cluster, assumed)
     hours = (sum(phase.seconds for phase in phases) + extra.total) / 3600
     device_hours = hours * cluster.world_size
@@ -96,8 +104,9 @@ def forecast(candidate: Candidate, cluster: Cluster, assumed: Assumed) -> Foreca
     return Forecast(
         candidate=candidate,
         phases=phases,
+        switch=switch,
         occasions=extra,
-        fits=all(fits(phase.memory, cluster) for phase in phases),
+        fits=all(fits(memory, cluster) for memory in memories),
         hours=hours,
         device_hours=device_hours,
         energy=None if watts is None else watts * device_hours / 1000,
@@ -130,6 +139,21 @@ def memory_of(candidate: Candidate, phase: Phase, cluster: Cluster) -> Memory:
         device=cluster.device,
         ranks=phase.capacity,
         frozen_base=phase.frozen_base,
+    )
+
+
+def memory_of_switch(candidate: Candidate, line: list[Phase], cluster: Cluster) -> Memory | None:
+    """Of one device; None where the run has one phase."""
+    if len(line) == 1:
+        return None
+    first, second = line
+    return switch_memory(
+        candidate.config,
+        candidate.topology,
+        device=cluster.device,
+        ranks=first.capacity,
+        frozen_base=first.frozen_base,
+        columns=second.capacity,
     )
 
 

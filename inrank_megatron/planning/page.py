@@ -14,7 +14,7 @@ from inrank_megatron.config.costs import Memory
 from inrank_megatron.config.plan import WIDTH
 from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.lowrank.methods.registry import METHODS
-from inrank_megatron.planning.forecast import Forecast
+from inrank_megatron.planning.forecast import Forecast, slack_of
 from inrank_megatron.planning.launching import launch_command
 from inrank_megatron.planning.seconds import Link
 from inrank_megatron.planning.space import Illegal
@@ -145,15 +145,15 @@ def _by_phase(title: str, one: Forecast, entries: Iterable[tuple[str, list[str]]
 
 
 def _memory(one: Forecast) -> Table:
-    words = {"parameters": "weights"}
-    names = list(Memory.__dataclass_fields__)
-    entries = [
-        (words.get(name, name.replace("_", " ")), [shown_size(getattr(p.memory, name)) for p in one.phases])
-        for name in names
-    ]
-    entries.append(("sum", [shown_size(p.memory.total) for p in one.phases]))
-    entries.append(("allocator slack", [shown_size(p.slack) for p in one.phases]))
-    return _by_phase("memory per device", one, entries)
+    words, memories = {"parameters": "weights"}, one.memories
+    table = Table("memory per device", *memories, box=None, pad_edge=False)
+    for name in Memory.__dataclass_fields__:
+        sizes = [getattr(memory, name) for memory in memories.values()]
+        if any(sizes):
+            table.add_row(words.get(name, name.replace("_", " ")), *map(shown_size, sizes))
+    table.add_row("sum", *(shown_size(memory.total) for memory in memories.values()))
+    table.add_row("allocator slack", *(shown_size(slack_of(memory)) for memory in memories.values()))
+    return table
 
 
 def _time(one: Forecast) -> Table:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from inrank_megatron.planning.forecast import Forecast, PhaseForecast
+from inrank_megatron.config.costs import Memory
+from inrank_megatron.planning.forecast import Forecast, PhaseForecast, slack_of
 from inrank_megatron.planning.space import Illegal, settings_of
 
 
@@ -40,7 +41,9 @@ def _row(one: Forecast, phase: PhaseForecast) -> dict[str, Any]:
         "trainable_parameters": phase.parameters.trainable,
         "fits": one.fits,
         "memory_bytes": phase.memory.total,
-        "memory": vars(phase.memory) | {"allocator_slack": phase.slack},
+        "memory": _split(phase.memory),
+        "switch_memory_bytes": one.switch and one.switch.total,
+        "switch_memory": one.switch and _split(one.switch),
         "flops": phase.flops,
         "bytes_sent": sum(entry.sent for entry in phase.sent),
         "bytes_by_link": phase.bytes_by_link,
@@ -49,3 +52,7 @@ def _row(one: Forecast, phase: PhaseForecast) -> dict[str, Any]:
         "seconds": vars(phase.time),
         "run_hours": one.hours,
     }
+
+
+def _split(memory: Memory) -> dict[str, int]:
+    return vars(memory) | {"allocator_slack": slack_of(memory)}

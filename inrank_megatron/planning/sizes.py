@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from inrank_megatron.config.costs import (
     LIVE_PARAMETERS,
     columns_by_linear,
-    parameters,
+    parameters_of_a_rank,
     replicated_parameters,
 )
 from inrank_megatron.config.schema import Config
@@ -40,13 +40,12 @@ class Sizes:
 
 def sizes_of(config: Config, topology: Topology, phase: Phase) -> Sizes:
     """In ``phase``. All allocated columns count, not only those in use."""
-    n, model = topology.tensor_model_parallel_size, config.model
-    count = parameters(
-        config, topology.padded_vocab_size, ranks=phase.capacity, frozen_base=phase.frozen_base
+    model = config.model
+    total, trained = parameters_of_a_rank(
+        config, topology, ranks=phase.capacity, frozen_base=phase.frozen_base
     )
     positions = 0 if is_llama(config) else model.max_position_embeddings * model.hidden_size
     replicated = replicated_parameters(config)
-    total, trained = ((number - replicated) // n + replicated for number in (count.total, count.trainable))
     large = sum(size for size in _matrices(config, topology, phase) if size > PERSISTENT)
     of_heads = 2 * model.head_size * model.num_layers if model.qk_layernorm else 0
     summed = replicated - positions if config.parallel.sequence_parallel else of_heads

@@ -3,8 +3,11 @@ what the planner predicts."""
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from inrank_megatron.planning.timeline import Phase
 
@@ -16,6 +19,7 @@ SIZES = {"num_layers": 4, "micro_batch_size": 2}
 class Case:
     """``phase``: 0 dense, 1 with W0, 2 without. ``tp``: tensor-parallel ranks; there are two replicas.
     ``on_cpu``: whether the prediction is for one; where no ranks are there, layers choose as on GPUs.
+    ``final``: columns after the switch; None: the case has none.
     """
 
     phase: int
@@ -23,6 +27,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     accumulation: int = 2
     on_cpu: bool = True
+    final: int | None = None
+    replicas: int = REPLICAS
 
 
 def phase_of(case: Case, columns: int) -> Phase:
@@ -31,7 +37,8 @@ def phase_of(case: Case, columns: int) -> Phase:
 
 
 def _figures(case: Case) -> dict[str, tuple[float, float]]:
-    """(counted, predicted) of ``sent``, ``flops`` and ``memory``."""
+    """(counted, predicted) of ``sent``, ``flops`` and ``memory``, and of the memory of the switch, with and
+    without what waits on the host."""
     import torch
 
     from inrank_megatron.benchmarks.blocks import Variant, preset_config, rank_0_of
@@ -50,7 +57,7 @@ def _figures(case: Case) -> dict[str, tuple[float, float]]:
     phase = phase_of(case, 48)
     variant = Variant(phase.name, phase.columns, frozen_base=phase.frozen_base)
     with (
-        rank_0_of(case.tp, replicas=REPLICAS) as parallel,
+        rank_0_of(case.tp, replicas=case.replicas) as parallel,
         torch.autograd.set_multithreading_enabled(False),  # the dispatch modes are the thread's own
     ):
         with Allocations() as allocations:
@@ -58,19 +65,87 @@ def _figures(case: Case) -> dict[str, tuple[float, float]]:
             run()
             with Wire() as wire:
                 run()
-        flops = count_flops(run)
+            peak = allocations.peak
+            switch = None if case.final is None else _switch(engine, case, allocations)
+        flops = 0 if switch else count_flops(run)
         stop_deepspeed(engine.deepspeed)
     sent = sum(entry.sent * entry.itemsize for entry in wire.collectives)
-    sequences = case.accumulation * config.training.micro_batch_size * REPLICAS
+    sequences = case.accumulation * config.training.micro_batch_size * case.replicas
     config = replace(config, global_batch_size=sequences)
-    topology = topology_of(config, world_size=case.tp * REPLICAS, vocab_size=VOCABULARY)
+    topology = topology_of(config, world_size=case.tp * case.replicas, vocab_size=VOCABULARY)
     memory = memory_per_device(config, topology, ranks=phase.capacity, frozen_base=phase.frozen_base)
     entries = traffic(config, topology, phase, on_cpu=case.on_cpu)
     return {
         "sent": (sent, sum(entry.sent for entry in entries)),
         "flops": (flops, step_flops(config, topology, phase, on_cpu=case.on_cpu)),
-        "memory": (allocations.peak, memory.total),
+        "memory": (peak, memory.total),
+    } | _switch_figures(case, config, topology, phase, switch)
+
+
+def _switch_figures(case: Case, config, topology, phase: Phase, counted) -> dict[str, tuple[float, float]]:
+    from inrank_megatron.config.switch_costs import switch_memory
+
+    if counted is None:
+        return {}
+    held = {"ranks": phase.capacity, "frozen_base": phase.frozen_base, "columns": case.final}
+    devices = {"switch": "cpu", "switch beside a host": "some GPU"}
+    return {
+        name: (bytes_, switch_memory(config, topology, **held, device=device).total)
+        for (name, device), bytes_ in zip(devices.items(), counted, strict=True)
     }
+
+
+def _switch(engine, case: Case, allocations) -> tuple[int, int]:
+    """The most bytes during the switch, and without what would wait on another host than the device."""
+    import torch
+
+    from inrank_megatron.config.costs import columns_by_linear
+    from inrank_megatron.engine import changes
+    from inrank_megatron.lowrank.methods.changes import Metric, Refactor
+
+    config, kept = engine.config, [0]
+    size = (config.training.micro_batch_size, config.model.seq_length)
+    batch = tuple(torch.zeros(size, dtype=torch.int64) for _ in range(2))
+    states_that_stay, beside = changes._states_that_stay, [0]
+
+    def staying(*given):
+        beside[0], before = allocations.peak, allocations.alive
+        states = states_that_stay(*given)
+        kept[0], allocations.peak = allocations.alive - before, allocations.alive
+        highest[0] = max(highest[0], beside[0], allocations.peak)
+        return states
+
+    columns, highest = columns_by_linear(config, case.final), [0]
+    kind = config.inrank.truncation
+    change = Refactor(dict(columns), dict(columns), Metric(kind, 0 if kind == "plain" else 2))
+    with _sound_values(), patch.object(changes, "_states_that_stay", staying):
+        allocations.peak = allocations.alive
+        engine.apply([change], step=2, batches=lambda index: [batch] * case.accumulation)
+    return max(highest[0], allocations.peak), max(beside[0], allocations.peak - kept[0])
+
+
+@contextmanager
+def _sound_values() -> Iterator[None]:
+    """What ranks that do not exist would have sent holds no numbers, and a truncation refuses that."""
+    from inrank_megatron.engine.linears import FactorisedLayer, Linear
+    from inrank_megatron.engine.truncation import Weighing
+
+    def of(function, fill):
+        def sound(*given, **named):
+            tensor = function(*given, **named)
+            return tensor if tensor is None else fill(tensor)
+
+        return sound
+
+    def fill_diagonal(moment):
+        return moment.zero_().fill_diagonal_(1)
+
+    with ExitStack() as stack:
+        for owner in (Linear, FactorisedLayer):
+            fill = of(owner.matrix, lambda matrix: matrix.normal_())
+            stack.enter_context(patch.object(owner, "matrix", fill))
+        stack.enter_context(patch.object(Weighing, "moment", of(Weighing.moment, fill_diagonal)))
+        yield
 
 
 def main() -> None:

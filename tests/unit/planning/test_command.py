@@ -43,7 +43,9 @@ def test_rows_have_each_phase_of_each_topology(medium):
             == (row["memory_bytes"])
         )
         assert sum(row["seconds"].values()) == pytest.approx(row["step_seconds"])
-        assert row["fits"] or row["memory_bytes"] > 20 * 2**30
+        switch = row["switch_memory"]
+        assert sum(switch.values()) - switch["allocator_slack"] == row["switch_memory_bytes"]
+        assert row["fits"] or max(row["memory_bytes"], row["switch_memory_bytes"]) > 20 * 2**30
     assert {row["tensor_model_parallel_size"] for row in rows} == {1, 2, 4, 8}
     assert {row["zero_stage"] for row in rows} == {0, 1, 2, 3}
     assert {row["micro_batch_size"] for row in rows if row["data_parallel_size"] == 8} == {
@@ -101,6 +103,24 @@ def test_a_page_has_what_the_rows_have():
         assert part in page
     assert "deepspeed --hostfile launch/cluster/hostfile launch/pretrain_gpt2.py --config" in page
     assert max(map(len, page.splitlines()[:-1])) <= 110
+
+
+def test_a_switch_that_takes_the_most_decides_what_fits():
+    """Second moments of 120 wide linears, which no rank shares."""
+    wide = "--model-type llama --num-layers 60 --hidden-size 8192 --num-attention-heads 64 --vocab-size 32000"
+    run = "--global-batch-size 64 --micro-batch-size 1 --train-iters 8 --switch-iters 2 --bf16 --max-rank 512"
+    fixed = "--tensor-model-parallel-size 8 --zero-stage 3 --recompute-granularity full --offload-optimizer"
+    words = ["--inrank", *wide.split(), *run.split(), *fixed.split(), "--sequence-parallel"]
+    words += ["--cluster", "8x8xA100-80GB"]
+    first, second = planned(*words, "--final-rank", "256")["rows"]
+    assert first["switch_memory_bytes"] > max(first["memory_bytes"], second["memory_bytes"])
+    assert first["switch_memory"]["refactoring"] >= 120 * 4 * 8192**2
+    plain = planned(*words, "--final-rank", "256", "--truncation", "plain")["rows"][0]
+    assert plain["switch_memory_bytes"] < plain["memory_bytes"] == first["memory_bytes"]
+    smaller = [word.replace("A100-80GB", "A100-40GB") for word in words]
+    with pytest.raises(UserError, match="none of 1 topologies .* on another topology the model fits"):
+        planned(*smaller, "--final-rank", "256")
+    assert planned(*smaller, "--final-rank", "256", "--truncation", "plain")["rows"][0]["fits"]
 
 
 def test_a_flag_keeps_its_dimension():

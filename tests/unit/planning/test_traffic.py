@@ -36,6 +36,22 @@ CASES = [
     Case(2, 2, {"zero_stage": 2, "fp16": True} | OTHER_SIZE),
     Case(0, 1, {"bf16": True}, accumulation=1),
 ]
+SMALL = {"micro_batch_size": 1, "seq_length": 32, "hidden_size": 384}
+"""Few activations, so that buckets and what is gathered decide the memory."""
+SMALL_CASES = [
+    *(Case(1, 1, {"zero_stage": stage} | SMALL) for stage in (1, 2, 3)),
+    *(Case(0, 1, {"zero_stage": stage, "bf16": True} | SMALL, accumulation=1) for stage in (1, 3)),
+    Case(0, 2, {"zero_stage": 2, "fp16": True} | SMALL, replicas=1),
+]
+SWITCHES = [
+    Case(1, 1, {"zero_stage": 1}, final=64),
+    Case(1, 2, {"zero_stage": 2, "truncation": "plain"} | SMALL, final=128),
+    Case(0, 1, {"zero_stage": 3, "fp16": True}, final=64, replicas=4),
+    Case(1, 1, {"zero_stage": 2, "truncation": "fisher", "fp16": True}, final=32, replicas=4),
+    Case(
+        1, 1, {"zero_stage": 0, "matrix_optimizer": "muon", "factor_optimizer": "muon"}, final=64, replicas=1
+    ),
+]
 VOTES = 400
 """Bytes of norms, votes and overflow flags at most, which are not predicted."""
 
@@ -46,7 +62,7 @@ def figures():
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.planning.counted"],
         cwd=ROOT,
-        input="\n".join(json.dumps(asdict(case)) for case in CASES),
+        input="\n".join(json.dumps(asdict(case)) for case in [*CASES, *SMALL_CASES, *SWITCHES]),
         capture_output=True,
         text=True,
         timeout=540,
@@ -62,6 +78,19 @@ def test_predicted_figures_are_those_that_are_counted(index, figures):
     assert 0 <= sent - predicted <= VOTES
     assert figures[index]["flops"][0] == figures[index]["flops"][1]
     memory, predicted = figures[index]["memory"]
+    assert predicted == pytest.approx(memory, rel=0.1)
+
+
+@pytest.mark.parametrize("index", range(len(SMALL_CASES)), ids=lambda index: str(SMALL_CASES[index])[4:])
+def test_predicted_memory_is_what_is_counted_where_activations_are_few(index, figures):
+    memory, predicted = figures[len(CASES) + index]["memory"]
+    assert predicted == pytest.approx(memory, rel=0.1)
+
+
+@pytest.mark.parametrize("index", range(len(SWITCHES)), ids=lambda index: str(SWITCHES[index])[4:])
+@pytest.mark.parametrize("where", ["switch", "switch beside a host"])
+def test_predicted_memory_of_the_switch_is_what_is_counted(index, where, figures):
+    memory, predicted = figures[len(CASES) + len(SMALL_CASES) + index][where]
     assert predicted == pytest.approx(memory, rel=0.1)
 
 

@@ -1,0 +1,158 @@
+"""Memory of a device at the switch, where ``W0 + U V`` or a dense W becomes ``U* V*``.
+
+Letters as in `costs.py`, and c columns of U* and V*. Of three moments the largest counts (`engine/changes.py`
+and `engine/truncation.py` do what is counted here):
+
+- weighing: the first phase's states, and the forward passes that measure second moments of activations, FP32
+  [h, h] for each factorised linear, none of them sharded until a replica keeps those of its own linears. With
+  Fisher weights a backward pass besides;
+- truncating: the first phase's states, those second moments, FP32 masters of the replica's linears where they
+  are copies, matrices in FP64, and U* and V* in FP32, of all linears in the end;
+- building: the second phase's states next to U* and V*. Nothing of the first phase is there.
+
+What other parameters keep, masters and moments, waits on the host meanwhile: on a CPU it counts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from inrank_megatron.config.activation_costs import activation_bytes, forward_bytes
+from inrank_megatron.config.costs import (
+    Memory,
+    Ranks,
+    columns_by_linear,
+    keeps_whole_gradients,
+    memory_per_device,
+    moments_of_a_parameter,
+    parameters_of_a_rank,
+    precision,
+    zero_stage_in_use,
+)
+from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
+from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.topology import Topology
+
+FP64 = 8
+SQUARES = {"plain": 3, "activation-aware": 8, "fisher": 8}
+"""Matrices [h, h] that the truncation of a linear has at a time."""
+
+
+def switch_memory(
+    config: Config,
+    topology: Topology,
+    *,
+    ranks: Ranks,
+    frozen_base: bool,
+    columns: Ranks,
+    device: str = "cpu",
+) -> Memory:
+    """Bytes on one device at the most expensive moment of the switch; what only the switch takes is
+    ``refactoring``.
+
+    Args:
+        ranks, frozen_base: of the first phase, as in `memory_per_device`.
+        columns: c, one number or by linear.
+        device: its type or its name.
+    """
+    first = _Structure(config, topology, ranks, frozen_base, device)
+    second = _Structure(config, topology, columns, False, device)
+    linears, dp = len(linear_shapes(config)), topology.data_parallel_size
+    weighed = config.inrank.truncation != "plain"
+    moment = weighed * 4 * config.model.hidden_size**2
+    own_moments = moment * -(-linears // dp)
+    factors = 4 * sum(second.factorised().values())
+    waiting = first.waiting() if device == "cpu" else 0
+    truncating = own_moments + first.copied_masters() + max(_workspace(second) + factors // dp, factors)
+    held, then = first.at_rest(gathered=weighed), second.at_rest(gathered=False)
+    whole = 4 * parameters_of_a_rank(config, topology, ranks=columns)[0]
+    found = [
+        replace(held, refactoring=max(truncating, factors + waiting)),
+        replace(then, refactoring=factors + waiting, building=max(0, whole - then.total)),
+    ]
+    if weighed:
+        found.append(replace(held, activations=first.passing(forward_bytes), refactoring=moment * linears))
+    if config.inrank.truncation == "fisher":
+        found.append(replace(held, activations=first.passing(activation_bytes), refactoring=own_moments))
+    return max(found, key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """The model of a phase, and where it is."""
+
+    config: Config
+    topology: Topology
+    ranks: Ranks
+    frozen_base: bool
+    device: str
+
+    @property
+    def stage(self) -> int:
+        return zero_stage_in_use(self.config, self.topology.data_parallel_size)
+
+    def at_rest(self, *, gathered: bool) -> Memory:
+        """What is there between two steps; ``gathered``: with what a pass leaves gathered under ZeRO 3. Small
+        parameters, which stay gathered, do not count without it.
+        """
+        config, device = self.config, self.device
+        memory = memory_per_device(
+            config, self.topology, ranks=self.ranks, frozen_base=self.frozen_base, device=device
+        )
+        divided = self.stage == 3
+        whole = keeps_whole_gradients(config, device, self.stage)
+        return replace(
+            memory,
+            gradients=memory.gradients if divided or whole else 0,
+            bucket=memory.bucket if divided else 0,
+            gathered_parameters=memory.gathered_parameters if gathered else 0,
+            **dict.fromkeys(("activations", "gathered_factors", "head_gradient", "building"), 0),
+            **dict.fromkeys(("copies", "not_at_once"), 0),
+        )
+
+    def passing(self, count: Callable[..., int]) -> int:
+        """Bytes of the activations of a pass, by one of the functions of `activation_costs`."""
+        columns = columns_by_linear(self.config, self.ranks)
+        size = 4 if precision(self.config) == "fp32" else 2
+        return count(self.config, self.topology, columns, frozen_base=self.frozen_base, size=size)
+
+    def factorised(self) -> dict[str, int]:
+        """Entries of each linear's factors, or of its dense matrix, on a tensor-parallel rank."""
+        columns, n = columns_by_linear(self.config, self.ranks), self.topology.tensor_model_parallel_size
+        return {
+            name: (out * inp if columns is None else columns[name] * (out + inp)) // n
+            for name, (out, inp) in linear_shapes(self.config).items()
+        }
+
+    def copied_masters(self) -> int:
+        """FP32 masters of the linears that a replica truncates, and under ZeRO 3 their W0, where they are not
+        the parameters or the masters themselves.
+        """
+        dp, half = self.topology.data_parallel_size, precision(self.config) != "fp32"
+        if not (self.stage == 3 or (half and dp > 1)):
+            return 0
+        found = 4 * sum(self.factorised().values())
+        if self.stage == 3 and self.frozen_base:
+            dense = replace(self, ranks=None)
+            found += (2 if half else 4) * sum(dense.factorised().values())
+        return found // dp
+
+    def waiting(self) -> int:
+        """Masters and moments of the parameters that the switch does not replace."""
+        config, n = self.config, self.topology.tensor_model_parallel_size
+        _, trained = parameters_of_a_rank(
+            config, self.topology, ranks=self.ranks, frozen_base=self.frozen_base
+        )
+        kept = trained - sum(self.factorised().values())
+        spared = orthogonalised_entries(config, dict.fromkeys(linear_shapes(config), 0)) // n
+        return 4 * ((1 + moments_of_a_parameter(config)) * kept - spared)
+
+
+def _workspace(second: _Structure) -> int:
+    """Two matrices of the largest linear, as that of the turn before is still there; its squares; and twice
+    what its factors are.
+    """
+    h = second.config.model.hidden_size
+    name, shape = max(linear_shapes(second.config).items(), key=lambda item: sum(item[1]))
+    squares = SQUARES[second.config.inrank.truncation] * h * h
+    return FP64 * (2 * h * (sum(shape) - h) + squares + 2 * second.factorised()[name])
