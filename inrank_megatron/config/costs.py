@@ -46,7 +46,7 @@ class Memory:
     ``head_gradient``: of the vocabulary's weights, before it joins that of earlier micro-batches.
     ``copies``: of buckets and gathered parameters, as far as they do not fit where activations have been.
     ``not_at_once``: at most 0; what of the sum of the others is never alive at the same time.
-    ``building``: what the whole model in FP32, before DeepSpeed divides it, takes beyond all the rest.
+    ``building``: what the whole model, before ZeRO 3 divides it, takes beyond all the rest.
     ``refactoring``: at the switch alone (`switch_costs.py`).
     """
 
@@ -221,7 +221,7 @@ def memory_per_device(
         gathered_factors=gathered_factor_bytes(config, topology, columns, size=size),
         gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if divided else 0,
     )
-    return replace(memory, building=max(0, 4 * sharded - memory.total))
+    return replace(memory, building=max(0, size * sharded - memory.total))
 
 
 def _bucket_bytes(config: Config, trained: int, largest: int, device: str, stage: int) -> int:

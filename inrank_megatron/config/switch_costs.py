@@ -65,7 +65,7 @@ def switch_memory(
     waiting = first.waiting() if device == "cpu" else 0
     truncating = own_moments + first.copied_masters() + max(_workspace(second) + factors // dp, factors)
     held, then = first.at_rest(gathered=weighed), second.at_rest(gathered=False)
-    whole = 4 * parameters_of_a_rank(config, topology, ranks=columns)[0]
+    whole = second.number_bytes * parameters_of_a_rank(config, topology, ranks=columns)[0]
     found = [
         replace(held, refactoring=max(truncating, factors + waiting)),
         replace(then, refactoring=factors + waiting, building=max(0, whole - then.total)),
@@ -91,6 +91,10 @@ class _Structure:
     def stage(self) -> int:
         return zero_stage_in_use(self.config, self.topology.data_parallel_size)
 
+    @property
+    def number_bytes(self) -> int:
+        return 4 if precision(self.config) == "fp32" else 2
+
     def at_rest(self, *, gathered: bool) -> Memory:
         """What is there between two steps; ``gathered``: with what a pass leaves gathered under ZeRO 3. Small
         parameters, which stay gathered, do not count without it.
@@ -113,8 +117,9 @@ class _Structure:
     def passing(self, count: Callable[..., int]) -> int:
         """Bytes of the activations of a pass, by one of the functions of `activation_costs`."""
         columns = columns_by_linear(self.config, self.ranks)
-        size = 4 if precision(self.config) == "fp32" else 2
-        return count(self.config, self.topology, columns, frozen_base=self.frozen_base, size=size)
+        return count(
+            self.config, self.topology, columns, frozen_base=self.frozen_base, size=self.number_bytes
+        )
 
     def factorised(self) -> dict[str, int]:
         """Entries of each linear's factors, or of its dense matrix, on a tensor-parallel rank."""
@@ -134,7 +139,7 @@ class _Structure:
         found = 4 * sum(self.factorised().values())
         if self.stage == 3 and self.frozen_base:
             dense = replace(self, ranks=None)
-            found += (2 if half else 4) * sum(dense.factorised().values())
+            found += self.number_bytes * sum(dense.factorised().values())
         return found // dp
 
     def waiting(self) -> int:

@@ -118,7 +118,7 @@ def test_a_switch_that_takes_the_most_decides_what_fits():
     plain = planned(*words, "--final-rank", "256", "--truncation", "plain")["rows"][0]
     assert plain["switch_memory_bytes"] < plain["memory_bytes"] == first["memory_bytes"]
     smaller = [word.replace("A100-80GB", "A100-40GB") for word in words]
-    with pytest.raises(UserError, match="none of 1 topologies .* on another topology the model fits"):
+    with pytest.raises(UserError, match="none of 1 topologies fits into the 39.40 GiB"):
         planned(*smaller, "--final-rank", "256")
     assert planned(*smaller, "--final-rank", "256", "--truncation", "plain")["rows"][0]["fits"]
 
@@ -221,6 +221,8 @@ def test_a_plan_that_does_not_fit_says_what_would():
     planned(*MEDIUM, *words[:3], "--num-layers", found[1])
     with pytest.raises(UserError, match="none of"):
         planned(*MEDIUM, *words, "--num-layers", str(int(found[1]) + 10))
+    with pytest.raises(UserError, match=r"micro_batch_size = 512.*on another topology the model fits$"):
+        planned(*MEDIUM, *words, "--micro-batch-size", "512")
 
 
 @pytest.mark.parametrize(
