@@ -118,7 +118,7 @@ def test_a_switch_that_takes_the_most_decides_what_fits():
     plain = planned(*words, "--final-rank", "256", "--truncation", "plain")["rows"][0]
     assert plain["switch_memory_bytes"] < plain["memory_bytes"] == first["memory_bytes"]
     smaller = [word.replace("A100-80GB", "A100-40GB") for word in words]
-    with pytest.raises(UserError, match="none of 1 topologies fits into the 39.40 GiB"):
+    with pytest.raises(UserError, match="none of 1 topologies fits"):
         planned(*smaller, "--final-rank", "256")
     assert planned(*smaller, "--final-rank", "256", "--truncation", "plain")["rows"][0]["fits"]
 
