@@ -4,8 +4,8 @@ Letters as in `costs.py`, and c columns of U* and V*. Of three moments the large
 and `engine/truncation.py` do what is counted here):
 
 - weighing: the first phase's states, and the forward passes that measure second moments of activations, FP32
-  [h, h] for each factorised linear, none of them sharded until a replica keeps those of its own linears. With
-  Fisher weights a backward pass besides;
+  [h, h] for each factorised linear, none of them sharded until a replica keeps those of its own linears: so
+  only some of the linears at a time (`weighed_at_a_time`). With Fisher weights a backward pass besides;
 - truncating: the first phase's states, those second moments, FP32 masters of the replica's linears where they
   are copies, matrices in FP64, and U* and V* in FP32, of all linears in the end;
 - building: the second phase's states next to U* and V*. Nothing of the first phase is there.
@@ -36,6 +36,16 @@ from inrank_megatron.config.topology import Topology
 FP64 = 8
 SQUARES = {"plain": 3, "activation-aware": 8, "fisher": 8}
 """Matrices [h, h] that the truncation of a linear has at a time."""
+
+WEIGHED_BYTES = 2 * 2**30
+"""Of second moments that are measured together, where other replicas' parts leave before the next ones."""
+
+
+def weighed_at_a_time(config: Config, replicas: int) -> int:
+    """Linears whose second moments are measured together, at least one; all where nothing would leave."""
+    if replicas == 1:
+        return len(linear_shapes(config))
+    return max(1, min(len(linear_shapes(config)), WEIGHED_BYTES // (4 * config.model.hidden_size**2)))
 
 
 def switch_memory(
@@ -71,7 +81,9 @@ def switch_memory(
         replace(then, refactoring=factors + waiting, building=max(0, whole - then.total)),
     ]
     if weighed:
-        found.append(replace(held, activations=first.passing(forward_bytes), refactoring=moment * linears))
+        together = weighed_at_a_time(config, dp)
+        measured = moment * together + (own_moments if together < linears else 0)
+        found.append(replace(held, activations=first.passing(forward_bytes), refactoring=measured))
     if config.inrank.truncation == "fisher":
         found.append(replace(held, activations=first.passing(activation_bytes), refactoring=own_moments))
     return max(found, key=lambda memory: memory.total)

@@ -18,7 +18,12 @@ _SMALLEST = 1e-6  # of the mean second moment of a layer's output gradients
 
 @torch.no_grad()
 def activation_moments(
-    model: nn.Module, linears: Mapping[str, Linear], losses: Iterable[Tensor], parallel: Parallel
+    model: nn.Module,
+    linears: Mapping[str, Linear],
+    losses: Callable[[], Iterable[Tensor]],
+    parallel: Parallel,
+    *,
+    at_a_time: int,
 ) -> dict[str, Tensor]:
     """Mean of ``a a^T`` over all tokens of the job, FP32, at the replica that owns the layer.
 
@@ -27,22 +32,38 @@ def activation_moments(
     activations on its tensor cores; FP32 products would take longer than the forward pass.
 
     Args:
-        losses: losses of this rank's micro-batches, computed lazily on ``model``; they run without dropout
-            and without gradients.
+        losses: gives the losses of this rank's micro-batches, computed lazily on ``model``; they run without
+            dropout and without gradients.
+        at_a_time: linears that are measured together. Other replicas' moments are gone before the next ones.
     """
-    sums = {name: _Moments(linear) for name, linear in linears.items()}
+    moments: dict[str, Tensor] = {}
+    indices = {name: index for index, name in enumerate(linears)}
     model.eval()
+    for start in range(0, len(linears), at_a_time):
+        names = list(linears)[start : start + at_a_time]
+        moments |= _moments_of({name: linears[name] for name in names}, indices, model, losses(), parallel)
+    model.train()
+    return moments
+
+
+def _moments_of(
+    linears: Mapping[str, Linear],
+    indices: Mapping[str, int],
+    model: nn.Module,
+    losses: Iterable[Tensor],
+    parallel: Parallel,
+) -> dict[str, Tensor]:
+    sums = {name: _Moments(linear) for name, linear in linears.items()}
     half = next(model.parameters()).dtype.itemsize == 2
     with _hooked(linears, sums), tensor_cores() if half else nullcontext():
         for _ in losses:
             pass
-    model.train()
     moments = {}
-    for index, (name, linear) in enumerate(linears.items()):
+    for name, linear in linears.items():
         token_shards = parallel.tp_size if linear.sequence_parallel else 1
         moment = sums.pop(name)
         total = moment.total.div_(moment.tokens * token_shards * parallel.dp_size)
-        owner = index % parallel.dp_size
+        owner = indices[name] % parallel.dp_size
         dist.reduce(total, group=parallel.dp_group, group_dst=owner)
         if owner == parallel.dp_rank:
             moments[name] = total

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from inrank_megatron.config.switch_costs import weighed_at_a_time
 from inrank_megatron.engine.activations import activation_moments, output_gradient_scales
 from inrank_megatron.engine.fragments import finish_writes
 from inrank_megatron.engine.gradients import at_a_loss_scale
@@ -38,7 +39,8 @@ def _measured(live: LiveModel, metric: Metric, step: int, batches: Batches | Non
         live.parallel.seed_random(seed=live.config.training.seed, step=step)
         return output_gradient_scales(live.model, live.linears, losses(), live.parallel, scale=loss_scale)
 
-    moments = activation_moments(live.model, live.linears, losses(), live.parallel)
+    at_a_time = weighed_at_a_time(live.config, live.parallel.dp_size)
+    moments = activation_moments(live.model, live.linears, losses, live.parallel, at_a_time=at_a_time)
     outputs = {}
     if metric.kind == "fisher":
         scale = live.loss_scaling.scale

@@ -10,6 +10,7 @@ from inrank_megatron.config.cluster import Cluster
 from inrank_megatron.config.costs import columns_by_linear
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.switch_costs import weighed_at_a_time
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.lowrank.methods.registry import METHODS
 from inrank_megatron.planning.operations import forward_flops
@@ -76,6 +77,8 @@ def _switch(config: Config, topology: Topology, line: list[Phase], cluster: Clus
             3 * columns[name] * out * inp if out < inp else 6 * out * inp * min(out, inp)
         )
     batches = 0 if config.inrank.truncation == "plain" else config.inrank.activation_batches
+    linears = len(linear_shapes(config))
+    batches *= -(-linears // weighed_at_a_time(config, topology.data_parallel_size))
     tokens = batches * topology.global_batch_size * config.model.seq_length
     passes = _forward_seconds(config, topology, line[0], cluster, tokens)
     return passes + flops / topology.world_size / (double_rate(cluster) * DECOMPOSING)

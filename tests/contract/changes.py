@@ -4,7 +4,9 @@ Functions that ranks run; the assertions are in ``test_changes.py``.
 """
 
 from dataclasses import replace
+from unittest.mock import patch
 
+from inrank_megatron.config import switch_costs
 from inrank_megatron.engine.fragments import read_value
 from inrank_megatron.engine.state import engine_record, load_engine
 from inrank_megatron.engine.zero_state import ParameterState, read_state, write_state
@@ -172,7 +174,8 @@ def around_switch(
     moments = input_moments(session, recent) if world_size == 1 else None
     gradients = output_gradients(session, recent) if world_size == 1 else None
     metric = changes[-1].metric
-    views = session.engine.views(spectrum=metric, step=session.step, batches=session.batch)
+    with patch.object(switch_costs, "WEIGHED_BYTES", 1):  # replicas measure one linear after the other
+        views = session.engine.views(spectrum=metric, step=session.step, batches=session.batch)
     session.engine.apply(changes[len(growth) :], step=session.step, batches=session.batch)
     return {
         "before": before,
