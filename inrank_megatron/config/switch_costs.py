@@ -1,6 +1,6 @@
 """Memory of a device at the switch, where ``W0 + U V`` or a dense W becomes ``U* V*``.
 
-Letters as in `costs.py`, and c columns of U* and V*. Of three moments the largest counts (`engine/changes.py`
+Letters as in `costs.py`, and c columns of U* and V*. Of four moments the largest counts (`engine/changes.py`
 and `engine/truncation.py` do what is counted here):
 
 - weighing: the first phase's states, and the forward passes that measure second moments of activations, FP32
@@ -8,9 +8,9 @@ and `engine/truncation.py` do what is counted here):
   only some of the linears at a time (`weighed_at_a_time`). With Fisher weights a backward pass besides;
 - truncating: the first phase's states, those second moments, FP32 masters of the replica's linears where they
   are copies, matrices in FP64, and U* and V* in FP32, of all linears in the end;
+- reading: the first phase's states, U* and V*, and masters and moments of one other parameter, whole, on
+  their way to the host, where they wait: on a CPU all of them count;
 - building: the second phase's states next to U* and V*. Nothing of the first phase is there.
-
-What other parameters keep, masters and moments, waits on the host meanwhile: on a CPU it counts.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from inrank_megatron.config.costs import (
 )
 from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.shapes import factorises_attention, linear_shapes, qkv_layout
 from inrank_megatron.config.topology import Topology
 
 FP64 = 8
@@ -73,11 +73,12 @@ def switch_memory(
     own_moments = moment * -(-linears // dp)
     factors = 4 * sum(second.factorised().values())
     waiting = first.waiting() if device == "cpu" else 0
+    reading = max(waiting, first.largest_state())
     truncating = own_moments + first.copied_masters() + max(_workspace(second) + factors // dp, factors)
     held, then = first.at_rest(gathered=weighed), second.at_rest(gathered=False)
     whole = second.number_bytes * parameters_of_a_rank(config, topology, ranks=columns)[0]
     found = [
-        replace(held, refactoring=max(truncating, factors + waiting)),
+        replace(held, refactoring=max(truncating, factors + reading)),
         replace(then, refactoring=factors + waiting, building=max(0, whole - then.total)),
     ]
     if weighed:
@@ -146,13 +147,23 @@ class _Structure:
         the parameters or the masters themselves.
         """
         dp, half = self.topology.data_parallel_size, precision(self.config) != "fp32"
-        if not (self.stage == 3 or (half and dp > 1)):
+        if not (self.stage == 3 or (half and self.stage > 0)):
             return 0
         found = 4 * sum(self.factorised().values())
         if self.stage == 3 and self.frozen_base:
             dense = replace(self, ranks=None)
             found += self.number_bytes * sum(dense.factorised().values())
         return found // dp
+
+    def largest_state(self) -> int:
+        """Master and moments of the largest parameter that the switch does not replace, while they are read:
+        under ZeRO the last of them is copied from what the replicas sent.
+        """
+        config, layout = self.config, qkv_layout(self.config)
+        attention = 0 if factorises_attention(config) else layout.total
+        rows = max(self.topology.padded_vocab_size, attention) // self.topology.tensor_model_parallel_size
+        copies = 1 + moments_of_a_parameter(config) + (self.stage > 0)
+        return 4 * copies * rows * config.model.hidden_size
 
     def waiting(self) -> int:
         """Masters and moments of the parameters that the switch does not replace."""

@@ -100,28 +100,35 @@ def _switch(engine, case: Case, allocations) -> tuple[int, int]:
     import torch
 
     from inrank_megatron.config.costs import columns_by_linear
-    from inrank_megatron.engine import changes
+    from inrank_megatron.engine import zero_state
     from inrank_megatron.lowrank.methods.changes import Metric, Refactor
 
-    config, kept = engine.config, [0]
+    config, read_state = engine.config, zero_state.read_state
+    highest, beside, waiting = [0], [0], [0]
     size = (config.training.micro_batch_size, config.model.seq_length)
     batch = tuple(torch.zeros(size, dtype=torch.int64) for _ in range(2))
-    states_that_stay, beside = changes._states_that_stay, [0]
 
-    def staying(*given):
-        beside[0], before = allocations.peak, allocations.alive
-        states = states_that_stay(*given)
-        kept[0], allocations.peak = allocations.alive - before, allocations.alive
-        highest[0] = max(highest[0], beside[0], allocations.peak)
-        return states
+    def note() -> None:
+        highest[0] = max(highest[0], allocations.peak)
+        beside[0] = max(beside[0], allocations.peak - waiting[0])
+        allocations.peak = allocations.alive
 
-    columns, highest = columns_by_linear(config, case.final), [0]
+    def reading(parameter):
+        note()
+        before, state = allocations.alive, read_state(parameter)
+        note()
+        waiting[0] += allocations.alive - before
+        allocations.peak = allocations.alive
+        return state
+
+    columns = columns_by_linear(config, case.final)
     kind = config.inrank.truncation
     change = Refactor(dict(columns), dict(columns), Metric(kind, 0 if kind == "plain" else 2))
-    with _sound_values(), patch.object(changes, "_states_that_stay", staying):
+    with _sound_values(), patch.object(zero_state, "read_state", reading):
         allocations.peak = allocations.alive
         engine.apply([change], step=2, batches=lambda index: [batch] * case.accumulation)
-    return max(highest[0], allocations.peak), max(beside[0], allocations.peak - kept[0])
+        note()
+    return highest[0], beside[0]
 
 
 @contextmanager

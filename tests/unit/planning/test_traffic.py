@@ -43,14 +43,17 @@ SMALL_CASES = [
     *(Case(0, 1, {"zero_stage": stage, "bf16": True} | SMALL, accumulation=1) for stage in (1, 3)),
     Case(0, 2, {"zero_stage": 2, "fp16": True} | SMALL, replicas=1),
 ]
+PLAIN = {"truncation": "plain"} | SMALL
 SWITCHES = [
     Case(1, 1, {"zero_stage": 1}, final=64),
-    Case(1, 2, {"zero_stage": 2, "truncation": "plain"} | SMALL, final=128),
+    Case(1, 2, {"zero_stage": 2} | PLAIN, final=128),
     Case(0, 1, {"zero_stage": 3, "fp16": True}, final=64, replicas=4),
     Case(1, 1, {"zero_stage": 2, "truncation": "fisher", "fp16": True}, final=32, replicas=4),
     Case(
         1, 1, {"zero_stage": 0, "matrix_optimizer": "muon", "factor_optimizer": "muon"}, final=64, replicas=1
     ),
+    Case(0, 1, {"zero_stage": 1, "fp16": True} | PLAIN, final=64, replicas=1),
+    Case(1, 1, {"zero_stage": 2, "fp16": True} | PLAIN | {"hidden_size": 192}, final=8),
 ]
 VOTES = 400
 """Bytes of norms, votes and overflow flags at most, which are not predicted."""
