@@ -19,7 +19,7 @@ from inrank_megatron.config.tool_options import count, tool_parser
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.errors import UserError
 from inrank_megatron.planning.comparison import most_layers, other_methods
-from inrank_megatron.planning.forecast import Forecast, forecast, ranking
+from inrank_megatron.planning.forecast import Forecast, fits, forecast, ranking
 from inrank_megatron.planning.page import Plan, page
 from inrank_megatron.planning.rows import illegal_rows, rows, total_row
 from inrank_megatron.planning.space import (
@@ -155,6 +155,9 @@ def _lacking(forecasts: list[Forecast], cluster: Cluster, deepest: int | None) -
     else:
         smaller = f" (of this width {deepest} layers fit)" if deepest else ""
         remedy = f"give more devices, or a smaller model{smaller}"
+    plain = least.candidate.config.inrank.truncation == "plain"
+    if not plain and all(fits(phase.memory, cluster) for phase in least.phases):
+        remedy = f"its steps would fit, the switch would not: --truncation plain takes less; or {remedy}"
     return (
         f"none of {len(forecasts)} topologies fits into the {shown_size(cluster.memory or 0)} of each "
         f"{cluster.device}: the least is {shown_size(least.memory)} and the allocator's slack, with "

@@ -28,6 +28,8 @@ def launch_command(flags: Sequence[str], config: Config, cluster: Cluster) -> st
     else:
         launcher = ["deepspeed", "--num_gpus", str(cluster.devices)]
     given = {kebab(word).partition("=")[0] for word in flags}
+    # The launch is to train, whatever flags were taken over from.
+    flags = [word for word in flags if kebab(word) != "--dry-run"]
     words = [*launcher, PROGRAM, *flags]
     for name, value in _settings(config).items():
         flag = f"--{name.replace('_', '-')}"

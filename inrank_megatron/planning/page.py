@@ -18,7 +18,7 @@ from inrank_megatron.planning.forecast import Forecast, slack_of
 from inrank_megatron.planning.launching import launch_command
 from inrank_megatron.planning.seconds import Link
 from inrank_megatron.planning.space import Illegal
-from inrank_megatron.planning.timeline import Assumed
+from inrank_megatron.planning.timeline import Assumed, columns_after_the_switch
 
 SHOWN_REASONS = 8
 LINKS: dict[Link, str] = {"node": "all within the node", "network": "all between nodes"}
@@ -71,7 +71,8 @@ def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
     yield f"cluster      {cluster.nodes} x {cluster.devices} x {cluster.device}"
     if plan.rates:
         yield "measured     " + ", ".join(f"{name} {value:.3g}" for name, value in plan.rates.items())
-    yield f"topologies   {len(plan.forecasts)} legal, {fitting} fit; predicted, not measured"
+    how_many = "memory not known" if cluster.memory is None else f"{fitting} fit"
+    yield f"topologies   {len(plan.forecasts)} legal, {how_many}; predicted, not measured"
     yield from _assumptions(plan)
     yield ""
     yield _ranking(plan.forecasts[:top])
@@ -89,7 +90,7 @@ def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
     yield ""
     yield f"break-even   U V costs no more operations than dense linears up to rank {plan.break_even}"
     if plan.most_layers is not None:
-        yield f"largest      {plan.most_layers} layers of this width fit, with recomputation, no offload"
+        yield f"largest      {plan.most_layers:,} layers of this width fit, with recomputation, no offload"
     yield from _refused(plan.illegal)
     yield f"\n{plan.command}"
 
@@ -97,12 +98,13 @@ def _parts(plan: Plan, top: int) -> Iterator[Table | str]:
 def _assumptions(plan: Plan) -> Iterator[str]:
     config = plan.launch.config
     if METHODS[config.training.method].switches:
-        why = (
-            "the largest that ranks can reach; --final-rank changes it"
-            if plan.rank_is_assumed
-            else "as given"
-        )
-        yield f"final rank   {plan.assumed.final_rank} ({why})"
+        rank, multiple = plan.assumed.final_rank, config.inrank.rank_multiple_of
+        by_budget = config.inrank.parameter_budget is not None
+        why = "that of the parameter budget" if by_budget else "the largest that ranks can reach"
+        why = f"{why}; --final-rank changes it" if plan.rank_is_assumed else "as given"
+        if (columns := columns_after_the_switch(config, rank)) != rank:
+            why += f"; {columns} with rank_multiple_of = {multiple}"
+        yield f"final rank   {rank} ({why})"
 
 
 def _ranking(forecasts: list[Forecast]) -> Table:
@@ -123,7 +125,7 @@ def _ranking(forecasts: list[Forecast]) -> Table:
             _yes(tp > 1 and config.parallel.sequence_parallel),
             _memory_of(one),
             _seconds(one.step_seconds),
-            f"{one.hours:,.1f}",
+            _hours(one.hours),
         )
     return table
 
@@ -186,7 +188,7 @@ def _sent(one: Forecast) -> Table:
 def _whole_run(one: Forecast) -> Iterator[str]:
     parts = {phase.phase.name: phase.seconds for phase in one.phases} | vars(one.occasions)
     shown = ", ".join(f"{name.replace('_', ' ')} {_seconds(value)}" for name, value in parts.items() if value)
-    yield f"run          {one.hours:,.1f} hours, {one.device_hours:,.1f} device-hours: {shown}"
+    yield f"run          {_hours(one.hours)} hours, {_hours(one.device_hours)} device-hours: {shown}"
     if one.energy is not None:
         yield f"energy       {one.energy:,.0f} kWh of the devices at full power"
     if one.price is not None:
@@ -208,7 +210,7 @@ def _methods(methods: list[Forecast | tuple[str, str]]) -> Table:
             f"{one.phases[-1].parameters.total:,}",
             _memory_of(one),
             _seconds(one.step_seconds),
-            f"{one.hours:,.1f}",
+            _hours(one.hours),
             f"{one.hours / hours:.3f}",
         )
     return table
@@ -228,6 +230,10 @@ def _memory_of(one: Forecast) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "-"
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _seconds(value: float) -> str:

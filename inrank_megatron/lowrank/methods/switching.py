@@ -82,7 +82,7 @@ class Switching(Factorising):
         if step > last:
             raise UserError(
                 f"{shown}: the switch must come before the last of {last + 1} steps; raise train_iters, "
-                f"lower switch_iters, or give --method {cls.one_phase}"
+                f"switch earlier, or give --method {cls.one_phase}"
             )
         return step
 

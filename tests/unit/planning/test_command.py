@@ -11,7 +11,9 @@ import yaml
 
 from inrank_megatron.config.checks import check
 from inrank_megatron.config.cli import parse
+from inrank_megatron.config.cluster_file import LATENCIES
 from inrank_megatron.config.deepspeed_json import passthrough
+from inrank_megatron.config.devices import DEVICES, ZERO3_LAYER
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.errors import UserError
 from inrank_megatron.planning.command import pinned_by
@@ -105,6 +107,35 @@ def test_a_page_has_what_the_rows_have():
     assert max(map(len, page.splitlines()[:-1])) <= 110
 
 
+def test_a_page_says_what_becomes_of_the_rank_and_what_is_not_known():
+    def shown(*words):
+        return plan.run(plan.options([*words, "--zero-stage", "1", "--top", "1"]))
+
+    medium = [*MEDIUM, "--cluster", "8xH100"]
+    assert "final rank   286 (as given; 320 with rank_multiple_of = 64)" in shown(
+        *medium, "--final-rank", "286"
+    )
+    assert "final rank   320 (as given)" in shown(*medium, "--final-rank", "320")
+    assert "409 (that of the parameter budget; --final-rank changes it; 448 with" in shown(*medium)
+    paper = ["--config", str(ROOT / "configs" / "paper" / "gpt2_medium_inrank.yaml"), *medium[2:]]
+    assert "(the largest that ranks can reach; --final-rank changes it)" in shown(*paper)
+    page = shown("--inrank", "--cluster", "2xcpu", "--dry-run")
+    assert "legal, memory not known; predicted" in page and " 0.0 hours" not in page
+    assert "--dry-run" not in page.splitlines()[-1]  # the command is to train
+
+
+def test_the_guide_has_the_defaults_of_a_cluster_file():
+    text = " ".join((ROOT / "docs" / "guides" / "plan_a_run.md").read_text(encoding="utf-8").split())
+    gpu, cpu = (
+        {name: f"{getattr(DEVICES[device], field) * 1e6:,.0f}" for name, field in LATENCIES.items()}
+        for device in ("H100", "cpu")
+    )
+    for name in ("operator_us", "collective_us"):
+        assert f"[{gpu[name]}; `cpu`: {cpu[name]}]" in text
+    assert gpu["zero3_layer_us"] == cpu["zero3_layer_us"] and f"[{gpu['zero3_layer_us']}]" in text
+    assert f"assumed: {ZERO3_LAYER * 1e3:g} milliseconds for each layer" in text
+
+
 def test_a_switch_that_takes_the_most_decides_what_fits():
     """Second moments of 120 wide linears; where there are replicas, few of them are there at a time."""
     wide = "--model-type llama --num-layers 60 --hidden-size 8192 --num-attention-heads 64 --vocab-size 32000"
@@ -118,7 +149,7 @@ def test_a_switch_that_takes_the_most_decides_what_fits():
     plain = planned(*words, "--final-rank", "256", "--truncation", "plain")["rows"][0]
     assert plain["switch_memory_bytes"] < first["switch_memory_bytes"] - 30 * 2**30 * 0.9
     smaller = [word.replace("H200", "A100-80GB") for word in words]
-    with pytest.raises(UserError, match="none of 1 topologies fits"):
+    with pytest.raises(UserError, match=r"none of 1 topologies.*the switch would not: --truncation plain"):
         planned(*smaller, "--final-rank", "256")
     assert planned(*smaller, "--final-rank", "256", "--truncation", "plain")["rows"][0]["fits"]
     shared = planned(*words[:-1], "8x8xH200", "--final-rank", "256")["rows"][0]

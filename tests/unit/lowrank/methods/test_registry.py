@@ -38,7 +38,8 @@ def test_switch_step(settings, steps_per_epoch, expected):
 )
 def test_switch_after_the_last_but_one_step_is_refused(settings):
     with pytest.raises(
-        UserError, match=r"the switch must come before the last of \d+ steps; raise train_iters"
+        UserError,
+        match=r"the switch must come before the last of \d+ steps; raise train_iters, switch earlier",
     ):
         switch_step(config(**settings), 30)
 
