@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.experiments.printing import print_table
-from inrank_megatron.reporting.run import read_run
+from inrank_megatron.reporting.run import Run, read_run
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -25,18 +25,32 @@ def run(options: argparse.Namespace) -> None:
     """Print a row for each run of the tables; remarks on folders that fill none go to standard error.
 
     Raises:
-        UserError: there is no run folder.
+        UserError: there is no run folder, or none that can be read.
     """
     # Imported here: --help needs no planner.
     from inrank_megatron.experiments.paper_runs import rows
 
-    found, remarks = rows(map(read_run, _folders(options.collect)) if options.collect else ())
-    for remark in remarks:
+    runs, unread = _runs(options.collect) if options.collect else ([], [])
+    found, remarks = rows(runs)
+    for remark in unread + remarks:
         print(remark, file=sys.stderr)
     if options.json:
         print(json.dumps(found, indent=1))
     else:
         print_table(options.title, found)
+
+
+def _runs(given: Path) -> tuple[list[Run], list[str]]:
+    """Of the run folders, and a remark on each that is damaged."""
+    runs, remarks = [], []
+    for folder in _folders(given):
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            if folder == given:
+                raise
+            remarks.append(f"{error} (left out)")
+    return runs, remarks
 
 
 def _folders(given: Path) -> list[Path]:

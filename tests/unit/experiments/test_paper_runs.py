@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -62,6 +64,8 @@ def test_finished_runs_fill_their_rows_and_others_are_named(tmp_path, capsys):
     leave(tmp_path / "c", small.settings, threshold=0.8, finished=False)
     leave(tmp_path / "d", small.settings, threshold=0.7, train_iters=10)
     (tmp_path / "no_run").mkdir()
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.yaml").write_text("[")
     main(["table1", "--json", "--collect", str(tmp_path)])
     shown = capsys.readouterr()
     rows = {row["run"]: row for row in json.loads(shown.out)}
@@ -71,7 +75,8 @@ def test_finished_runs_fill_their_rows_and_others_are_named(tmp_path, capsys):
     row = filled[small.name]
     assert (row["measured_perplexity"], row["measured_hours"], row["measured_memory"]) == (19.88, 2.0, 9.0)
     assert row["measured_parameters"] == row["parameters"] == 91_225_344
-    first, second, third = shown.err.splitlines()
+    damaged, first, second, third = shown.err.splitlines()
+    assert f"{tmp_path / 'e' / 'config.yaml'}: not valid YAML" in damaged and "left out" in damaged
     assert "b: small" in first and "already is; left out" in first
     assert "c: small, InRank-Efficient, threshold 0.8, which has not finished" in second
     assert "d: no run of the tables; the nearest is small" in third
@@ -80,6 +85,15 @@ def test_finished_runs_fill_their_rows_and_others_are_named(tmp_path, capsys):
     assert "| 19.88 |" in capsys.readouterr().out
 
 
+def test_a_reader_that_leaves_early_ends_it_without_a_word():
+    command = f"{sys.executable} tools/reproduce.py table1 --json | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[", "")
+
+
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--collect .*: no run folder, and none in it"):
+        main(["table1", "--collect", str(tmp_path)])
+    (tmp_path / "config.yaml").write_text("[")
+    with pytest.raises(UserError, match="not valid YAML"):
         main(["table1", "--collect", str(tmp_path)])
