@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inrank_megatron.config.activation_costs import activation_bytes, gathered_factor_bytes, shared_features
-from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
+from inrank_megatron.config.orthogonalisation_costs import orthogonalisation_bytes, orthogonalised_entries
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, qkv_layout
 from inrank_megatron.config.topology import Topology
@@ -44,7 +44,8 @@ class Memory:
     """Bytes on one device, rounded down; activations and logits are estimates.
 
     ``head_gradient``: of the vocabulary's weights, before it joins that of earlier micro-batches.
-    ``copies``: of buckets and gathered parameters, as far as they do not fit where activations have been.
+    ``copies``: of buckets and gathered parameters, and matrices of Muon's step, as far as they do not fit
+    where activations have been.
     ``not_at_once``: at most 0; what of the sum of the others is never alive at the same time.
     ``building``: what the whole model, before ZeRO 3 divides it, takes beyond all the rest.
     ``refactoring``: at the switch alone (`switch_costs.py`).
@@ -177,9 +178,10 @@ def memory_per_device(
     ranks: Ranks = None,
     frozen_base: bool = False,
     device: str = "cpu",
+    used: Ranks = None,
 ) -> Memory:
     """Memory of one device: tensor-parallel shards, sharded over the data-parallel ranks as the ZeRO stage
-    says.
+    says. ``used``: columns in use [all of ``ranks``].
 
     Parameters have 4 bytes (2 in half precision), gradients 4, the FP32 master weights 4 and each moment of
     the optimizer 4, none of these on the device if they are offloaded. Without ZeRO an FP32 parameter is its
@@ -209,7 +211,18 @@ def memory_per_device(
         head_gradient=vocabulary // n * size,
     )
     gathering = min(sharded, PREFETCHED_PARAMETERS) * size if divided else 0
-    beyond = _peak(moving, config, topology, device, gathering=gathering) - sum(vars(moving).values())
+    stepping = orthogonalisation_bytes(
+        config,
+        columns,
+        used=columns_by_linear(config, used) or columns,
+        tensor_parallel=n,
+        replicas=dp,
+        zero_stage=stage,
+    )
+    if stepping:  # with the gradients of this replica's share
+        stepping += states * trained * 4 // (dp if stage else 1)
+    together = _peak(moving, config, topology, device, gathering=gathering, stepping=stepping)
+    beyond = together - sum(vars(moving).values())
     memory = Memory(
         **vars(moving),
         copies=max(0, beyond),
@@ -253,9 +266,11 @@ class _Moving:
     head_gradient: int
 
 
-def _peak(memory: _Moving, config: Config, topology: Topology, device: str, *, gathering: int) -> int:
+def _peak(
+    memory: _Moving, config: Config, topology: Topology, device: str, *, gathering: int, stepping: int
+) -> int:
     """Bytes of ``memory`` that are alive together at most: at the end of the last forward pass, when its
-    backward pass has the head's gradient, after that, or when gradients are reduced.
+    backward pass has the head's gradient, after that, when gradients are reduced, or in the optimizer's step.
 
     Gradients of earlier micro-batches are there all the time, FP32 ones that are whole and those of ZeRO 3
     from the first on.
@@ -265,6 +280,7 @@ def _peak(memory: _Moving, config: Config, topology: Topology, device: str, *, g
 
     Args:
         gathering: bytes of the buffers in which ZeRO 3 gathers parameters, when nothing else is there yet.
+        stepping: bytes of the optimizer's step, its gradients included; 0 where it needs nothing else.
     """
     stage = zero_stage_in_use(config, topology.data_parallel_size)
     whole = keeps_whole_gradients(config, device, stage)
@@ -283,6 +299,7 @@ def _peak(memory: _Moving, config: Config, topology: Topology, device: str, *, g
         always + (memory.bucket if stage else 0) + memory.head_gradient - (4 + 2 * half) * logits,
         memory.gradients + memory.bucket,
         earlier + before + gathering,
+        stepping and stepping + (memory.bucket if stage == 3 else 0),
         _reducing(memory, stage, accumulates, half=half, whole=whole) if copies else 0,
     )
 

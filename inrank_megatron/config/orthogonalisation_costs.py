@@ -11,6 +11,8 @@ from inrank_megatron.config.shapes import factorises_attention, linear_shapes, q
 
 Columns = Mapping[str, int] | None
 """Columns of each linear's factors; None: dense linears."""
+BATCH, COPIES = 2**23, 9
+"""Entries [k, k] that are computed together, at least one matrix, and the copies of them (as counted)."""
 PRODUCTS = 17
 """Symmetric products of k x k for a matrix's five iterations."""
 FURTHER = {"muon": (0, 0, 0), "spectron": (1, 7, 0), "lora-muon": (1, 7 + 37, 4)}
@@ -22,6 +24,33 @@ norm and the iterations of its inverse root; full products of k x k.
 def orthogonalised_entries(config: Config, columns: Columns) -> int:
     """Parameters with a momentum alone, over all tensor-parallel ranks."""
     return sum(m * k for m, k, _ in _matrices(config, columns))
+
+
+def orthogonalisation_bytes(
+    config: Config, columns: Columns, *, used: Columns, tensor_parallel: int, replicas: int, zero_stage: int
+) -> int:
+    """Bytes on a device that a step needs beside states and gradients, at their most: of one kind of matrices
+    after the other their steps, and in FP32 the whole and the orthogonalised ones of this replica's share;
+    `COPIES` of k x k in FP64 of those that are computed together. LoRA-Muon has the inverse roots of all
+    factors besides, on every rank, and sums them over replicas.
+
+    Args:
+        columns, used: allocated, and in use, of which products are made.
+    """
+    kinds: dict[str, list[tuple[int, int]]] = {}
+    for (m, k, rule), (*_, part, _) in zip(_matrices(config, columns), _matrices(config, used), strict=True):
+        kinds.setdefault(rule, []).append((m * k, part))
+    found = [0]
+    for rule, matrices in kinds.items():
+        entries, share = (
+            sum(entries for entries, _ in matrices) // tensor_parallel,
+            -(-len(matrices) // replicas),
+        )
+        copies = 4 * entries * (3 if zero_stage else 2 + replicas) // replicas
+        together = max(min(share * k * k, max(BATCH, k * k)) for _, k in matrices)
+        roots = 8 * sum(k * k for _, k in matrices) if rule == "lora-muon" else 0
+        found.append(copies + roots + max(8 * COPIES * together, roots * (replicas > 1)))
+    return max(found)
 
 
 def orthogonalisation_flops(config: Config, columns: Columns) -> int:

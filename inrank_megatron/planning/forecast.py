@@ -139,6 +139,7 @@ def memory_of(candidate: Candidate, phase: Phase, cluster: Cluster) -> Memory:
         device=cluster.device,
         ranks=phase.capacity,
         frozen_base=phase.frozen_base,
+        used=phase.columns,
     )
 
 

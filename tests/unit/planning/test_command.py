@@ -142,7 +142,7 @@ def test_a_switch_that_takes_the_most_decides_what_fits():
     run = "--global-batch-size 64 --micro-batch-size 1 --train-iters 8 --switch-iters 2 --bf16 --max-rank 512"
     fixed = "--tensor-model-parallel-size 8 --zero-stage 3 --recompute-granularity full --offload-optimizer"
     words = ["--inrank", *wide.split(), *run.split(), *fixed.split(), "--sequence-parallel"]
-    words += ["--cluster", "8xH200"]
+    words += ["--matrix-optimizer", "adamw", "--factor-optimizer", "adamw", "--cluster", "8xH200"]
     first, second = planned(*words, "--final-rank", "256")["rows"]
     assert first["switch_memory_bytes"] > max(first["memory_bytes"], second["memory_bytes"])
     assert first["switch_memory"]["refactoring"] >= 120 * 4 * 8192**2

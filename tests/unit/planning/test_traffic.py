@@ -7,7 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
+from inrank_megatron.config import orthogonalisation_costs
 from inrank_megatron.lowrank.layers import factorised
+from inrank_megatron.lowrank.linalg import orthogonalise
 from inrank_megatron.planning import traffic
 from tests.harness import ROOT
 from tests.unit.planning.counted import Case
@@ -38,10 +40,16 @@ CASES = [
 ]
 SMALL = {"micro_batch_size": 1, "seq_length": 32, "hidden_size": 384}
 """Few activations, so that buckets and what is gathered decide the memory."""
+MUON = {"matrix_optimizer": "muon", "factor_optimizer": "lora-muon"} | SMALL
 SMALL_CASES = [
     *(Case(1, 1, {"zero_stage": stage} | SMALL) for stage in (1, 2, 3)),
     *(Case(0, 1, {"zero_stage": stage, "bf16": True} | SMALL, accumulation=1) for stage in (1, 3)),
     Case(0, 2, {"zero_stage": 2, "fp16": True} | SMALL, replicas=1),
+    # The optimizer's step takes the most.
+    Case(1, 1, {"zero_stage": 2, "bf16": True} | MUON | {"hidden_size": 768}),
+    Case(0, 2, {"zero_stage": 2, "fp16": True} | MUON, replicas=1),
+    Case(0, 1, {"zero_stage": 1, "fp16": True} | MUON, replicas=4),
+    Case(2, 1, {"zero_stage": 0} | MUON),
 ]
 PLAIN = {"truncation": "plain"} | SMALL
 SWITCHES = [
@@ -95,6 +103,10 @@ def test_predicted_memory_is_what_is_counted_where_activations_are_few(index, fi
 def test_predicted_memory_of_the_switch_is_what_is_counted(index, where, figures):
     memory, predicted = figures[len(CASES) + len(SMALL_CASES) + index][where]
     assert predicted == pytest.approx(memory, rel=0.1)
+
+
+def test_a_step_computes_as_many_entries_together_as_the_plan_says():
+    assert orthogonalisation_costs.BATCH == orthogonalise._BATCH
 
 
 def test_the_choice_of_collectives_is_that_of_the_layers():
