@@ -29,26 +29,27 @@ def orthogonalised_entries(config: Config, columns: Columns) -> int:
 def orthogonalisation_bytes(
     config: Config, columns: Columns, *, used: Columns, tensor_parallel: int, replicas: int, zero_stage: int
 ) -> int:
-    """Bytes on a device that a step needs beside states and gradients, at their most: of one kind of matrices
-    after the other their steps, and in FP32 the whole and the orthogonalised ones of this replica's share;
-    `COPIES` of k x k in FP64 of those that are computed together. LoRA-Muon has the inverse roots of all
-    factors besides, on every rank, and sums them over replicas.
+    """Bytes on a device that a step needs beside states and gradients, at their most.
+
+    Of plain matrices, then of factors: their steps, and in FP32 the whole and the orthogonalised ones of this
+    replica's share; `COPIES` of k x k in FP64 of those that are computed together. LoRA-Muon has the inverse
+    roots of all factors besides, on every rank, and sums them over replicas.
 
     Args:
         columns, used: allocated, and in use, of which products are made.
     """
-    kinds: dict[str, list[tuple[int, int]]] = {}
-    for (m, k, rule), (*_, part, _) in zip(_matrices(config, columns), _matrices(config, used), strict=True):
-        kinds.setdefault(rule, []).append((m * k, part))
     found = [0]
-    for rule, matrices in kinds.items():
+    for kind in (_plain, _factors):
+        allocated, in_use = list(kind(config, columns)), [k for _, k, _ in kind(config, used)]
+        if not allocated:
+            continue
         entries, share = (
-            sum(entries for entries, _ in matrices) // tensor_parallel,
-            -(-len(matrices) // replicas),
+            sum(m * k for m, k, _ in allocated) // tensor_parallel,
+            -(-len(allocated) // replicas),
         )
         copies = 4 * entries * (3 if zero_stage else 2 + replicas) // replicas
-        together = max(min(share * k * k, max(BATCH, k * k)) for _, k in matrices)
-        roots = 8 * sum(k * k for _, k in matrices) if rule == "lora-muon" else 0
+        together = max(min(share * k * k, max(BATCH, k * k)) for k in in_use)
+        roots = 8 * sum(k * k for k in in_use) if allocated[0][2] == "lora-muon" else 0
         found.append(copies + roots + max(8 * COPIES * together, roots * (replicas > 1)))
     return max(found)
 
@@ -71,13 +72,23 @@ def orthogonalisation_flops(config: Config, columns: Columns) -> int:
 
 def _matrices(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
     """m, k and the rule of each orthogonalised matrix."""
-    settings, h, shapes = config.optimizer, config.model.hidden_size, linear_shapes(config)
-    layout = qkv_layout(config)
-    if settings.matrix_optimizer != "adamw":
-        plain = list(shapes.values()) if columns is None else []
-        if not factorises_attention(config):
-            plain += [(layout.total, h), (h, layout.rows("q"))] * config.model.num_layers
-        yield from ((max(shape), min(shape), "muon") for shape in plain)
-    if settings.factor_optimizer != "adamw" and columns is not None:
-        for name, shape in shapes.items():
-            yield from ((side, columns[name], settings.factor_optimizer) for side in shape)
+    yield from _plain(config, columns)
+    yield from _factors(config, columns)
+
+
+def _plain(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
+    settings, h, layout = config.optimizer, config.model.hidden_size, qkv_layout(config)
+    if settings.matrix_optimizer == "adamw":
+        return
+    shapes = list(linear_shapes(config).values()) if columns is None else []
+    if not factorises_attention(config):
+        shapes += [(layout.total, h), (h, layout.rows("q"))] * config.model.num_layers
+    yield from ((max(shape), min(shape), "muon") for shape in shapes)
+
+
+def _factors(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
+    rule = config.optimizer.factor_optimizer
+    if rule == "adamw" or columns is None:
+        return
+    for name, shape in linear_shapes(config).items():
+        yield from ((side, columns[name], rule) for side in shape)
