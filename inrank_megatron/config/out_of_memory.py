@@ -125,6 +125,8 @@ def _changes(config: Config, topology: Topology, *, on_cpu: bool) -> Iterator[tu
     if precision(config) == "fp32":
         yield True, "bf16", True
     yield True, "seq_length", config.model.seq_length // 2
+    for name in ("matrix_optimizer", "factor_optimizer"):
+        yield True, name, "adamw"  # whose step needs no matrices of its own
 
 
 def _flag(name: str, value: Any) -> str:

@@ -130,3 +130,11 @@ def test_ineffective_settings_are_not_advised():
     assert [words for words, _ in savings(config, topology, on_cpu=True)][:2] == [
         "--recompute-granularity full", "--micro-batch-size 3",
     ]  # fmt: skip
+
+
+def test_where_muons_step_takes_the_most_another_optimizer_is_advised():
+    config, topology = run_of(
+        1, micro_batch_size=1, seq_length=64, zero_stage=0, matrix_optimizer="muon", global_batch_size=2
+    )
+    helps = dict(savings(config, topology, on_cpu=True))
+    assert helps["--matrix-optimizer adamw in a new run"] == max(helps.values())
