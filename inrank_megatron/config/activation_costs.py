@@ -32,57 +32,28 @@ def activation_bytes(
     *,
     frozen_base: bool,
     size: int,
+    backward: bool = True,
 ) -> int:
     """Bytes on one device for a micro-batch, at their most. With full recomputation each layer keeps its
     input alone, and the backward pass has either the logits or one layer's activations besides.
 
     Args:
         columns: of each factorised linear; None: none is. size: bytes of a number in the run's precision.
+        backward: whether a backward pass follows; else there are the logits and their input, or one layer's
+            activations.
     """
-    layers = config.model.num_layers
-    kept, last_norm, logits = _parts(config, topology, columns, frozen_base=frozen_base, size=size)
-    if config.training.recompute_granularity == "full":
-        tokens = config.model.seq_length * config.training.micro_batch_size
-        inputs = tokens * layers * config.model.hidden_size * size // _sequence_shards(config, topology)
-        return inputs + last_norm + max(logits, kept // layers)
-    return kept + last_norm + logits
-
-
-def forward_bytes(
-    config: Config,
-    topology: Topology,
-    columns: Mapping[str, int] | None,
-    *,
-    frozen_base: bool,
-    size: int,
-) -> int:
-    """Bytes on one device of a forward pass without a backward pass, at their most: the logits and their
-    input, or one layer's activations. Arguments as in `activation_bytes`.
-    """
-    kept, last_norm, logits = _parts(config, topology, columns, frozen_base=frozen_base, size=size)
-    return max(last_norm + logits, kept // config.model.num_layers)
-
-
-def _parts(
-    config: Config,
-    topology: Topology,
-    columns: Mapping[str, int] | None,
-    *,
-    frozen_base: bool,
-    size: int,
-) -> tuple[int, int, int]:
-    """Bytes of all layers' activations, of the last norm's, and of the logits."""
     h, layers, n = config.model.hidden_size, config.model.num_layers, topology.tensor_model_parallel_size
     tokens = config.model.seq_length * config.training.micro_batch_size
-    shards = _sequence_shards(config, topology)
+    shards = n if config.parallel.sequence_parallel else 1
     logits = tokens * topology.padded_vocab_size * (4 if size == 4 else 4 + size) // n
+    last_norm = tokens * 2 * h * size // shards
     layer = tokens * (_numbers(config, n, shards) * size // n + _masks(config) // shards)
     kept = layers * layer + _of_factors(config, columns, tokens, shards, frozen_base) * size
-    return kept, tokens * 2 * h * size // shards, logits
-
-
-def _sequence_shards(config: Config, topology: Topology) -> int:
-    return topology.tensor_model_parallel_size if config.parallel.sequence_parallel else 1
+    if not backward:
+        return max(last_norm + logits, kept // layers)
+    if config.training.recompute_granularity == "full":
+        return tokens * layers * h * size // shards + last_norm + max(logits, kept // layers)
+    return kept + last_norm + logits
 
 
 def gathered_factor_bytes(

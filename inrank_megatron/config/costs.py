@@ -211,14 +211,8 @@ def memory_per_device(
         head_gradient=vocabulary // n * size,
     )
     gathering = min(sharded, PREFETCHED_PARAMETERS) * size if divided else 0
-    stepping = orthogonalisation_bytes(
-        config,
-        columns,
-        used=columns_by_linear(config, used) or columns,
-        tensor_parallel=n,
-        replicas=dp,
-        zero_stage=stage,
-    )
+    in_use = columns_by_linear(config, used) or columns
+    stepping = orthogonalisation_bytes(config, topology, columns, used=in_use, zero_stage=stage)
     if stepping:  # with the gradients of this replica's share
         stepping += states * trained * 4 // (dp if stage else 1)
     together = _peak(moving, config, topology, device, gathering=gathering, stepping=stepping)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import factorises_attention, linear_shapes, qkv_layout
+from inrank_megatron.config.topology import Topology
 
 Columns = Mapping[str, int] | None
 """Columns of each linear's factors; None: dense linears."""
@@ -27,7 +28,7 @@ def orthogonalised_entries(config: Config, columns: Columns) -> int:
 
 
 def orthogonalisation_bytes(
-    config: Config, columns: Columns, *, used: Columns, tensor_parallel: int, replicas: int, zero_stage: int
+    config: Config, topology: Topology, columns: Columns, *, used: Columns, zero_stage: int
 ) -> int:
     """Bytes on a device that a step needs beside states and gradients, at their most.
 
@@ -38,15 +39,13 @@ def orthogonalisation_bytes(
     Args:
         columns, used: allocated, and in use, of which products are made.
     """
-    found = [0]
+    found, replicas = [0], topology.data_parallel_size
     for kind in (_plain, _factors):
         allocated, in_use = list(kind(config, columns)), [k for _, k, _ in kind(config, used)]
         if not allocated:
             continue
-        entries, share = (
-            sum(m * k for m, k, _ in allocated) // tensor_parallel,
-            -(-len(allocated) // replicas),
-        )
+        entries = sum(m * k for m, k, _ in allocated) // topology.tensor_model_parallel_size
+        share = -(-len(allocated) // replicas)
         copies = 4 * entries * (3 if zero_stage else 2 + replicas) // replicas
         together = max(min(share * k * k, max(BATCH, k * k)) for k in in_use)
         roots = 8 * sum(k * k for k in in_use) if allocated[0][2] == "lora-muon" else 0

@@ -13,10 +13,9 @@ and `engine/truncation.py` do what is counted here):
 - building: the second phase's states next to U* and V*. Nothing of the first phase is there.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from inrank_megatron.config.activation_costs import activation_bytes, forward_bytes
+from inrank_megatron.config.activation_costs import activation_bytes
 from inrank_megatron.config.costs import (
     Memory,
     Ranks,
@@ -84,9 +83,9 @@ def switch_memory(
     if weighed:
         together = weighed_at_a_time(config, dp)
         measured = moment * together + (own_moments if together < linears else 0)
-        found.append(replace(held, activations=first.passing(forward_bytes), refactoring=measured))
+        found.append(replace(held, activations=first.passing(backward=False), refactoring=measured))
     if config.inrank.truncation == "fisher":
-        found.append(replace(held, activations=first.passing(activation_bytes), refactoring=own_moments))
+        found.append(replace(held, activations=first.passing(backward=True), refactoring=own_moments))
     return max(found, key=lambda memory: memory.total)
 
 
@@ -127,11 +126,15 @@ class _Structure:
             **dict.fromkeys(("copies", "not_at_once"), 0),
         )
 
-    def passing(self, count: Callable[..., int]) -> int:
-        """Bytes of the activations of a pass, by one of the functions of `activation_costs`."""
-        columns = columns_by_linear(self.config, self.ranks)
-        return count(
-            self.config, self.topology, columns, frozen_base=self.frozen_base, size=self.number_bytes
+    def passing(self, *, backward: bool) -> int:
+        """Bytes of the activations of a pass."""
+        return activation_bytes(
+            self.config,
+            self.topology,
+            columns_by_linear(self.config, self.ranks),
+            frozen_base=self.frozen_base,
+            size=self.number_bytes,
+            backward=backward,
         )
 
     def factorised(self) -> dict[str, int]:
