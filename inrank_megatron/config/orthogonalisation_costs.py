@@ -34,7 +34,7 @@ def orthogonalisation_bytes(
 
     Of plain matrices, then of factors: their steps, and in FP32 the whole and the orthogonalised ones of this
     replica's share; `COPIES` of k x k in FP64 of those that are computed together. LoRA-Muon has the inverse
-    roots of all factors besides, on every rank, and sums them over replicas.
+    roots of its share besides.
 
     Args:
         columns, used: allocated, and in use, of which products are made.
@@ -48,8 +48,8 @@ def orthogonalisation_bytes(
         share = -(-len(allocated) // replicas)
         copies = 4 * entries * (3 if zero_stage else 2 + replicas) // replicas
         together = max(min(share * k * k, max(BATCH, k * k)) for k in in_use)
-        roots = 8 * sum(k * k for k in in_use) if allocated[0][2] == "lora-muon" else 0
-        found.append(copies + roots + max(8 * COPIES * together, roots * (replicas > 1)))
+        roots = 8 * sum(k * k for k in in_use) // replicas if allocated[0][2] == "lora-muon" else 0
+        found.append(copies + roots + 8 * COPIES * together)
     return max(found)
 
 

@@ -23,15 +23,14 @@ class Exchange:
     Args:
         runs: what every replica holds of each; (0, 0) for nothing.
         sizes: entries of each.
-        work: operations that each costs the replica that computes it.
+        owner: the replica that computes each.
 
     Attributes:
         own: those that this replica computes, by their places in the list.
     """
 
-    def __init__(self, runs: list[list[Run]], sizes: list[int], work: list[float], group: ProcessGroup):
+    def __init__(self, runs: list[list[Run]], sizes: list[int], owner: list[int], group: ProcessGroup):
         self._runs, self._sizes, self._group, self._rank = runs, sizes, group, group.rank()
-        owner = owners([[count for _, count in held] for held in self._runs], work)
         self.own = [index for index, rank in enumerate(owner) if rank == self._rank]
         ranks, places = range(group.size()), range(len(sizes))
         held = [{i for i in places if self._runs[rank][i][1]} for rank in ranks]

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from inrank_megatron.distributed.process_groups import Parallel
-from inrank_megatron.engine.exchange import Exchange
+from inrank_megatron.engine.exchange import Exchange, Run, owners
 from inrank_megatron.engine.fragments import Fragment, ShardMap, local_shape
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
 from inrank_megatron.lowrank.linalg.orthogonalise import inverse_roots, orthogonalise, spectral_norms
@@ -77,14 +77,28 @@ class Matrix:
 
 
 class MatrixGroup:
-    """The matrices of the flat FP32 tensors that DeepSpeed steps at once, divided over the replicas."""
+    """The matrices of the flat FP32 tensors that DeepSpeed steps at once, divided over the replicas.
 
-    def __init__(self, matrices: list[Matrix], parallel: Parallel, device: torch.device):
+    Args:
+        runs, owner: as of :class:`Exchange`.
+    """
+
+    def __init__(
+        self,
+        matrices: list[Matrix],
+        runs: list[list[Run]],
+        owner: list[int],
+        parallel: Parallel,
+        device: torch.device,
+    ):
         self.matrices, self._parallel, self._device = matrices, parallel, device
         sizes = [math.prod(local_shape(matrix.parameter)) for matrix in matrices]
-        everywhere = parallel.gather_from_all_ranks([matrix.run for matrix in matrices])
-        runs = [everywhere[rank] for rank in dist.get_process_group_ranks(parallel.dp_group)]
-        self._exchange = Exchange(runs, sizes, [matrix.work for matrix in matrices], parallel.dp_group)
+        self._exchange = Exchange(runs, sizes, owner, parallel.dp_group)
+
+    @property
+    def own(self) -> list[int]:
+        """Places of those that this replica computes."""
+        return self._exchange.own
 
     def orthogonalise(
         self,
@@ -96,12 +110,11 @@ class MatrixGroup:
 
         Args:
             tensors: one that is laid out as each flat FP32 tensor is, by that.
-            roots: for each matrix, as for ``linalg/orthogonalise.py``.
+            roots: of those of :attr:`own`, as for ``linalg/orthogonalise.py``.
         """
         wholes = self._collect(tensors)
-        own_roots = None if roots is None else [roots[i] for i in wholes]
         views, dims = self._in_use(wholes)
-        results = orthogonalise(views, dims, self._parallel.tp_group, own_roots)
+        results = orthogonalise(views, dims, self._parallel.tp_group, roots)
         for i, view, result in zip(wholes, views, results, strict=True):
             view.copy_(result * rates[i])
         parts = self._exchange.spread(wholes, like=torch.empty(0, device=self._device))
@@ -120,20 +133,11 @@ class MatrixGroup:
         dist.all_reduce(norms, group=self._parallel.dp_group)  # each has one contributor: the sum is exact
         return norms
 
-    def inverse_roots(self) -> list[Tensor]:
-        """Of the Gram matrix of every matrix, FP64 [k, k], k its columns in use; the same on all ranks."""
+    def inverse_roots(self) -> dict[int, Tensor]:
+        """Of the Gram matrices of those of :attr:`own`, FP64 [k, k], k their columns in use; by place."""
         wholes = self._collect(None)
-        widths = [_layer(matrix).active_columns for matrix in self.matrices]
-        each = [torch.zeros(k, k, dtype=torch.float64, device=self._device) for k in widths]
         roots = inverse_roots(*self._in_use(wholes), self._parallel.tp_group)
-        for i, root in zip(wholes, roots, strict=True):
-            each[i] = root
-        if self._parallel.dp_size > 1:
-            flat = torch.cat([root.flatten() for root in each])
-            dist.all_reduce(flat, group=self._parallel.dp_group)  # each has one contributor, as above
-            parts = flat.split([k * k for k in widths])
-            each = [part.view(k, k) for part, k in zip(parts, widths, strict=True)]
-        return each
+        return dict(zip(wholes, roots, strict=True))
 
     def _in_use(self, wholes: Mapping[int, Tensor]) -> tuple[list[Tensor], list[int]]:
         """Views of the columns in use, and the axis that is sharded, of the matrices with these entries."""
@@ -184,9 +188,16 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
             if rule == "adamw":
                 continue
             buffers = shard_map.flat_buffers[name]
+            every = [matrices[id(p)] for b in buffers for p in shard_map.parameters[id(b)]]
+            everywhere = parallel.gather_from_all_ranks([matrix.run for matrix in every])
+            runs = [everywhere[rank] for rank in dist.get_process_group_ranks(parallel.dp_group)]
+            owner = _owners(every, runs, rule)
+            start = 0
             for at_once in [[b] for b in buffers] if shard_map.partitioned else [buffers]:
-                parameters = [p for b in at_once for p in shard_map.parameters[id(b)]]
-                group = MatrixGroup([matrices[id(p)] for p in parameters], parallel, device)
+                part = slice(start, start + sum(len(shard_map.parameters[id(b)]) for b in at_once))
+                start = part.stop
+                own_runs = [held[part] for held in runs]
+                group = MatrixGroup(every[part], own_runs, owner[part], parallel, device)
                 self._groups[tuple(at_once)] = group
                 if rule in FACTOR_RULES:
                     self._measured.append(group)
@@ -236,24 +247,40 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
         return rates
 
     def _partners(self, group: MatrixGroup, rule: str) -> list[Tensor] | None:
-        """The inverse root of the other factor's Gram matrix, for each; None where the rule needs none."""
+        """The inverse root of the other factor's Gram matrix, for each that this replica computes; None where
+        the rule needs none.
+        """
         if rule != "lora-muon":
             return None
-        return [self._roots[_layer(m), not m.is_left] for m in group.matrices]
+        own = [group.matrices[i] for i in group.own]
+        return [self._roots[_layer(matrix), not matrix.is_left] for matrix in own]
 
     def _measure(self, rule: str) -> None:
-        """What the rule needs to know of all factors: ``sigma_U + sigma_V + 1`` of every layer, as scalars on
-        the device, or the inverse roots of both Gram matrices.
+        """What the rule needs to know of factors: ``sigma_U + sigma_V + 1`` of every layer, as scalars on the
+        device, or the inverse roots of both Gram matrices of the layers that this replica computes.
         """
         self._sums, self._roots = {}, {}
         for group in self._measured:
             if rule == "lora-muon":
-                for matrix, root in zip(group.matrices, group.inverse_roots(), strict=True):
-                    self._roots[_layer(matrix), matrix.is_left] = root
+                for i, root in group.inverse_roots().items():
+                    self._roots[_layer(group.matrices[i]), group.matrices[i].is_left] = root
                 continue
             for matrix, norm in zip(group.matrices, group.spectral_norms().float(), strict=True):
                 layer = _layer(matrix)
                 self._sums[layer] = self._sums.get(layer, 1.0) + norm
+
+
+def _owners(matrices: list[Matrix], runs: list[list[Run]], rule: str) -> list[int]:
+    """The replica that computes each, of what every replica holds of them. Both factors of a layer have one
+    under LoRA-Muon: a step of either needs the inverse root of the other.
+    """
+    units: dict[FactorisedLinear | int, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        units.setdefault(_layer(matrix) if rule == "lora-muon" else i, []).append(i)
+    held = [[sum(counts[i][1] for i in unit) for unit in units.values()] for counts in runs]
+    chosen = owners(held, [sum(matrices[i].work for i in unit) for unit in units.values()])
+    by_place = {i: rank for unit, rank in zip(units.values(), chosen, strict=True) for i in unit}
+    return [by_place[i] for i in range(len(matrices))]
 
 
 def _layer(matrix: Matrix) -> FactorisedLinear:

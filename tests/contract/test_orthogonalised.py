@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from inrank_megatron.engine.fragments import inner_optimizer
+from inrank_megatron.engine.orthogonalised import Matrix
 from inrank_megatron.lowrank.linalg import oracle
 from tests.contract.cases import CHECK, SIZES
 from tests.contract.layouts import LAYOUTS, Layout
@@ -71,3 +73,23 @@ def test_step_follows_the_rule_on_whole_matrices(layout, settings):
         assert moved > 1e-4, name
         # The spectral norms may be too small by a hundredth; what FP32 keeps of a gradient is not its bits.
         assert (after[name] - expected(before, after, name, settings)).abs().max() < 0.01 * moved, name
+
+
+def factors_computed(rank: int, world_size: int, layout: Layout, settings: dict) -> list[tuple[str, bool]]:
+    """The layers' names and whether it is U, of the factors whose steps this rank computes."""
+    session = build("inrank-efficient-spectron", layout, factor_optimizer="lora-muon", **settings).start()
+    names = {id(module): name for name, module in session.engine.model.named_modules()}
+    groups = inner_optimizer(session.engine.deepspeed.optimizer)._groups.values()
+    computed: list[Matrix] = [group.matrices[i] for group in groups for i in group.own]
+    return [(names[id(matrix.layer)], matrix.is_left) for matrix in computed if matrix.layer]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_one_replica_computes_both_factors_of_a_layer(stage):
+    """So the inverse root that a step needs of the other factor is where it is needed, and there alone."""
+    seen = run_ranks(factors_computed, 2, LAYOUTS["DP2"], {"zero_stage": stage})
+    layers = [{name for name, _ in own} for own in seen]
+    assert [len(own) for own in seen] == [4, 4]
+    assert [sorted(own) for own in seen] == [
+        sorted((name, left) for name in names for left in (True, False)) for names in layers
+    ]

@@ -19,7 +19,8 @@ RUNS = {
 
 def there_and_back(rank, world_size, runs):
     parts = [whole[start : start + count] for whole, (start, count) in zip(WHOLES, runs[rank], strict=True)]
-    exchange = Exchange(runs, SIZES, [float(size) for size in SIZES], dist.group.WORLD)
+    owner = owners([[count for _, count in held] for held in runs], [float(size) for size in SIZES])
+    exchange = Exchange(runs, SIZES, owner, dist.group.WORLD)
     wholes = exchange.collect(parts)
     assert all(torch.equal(whole, WHOLES[i]) for i, whole in wholes.items())
     back = exchange.spread({i: -whole for i, whole in wholes.items()}, like=torch.empty(0))
