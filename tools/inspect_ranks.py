@@ -20,9 +20,14 @@ one process and uses no GPU.
 
 import argparse
 import sys
-from pathlib import Path
 
-from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, count, tool_parser
+from inrank_megatron.config.tool_options import (
+    add_allow_pickle,
+    add_model_description,
+    count,
+    path,
+    tool_parser,
+)
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
@@ -67,7 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "other", metavar="B", nargs="?", help="another one: show singular values of W_B - W_A"
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw ranks and spectra into this file")
+    parser.add_argument("--png", type=path, metavar="FILE", help="also draw ranks and spectra into this file")
     parser.add_argument(
         "--leading",
         type=count,

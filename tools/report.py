@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from inrank_megatron.config.tool_options import tool_parser
+from inrank_megatron.config.tool_options import path, tool_parser
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="the page of several runs [comparison.html]; replaces only such a page",
     )

@@ -12,9 +12,8 @@ but --lr, --seed, --save and --resume.
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 
-from inrank_megatron.config.tool_options import count, positive, tool_parser
+from inrank_megatron.config.tool_options import count, path, positive, tool_parser
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
@@ -32,7 +31,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1], metavar="N", help="seeds of each rate [1]"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the sweep")
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="folder of the sweep")
     parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time [one for each GPU, else 1]")
     arguments, flags = parser.parse_known_args(argv)
     arguments.flags = [flag for flag in flags if flag != "--"]

@@ -28,7 +28,7 @@ def add_model_description(parser: argparse.ArgumentParser) -> None:
     """``--model-config`` and ``--vocab-size``, for checkpoints of other programs that lack them."""
     parser.add_argument(
         "--model-config",
-        type=lambda text: Path(text).expanduser(),
+        type=path,
         metavar="FILE",
         help="configuration file, as for the launcher, for a checkpoint that does not describe its model",
     )
@@ -38,6 +38,15 @@ def add_model_description(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="size of the vocabulary without padding, for a checkpoint that does not say it",
     )
+
+
+def path(text: str) -> Path:
+    """The type of an option that is a file or a folder. An empty one, as of an unset variable of the shell,
+    would be the working directory.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text).expanduser()
 
 
 def count(text: str, *, most: int | None = None) -> int:

@@ -6,6 +6,7 @@ time.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -55,11 +56,38 @@ def claim(path: Path, now: Mapping[str, Any]) -> None:
         raise UserError(f"{path.parent} holds runs of {old}, not of {new}: give another --output")
 
 
+class Runs:
+    """The processes of the runs that are going on. A SIGTERM to this process stops them as well, so that they
+    save and none holds its folder when the same command is given again.
+    """
+
+    def __init__(self) -> None:
+        self._processes: set[subprocess.Popen] = set()
+        self.stopped = False
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """The exit status of the command."""
+        process = subprocess.Popen(command, **options)
+        self._processes.add(process)
+        if self.stopped:  # while it was started
+            process.terminate()
+        status = process.wait()
+        self._processes.discard(process)
+        return status
+
+    def stop(self, *_: object) -> None:
+        """What a signal calls."""
+        self.stopped = True
+        for process in tuple(self._processes):
+            process.terminate()
+
+
 def run_all(launches: Sequence[Launch], *, jobs: int, notify: Notify) -> None:
     """Run those that have not ended, ``jobs`` at a time, each with one GPU where there are any.
 
     Raises:
         UserError: a run failed for another reason than its learning rate.
+        SystemExit: a SIGTERM stopped this process and the runs.
     """
     # Imported here: torch takes seconds, and to read what is there needs none of it.
     from inrank_megatron.distributed.platform import device_count
@@ -73,12 +101,20 @@ def run_all(launches: Sequence[Launch], *, jobs: int, notify: Notify) -> None:
         worker = workers.get()
         try:
             gpu = gpu_of(worker, visible=visible, count=count)
-            _run(launch, notify, env={"OMP_NUM_THREADS": "1"} | gpu)
+            _run(launch, runs, notify, env={"OMP_NUM_THREADS": "1"} | gpu)
         finally:
             workers.put(worker)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run_one, launches))
+    runs = Runs()
+    before = signal.signal(signal.SIGTERM, runs.stop)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(run_one, launches))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if runs.stopped:
+        notify("stopped by SIGTERM, and the runs with it: the same command continues")
+        sys.exit(128 + signal.SIGTERM)
 
 
 def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:
@@ -89,26 +125,28 @@ def gpu_of(worker: int, *, visible: str | None, count: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[worker % count].strip()}
 
 
-def _run(launch: Launch, notify: Notify, *, env: Mapping[str, str]) -> None:
+def _run(launch: Launch, runs: Runs, notify: Notify, *, env: Mapping[str, str]) -> None:
     folder = launch.folder
-    if has_ended(folder):
+    if has_ended(folder) or runs.stopped:
         return
     notify(f"{folder} ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
     last = ["--save", str(folder), "--resume", "auto"]
     with log_of(folder).open("w", encoding="utf-8") as log:
-        ended = subprocess.run(
+        status = runs.run(
             [sys.executable, "-m", LAUNCHER, *launch.flags, *last],
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | env, check=False,
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | env,
         )  # fmt: skip
-        log.write(f"exit status {ended.returncode}\n")
+        log.write(f"exit status {status}\n")
+    if runs.stopped:
+        return
     if not has_ended(folder):
         raise UserError(
-            f"{folder}: the run ended with status {ended.returncode}, not for its learning rate: "
+            f"{folder}: the run ended with status {status}, not for its learning rate: "
             f"{_last_error(log_of(folder))}; its output is in {log_of(folder)}; correct it, and give the "
             "command again, which continues"
         )
-    if ended.returncode:
+    if status:
         notify(f"the rate is too high: {log_of(folder)}")
 
 

@@ -5,15 +5,17 @@ import csv
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
+from inrank_megatron.config.tool_options import path
 from inrank_megatron.experiments.on_engine import add_multiplier
 from inrank_megatron.experiments.printing import print_table
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """Those of the study, and after ``--`` the launcher's."""
-    command.add_argument("--output", required=True, metavar="DIR", help="folder for the run folders")
+    command.add_argument(
+        "--output", type=path, required=True, metavar="DIR", help="folder for the run folders"
+    )
     command.add_argument("--json", action="store_true", help="print JSON and nothing else")
     command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds [1 2 3]")
     rates = [2.5e-3, 5e-3, 1e-2, 2e-2]
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     from inrank_megatron.experiments.compare import Study, curves, measure
 
     study = Study(
-        output=Path(options.output),
+        output=options.output,
         flags=tuple(options.flags),
         rates=tuple(options.rates),
         seeds=tuple(options.seeds),

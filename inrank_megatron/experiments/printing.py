@@ -4,13 +4,15 @@ import argparse
 import json
 from pathlib import Path
 
+from inrank_megatron.config.tool_options import path
+
 
 def add_output_flags(command: argparse.ArgumentParser, *, files: str) -> None:
     """``--json``, and ``--output`` for these files."""
     command.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
     command.add_argument(
         "--output",
-        type=Path,
+        type=path,
         default=Path("reproduced"),
         metavar="DIR",
         help=f"folder for {files} [reproduced]",

@@ -67,7 +67,19 @@ def test_a_sweep_trains_what_is_missing_and_refuses_another_configuration(tmp_pa
     assert "{'num_layers': 1}, not of {'num_layers': 2}: give another --output" in capsys.readouterr().err
 
 
-def test_a_sweep_that_is_interrupted_goes_on_where_it_stopped(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("stop", "status", "words_of_it"),
+    [
+        (lambda pid: os.killpg(pid, signal.SIGINT), 130, "interrupted: the same command continues the sweep"),
+        (
+            lambda pid: os.kill(pid, signal.SIGTERM),
+            143,
+            "stopped by SIGTERM, and the runs with it: the same command continues",
+        ),
+    ],
+    ids=["as a terminal does", "the sweep alone"],
+)
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(stop, status, words_of_it, tmp_path, capsys):
     words = [*TINY.split(), "--train-iters", "400", "--data-cache-path", str(tmp_path / "cache")]
     words += ["--rates", "1e-2", "--output", str(tmp_path / "s")]
     metrics = tmp_path / "s" / "lr0.01-seed1" / "metrics.jsonl"
@@ -78,10 +90,10 @@ def test_a_sweep_that_is_interrupted_goes_on_where_it_stopped(tmp_path, capsys):
     while not metrics.exists() or metrics.stat().st_size < 2000:
         assert sweeping.poll() is None, sweeping.communicate()
         time.sleep(0.1)
-    os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does
+    stop(sweeping.pid)
     _, said = sweeping.communicate(timeout=120)
-    assert sweeping.returncode == 130
-    assert said.splitlines()[-1] == "interrupted: the same command continues the sweep"
+    assert sweeping.returncode == status
+    assert said.splitlines()[-1] == words_of_it
     assert "Traceback" not in said
     before = metrics.read_text().splitlines()
     assert main(words) == 0
@@ -100,6 +112,12 @@ def test_a_run_that_fails_says_why_in_the_line_of_the_sweep(tmp_path, capsys):
         in error
     )
     assert "give the command again, which continues" in error
+
+
+def test_an_empty_output_is_not_the_working_directory(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--rates", "1e-2", "--output", ""])
+    assert "argument --output: an empty path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
