@@ -126,19 +126,20 @@ def when_to_use_it() -> Figure:
         if row["seed"] != "1" or row["arm"] not in FIRST_TABLE:
             continue
         runs.setdefault((row["arm"], row["optimizer"]), {}).setdefault(row["lr"], []).append(row)
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for number, ((arm, optimizer), by_rate) in enumerate(runs.items()):
+    for (arm, optimizer), by_rate in runs.items():
         best = min(by_rate.values(), key=lambda points: float(points[-1]["valid_loss"]))
         losses = [float(point["valid_loss"]) for point in best]
-        line = "--" if optimizer == "AdamW" else "-"
-        marker, label = "osv^Dd<>P"[number], f"{arm}, {optimizer}"
+        number, line = FIRST_TABLE.index(arm), "--" if optimizer == "AdamW" else "-"
+        look = {"marker": "osv^Dd<"[number], "color": f"C{number}", "markersize": 4}
         for panel, name, unit in zip(panels, ("step", "flops"), (1, 1e12), strict=True):
             spent = [float(point[name]) / unit for point in best]
-            panel.plot(spent, losses, line, marker=marker, markersize=4, label=label)
+            label = None if panel is panels[0] else f"{arm}, {optimizer}"
+            panel.plot(spent, losses, line, label=label, **look)
     panels[0].set(xlabel="step", ylabel="validation loss, nats per token")
     panels[1].set(xlabel="operations of training, TFLOP")
-    panels[1].legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     for panel in panels:
         panel.grid(alpha=0.3)
     return figure
@@ -213,7 +214,7 @@ def trend() -> Figure:
         widths = [(width, ratio) for width, tokens, _, ratio in points if tokens == int(shortest)]
         longer.plot(*zip(*lengths, strict=True), marker=marker, label=arm)
         wider.plot(*zip(*widths, strict=True), marker=marker, label=arm)
-    for panel, ticks in ((longer, (2, 4, 8)), (wider, (128, 256))):
+    for panel, ticks in ((longer, (2, 4, 8, 16)), (wider, (128, 256))):
         panel.set_xscale("log", base=2)
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.grid(alpha=0.3)
