@@ -45,10 +45,11 @@ def orthogonalisation_bytes(
         if not allocated:
             continue
         entries = sum(m * k for m, k, _ in allocated) // topology.tensor_model_parallel_size
-        share = -(-len(allocated) // replicas)
+        paired = 2 if allocated[0][2] == "lora-muon" else 1  # both factors of a layer are one replica's
+        share = paired * -(-len(allocated) // (paired * replicas))
         copies = 4 * entries * (3 if zero_stage else 2 + replicas) // replicas
         together = max(min(share * k * k, max(BATCH, k * k)) for k in in_use)
-        roots = 8 * sum(k * k for k in in_use) // replicas if allocated[0][2] == "lora-muon" else 0
+        roots = 8 * share * sum(k * k for k in in_use) // len(in_use) if paired == 2 else 0
         found.append(copies + roots + 8 * COPIES * together)
     return max(found)
 
