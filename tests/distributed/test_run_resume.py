@@ -11,8 +11,10 @@ from filelock import FileLock
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from tests.distributed.launches import TINY, Launch, course, data_flags, last_step, launch, records
+from tests.distributed.pausing import PAUSE, PHASE_FILE
 from tests.unit.checkpoint.test_writing import write_version_2
 
+PAUSING = Path(__file__).with_name("pausing.py")
 STEPS = 16
 LAUNCHER_LINE = re.compile(r"\[[-\d :,]+\] \[\w+\] \[(runner|launch|real_accelerator)\.py:\d+:")
 OWN_LINE = re.compile(
@@ -127,14 +129,16 @@ def test_resume_from_an_older_step_keeps_later_checkpoints(undisturbed, data, tm
     assert absent.process.returncode == 1 and absent.stderr.count("\n") == 1
     assert "has no checkpoint of that step, there are those of steps 4, 8, 12, 16; name one" in absent.stderr
     stamp = (run / "checkpoints" / "step_00000016" / "manifest.json").stat().st_mtime_ns
-    with Launch([*args, "--resume", "4"]) as back:
-        back.until(lambda: (4 < last_step(run) < 16) and last_step(run) >= 9, "step 9")
+    paused = tmp_path / "paused"
+    env = {PAUSE: "a step/6/3", PHASE_FILE: str(paused)}  # so that it has not ended when SIGTERM comes
+    with Launch([*args, "--resume", "4"], script=PAUSING, env=env) as back:
+        back.until(paused.exists, "step 10")
         back.process.terminate()
         back.wait()
     assert "goes back to step 4" in back.stdout and "(step 8, 12, 16) stay aside" in back.stdout
     step = last_step(run)
-    if step < 16:
-        assert (run / "checkpoints" / "step_00000016" / "manifest.json").stat().st_mtime_ns == stamp
+    assert 10 <= step < STEPS
+    assert (run / "checkpoints" / "step_00000016" / "manifest.json").stat().st_mtime_ns == stamp
     on = launch([*args, "--resume", "auto"])
     assert on.process.returncode == 0, on.stderr
     assert f"resumed at step {step}" in on.stdout
