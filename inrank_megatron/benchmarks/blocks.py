@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrank_megatron.config.costs import columns_by_linear
 from inrank_megatron.config.loading import from_flat, replace
 from inrank_megatron.config.schema import Config
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.distributed.platform import backend, device
 from inrank_megatron.distributed.process_groups import Parallel, initialise, shutdown
 from inrank_megatron.lowrank.layers.factorised import FactorisedLinear
@@ -35,7 +35,9 @@ class Variant:
     """Whether the factors join W0's collective; None: as the layer chooses."""
 
     def factors(self, config: Config) -> dict[str, FactorSpec]:
-        columns = columns_by_linear(config, self.columns) or {}
+        if self.columns is None:
+            return {}
+        columns = {name: min(self.columns, *shape) for name, shape in linear_shapes(config).items()}
         return {name: FactorSpec(k, k, k, frozen_base=self.frozen_base) for name, k in columns.items()}
 
 

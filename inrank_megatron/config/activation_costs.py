@@ -18,17 +18,15 @@ as well. Where n > 1, a step keeps the gathered halves of all factors, h k numbe
 tokens (``gathered_factor_bytes``).
 """
 
-from collections.abc import Mapping
-
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import has_separate_qkv, is_llama, linear_shapes, qkv_layout
+from inrank_megatron.config.shapes import Ranks, alike, all_columns, has_separate_qkv, is_llama, qkv_layout
 from inrank_megatron.config.topology import Topology
 
 
 def activation_bytes(
     config: Config,
     topology: Topology,
-    columns: Mapping[str, int] | None,
+    ranks: Ranks,
     *,
     frozen_base: bool,
     size: int,
@@ -38,7 +36,7 @@ def activation_bytes(
     input alone, and the backward pass has either the logits or one layer's activations besides.
 
     Args:
-        columns: of each factorised linear; None: none is. size: bytes of a number in the run's precision.
+        size: bytes of a number in the run's precision.
         backward: whether a backward pass follows; else there are the logits and their input, or one layer's
             activations.
     """
@@ -48,7 +46,7 @@ def activation_bytes(
     logits = tokens * topology.padded_vocab_size * (4 if size == 4 else 4 + size) // n
     last_norm = tokens * 2 * h * size // shards
     layer = tokens * (_numbers(config, n, shards) * size // n + _masks(config) // shards)
-    kept = layers * layer + _of_factors(config, columns, tokens, shards, frozen_base) * size
+    kept = layers * layer + _of_factors(config, ranks, tokens, shards, frozen_base) * size
     if not backward:
         return max(last_norm + logits, kept // layers)
     if config.training.recompute_granularity == "full":
@@ -56,18 +54,16 @@ def activation_bytes(
     return kept + last_norm + logits
 
 
-def gathered_factor_bytes(
-    config: Config, topology: Topology, columns: Mapping[str, int] | None, *, size: int
-) -> int:
+def gathered_factor_bytes(config: Config, topology: Topology, ranks: Ranks, *, size: int) -> int:
     """Bytes on one device of the factors that are gathered for a step (``FullFactor``), and of their
     gradients, which are summed in FP32 where micro-batches accumulate: of the full factor under sequence
     parallelism, else of the shard.
     """
     n = topology.tensor_model_parallel_size
-    if columns is None or n == 1:
+    if ranks is None or n == 1:
         return 0
     accumulates = topology.accumulation_steps > 1
-    numbers = config.model.hidden_size * sum(columns.values())
+    numbers = config.model.hidden_size * all_columns(config, ranks)
     return numbers * size + 4 * accumulates * numbers // (1 if config.parallel.sequence_parallel else n)
 
 
@@ -96,15 +92,15 @@ def _masks(config: Config) -> int:
 
 def _of_factors(
     config: Config,
-    columns: Mapping[str, int] | None,
+    ranks: Ranks,
     tokens: int,
     sequence_shards: int,
     frozen_base: bool,
 ) -> int:
     """Numbers that factorised linears keep beyond dense ones, over all layers."""
-    if columns is None:
+    if ranks is None:
         return 0
     h = config.model.hidden_size
-    column_parallel = sum(("linear_fc1" in name or "linear_qkv" in name) for name in linear_shapes(config))
+    column_parallel = sum(each.number for each in alike(config, ranks) if not each.row_parallel)
     inputs = column_parallel * (h - h // sequence_shards) if frozen_base else 0
-    return tokens * (sum(columns.values()) + inputs)
+    return tokens * (all_columns(config, ranks) + inputs)

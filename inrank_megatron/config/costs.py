@@ -5,17 +5,14 @@ linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size; 
 that share key and value, d features of a head.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inrank_megatron.config.activation_costs import activation_bytes, gathered_factor_bytes, shared_features
 from inrank_megatron.config.orthogonalisation_costs import orthogonalisation_bytes, orthogonalised_entries
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, qkv_layout
+from inrank_megatron.config.shapes import Ranks, alike, factorises_attention, is_llama, qkv_layout
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.lowrank.methods.registry import METHODS
-
-Ranks = int | Mapping[str, int] | None
 
 LARGEST_BUCKET = 500_000_000
 """Entries of the buffer in which DeepSpeed collects gradients to reduce them, at most: its own default."""
@@ -78,8 +75,10 @@ class Memory:
 def break_even_rank(config: Config) -> int:
     """Largest rank at which U V in every factorised linear costs no more than the dense linears: the sum of
     OI over that of O + I, rounded down."""
-    shapes = linear_shapes(config).values()
-    return sum(out * inp for out, inp in shapes) // sum(out + inp for out, inp in shapes)
+    dense = alike(config, None)
+    return sum(each.number * each.entries for each in dense) // sum(
+        each.number * sum(each.shape) for each in dense
+    )
 
 
 def parameters(
@@ -89,12 +88,10 @@ def parameters(
 
     Args:
         vocab_size: rows of the embedding that count. With the true vocabulary GPT-2 small has 124,439,808.
-        ranks: columns of the factors, one number for all linears or one for each name of `linear_shapes`;
-            None: dense linears.
+        ranks: columns of the factors.
         frozen_base: whether a frozen W0 is kept next to the factors (the first phase).
     """
     h, model, layout = config.model.hidden_size, config.model, qkv_layout(config)
-    columns = columns_by_linear(config, ranks)
     layer = 0 if factorises_attention(config) else h * (layout.total + layout.rows("q"))
     if not is_llama(config):
         layer += layout.total + model.ffn_hidden_size  # sharded biases
@@ -103,10 +100,8 @@ def parameters(
     total = (
         (1 + model.has_own_head) * vocab_size * h + model.num_layers * layer + replicated_parameters(config)
     )
-    frozen = 0
-    for name, (out, inp) in linear_shapes(config).items():
-        total += out * inp if columns is None else columns[name] * (out + inp)
-        frozen += out * inp if columns is not None and frozen_base else 0
+    total += sum(each.number * each.entries for each in alike(config, ranks))
+    frozen = dense_entries(config) if ranks is not None and frozen_base else 0
     return Parameters(total=total + frozen, trainable=total)
 
 
@@ -121,13 +116,11 @@ def flops_per_token(
     `vocab_size` it is what the devices do.
     """
     h, model, layout = config.model.hidden_size, config.model, qkv_layout(config)
-    queries, columns = layout.rows("q"), columns_by_linear(config, ranks)
+    queries = layout.rows("q")
     attention = 0 if factorises_attention(config) else 6 * h * (layout.total + queries)
     flops = 6 * h * vocab_size + model.num_layers * (attention + 12 * model.seq_length * queries)
-    for name, shape in linear_shapes(config).items():
-        flops += linear_flops_per_token(
-            shape, None if columns is None else columns[name], frozen_base=frozen_base
-        )
+    for each in alike(config, ranks):
+        flops += each.number * linear_flops_per_token(each.shape, each.columns, frozen_base=frozen_base)
     return flops
 
 
@@ -195,24 +188,23 @@ def memory_per_device(
     size = 4 if precision(config) == "fp32" else 2
     stage = zero_stage_in_use(config, dp)
     sharded, trained = parameters_of_a_rank(config, topology, ranks=ranks, frozen_base=frozen_base)
-    columns = columns_by_linear(config, ranks)
-    shapes = linear_shapes(config)
-    factors = sum(columns[name] * sum(shape) for name, shape in shapes.items()) if columns else 0
+    linears = alike(config, ranks)
+    factors = 0 if ranks is None else sum(each.number * each.entries for each in linears)
     tracked = frozen_base and METHODS[config.training.method].keeps_initial_factors(config)
-    spared = 4 * orthogonalised_entries(config, columns) // n  # which have one moment, not two
+    spared = 4 * orthogonalised_entries(config, ranks) // n  # which have one moment, not two
     vocabulary = topology.padded_vocab_size * config.model.hidden_size
-    largest = max([vocabulary, *(max(s) * columns[k] if columns else s[0] * s[1] for k, s in shapes.items())])
+    largest = max(vocabulary, *(each.largest for each in linears))
     states = 0 if config.parallel.offload_optimizer else 1  # on the device
     divided = stage == 3 and dp > 1
     moving = _Moving(
         gradients=trained * 4 // (dp if stage >= 2 else 1),
-        activations=activation_bytes(config, topology, columns, frozen_base=frozen_base, size=size),
+        activations=activation_bytes(config, topology, ranks, frozen_base=frozen_base, size=size),
         bucket=_bucket_bytes(config, trained, largest // n, device, stage) if stage or dp > 1 else 0,
         head_gradient=vocabulary // n * size,
     )
     gathering = min(sharded, PREFETCHED_PARAMETERS) * size if divided else 0
-    in_use = columns_by_linear(config, used) or columns
-    stepping = orthogonalisation_bytes(config, topology, columns, used=in_use, zero_stage=stage)
+    in_use = ranks if used is None else used
+    stepping = orthogonalisation_bytes(config, topology, ranks, used=in_use, zero_stage=stage)
     if stepping:  # with the gradients of this replica's share
         stepping += states * trained * 4 // (dp if stage else 1)
     together = _peak(moving, config, topology, device, gathering=gathering, stepping=stepping)
@@ -225,7 +217,7 @@ def memory_per_device(
         master_weights=states * trained * 4 * _has_master(config, stage) // (dp if stage else 1),
         moments=states * (trained * 4 * moments_of_a_parameter(config) - spared) // (dp if stage else 1),
         initial_factors=factors * 4 // n if tracked else 0,
-        gathered_factors=gathered_factor_bytes(config, topology, columns, size=size),
+        gathered_factors=gathered_factor_bytes(config, topology, ranks, size=size),
         gathered_parameters=min(sharded, LIVE_PARAMETERS) * size if divided else 0,
     )
     return replace(memory, building=max(0, size * sharded - memory.total))
@@ -347,13 +339,9 @@ def moments_of_a_parameter(config: Config) -> int:
     return bool(config.optimizer.sgd_momentum) if config.optimizer.optimizer == "sgd" else 2
 
 
-def columns_by_linear(config: Config, ranks: Ranks) -> Mapping[str, int] | None:
-    """Columns of each linear's factors for the `ranks` of `parameters`: a narrow key has no more than it has
-    features.
-    """
-    if not isinstance(ranks, int):
-        return ranks
-    return {name: min(ranks, *shape) for name, shape in linear_shapes(config).items()}
+def dense_entries(config: Config) -> int:
+    """Of all linears that methods factorise, dense."""
+    return sum(each.number * each.entries for each in alike(config, None))
 
 
 def replicated_parameters(config: Config) -> int:

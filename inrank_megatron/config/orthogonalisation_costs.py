@@ -4,14 +4,12 @@ Letters as in `costs.py`; a matrix [m, k] is orthogonalised from its Gram matrix
 tensor parallelism does not shard.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, linear_shapes, qkv_layout
+from inrank_megatron.config.shapes import Ranks, alike, factorises_attention, qkv_layout
 from inrank_megatron.config.topology import Topology
 
-Columns = Mapping[str, int] | None
-"""Columns of each linear's factors; None: dense linears."""
 BATCH, COPIES = 2**23, 9
 """Entries [k, k] that are computed together, at least one matrix, and the copies of them (as counted)."""
 PRODUCTS = 17
@@ -22,13 +20,13 @@ norm and the iterations of its inverse root; full products of k x k.
 """
 
 
-def orthogonalised_entries(config: Config, columns: Columns) -> int:
+def orthogonalised_entries(config: Config, ranks: Ranks) -> int:
     """Parameters with a momentum alone, over all tensor-parallel ranks."""
-    return sum(m * k for m, k, _ in _matrices(config, columns))
+    return sum(number * m * k for m, k, _, number in _matrices(config, ranks))
 
 
 def orthogonalisation_bytes(
-    config: Config, topology: Topology, columns: Columns, *, used: Columns, zero_stage: int
+    config: Config, topology: Topology, ranks: Ranks, *, used: Ranks, zero_stage: int
 ) -> int:
     """Bytes on a device that a step needs beside states and gradients, at their most.
 
@@ -37,24 +35,26 @@ def orthogonalisation_bytes(
     roots of its share besides.
 
     Args:
-        columns, used: allocated, and in use, of which products are made.
+        ranks, used: columns allocated, and in use, of which products are made.
     """
     found, replicas = [0], topology.data_parallel_size
     for kind in (_plain, _factors):
-        allocated, in_use = list(kind(config, columns)), [k for _, k, _ in kind(config, used)]
+        allocated, in_use = list(kind(config, ranks)), list(kind(config, used))
         if not allocated:
             continue
-        entries = sum(m * k for m, k, _ in allocated) // topology.tensor_model_parallel_size
+        matrices = sum(number for *_, number in allocated)
+        entries = sum(number * m * k for m, k, _, number in allocated) // topology.tensor_model_parallel_size
         paired = 2 if allocated[0][2] == "lora-muon" else 1  # both factors of a layer are one replica's
-        share = paired * -(-len(allocated) // (paired * replicas))
+        share = paired * -(-matrices // (paired * replicas))
         copies = 4 * entries * (3 if zero_stage else 2 + replicas) // replicas
-        together = max(min(share * k * k, max(BATCH, k * k)) for k in in_use)
-        roots = 8 * share * sum(k * k for k in in_use) // len(in_use) if paired == 2 else 0
+        together = max(min(share * k * k, max(BATCH, k * k)) for _, k, *_ in in_use)
+        squares = sum(number * k * k for _, k, _, number in in_use)
+        roots = 8 * share * squares // matrices if paired == 2 else 0
         found.append(copies + roots + 8 * COPIES * together)
     return max(found)
 
 
-def orthogonalisation_flops(config: Config, columns: Columns) -> int:
+def orthogonalisation_flops(config: Config, ranks: Ranks) -> int:
     """Operations of the products of one step (a multiply-add is two), over all replicas and tensor-parallel
     ranks; those of k x k once, though every rank of a tensor-parallel group does them.
 
@@ -62,33 +62,33 @@ def orthogonalisation_flops(config: Config, columns: Columns) -> int:
     lower block triangles are computed.
     """
     total = 0
-    for m, k, rule in _matrices(config, columns):
+    for m, k, rule, number in _matrices(config, ranks):
         blocks = 1 + k // 100
         grams, symmetric, full = FURTHER[rule]
         rows = m * (1 + grams) + k * (PRODUCTS + symmetric)
-        total += 2 * (m + full * k) * k * k + rows * k * k * (blocks + 1) // blocks
+        total += number * (2 * (m + full * k) * k * k + rows * k * k * (blocks + 1) // blocks)
     return total
 
 
-def _matrices(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
-    """m, k and the rule of each orthogonalised matrix."""
-    yield from _plain(config, columns)
-    yield from _factors(config, columns)
+def _matrices(config: Config, ranks: Ranks) -> Iterator[tuple[int, int, str, int]]:
+    """m, k and the rule of orthogonalised matrices, and how many there are of them."""
+    yield from _plain(config, ranks)
+    yield from _factors(config, ranks)
 
 
-def _plain(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
+def _plain(config: Config, ranks: Ranks) -> Iterator[tuple[int, int, str, int]]:
     settings, h, layout = config.optimizer, config.model.hidden_size, qkv_layout(config)
     if settings.matrix_optimizer == "adamw":
         return
-    shapes = list(linear_shapes(config).values()) if columns is None else []
+    shapes = [(each.shape, each.number) for each in alike(config, None)] if ranks is None else []
     if not factorises_attention(config):
-        shapes += [(layout.total, h), (h, layout.rows("q"))] * config.model.num_layers
-    yield from ((max(shape), min(shape), "muon") for shape in shapes)
+        shapes += [(shape, config.model.num_layers) for shape in ((layout.total, h), (h, layout.rows("q")))]
+    yield from ((max(shape), min(shape), "muon", number) for shape, number in shapes)
 
 
-def _factors(config: Config, columns: Columns) -> Iterator[tuple[int, int, str]]:
+def _factors(config: Config, ranks: Ranks) -> Iterator[tuple[int, int, str, int]]:
     rule = config.optimizer.factor_optimizer
-    if rule == "adamw" or columns is None:
+    if rule == "adamw" or ranks is None:
         return
-    for name, shape in linear_shapes(config).items():
-        yield from ((side, columns[name], rule) for side in shape)
+    for each in alike(config, ranks):
+        yield from ((side, each.columns or 0, rule, each.number) for side in each.shape)

@@ -4,9 +4,10 @@ Letters: h hidden_size, f ffn_hidden_size, a heads, g groups of heads that share
 a head, O x I the shape of a linear.
 """
 
-import functools
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from inrank_megatron.config.schema import Config
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 QKV = ("q", "k", "v")
+
+Ranks = int | Mapping[str, int] | None
+"""Columns of the linears' factors: one number, of which a narrow linear has no more than it has features, or
+one by module name; None: dense linears.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,60 @@ def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
     with `factorised_linears: mlp-attention`, QKV and the output projection of every attention. QKV is one
     matrix or, with `qkv_factors: separate`, three. SwiGLU's first linear has gate and up below one another.
     """
+    layer = _shapes_of_a_layer(config)
+    return {
+        f"decoder.layers.{i}.{name}": shape
+        for i in range(config.model.num_layers)
+        for name, shape in layer.items()
+    }
+
+
+class Alike(NamedTuple):
+    """``number`` linears of one shape (O, I), with as many ``columns`` in their factors (None: dense)."""
+
+    shape: tuple[int, int]
+    columns: int | None
+    row_parallel: bool
+    number: int
+
+    @property
+    def entries(self) -> int:
+        """Of one linear's factors, or of its dense matrix."""
+        out, inp = self.shape
+        return out * inp if self.columns is None else self.columns * (out + inp)
+
+    @property
+    def largest(self) -> int:
+        """Entries of one linear's larger factor, or of its dense matrix."""
+        return max(self.shape) * (min(self.shape) if self.columns is None else self.columns)
+
+
+def alike(config: Config, ranks: Ranks) -> list[Alike]:
+    """The linears of `linear_shapes` with factors of so many columns, those that are alike together: costs of
+    a model do not take longer to compute the more layers it has.
+    """
+    numbers: Counter[tuple[tuple[int, int], int | None, bool]] = Counter()
+    if isinstance(ranks, Mapping):
+        for name, shape in linear_shapes(config).items():
+            numbers[shape, ranks[name], _is_row_parallel(name)] += 1
+    else:
+        for name, shape in _shapes_of_a_layer(config).items():
+            columns = None if ranks is None else min(ranks, *shape)
+            numbers[shape, columns, _is_row_parallel(name)] += config.model.num_layers
+    return [Alike(*key, number) for key, number in numbers.items()]
+
+
+def number_of_linears(config: Config) -> int:
+    """How many methods factorise."""
+    return len(_shapes_of_a_layer(config)) * config.model.num_layers
+
+
+def all_columns(config: Config, ranks: Ranks) -> int:
+    """Of the factors of all linears together; 0 for dense ones."""
+    return sum(each.number * (each.columns or 0) for each in alike(config, ranks))
+
+
+def _shapes_of_a_layer(config: Config) -> dict[str, tuple[int, int]]:
     h, f, layout = config.model.hidden_size, config.model.ffn_hidden_size, qkv_layout(config)
     shapes = {"mlp.linear_fc1": (2 * f if is_llama(config) else f, h), "mlp.linear_fc2": (h, f)}
     if factorises_attention(config):
@@ -65,15 +125,11 @@ def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
         if has_separate_qkv(config):
             qkv = {f"self_attention.linear_qkv.{part}": (layout.rows(part), h) for part in QKV}
         shapes = {**qkv, "self_attention.linear_proj": (h, layout.rows("q")), **shapes}
-    return dict(_of_all_layers(config.model.num_layers, tuple(shapes.items())))
+    return shapes
 
 
-@functools.lru_cache(maxsize=8)
-def _of_all_layers(
-    layers: int, shapes: tuple[tuple[str, tuple[int, int]], ...]
-) -> dict[str, tuple[int, int]]:
-    """A plan asks for them thousands of times."""
-    return {f"decoder.layers.{i}.{name}": shape for i in range(layers) for name, shape in shapes}
+def _is_row_parallel(name: str) -> bool:
+    return "linear_fc2" in name or "linear_proj" in name
 
 
 def smallest_dim(config: Config) -> int:

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from inrank_megatron.config.activation_costs import activation_bytes
 from inrank_megatron.config.costs import (
     Memory,
-    Ranks,
-    columns_by_linear,
     keeps_whole_gradients,
     memory_per_device,
     moments_of_a_parameter,
@@ -29,7 +27,7 @@ from inrank_megatron.config.costs import (
 )
 from inrank_megatron.config.orthogonalisation_costs import orthogonalised_entries
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, linear_shapes, qkv_layout
+from inrank_megatron.config.shapes import Ranks, alike, factorises_attention, number_of_linears, qkv_layout
 from inrank_megatron.config.topology import Topology
 
 FP64 = 8
@@ -43,8 +41,8 @@ WEIGHED_BYTES = 2 * 2**30
 def weighed_at_a_time(config: Config, replicas: int) -> int:
     """Linears whose second moments are measured together, at least one; all where nothing would leave."""
     if replicas == 1:
-        return len(linear_shapes(config))
-    return max(1, min(len(linear_shapes(config)), WEIGHED_BYTES // (4 * config.model.hidden_size**2)))
+        return number_of_linears(config)
+    return max(1, min(number_of_linears(config), WEIGHED_BYTES // (4 * config.model.hidden_size**2)))
 
 
 def switch_memory(
@@ -66,11 +64,11 @@ def switch_memory(
     """
     first = _Structure(config, topology, ranks, frozen_base, device)
     second = _Structure(config, topology, columns, False, device)
-    linears, dp = len(linear_shapes(config)), topology.data_parallel_size
+    linears, dp = number_of_linears(config), topology.data_parallel_size
     weighed = config.inrank.truncation != "plain"
     moment = weighed * 4 * config.model.hidden_size**2
     own_moments = moment * -(-linears // dp)
-    factors = 4 * sum(second.factorised().values())
+    factors = 4 * second.factorised()
     waiting = first.waiting() if device == "cpu" else 0
     reading = max(waiting, first.largest_state())
     truncating = own_moments + first.copied_masters() + max(_workspace(second) + factors // dp, factors)
@@ -131,19 +129,16 @@ class _Structure:
         return activation_bytes(
             self.config,
             self.topology,
-            columns_by_linear(self.config, self.ranks),
+            self.ranks,
             frozen_base=self.frozen_base,
             size=self.number_bytes,
             backward=backward,
         )
 
-    def factorised(self) -> dict[str, int]:
-        """Entries of each linear's factors, or of its dense matrix, on a tensor-parallel rank."""
-        columns, n = columns_by_linear(self.config, self.ranks), self.topology.tensor_model_parallel_size
-        return {
-            name: (out * inp if columns is None else columns[name] * (out + inp)) // n
-            for name, (out, inp) in linear_shapes(self.config).items()
-        }
+    def factorised(self) -> int:
+        """Entries of the linears' factors, or of their dense matrices, on a tensor-parallel rank."""
+        n = self.topology.tensor_model_parallel_size
+        return sum(each.number * (each.entries // n) for each in alike(self.config, self.ranks))
 
     def copied_masters(self) -> int:
         """FP32 masters of the linears that a replica truncates, and under ZeRO 3 their W0, where they are not
@@ -152,10 +147,10 @@ class _Structure:
         dp, half = self.topology.data_parallel_size, precision(self.config) != "fp32"
         if not (self.stage == 3 or (half and self.stage > 0)):
             return 0
-        found = 4 * sum(self.factorised().values())
+        found = 4 * self.factorised()
         if self.stage == 3 and self.frozen_base:
             dense = replace(self, ranks=None)
-            found += self.number_bytes * sum(dense.factorised().values())
+            found += self.number_bytes * dense.factorised()
         return found // dp
 
     def largest_state(self) -> int:
@@ -174,8 +169,8 @@ class _Structure:
         _, trained = parameters_of_a_rank(
             config, self.topology, ranks=self.ranks, frozen_base=self.frozen_base
         )
-        kept = trained - sum(self.factorised().values())
-        spared = orthogonalised_entries(config, dict.fromkeys(linear_shapes(config), 0)) // n
+        kept = trained - self.factorised()
+        spared = orthogonalised_entries(config, 0) // n
         return 4 * ((1 + moments_of_a_parameter(config)) * kept - spared)
 
 
@@ -184,6 +179,7 @@ def _workspace(second: _Structure) -> int:
     what its factors are.
     """
     h = second.config.model.hidden_size
-    name, shape = max(linear_shapes(second.config).items(), key=lambda item: sum(item[1]))
+    largest = max(alike(second.config, second.ranks), key=lambda each: (sum(each.shape), each.entries))
     squares = SQUARES[second.config.inrank.truncation] * h * h
-    return FP64 * (2 * h * (sum(shape) - h) + squares + 2 * second.factorised()[name])
+    factors = largest.entries // second.topology.tensor_model_parallel_size
+    return FP64 * (2 * h * (sum(largest.shape) - h) + squares + 2 * factors)

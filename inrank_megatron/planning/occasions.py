@@ -7,9 +7,8 @@ The formulas are those of docs/evidence/decision_costs.md and saving.md.
 from dataclasses import dataclass
 
 from inrank_megatron.config.cluster import Cluster
-from inrank_megatron.config.costs import columns_by_linear
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.shapes import alike, number_of_linears
 from inrank_megatron.config.switch_costs import weighed_at_a_time
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.lowrank.methods.registry import METHODS
@@ -57,10 +56,11 @@ def _checks(config: Config, topology: Topology, phase: Phase, cluster: Cluster) 
     method = METHODS[config.training.method]
     # The initial factors are decomposed beside the present ones.
     times = 2 if method.keeps_initial_factors(config) else 1
-    columns, shapes = columns_by_linear(config, phase.columns) or {}, linear_shapes(config)
-    squares = {name: (times * k) ** 2 for name, k in columns.items()}
-    flops = sum(2 * square * sum(shapes[name]) for name, square in squares.items()) / topology.world_size
-    copied = 8 * sum(squares.values()) / topology.world_size
+    flops = copied = 0.0
+    for each in alike(config, phase.columns):
+        squares = each.number * (times * (each.columns or 0)) ** 2
+        flops += 2 * squares * sum(each.shape) / topology.world_size
+        copied += 8 * squares / topology.world_size
     one = flops / (double_rate(cluster) * DECOMPOSING) + copied / cluster.kind.host_link
     inrank = config.inrank
     return max(0, phase.steps - inrank.rank_check_start) // inrank.rank_check_interval * one
@@ -70,15 +70,12 @@ def _switch(config: Config, topology: Topology, line: list[Phase], cluster: Clus
     """Truncations shared by all ranks, and the forward passes whose activations weight them."""
     if len(line) == 1:
         return 0.0
-    columns = columns_by_linear(config, line[1].columns) or {}
     flops = 0.0
-    for name, (out, inp) in linear_shapes(config).items():
-        flops += 9 * min(out, inp) ** 3 + (
-            3 * columns[name] * out * inp if out < inp else 6 * out * inp * min(out, inp)
-        )
+    for (out, inp), columns, _, number in alike(config, line[1].columns):
+        small = min(out, inp)
+        flops += number * (9 * small**3 + 3 * out * inp * ((columns or 0) if out < inp else 2 * small))
     batches = 0 if config.inrank.truncation == "plain" else config.inrank.activation_batches
-    linears = len(linear_shapes(config))
-    batches *= -(-linears // weighed_at_a_time(config, topology.data_parallel_size))
+    batches *= -(-number_of_linears(config) // weighed_at_a_time(config, topology.data_parallel_size))
     tokens = batches * topology.global_batch_size * config.model.seq_length
     passes = _forward_seconds(config, topology, line[0], cluster, tokens)
     return passes + flops / topology.world_size / (double_rate(cluster) * DECOMPOSING)

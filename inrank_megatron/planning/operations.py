@@ -3,9 +3,9 @@
 A multiply-add is two operations; n is the number of tensor-parallel ranks.
 """
 
-from inrank_megatron.config.costs import columns_by_linear, flops_per_token
+from inrank_megatron.config.costs import dense_entries, flops_per_token
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import linear_shapes
+from inrank_megatron.config.shapes import all_columns
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.planning.timeline import Phase
 from inrank_megatron.planning.traffic import fuses
@@ -32,8 +32,7 @@ def model_flops(config: Config, topology: Topology, phase: Phase) -> int:
 
 def forward_flops(config: Config, topology: Topology, phase: Phase) -> int:
     """The part of `model_flops` in the forward pass: a third, but half of a frozen W0's."""
-    shapes = linear_shapes(config).values()
-    frozen = sum(out * inp for out, inp in shapes) if phase.frozen_base else 0
+    frozen = dense_entries(config) if phase.frozen_base else 0
     return (model_flops(config, topology, phase) - 4 * frozen) // 3 + 2 * frozen
 
 
@@ -41,12 +40,11 @@ def _twice_computed(config: Config, n: int, phase: Phase, *, on_cpu: bool) -> in
     """Of a token: products with a gathered factor that every tensor-parallel rank computes for all tokens,
     where sequence parallelism and separate collectives do not divide them (``lowrank/layers/factorised.py``).
     """
-    columns = columns_by_linear(config, phase.columns)
-    if columns is None or n == 1:
+    if phase.columns is None or n == 1:
         return 0
     split = config.parallel.sequence_parallel
     if phase.frozen_base:
         products = 0 if split and not fuses(config, on_cpu=on_cpu) else 6
     else:
         products = 0 if split else 4
-    return products * sum(columns.values()) * config.model.hidden_size * (n - 1) // n
+    return products * all_columns(config, phase.columns) * config.model.hidden_size * (n - 1) // n

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inrank_megatron.config.cluster import Cluster
-from inrank_megatron.config.costs import columns_by_linear, overlaps_reductions, precision
+from inrank_megatron.config.costs import overlaps_reductions, precision
 from inrank_megatron.config.devices import attained_flops
 from inrank_megatron.config.orthogonalisation_costs import orthogonalisation_flops
 from inrank_megatron.config.schema import Config
@@ -118,8 +118,7 @@ def _optimizer(config: Config, topology: Topology, phase: Phase, cluster: Cluste
     size = 4 if precision(config) == "fp32" else 2
     moments = 1 if config.optimizer.optimizer == "sgd" else 2
     moved = trained * (3 * 4 + 8 * (1 + moments) + size)
-    columns = columns_by_linear(config, phase.columns)
-    products = orthogonalisation_flops(config, columns) / topology.data_parallel_size
+    products = orthogonalisation_flops(config, phase.columns) / topology.data_parallel_size
     seconds = products / double_rate(cluster)
     if config.parallel.offload_optimizer:
         return seconds + moved / kind.host_memory_bandwidth + trained * 2 * size / kind.host_link

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 from inrank_megatron.config.costs import (
     LIVE_PARAMETERS,
-    columns_by_linear,
     parameters_of_a_rank,
     replicated_parameters,
 )
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, qkv_layout
+from inrank_megatron.config.shapes import alike, factorises_attention, is_llama, qkv_layout
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.planning.timeline import Phase
 
@@ -46,24 +45,23 @@ def sizes_of(config: Config, topology: Topology, phase: Phase) -> Sizes:
     )
     positions = 0 if is_llama(config) else model.max_position_embeddings * model.hidden_size
     replicated = replicated_parameters(config)
-    large = sum(size for size in _matrices(config, topology, phase) if size > PERSISTENT)
+    large = sum(number * size for size, number in _matrices(config, topology, phase) if size > PERSISTENT)
     of_heads = 2 * model.head_size * model.num_layers if model.qk_layernorm else 0
     summed = replicated - positions if config.parallel.sequence_parallel else of_heads
     return Sizes(total=total, trained=trained, kept=total - large, summed=summed)
 
 
-def _matrices(config: Config, topology: Topology, phase: Phase) -> Iterator[int]:
-    """Entries of this rank's shard of each matrix."""
+def _matrices(config: Config, topology: Topology, phase: Phase) -> Iterator[tuple[int, int]]:
+    """Entries of this rank's shard of a matrix, and how many there are of it."""
     n, h, layers = topology.tensor_model_parallel_size, config.model.hidden_size, config.model.num_layers
-    yield from [topology.padded_vocab_size * h // n] * (1 + config.model.has_own_head)
+    yield topology.padded_vocab_size * h // n, 1 + config.model.has_own_head
     if not is_llama(config):
-        yield config.model.max_position_embeddings * h
+        yield config.model.max_position_embeddings * h, 1
     if not factorises_attention(config):
         layout = qkv_layout(config)
-        yield from [layout.total * h // n, layout.rows("q") * h // n] * layers
-    columns = columns_by_linear(config, phase.capacity)
-    for name, (out, inp) in linear_shapes(config).items():
-        if columns is None or phase.frozen_base:
-            yield out * inp // n
-        if columns is not None:
-            yield from (out * columns[name] // n, inp * columns[name] // n)
+        yield from ((rows * h // n, layers) for rows in (layout.total, layout.rows("q")))
+    for each in alike(config, phase.capacity):
+        if each.columns is None or phase.frozen_base:
+            yield each.shape[0] * each.shape[1] // n, each.number
+        if each.columns is not None:
+            yield from ((side * each.columns // n, each.number) for side in each.shape)

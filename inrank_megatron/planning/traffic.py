@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inrank_megatron.config.activation_costs import shared_features
-from inrank_megatron.config.costs import columns_by_linear, keeps_whole_gradients, precision
+from inrank_megatron.config.costs import keeps_whole_gradients, precision
 from inrank_megatron.config.schema import Config
-from inrank_megatron.config.shapes import factorises_attention, is_llama, linear_shapes, smallest_dim
+from inrank_megatron.config.shapes import alike, factorises_attention, is_llama, smallest_dim
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.planning.sizes import sizes_of
 from inrank_megatron.planning.timeline import Phase
@@ -98,9 +98,11 @@ def _tensor(config: Config, topology: Topology, phase: Phase, on_cpu: bool):
 
 def _linears(config: Config, phase: Phase) -> tuple[tuple[int, int], tuple[int, int]]:
     """Column- and row-parallel linears of all layers: dense ones, and factorised ones."""
-    names, rest = linear_shapes(config), 0 if factorises_attention(config) else config.model.num_layers
-    rows = sum(map(_is_row_parallel, names))
-    columns = len(names) - rows
+    rest = 0 if factorises_attention(config) else config.model.num_layers
+    rows, columns = (
+        sum(each.number for each in alike(config, None) if each.row_parallel == kind)
+        for kind in (True, False)
+    )
     if phase.columns is None:
         return (columns + rest, rows + rest), (0, 0)
     return (rest, rest), (columns, rows)
@@ -108,13 +110,15 @@ def _linears(config: Config, phase: Phase) -> tuple[tuple[int, int], tuple[int, 
 
 def _columns(config: Config, phase: Phase) -> tuple[int, int]:
     """Of the factors of all column-parallel linears together, and of all row-parallel ones."""
-    columns = columns_by_linear(config, phase.columns) or {}
-    rows = sum(k for name, k in columns.items() if _is_row_parallel(name))
-    return sum(columns.values()) - rows, rows
-
-
-def _is_row_parallel(name: str) -> bool:
-    return "linear_fc2" in name or "linear_proj" in name
+    rows, columns = (
+        sum(
+            each.number * (each.columns or 0)
+            for each in alike(config, phase.columns)
+            if each.row_parallel == kind
+        )
+        for kind in (True, False)
+    )
+    return columns, rows
 
 
 def _of_linears(columns: int, rows: int, *, split: bool, again: bool) -> dict[Collective, int]:

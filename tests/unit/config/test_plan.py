@@ -12,7 +12,6 @@ from inrank_megatron.config.cluster import parse_cluster
 from inrank_megatron.config.costs import (
     break_even_rank,
     flops_per_token,
-    linear_shapes,
     memory_per_device,
     parameters,
     tensor_parallel_bytes,
@@ -21,6 +20,7 @@ from inrank_megatron.config.devices import device_peak_flops
 from inrank_megatron.config.loading import from_flat, resolve
 from inrank_megatron.config.plan import changed_settings, make_plan, render
 from inrank_megatron.config.schema import DataConfig
+from inrank_megatron.config.shapes import linear_shapes
 from inrank_megatron.config.topology import topology_of
 from inrank_megatron.data.vocabulary import planned_vocabulary
 from inrank_megatron.errors import UserError

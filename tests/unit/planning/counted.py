@@ -99,7 +99,7 @@ def _switch(engine, case: Case, allocations) -> tuple[int, int]:
     """The most bytes during the switch, and without what would wait on another host than the device."""
     import torch
 
-    from inrank_megatron.config.costs import columns_by_linear
+    from inrank_megatron.config.shapes import linear_shapes
     from inrank_megatron.engine import zero_state
     from inrank_megatron.lowrank.methods.changes import Metric, Refactor
 
@@ -121,7 +121,7 @@ def _switch(engine, case: Case, allocations) -> tuple[int, int]:
         allocations.peak = allocations.alive
         return state
 
-    columns = columns_by_linear(config, case.final)
+    columns = {name: min(case.final, *shape) for name, shape in linear_shapes(config).items()}
     kind = config.inrank.truncation
     change = Refactor(dict(columns), dict(columns), Metric(kind, 0 if kind == "plain" else 2))
     with _sound_values(), patch.object(zero_state, "read_state", reading):
