@@ -1,7 +1,7 @@
-"""Everything about a run that can be refused before anything expensive happens.
+"""Refuses settings that cannot work, before anything expensive happens.
 
 Pure arithmetic over the settings and the number of processes: no files, no process groups, no torch. Each
-section of the settings has its function here; what a method refuses is in the file of the method.
+section of the settings has a function here; what a method refuses is in the method's own file.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Parameters, operations and memory of a GPT-2 or LLaMA, dense or with factorised linears.
 
 Letters: h hidden_size, f ffn_hidden_size, L layers, S seq_length, V vocabulary, O x I the shape of a
-linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size; of attention a heads, g groups
-that share key and value, d features of a head.
+linear, k columns of its factors U [O, k] and V [k, I], n tensor-parallel size; in attention a heads, g groups
+that share key and value, d features per head.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +15,17 @@ from inrank_megatron.config.topology import Topology
 from inrank_megatron.lowrank.methods.registry import METHODS
 
 LARGEST_BUCKET = 500_000_000
-"""Entries of the buffer in which DeepSpeed collects gradients to reduce them, at most: its own default."""
+"""Largest number of entries in the bucket in which DeepSpeed reduces gradients: DeepSpeed's default."""
 OVERLAPPED_BUCKET = 40_000_000
-"""The same where reductions overlap with the backward pass, unless one parameter is larger: enough for the
-bandwidth of the links, and Megatron's own choice."""
+"""The same if reductions overlap with the backward pass, unless one parameter is larger. It is enough to use
+the bandwidth of the links, and is Megatron's choice too."""
 
 LIVE_PARAMETERS = 10**9
-"""Gathered parameters that ZeRO 3 keeps at most for their next use, by DeepSpeed's default: smaller models
-stay gathered from the forward pass on to the end of the backward pass."""
+"""Most gathered parameters that ZeRO 3 keeps for their next use, by DeepSpeed's default: smaller models stay
+gathered from the forward pass to the end of the backward pass."""
 
 PREFETCHED_PARAMETERS = 50_000_000
-"""Parameters that ZeRO 3 gathers at a time at most, by DeepSpeed's default, and copies out of a buffer."""
+"""Most parameters that ZeRO 3 gathers at a time, by DeepSpeed's default, and copies out of a buffer."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ class Parameters:
 class Memory:
     """Bytes on one device, rounded down; activations and logits are estimates.
 
-    ``head_gradient``: of the vocabulary's weights, before it joins that of earlier micro-batches.
-    ``copies``: of buckets and gathered parameters, and matrices of Muon's step, as far as they do not fit
-    where activations have been.
-    ``not_at_once``: at most 0; what of the sum of the others is never alive at the same time.
-    ``building``: what the whole model, before ZeRO 3 divides it, takes beyond all the rest.
-    ``refactoring``: at the switch alone (`switch_costs.py`).
+    ``head_gradient``: gradient of the vocabulary's weights, before it is added to that of earlier
+    micro-batches.
+    ``copies``: copies of buckets and gathered parameters, and matrices of Muon's step, as far as they do not
+    fit into the memory that activations have left.
+    ``not_at_once``: at most 0; subtracts the parts of the others that never exist at the same time.
+    ``building``: what the full model takes beyond all the rest, before ZeRO 3 divides it.
+    ``refactoring``: only at the switch (`switch_costs.py`).
     """
 
     parameters: int

@@ -1,7 +1,7 @@
-"""One run's settings: from a flat mapping, a YAML file, and back.
+"""Reads a run's settings from a flat mapping or a YAML file, and writes them.
 
-`from_flat` is the only way in: it fills presets and derived sizes, so that the only questions a `Config`
-leaves open are those that need the number of processes (`resolve`). `to_yaml` and `load` are inverses.
+Every `Config` comes from `from_flat`, which fills in presets and derived sizes. Only what depends on the
+number of processes is left to `resolve`. `to_yaml` and `load` are inverses.
 """
 
 import difflib
@@ -69,9 +69,9 @@ OF_LLAMA = (
     "num_query_groups", "kv_channels", "rotary_base", "rope_scaling_factor", "add_qkv_bias", "qk_layernorm",
     "untie_embeddings_and_output_weights",
 )  # fmt: skip
-"""Settings that GPT-2 has one value of."""
+"""Settings that have only one value in GPT-2."""
 MOST_SHOWN = 8
-"""Mistakes in one message."""
+"""The largest number of mistakes in one message."""
 
 
 def sections() -> dict[str, type[Section]]:

@@ -1,4 +1,4 @@
-"""What a run will do, said before it starts: the page that `--dry-run` prints."""
+"""The page that `--dry-run` prints: what a run will do and cost."""
 
 import io
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts. The first of the phases is the dense model, to compare with."""
+    """The plan of a run. The first of its phases is the dense model, for comparison."""
 
     method: str
     device: str

@@ -1,4 +1,4 @@
-"""From what all ranks say of themselves: whether the job hangs, and on whom the others wait."""
+"""Decides from what all ranks report whether the job hangs, and for which rank the others wait."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ NAMED = 2
 
 @dataclass(frozen=True)
 class State:
-    """What a rank says of itself.
+    """What a rank reports about itself.
 
     Attributes:
-        doing: in words.
-        pause, limit: seconds since it last got on, and those that this may take (``Pauses``).
-        entered: collectives that it has entered in each process group, by the name of the group.
+        doing: its work, in words.
+        pause, limit: seconds since it last made progress, and how long that may take (``Pauses``).
+        entered: number of collectives that it has entered in each process group, by the group's name.
     """
 
     doing: str
@@ -33,7 +33,7 @@ def verdict(states: Sequence[State | None], arrivals: Sequence[Arrival]) -> str 
     known = [state for state in states if state is not None]
     if len(known) < len(states) or any(state.pause <= state.limit for state in known):
         return None
-    seconds = f"no rank has got on for {min(state.pause for state in known):.0f} s"
+    seconds = f"no rank has made progress for {min(state.pause for state in known):.0f} s"
     held_up, each_other = awaited(known)
     ranks = ", ".join(
         f"rank {rank} on host {arrivals[rank].host} (in {known[rank].doing})" for rank in held_up[:NAMED]
@@ -43,11 +43,11 @@ def verdict(states: Sequence[State | None], arrivals: Sequence[Arrival]) -> str 
     if each_other:
         return f"{ranks}{more} wait for each other: {seconds}; see why, {end}"
     if len(held_up) < len(known):
-        verb, them = ("does", "it") if len(held_up) == 1 else ("do", "them")
-        return f"{ranks}{more} {verb} not get on: {seconds}, and the others wait for {them}; see why, {end}"
+        verb, them = ("makes", "it") if len(held_up) == 1 else ("make", "them")
+        return f"{ranks}{more} {verb} no progress: {seconds}, and the others wait for {them}; see why, {end}"
     hosts = several("host", sorted({arrival.host for arrival in arrivals}))
     return (
-        f"all ranks have come equally far and do not get on: {seconds}, {ranks}{more}; see whether the "
+        f"all ranks are equally far and make no progress: {seconds}, {ranks}{more}; see whether the "
         f"network of {hosts}, a device or a disk is lost or too slow, {end}"
     )
 

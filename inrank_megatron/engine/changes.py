@@ -1,7 +1,7 @@
 """Carries out the changes that methods ask for on parameters, FP32 master weights and optimizer moments.
 
-One function for each change of ``lowrank/methods/changes.py``, where it is said what becomes of values and
-moments.
+There is one function for each change in ``lowrank/methods/changes.py``. The records there define what happens
+to values and moments.
 """
 
 from collections.abc import Iterable
@@ -60,7 +60,7 @@ def carry_out(live: LiveModel, changes: Iterable[Change], *, step: int, batches:
 
 
 def _writes(live: LiveModel, change: Change) -> bool:
-    """Whether weights or moments change: not by a rank check after which no columns come into use."""
+    """Whether weights or moments change. A rank check that brings no new columns into use changes neither."""
     if isinstance(change, SetRank):
         return change.active_columns > _factorised(live, change.layer).module.active_columns
     return not isinstance(change, LostCheck)
@@ -99,19 +99,19 @@ def _first_columns(live: LiveModel, change: InitialiseFactors, batches: Batches)
 
 
 def _first_gradients(live: LiveModel, batches: Batches, scale: float) -> dict[str, Tensor]:
-    """Of the loss of global batch 0 with respect to every W0."""
+    """The gradient of the loss of global batch 0 with respect to every W0."""
     live.parallel.seed_random(seed=live.config.training.seed, step=0)
     losses = (live.loss(live.model, batch) for batch in batches(0))
     return factor_updates.weight_gradients(live.model, live.layers, losses, live.parallel, scale=scale)
 
 
 def set_rank(live: LiveModel, change: SetRank, step: int) -> None:
-    """Set a layer's decided rank, and fill the columns that come into use with it."""
+    """Set a layer's decided rank, and fill the columns that this brings into use."""
     layer = _factorised(live, change.layer)
     module = layer.module
     start, grown = module.active_columns, change.rank > layer.spec.rank
     if (change.rank, change.active_columns) == (layer.spec.rank, start):
-        return  # as most checks end
+        return  # the usual outcome of a check
     layer.spec = replace(
         layer.spec,
         rank=change.rank,
@@ -141,14 +141,14 @@ def lose_check(live: LiveModel, change: LostCheck, step: int) -> None:
 
 
 def _factorised(live: LiveModel, name: str) -> FactorisedLayer:
-    """``live.factorised[name]``, which would go through all layers for each of them."""
+    """The same as ``live.factorised[name]``, which loops over all layers at each call."""
     layer = live.linears[name]
     assert isinstance(layer, FactorisedLayer), f"{name} is not factorised"
     return layer
 
 
 def _place(layer: FactorisedLayer, left: Tensor, right: Tensor, *, start: int, absorb: bool) -> None:
-    """Write columns from ``start`` on, and record them as initial values where the layer tracks those."""
+    """Write columns from ``start`` on, and record them as initial values if the layer tracks these."""
     left, right = factor_updates.place_columns(layer.module, left, right, start=start, absorb=absorb)
     if layer.initial is not None:
         columns = slice(start, start + left.shape[1])
@@ -173,9 +173,9 @@ def merge_and_reinitialise(live: LiveModel, change: MergeAndReinitialise, step: 
 def _moments_after(
     change: MergeAndReinitialise, parameter: Any, group: ProcessGroup, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The moments of a factor with those entries set to zero that the merge resets."""
+    """The moments of a factor after the merge has reset some entries to zero."""
     moments = zero_state.read_state(parameter).moments
-    if not moments:  # of an optimizer without any
+    if not moments:  # the optimizer keeps none
         return {}
     kept = kept_entries(
         list(moments.values())[-1].abs(),
@@ -190,7 +190,7 @@ def _moments_after(
 
 
 def refactor(live: LiveModel, change: Refactor, step: int, batches: Batches) -> None:
-    """Build the second-phase model and move over all that it does not replace, moments included."""
+    """Build the second-phase model, and move all parameters that it keeps over, moments included."""
     truncated = truncation.truncated_weights(
         {name: live.linears[name] for name in change.target_columns},
         change.target_columns,
@@ -216,13 +216,13 @@ def refactor(live: LiveModel, change: Refactor, step: int, batches: Batches) -> 
             state = kept[name].map(lambda tensor: tensor.to(live.device))
             zero_state.write_state(parameter, state)
     live.master_weights.set_steps(steps | {"factors": 0})
-    release_memory()  # what held the first phase, or much of it, is free by now
+    release_memory()  # most of what the first phase held is free by now
 
 
 def _states_that_stay(live: LiveModel, change: Refactor) -> dict[str, ParameterState]:
-    """Master weights and moments of all parameters but those that the switch replaces.
+    """Master weights and moments of all parameters except those that the switch replaces.
 
-    On the CPU: for a moment both the old and the new model's states are on the device.
+    On the CPU, so that the device does not hold them beside the states of the new model.
     """
     replaced = {f"{name}.{leaf}" for name in change.target_columns for leaf in live.linears[name].replaced}
     return {

@@ -1,4 +1,4 @@
-"""What follows an optimizer step: a method looks at the layers and decides, the engine carries it out."""
+"""After an optimizer step, a method looks at the layers and decides. The engine carries out the decision."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,10 +43,10 @@ def _decide(engine: Engine, plan: Plan, *, step: int, batches: Batches) -> Decis
 class Decisions:
     """The decisions of a training, step by step.
 
-    With ``overlap`` a check that may come late is begun after step s, computed on the host while the device
-    computes step s + 1, and carried out after that. It sees nothing of step s + 1, and however fast the host
-    is, it comes after that step: runs repeat bit for bit, and a run that is resumed between the two steps
-    begins the check again, from the same values.
+    With ``overlap``, a check that may come late begins after step s. The host computes it while the device
+    computes step s + 1, and it is carried out after step s + 1, however fast the host is. It sees nothing of
+    step s + 1. So runs repeat bit for bit, and a run that is resumed between the two steps begins the check
+    again, from the same values.
 
     Args:
         begin: called with the kind of work and the step when a decision begins (``Marks.begin``).
@@ -77,9 +77,9 @@ class Decisions:
             self._under_way.agreed()
 
     def after(self, step: int, *, is_last: bool) -> Iterator[Decision]:
-        """Decisions to carry out after ``step``, each before the next is asked for. Collective.
+        """Decisions to carry out after ``step``; carry out each before you ask for the next. Collective.
 
-        ``is_last``: no step follows, so that nothing may be left under way.
+        ``is_last``: no step follows, so no check may be left under way.
         """
         if self._under_way is not None:
             self._begin("rank check", step)
@@ -90,7 +90,7 @@ class Decisions:
         if plan is None:
             return
         if self._side is not None and plan.may_come_late and not is_last:
-            # Another kind of work than a check, as it tells nothing of how long one takes.
+            # Marked as another kind of work than a check, because its duration differs.
             self._begin("start of a rank check", step)
             self._under_way = _Check(self._engine, plan, views, self._side, step=step)
         else:
@@ -99,13 +99,14 @@ class Decisions:
 
 
 class _Check:
-    """A check under way, of the values and ranks at which it was made.
+    """A check under way. It judges the values and ranks at the time when it was made.
 
-    A thread of each rank has the host decompose this rank's layers, tells the first rank, which decides, and
-    learns what that decided: the device and the training go on meanwhile and wait for nothing.
+    A thread of each rank decomposes this rank's layers on the host and sends the values to rank 0. The thread
+    of rank 0 decides and sends the decision back. The device and the training continue without waiting.
 
     Args:
-        views: the layers as they are now. side: a group for these threads alone.
+        views: the layers as they are now.
+        side: a process group for these threads alone.
     """
 
     def __init__(self, engine: Engine, plan: Plan, views: Sequence[LayerView], side: SideGroup, *, step: int):

@@ -1,6 +1,7 @@
-"""The training engine: optimizer steps of a model under DeepSpeed ZeRO, and what methods see and ask for.
+"""The training engine: optimizer steps of a model under DeepSpeed ZeRO, views for methods, and their changes.
 
-It knows no method by name. ``live_model.py`` holds the model, ``changes.py`` carries out what methods decide.
+The engine knows no method by name. ``live_model.py`` holds the model, and ``changes.py`` carries out what
+methods decide.
 """
 
 import math
@@ -24,11 +25,15 @@ from inrank_megatron.lowrank.methods.changes import Change, LayerView, Spectrum
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss per token over the global batch, global gradient norm before clipping.
+    """The outcome of an optimizer step, the same on all ranks.
 
-    ``skipped``: the gradient overflowed under loss scaling and nothing was updated; its norm is infinite.
-    ``notice``: the largest that any rank gave. ``forbidden``: the loss forbade the update, and the norm is
-    infinite. ``rank_seconds``: of each rank's own work per step since they were last asked for.
+    Attributes:
+        loss: mean loss per token over the global batch.
+        grad_norm: global gradient norm before clipping; infinite if the step was skipped or forbidden.
+        skipped: whether the gradient overflowed under loss scaling, so that nothing was updated.
+        notice: the largest notice that any rank gave (``meanwhile`` of :meth:`Engine.train_step`).
+        forbidden: whether the update was left out because of the loss.
+        rank_seconds: seconds of each rank's own work per step since the times were last asked for.
     """
 
     loss: float
@@ -54,14 +59,14 @@ class Engine(LiveModel):
     ) -> StepResult:
         """Optimizer step number ``step`` (from 1) over this rank's micro-batches, at learning rate ``lr``.
 
-        A loss or gradient norm that is not finite on any rank skips the update under loss scaling; else it
-        raises before the update, on every rank, and says where it came from.
+        If a loss or gradient norm is not finite on any rank, loss scaling skips the update. Without loss
+        scaling, every rank raises before the update; the message says where the value came from.
 
         Args:
-            meanwhile: called when the device has all of the forward and backward passes to do. What it
-                returns is sent to all ranks (``StepReport``).
-            forbids: whether the update is to be left out for its loss; the same on all ranks.
-            asks_times: whether to give ``rank_seconds``.
+            meanwhile: called when all forward and backward passes have been sent to the device. All ranks
+                receive the largest value that it returns on any of them (``StepReport``).
+            forbids: whether a step of this loss must not update anything; the same on all ranks.
+            asks_times: whether the result has ``rank_seconds``.
         """
         self.clock.begin()
         self.parallel.seed_random(seed=self.config.training.seed, step=step)
@@ -94,7 +99,7 @@ class Engine(LiveModel):
         )
 
     def _accumulate(self, micro_batches: Iterable[MicroBatch]) -> tuple[list[MicroBatch], Tensor]:
-        """Forward and backward passes; what was taken, and the sum of the losses on the device, FP64."""
+        """Forward and backward passes. Returns the micro-batches, and the sum of their losses in FP64."""
         seen, total = [], torch.zeros((), dtype=torch.float64, device=self.device)
         for index, batch in enumerate(micro_batches):
             seen.append(batch)
@@ -110,18 +115,18 @@ class Engine(LiveModel):
         return seen, total
 
     def _update(self, step: int, report: StepReport, seen: list[MicroBatch]) -> float:
-        """The optimizer's step; the gradient norm, infinite if the step was left out for that."""
+        """The optimizer's step. Returns the gradient norm, which is infinite if the step was left out."""
         if self.deepspeed.zero_optimization_stage() == 0:
             norm = self._update_without_zero(report)
         else:
             with norms_through(report.fetch):
                 self.deepspeed.step()
             if not getattr(self.deepspeed.optimizer, "persistent_parameters", True):
-                # ZeRO 3 else waits for its update in the gather of parameters that stay gathered between
+                # Else ZeRO 3 waits for its update when it gathers the parameters that stay gathered between
                 # steps.
                 finish_writes()
             norm = self._norm_of_deepspeed()
-            if report.loss is None:  # it has seen an overflow before it came to the norm
+            if report.loss is None:  # DeepSpeed found an overflow before it computed the norm
                 report.fetch()
         if not self.loss_scaling.enabled and not report.forbidden:
             if not math.isfinite(report.loss):
@@ -132,7 +137,7 @@ class Engine(LiveModel):
         return norm
 
     def _update_without_zero(self, report: StepReport) -> float:
-        """In FP32 DeepSpeed steps whatever the gradients are, and in BF16 whatever the loss is."""
+        """Checks first: in stage 0 DeepSpeed steps whatever the gradients (FP32) or the loss (BF16) are."""
         plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
         norm = report.fetch(self._gradient_norm() if plain else None)
         if (
@@ -161,7 +166,7 @@ class Engine(LiveModel):
         return torch.linalg.vector_norm(squares.sqrt())
 
     def _squares(self, parameters: list[Tensor]) -> Tensor:
-        """Sum of squares of this rank's part of the gradients; the first rank counts what all have."""
+        """Sum of squares of this rank's part of the gradients; rank 0 of the group counts unsharded ones."""
         counted = [
             parameter.grad
             for parameter in parameters
@@ -173,7 +178,7 @@ class Engine(LiveModel):
         return torch.stack(torch._foreach_norm(counted, dtype=torch.float64)).square().sum().float()
 
     def _clip(self, norm: Tensor) -> None:
-        """Clip by the global ``norm``, a scalar of the host, likewise."""
+        """Clip by the global ``norm``, a scalar on the host, with DeepSpeed's arithmetic."""
         if (limit := self.config.optimizer.clip_grad) and (excess := (norm + 1e-6) / limit) > 1:
             gradients = [p.grad for _, p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, (1 / excess).item())

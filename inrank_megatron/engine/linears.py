@@ -17,15 +17,15 @@ from inrank_megatron.lowrank.linalg.factors import gather_matrix
 
 @dataclass(eq=False)
 class Linear:
-    """A linear with an effective matrix W [O, I]. This class: Megatron's dense one, of weight W.
+    """A linear with an effective matrix W [O, I]. This class is for Megatron's dense linear, of weight W.
 
     Args:
-        row_parallel: whether I is sharded over the group, else O is.
-        sequence_parallel: whether the tokens are sharded outside of it.
-        added_bias: the bias that its output has in it already, if any.
+        row_parallel: whether I is sharded over the group; otherwise O is.
+        sequence_parallel: whether the tokens are sharded outside the linear.
+        added_bias: the bias that the output already contains, if any.
     """
 
-    module: Any  # what torch says of its attributes is that each is a Tensor or a Module
+    module: Any  # torch's types say only that an attribute is a Tensor or a Module
     output_size: int
     input_size: int
     row_parallel: bool
@@ -46,8 +46,8 @@ class Linear:
         return min(self.output_size, self.input_size)
 
     def values(self) -> tuple[Tensor, ...]:
-        """What :meth:`matrix` is made of: FP32 master weights, this rank's shards. Collective over the
-        data-parallel group.
+        """This rank's shards from which :meth:`matrix` computes W: FP32 master weights, and W0 if present.
+        Collective over the data-parallel group.
         """
         return tuple(read_master_weight(getattr(self.module, leaf)) for leaf in self.replaced)
 
@@ -58,7 +58,7 @@ class Linear:
 
 @dataclass(eq=False)
 class FactorisedLayer(Linear):
-    """A factorised linear, W = W0 + U V or U V, with what its module does not know.
+    """A factorised linear, W = W0 + U V or U V, with what its module does not store.
 
     Args:
         spec: its structure as it is now.
@@ -96,7 +96,7 @@ def find_linears(
 ) -> dict[str, Linear]:
     """The linears of ``model`` that ``shapes`` names with their (O, I), in that order.
 
-    ``factors``: how those that are factorised were built. Initial values begin at zero.
+    ``factors``: the specs with which the factorised ones were built. Tracked initial values begin at zero.
     """
     linears = {}
     for name, (output_size, input_size) in shapes.items():

@@ -26,7 +26,7 @@ Batches = Callable[[int], Iterable[MicroBatch]]
 
 
 class ModelFactory(Protocol):
-    """Where models come from; see ``model/gpt.py``.
+    """Builds models; ``model/gpt.py`` has the implementation.
 
     ``linear_shapes``: (O, I) of the linears that may be factorised, by module name.
     """
@@ -40,16 +40,17 @@ class ModelFactory(Protocol):
 
 
 class LiveModel:
-    """A model under DeepSpeed. The switch builds it again.
+    """A model under DeepSpeed. The switch builds a new one in its place.
 
     Attributes:
         model: the bare model (no DeepSpeed wrapper), for evaluation.
-        linears: a record of each factorisable linear by name, a :class:`FactorisedLayer` where it is
-            factorised. All that is known of a layer is there.
+        linears: a record of each factorisable linear by name, a :class:`FactorisedLayer` if it is
+            factorised. The record has everything that is known of the layer.
         master_weights: FP32 master weights and optimizer state of the trained parameters.
         loss_scaling: the loss scale, and the steps that it skipped.
         clock: how long this rank takes for its steps.
-        last_weighing: what ``weighing.py`` measured last, of which metric and step, until weights change.
+        last_weighing: metric, step and result of the last measurement of ``weighing.py``; None once weights
+            have changed.
     """
 
     model: nn.Module
@@ -81,7 +82,7 @@ class LiveModel:
         self.build(factors)
 
     def build(self, factors: Mapping[str, FactorSpec]) -> None:
-        """Make the model with this structure, in the place of the one before if there is one."""
+        """Build a model with this structure; it replaces the present one, if any."""
         if self.deepspeed is not None:
             self.discard()
         self.model = self.factory.build(factors).to(self.device)
@@ -95,7 +96,7 @@ class LiveModel:
         self.loss_scaling.attach(self.deepspeed.optimizer)
 
     def discard(self) -> None:
-        """Free the model, and what DeepSpeed holds of it."""
+        """Free the model and DeepSpeed's engine."""
         self.loss_scaling.detach()
         deepspeed_setup.stop_deepspeed(self.deepspeed)
         self.deepspeed = None
@@ -126,7 +127,7 @@ class LiveModel:
 
     @property
     def in_first_phase(self) -> bool:
-        """Whether there are factors whose rank may still change, or that come with a W0."""
+        """Whether there are factors whose rank may still change, or that have a W0."""
         return not all(layer.spec.final for layer in self.factorised.values())
 
     def factor_specs(self) -> dict[str, FactorSpec]:

@@ -1,19 +1,21 @@
-"""Muon, Spectron and LoRA-Muon next to AdamW, in one optimizer that DeepSpeed wraps as it wraps AdamW.
+"""Muon, Spectron and LoRA-Muon beside AdamW, in one optimizer that DeepSpeed wraps as it wraps AdamW.
 
-**Muon** (Jordan et al., 2024) steps along the momentum with its singular values made nearly equal. It steps
-``0.2 lr sqrt(max(O, I))``, which gives a full step the root mean square of one of AdamW's (Liu et al., 2025;
-``match_rms_adamw`` in torch), so that one learning rate fits both. Momentum, Nesterov's step, weight decay
-and all constants are those of ``torch.optim.Muon``. DeepSpeed's Muon knows no tensor parallelism, and
-Megatron-Core's no ZeRO.
+**Muon** (Jordan et al., 2024) makes the singular values of the momentum nearly equal and steps along the
+result. The factor ``0.2 lr sqrt(max(O, I))`` gives a full step the root mean square of a step of AdamW (Liu
+et al., 2025; ``match_rms_adamw`` in torch), so that one learning rate fits both. Momentum, Nesterov's step,
+weight decay and all constants are those of ``torch.optim.Muon``. DeepSpeed's Muon does not support tensor
+parallelism, and Megatron-Core's does not support ZeRO.
 
-**Spectron** (Janson et al., 2026, arXiv 2602.12429) is for factors: the step on U and on V is divided by
-``sigma_U + sigma_V + 1``, their spectral norms before it, so that U V changes by at most about the rate in
-spectral norm. Here that is the rate of Muon's step on the whole matrix, ``0.2 lr sqrt(max(O, I))`` of U V.
+**Spectron** (Janson et al., 2026, arXiv 2602.12429) is for factors. The step on U and on V is divided by
+``sigma_U + sigma_V + 1``, with the spectral norms of U and V before the step. So the spectral norm of the
+change of U V is at most about the rate, which here is that of Muon's step on the full matrix,
+``0.2 lr sqrt(max(O, I))``.
 
 **LoRA-Muon** (Cesista et al., 2026, arXiv 2606.12921) is for factors too: Muon's steepest descent for the
-product. With ``R_V = (V V^T)^(-1/2)`` the step on U is the orthogonalised ``M R_V``, times R_V again, at half
-of Muon's rate on the whole matrix, which is about the spectral norm of ``dU V`` then; on V alike. It does not
-depend on how U and V share the size of U V. Weight decay acts on U V once, by its square root on each.
+product. With ``R_V = (V V^T)^(-1/2)``, the step on U is the orthogonalised ``M R_V``, times R_V again, at
+half of Muon's rate on the full matrix. This rate is then about the spectral norm of ``dU V``. V has the
+corresponding step. The steps do not depend on how U and V share the size of U V. Weight decay multiplies
+each factor by the square root of its factor, so that it acts on U V once.
 """
 
 import math
@@ -34,7 +36,7 @@ from inrank_megatron.model.initialise import full_shape
 
 MOMENTUM = "momentum_buffer"
 FACTOR_RULES = ("spectron", "lora-muon")
-"""Those that know of U V: a factor's step depends on the other one."""
+"""Rules under which the step of a factor depends on the other factor."""
 _RMS_OF_ADAMW = 0.2
 
 
@@ -43,10 +45,12 @@ class Matrix:
     """A trained matrix.
 
     Args:
-        dim: the axis that tensor parallelism shards; on one rank of it, the longer one of a plain matrix.
-        features: the longer side of the matrix whose rate it has: of itself, or under Spectron of U V.
-        layer: whose factor it is; columns that are not in use have no part in anything.
-        fragment: this replica's part of it.
+        dim: the axis that tensor parallelism shards; at tensor-parallel size 1, the longer axis of a matrix
+            that is no factor.
+        features: the longer side of the matrix that sets the rate: this one, or U V under Spectron and
+            LoRA-Muon.
+        layer: the layer whose factor it is, if any; only the columns in use take part.
+        fragment: this replica's part of the matrix.
     """
 
     parameter: Tensor
@@ -71,7 +75,7 @@ class Matrix:
         return math.prod(shape) * shape[1 - self.dim]
 
     def in_use(self, whole: Tensor) -> Tensor:
-        """Its columns in use, of all its entries; a view."""
+        """A view of the columns in use; ``whole`` has all entries of the matrix."""
         matrix = whole.view(local_shape(self.parameter))
         return matrix if self.layer is None else matrix.narrow(1 - self.dim, 0, self.layer.active_columns)
 
@@ -97,7 +101,7 @@ class MatrixGroup:
 
     @property
     def own(self) -> list[int]:
-        """Places of those that this replica computes."""
+        """Indices of the matrices that this replica computes."""
         return self._exchange.own
 
     def orthogonalise(
@@ -106,11 +110,11 @@ class MatrixGroup:
         rates: list[Tensor | float],
         roots: list[Tensor] | None = None,
     ) -> None:
-        """Replace every matrix in the ``tensors`` by its orthogonalised times its rate.
+        """Orthogonalise every matrix in ``tensors`` and multiply it by its rate, in place.
 
         Args:
-            tensors: one that is laid out as each flat FP32 tensor is, by that.
-            roots: of those of :attr:`own`, as for ``linalg/orthogonalise.py``.
+            tensors: maps each flat FP32 tensor to a tensor of the same layout.
+            roots: for the matrices of :attr:`own`; see ``linalg/orthogonalise.py``.
         """
         wholes = self._collect(tensors)
         views, dims = self._in_use(wholes)
@@ -123,7 +127,7 @@ class MatrixGroup:
                 _of(fragment, tensors).copy_(part)
 
     def spectral_norms(self) -> Tensor:
-        """Of every matrix itself, FP64 [L]; the same on all ranks."""
+        """The spectral norm of every matrix, FP64 [L]; the same on all ranks."""
         wholes = self._collect(None)
         norms = torch.zeros(len(self.matrices), dtype=torch.float64, device=self._device)
         if wholes:
@@ -134,7 +138,7 @@ class MatrixGroup:
         return norms
 
     def inverse_roots(self) -> dict[int, Tensor]:
-        """Of the Gram matrices of those of :attr:`own`, FP64 [k, k], k their columns in use; by place."""
+        """Inverse roots of the Gram matrices of :attr:`own`, FP64 [k, k] for k columns in use; by index."""
         wholes = self._collect(None)
         roots = inverse_roots(*self._in_use(wholes), self._parallel.tp_group)
         return dict(zip(wholes, roots, strict=True))
@@ -147,7 +151,7 @@ class MatrixGroup:
         )
 
     def _collect(self, tensors: Mapping[Tensor, Tensor] | None) -> dict[int, Tensor]:
-        """Those that this replica computes, in the ``tensors``, or their FP32 values."""
+        """The matrices that this replica computes, in full: of ``tensors``, or of the FP32 values if None."""
         nothing = torch.empty(0, device=self._device)
         fragments = [matrix.fragment for matrix in self.matrices]
         return self._exchange.collect(
@@ -160,15 +164,14 @@ def _of(fragment: Fragment, tensors: Mapping[Tensor, Tensor] | None) -> Tensor:
 
 
 class OrthogonalisedMomentum(torch.optim.AdamW):
-    """AdamW on the parameter groups whose ``rule`` is ``adamw``; Muon, Spectron or LoRA-Muon on those of that
-    name.
+    """Steps each parameter group by its ``rule``: AdamW (``adamw``), Muon, Spectron or LoRA-Muon.
 
-    :meth:`bind` comes before the first step that counts. The engine makes the state, a ``momentum_buffer``
-    for each flat FP32 tensor, laid out as that is.
+    Call :meth:`bind` before the first step that counts. The engine makes the state: a ``momentum_buffer`` for
+    each flat FP32 tensor, with the same layout.
 
     Args:
-        momentum: of all but AdamW.
-        adam: arguments of AdamW, of which ``lr`` and ``weight_decay`` are those of all groups.
+        momentum: of all rules except AdamW.
+        adam: arguments of AdamW. Its ``lr`` and ``weight_decay`` apply to all groups.
     """
 
     def __init__(self, groups: list[dict], *, momentum: float, **adam: Any):
@@ -180,7 +183,7 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
         self._roots: dict[tuple[FactorisedLinear, bool], Tensor] = {}
 
     def bind(self, model: nn.Module, shard_map: ShardMap, parallel: Parallel) -> None:
-        """Find the matrices of ``model`` in what DeepSpeed made of the parameter groups. Collective."""
+        """Find the matrices of ``model`` in DeepSpeed's flat buffers. Collective."""
         device = next(model.parameters()).device
         rules = {group["name"]: group["rule"] for group in self.param_groups}
         matrices = _matrices(model, shard_map, rules, parallel)
@@ -238,7 +241,7 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
             self._roots = {}  # they take memory that the next backward pass needs
 
     def _rates(self, group: MatrixGroup, rule: str) -> list[Tensor | float]:
-        """Of each matrix of ``group``, as a multiple of the learning rate."""
+        """The rate of each matrix of ``group``, as a multiple of the learning rate."""
         rates: list[Tensor | float] = [_RMS_OF_ADAMW * math.sqrt(m.features) for m in group.matrices]
         if rule == "lora-muon":
             return [rate / 2 for rate in rates]
@@ -247,8 +250,8 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
         return rates
 
     def _partners(self, group: MatrixGroup, rule: str) -> list[Tensor] | None:
-        """The inverse root of the other factor's Gram matrix, for each that this replica computes; None where
-        the rule needs none.
+        """The inverse root of the other factor's Gram matrix, for each matrix that this replica computes.
+        None if the rule needs no roots.
         """
         if rule != "lora-muon":
             return None
@@ -256,8 +259,8 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
         return [self._roots[_layer(matrix), not matrix.is_left] for matrix in own]
 
     def _measure(self, rule: str) -> None:
-        """What the rule needs to know of factors: ``sigma_U + sigma_V + 1`` of every layer, as scalars on the
-        device, or the inverse roots of both Gram matrices of the layers that this replica computes.
+        """Compute what the rule needs: ``sigma_U + sigma_V + 1`` of every layer, as scalars on the device, or
+        the inverse roots of both Gram matrices of the layers that this replica computes.
         """
         self._sums, self._roots = {}, {}
         for group in self._measured:
@@ -271,8 +274,8 @@ class OrthogonalisedMomentum(torch.optim.AdamW):
 
 
 def _owners(matrices: list[Matrix], runs: list[list[Run]], rule: str) -> list[int]:
-    """The replica that computes each, of what every replica holds of them. Both factors of a layer have one
-    under LoRA-Muon: a step of either needs the inverse root of the other.
+    """The replica that computes each matrix, chosen by what the replicas hold of it. Under LoRA-Muon, one
+    replica computes both factors of a layer, because the step of each needs the inverse root of the other.
     """
     units: dict[FactorisedLinear | int, list[int]] = {}
     for i, matrix in enumerate(matrices):
@@ -291,7 +294,7 @@ def _layer(matrix: Matrix) -> FactorisedLinear:
 def _matrices(
     model: nn.Module, shard_map: ShardMap, rules: Mapping[str, str], parallel: Parallel
 ) -> dict[int, Matrix]:
-    """Those that are not AdamW's, by ``id`` of the parameter."""
+    """The matrices with another rule than AdamW, by ``id`` of the parameter."""
     found, layers = shard_map.groups(), dict(_factors(model))
     matrices = {}
     parameter: Any  # with Megatron's attributes

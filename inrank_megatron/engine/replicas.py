@@ -1,20 +1,21 @@
-"""Whether what ranks hold in common is still the same, to the bit.
+"""Checks that values which should be equal on several ranks still are, bit for bit.
 
 Trained parameters, W0 and initial factor values are equal on the data-parallel replicas (ranks of one place
 in their tensor-parallel groups); parameters that tensor parallelism does not shard, and the ranks and columns
-of every layer, are equal on all ranks. Nothing fails when they come apart, by a bit that flips in one memory
-or a collective with two results: the job then trains two models that share gradients. ZeRO writes trained
-parameters again from its partitioned master weights after every step, but each tensor-parallel rank has a
-master weight of what is not sharded, and nothing ever writes W0 or initial values again.
+of every layer, are equal on all ranks. A flipped bit in one memory, or a collective with two results, makes
+them differ, and nothing fails: the job then trains two models that share gradients. ZeRO writes trained
+parameters again from its partitioned master weights after every step. But each tensor-parallel rank has its
+own master weights of unsharded parameters, and nothing ever writes W0 or initial values again.
 
-FP32 master weights and optimizer moments are compared wherever two ranks hold the same: all of them in ZeRO
-stage 0, and in stages 1 to 3 this rank's part of what tensor parallelism does not shard, which the other
-ranks of the tensor-parallel group have too. The rest of a ZeRO partition is in one memory alone. Nothing that
-is kept next to it would tell more: every step changes it, and what has changed it wrongly would be hashed.
+FP32 master weights and optimizer moments are compared wherever two ranks should hold the same values: all of
+them in ZeRO stage 0; in stages 1 to 3, this rank's part of the parameters that tensor parallelism does not
+shard, which the other ranks of the tensor-parallel group have too. The rest of a ZeRO partition exists on one
+rank only. A checksum kept next to it would not help: every step changes the values, so the checksum would be
+taken of wrong values too.
 
-Every rank reduces its tensors to three numbers on its own device, and one all-gather of five numbers per rank
-compares them; on the wire is nothing else, however large the model. Only if they differ are the hashes of
-single tensors gathered, to name tensor and ranks.
+Every rank reduces its tensors to three numbers on its own device. One all-gather of five numbers per rank
+compares them, however large the model is. Only if they differ are the hashes of single tensors gathered, to
+name the tensor and the ranks.
 """
 
 from collections import Counter
@@ -41,7 +42,7 @@ _BELOW_SIGN = 2**33 - 1
 
 
 class Holders(IntEnum):
-    """Which ranks hold the same: all, those of one place in the tensor-parallel groups, or one such group."""
+    """Which ranks should hold equal values: all ranks, data-parallel replicas, or a tensor-parallel group."""
 
     ALL = 0
     REPLICAS = 1
@@ -49,12 +50,12 @@ class Holders(IntEnum):
 
 
 def check_replicas(engine: Engine, *, step: int, last_good: int) -> None:
-    """Compare over the job what must be equal. Collective.
+    """Compare the values that must be equal, over the whole job. Collective.
 
     ``last_good``: the step of the last comparison that found no difference, for the message.
 
     Raises:
-        UserError: on every rank, the same; names a tensor, and the ranks that hold another one than most.
+        UserError: the same on every rank; names a tensor, and the ranks whose values differ from most others.
     """
     parallel = engine.parallel
     hashes: dict[Holders, dict[str, Tensor]] = {holders: {} for holders in Holders}

@@ -1,8 +1,8 @@
 """Truncations and output energies of many linears' matrices, each computed once in the whole job.
 
-Fisher-weighted, with d = D^(1/2) a weight for each output feature: the minimiser of ``E |d (W - M) x|^2`` is
-``M = d^-1 M'`` with M' the activation-aware truncation of ``d W``. Scaling rows keeps every shard local, and
-the moment of a row layer's output scales by d on both sides.
+Fisher weights: d = D^(1/2) is a weight for each output feature. The minimiser of ``E |d (W - M) x|^2`` is
+``M = d^-1 M'``, where M' is the activation-aware truncation of ``d W``. Scaling rows keeps every shard local,
+and the moment of a row layer's output is scaled by d on both sides.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ Shards = dict[str, tuple[Tensor, Tensor]]
 
 
 class Sized(Protocol):
-    """What a truncation needs to know of a layer; :class:`Linear` and the factorised layers have it."""
+    """What a truncation needs to know of a layer. :class:`Linear` and the factorised layers provide it."""
 
     @property
     def output_size(self) -> int: ...
@@ -38,12 +38,12 @@ class Sized(Protocol):
 
 @dataclass(frozen=True)
 class Weighing:
-    """What errors are weighed with; empty: nothing, so that a matrix counts as it is.
+    """The weights of the truncation error. If both are empty, the error of the matrix itself counts.
 
     Args:
-        moments: second moments of activations (``activations.py``), at least of the layers that this
-            replica owns, FP32.
-        outputs: d, by layer, of the output features [O/n] of a column layer, [O] of a row layer.
+        moments: second moments of activations (``activations.py``), FP32, by layer; at least those of the
+            layers that this replica computes.
+        outputs: d by layer: [O/n] for a column layer, [O] for a row layer.
     """
 
     moments: Mapping[str, Tensor] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Weighing:
         return local * self.outputs[name][:, None].double() if name in self.outputs else local
 
     def moment(self, name: str, *, row_parallel: bool) -> Tensor | None:
-        """That of the input of a column layer, of the scaled output of a row layer."""
+        """The moment of the input of a column layer, or of the scaled output of a row layer."""
         moment = self.moments.get(name)
         if not row_parallel or name not in self.outputs:
             return moment
@@ -63,7 +63,7 @@ class Weighing:
         return d[:, None] * moment.double() * d
 
     def local_outputs(self, name: str, layer: Sized, parallel: Parallel) -> Tensor:
-        """d of the output features [O/n] that this rank's shard of U* has, FP64."""
+        """d for the output features [O/n] of this rank's shard of U*, FP64."""
         d = self.outputs[name].double()
         return d.tensor_split(parallel.tp_size)[parallel.tp_rank] if layer.row_parallel else d
 
@@ -79,10 +79,9 @@ def truncated(
     device: torch.device,
     weighing: Weighing | None = None,
 ) -> Shards:
-    """Every layer's matrix truncated to the given numbers of columns, computed by the replica that owns the
-    layer.
+    """Truncates every layer's matrix to the given number of columns, on the replica that owns the layer.
 
-    ``shard(name)``: this rank's shard of it, sharded as W0 is; called on all ranks of that replica.
+    ``shard(name)``: this rank's shard of the matrix, sharded as W0 is; called on all ranks of that replica.
     """
     weighing = weighing or Weighing()
     local, group = local_layers(list(layers), parallel), parallel.tp_group
@@ -114,7 +113,7 @@ def truncated_weights(
     *,
     step: int,
 ) -> Shards:
-    """``U*``, ``V*``: every linear's matrix truncated to the given numbers of columns."""
+    """``U*`` and ``V*`` of every linear: its matrix truncated to the given number of columns."""
     return truncated(
         linears,
         _master_weight_shards(linears, parallel),
@@ -132,7 +131,7 @@ def energies_of_outputs(
 ) -> dict[str, Tensor]:
     """Energies of every linear's outputs, [min(O, I)] FP64, the same on every rank.
 
-    Those past r add up to the least error of rank r; unweighed they are squared singular values.
+    The energies past r add up to the least error of rank r. Without weights they are squared singular values.
     """
     local, shard = local_layers(list(linears), parallel), _master_weight_shards(linears, parallel)
 

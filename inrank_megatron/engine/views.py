@@ -1,4 +1,4 @@
-"""What methods see of the layers: ranks, and the spectra that they ask for."""
+"""Builds the views of the layers for methods: ranks, and the spectra that a method asks for."""
 
 from collections.abc import Mapping
 
@@ -44,7 +44,7 @@ def layer_views(
 
 
 def _dense(linear: Linear) -> FactorSpec:
-    """Of a dense linear, whose ranks and columns all are min(O, I)."""
+    """A spec for a dense linear: rank and columns are min(O, I)."""
     size = min(linear.output_size, linear.input_size)
     return FactorSpec(capacity=size, active_columns=size, rank=size)
 

@@ -2,7 +2,7 @@
 
 ``python -m inrank_megatron.lowrank.simple`` trains a toy problem in seconds. The tests train this page and
 the real engine on the same data: their ranks, losses and weights agree. Comments such as `2.7` name the
-algorithm and its line; where the code departs from the printed line, the comment says why.
+algorithm and its line in the paper; where the code departs from that line, the comment says why.
 
 Letters: O output features, I input features, r rank, b buffer, k = r + b columns in use, K columns allocated.
 W [O, I] = W0 [O, I] + U [O, K] V [K, I]; G [O, I] the loss gradient at W0; s singular values.
@@ -97,7 +97,7 @@ def train(
     switch_step: int | None = None,
     draw: Draw = random_columns,
 ) -> Iterator[tuple[int, float, list[InRankLinear]]]:
-    """Trains one step a batch; after each yields its number, its loss and the factorised layers of ``model``.
+    """Trains one step per batch, and yields its number, its loss and the factorised layers of ``model``.
 
     ``interval``: steps between checks. ``switch_step``: T of algorithm 3; None: algorithm 2 to the end.
     """
@@ -122,11 +122,11 @@ def train(
         yield t, value.item(), layers
 
 
-# ---- a toy problem: a two-layer network of full rank has to become one whose matrices have rank 4 ----
+# ---- a toy problem: a two-layer network learns the function of one whose matrices have rank 4 ----
 
 
 def toy(*, width: int = 32, steps: int = 600, rank: int = 4) -> tuple[nn.Module, list[Batch]]:
-    """A network, and a batch of examples per step of what it should compute."""
+    """A network to train, and one batch of inputs and targets per step."""
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
     teacher = deepcopy(student)

@@ -1,8 +1,8 @@
-"""The training loop: step, every k steps a rank decision, once a switch; evaluation, saving, stopping.
+"""The training loop: steps, rank changes, evaluation, saving and stopping.
 
-``parts.py`` has what it works with: ``RankChanges`` asks the method and has its changes made, ``StepMetrics``
-records steps, ``StepWatch`` looks at them, ``RecordedEvaluation`` evaluates, ``Saver`` writes checkpoints,
-``StopRequest`` says when to end.
+``parts.py`` builds the parts: ``RankChanges`` asks the method and carries out its changes, ``StepMetrics``
+records steps, ``StepWatch`` looks for slow ranks and jumps of the loss, ``RecordedEvaluation`` evaluates,
+``Saver`` writes checkpoints, and ``StopRequest`` says when to end.
 """
 
 import time
@@ -25,7 +25,7 @@ from inrank_megatron.training.watching import RolledBack
 
 
 class Trainer(TrainingParts):
-    """A training, from its start or a checkpoint to its end or a stop."""
+    """Trains from the start or a checkpoint to the end or a stop."""
 
     def train(self) -> bool:
         """Train to the end or to a stop, and leave a checkpoint. True if the run is finished."""
@@ -34,7 +34,7 @@ class Trainer(TrainingParts):
             stopping = self._stopping()
             while self.progress.step < self.config.training.train_iters and not stopping:
                 stopping = self._step()
-                if self._between_steps():  # for however long
+                if self._between_steps():  # may have taken long
                     stopping = self._stopping()
             return self._end()
 
@@ -45,7 +45,7 @@ class Trainer(TrainingParts):
         if self.folder.checkpoint is None:
             self._rank_changes.initialise()
         else:
-            if engine.layers:  # of weights alone no session has recorded it
+            if engine.layers:  # a checkpoint of weights alone comes without this record
                 self.run_logger.structure(step, "init", engine.views(), once=True)
             if self.progress.check_under_way:
                 self._change_ranks()
@@ -53,7 +53,7 @@ class Trainer(TrainingParts):
         self._memory.begin(phase_name(engine))
 
     def _step(self) -> bool:
-        """Train a step, with what follows from it. Whether a rank was asked to stop, the same on all."""
+        """Train a step and change ranks if due. Returns whether any rank was asked to stop."""
         began, step, history = time.monotonic(), self.progress.step + 1, self.progress.history
         self.marks.begin("step", step)
         lr = learning_rate(step, self.config)
@@ -73,8 +73,8 @@ class Trainer(TrainingParts):
         return stopping
 
     def _meanwhile(self) -> SaveStatus:
-        """While the device computes a step: record the check before it, get the next one's tokens on their
-        way, and say whether this rank was asked to stop.
+        """Work for the host while the device computes a step: record the last check and fetch the tokens of
+        the next step. Returns whether this rank was asked to stop.
         """
         self._rank_changes.record()
         following = self.progress.step + 1
@@ -83,7 +83,7 @@ class Trainer(TrainingParts):
         return self._saver.status(self.stop.reason() is not None)
 
     def _watch(self, result: StepResult, *, lr: float, seconds: float) -> None:
-        """Everything that looks at each step's ``result`` without changing the model."""
+        """Record the step's ``result``, and look for slow ranks and jumps of the loss."""
         step, history = self.progress.step, self.progress.history
         self.progress = replace(self.progress, history=self._step_watch.look(result, history, step=step))
         figures = self._step_watch.figures()
@@ -92,10 +92,10 @@ class Trainer(TrainingParts):
             self._roll_back(history)
 
     def _roll_back(self, history: LossHistory) -> None:
-        """Have the run go on from the newest checkpoint, if this run has one.
+        """Go back to the newest checkpoint, if this run has one.
 
         Raises:
-            RolledBack: it has.
+            RolledBack: the run has a checkpoint, and continues from it.
         """
         step, saved = self.progress.step, self._saved
         if saved.step == 0 or saved.weights_only:
@@ -113,7 +113,7 @@ class Trainer(TrainingParts):
         step, phase = self.progress.step, phase_name(self.engine)
         changed = self._rank_changes.after(step, is_last=step == self.config.training.train_iters)
         self.identity = self.identity | changed
-        if phase_name(self.engine) != phase:  # another model, whose loss is another one
+        if phase_name(self.engine) != phase:  # after the switch earlier losses say nothing
             self.progress = replace(self.progress, history=replace(self.progress.history, losses=()))
 
     def _compare_replicas(self) -> None:
@@ -124,9 +124,9 @@ class Trainer(TrainingParts):
             self._compared_step = step
 
     def _between_steps(self) -> bool:
-        """Evaluate and save where that is due; whether it was."""
+        """Evaluate and save if due. Returns whether either was."""
         training, step = self.config.training, self.progress.step
-        if step >= training.train_iters:  # which `_end` does
+        if step >= training.train_iters:  # `_end` evaluates and saves then
             return False
         evaluates = is_due(step, training.eval_interval)
         if evaluates:
@@ -137,16 +137,16 @@ class Trainer(TrainingParts):
         return evaluates or saves
 
     def _evaluate(self, split: str) -> bool:
-        """Evaluate and record, unless an earlier session has; False if a stop ended it."""
+        """Evaluate and record, unless an earlier session has. Returns False if a stop interrupted it."""
         progress = self._evaluation.evaluate(split, self.progress)
         self.progress = progress or self.progress
         return progress is not None
 
     def _save(self) -> None:
-        """Have a checkpoint of the present step written, unless the newest one is of this step already.
+        """Write a checkpoint of the present step, unless the newest one is of this step already.
 
-        One that a stop left without this step's validation is replaced; weights alone, which are the user's,
-        stay what they are.
+        A checkpoint that a stop left without the validation of its step is replaced. A checkpoint of weights
+        alone belongs to the user and is not replaced.
         """
         self._rank_changes.record()
         progress, engine, saved = self.progress, self.engine, self._saved

@@ -1,4 +1,4 @@
-"""What a training is made of once it is built; ``loop.py`` runs it."""
+"""The parts of a training. ``loop.py`` runs them."""
 
 import time
 from dataclasses import dataclass, field
@@ -26,14 +26,14 @@ OVERLAP = "overlap_rank_check"
 
 @dataclass
 class TrainingParts:
-    """Everything that a run needs; ``Trainer`` does the rest.
+    """Everything that the training loop (``Trainer``) needs.
 
     Attributes:
-        windows: what to evaluate on, by split (``valid``, ``test``); a split without text is absent.
+        windows: the texts to evaluate, by split (``valid``, ``test``); a split without text is absent.
         identity: what every checkpoint records of the run, as JSON: data, switch step, whether rank checks
             overlap with steps and, after the switch, the columns of each layer before it.
-        peak_flops: of one device, for the utilisation; None where it is not known.
-        peak_memory: the largest of all ranks, by part of the run; empty until the training has ended.
+        peak_flops: peak FLOP/s of one device, for the utilisation; None if unknown.
+        peak_memory: the largest on any rank, by part of the run; empty until the training has ended.
     """
 
     config: Config
@@ -55,7 +55,7 @@ class TrainingParts:
         config, topology, engine, run_logger = self.config, self.topology, self.engine, self.run_logger
         parallel, device = engine.parallel, engine.device
         self._began, self._earlier = time.monotonic(), self.progress.seconds
-        self._saved = self.progress  # the newest checkpoint's; nothing of step 0 is worth one
+        self._saved = self.progress  # of the newest checkpoint; step 0 needs none
         self._compared_step = self.progress.step  # full tensors were loaded, or drawn on all ranks alike
         self._memory = memory = PeakMemory(device, "start")
         self._micro_batches = MicroBatches(
@@ -94,7 +94,7 @@ class TrainingParts:
         """Whether any rank was asked to stop: the same answer on all ranks.
 
         Raises:
-            UserError: on all ranks, if the checkpoint being written could not be.
+            UserError: on all ranks, if the checkpoint in progress could not be written.
         """
         return self._saver.any_rank_stops(self.stop.reason() is not None)
 

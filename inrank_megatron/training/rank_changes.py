@@ -1,4 +1,4 @@
-"""What a method decides after a step: carried out on the engine, and recorded."""
+"""Asks the method after every step, carries out its decision on the engine, and records it."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ PHASE_1_COLUMNS = "phase_1_columns"
 
 
 class RankChanges:
-    """The changes that a method makes to a model in training; called on all ranks alike.
+    """Makes the changes that a method decides. Call it on all ranks alike.
 
     Args:
         overlap: checks are computed while the device computes the next step (``Decisions``).
@@ -51,9 +51,9 @@ class RankChanges:
         return self._decisions.under_way
 
     def initialise(self) -> None:
-        """What the method does to the model of a new run."""
+        """Initialise the factors of a new run, as the method says."""
         self._engine.apply(self._method.initialisation(), step=0, batches=self._batches)
-        # A model that is built from here on gets the run's own state; by then the folder may be gone.
+        # Later models get their state from the run; the folder of pretrained weights may be gone by then.
         factory: Any = self._engine.factory  # a `GPTFactory`
         self._engine.factory = replace(factory, pretrained=None)
         if self._engine.layers:
@@ -63,7 +63,7 @@ class RankChanges:
         """Decide and carry out what is due after ``step`` steps.
 
         Returns:
-            What every later checkpoint records of it: at the switch the columns of each layer before it.
+            What every later checkpoint records: at the switch, the columns of each layer before it.
         """
         recorded: dict = {}
         for decision in self._decisions.after(step, is_last=is_last):
@@ -79,7 +79,7 @@ class RankChanges:
         return recorded
 
     def record(self) -> None:
-        """Write the records of checks: with overlap while the device computes, and before a save."""
+        """Write the records of checks. With overlap, called while the device computes and before a save."""
         while self._unrecorded:
             self._unrecorded.pop(0)()
 
@@ -112,7 +112,7 @@ class RankChanges:
 
 
 def _form(engine: Engine) -> str:
-    """What a factorisable linear is, in a formula."""
+    """The formula of the factorisable linears' weight."""
     if not engine.layers:
         return "W"
     return "W0 + U V" if any(layer.weight is not None for layer in engine.layers.values()) else "U V"

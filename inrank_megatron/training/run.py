@@ -37,13 +37,14 @@ from inrank_megatron.training.shared_folder import check_shared, check_unshared
 from inrank_megatron.training.summary import is_finished, write_summary
 from inrank_megatron.training.watching import Rollbacks, RolledBack
 
-FEWEST_STEPS = 100  # with fewer a model writes noise, and a try takes longer than the run
+FEWEST_STEPS = 100  # after fewer, the sample would be noise, and writing it would take longer than the run
 
 
 def run(launch: Launch, watchdog: JobWatchdog) -> None:
-    """Train as ``launch`` asks, or print the plan. UserError for everything that the user can correct.
+    """Train as ``launch`` asks, or print the plan. Its settings must have passed ``config.checks.check``.
 
-    ``config.checks.check`` has passed its settings.
+    Raises:
+        UserError: anything that the user can correct.
     """
     if launch.dry_run:
         print_plan(launch)
@@ -98,14 +99,14 @@ def _run(launch: Launch, topology: Topology, deepspeed_json: dict, watchdog: Job
 
 
 def _machines_in_words(job: Job) -> list[str]:
-    """What to say of the machines of a job that has several, or several kinds."""
+    """Notes about the machines of a job with several hosts or several kinds of device."""
     mixed = mixed_devices(job.parallel.gather_from_all_ranks((socket.gethostname(), device_name())))
     sent = shown_size(costs.tensor_parallel_bytes(job.config, job.topology))
     return [*mixed, *hosts_in_words(job.meeting, job.parallel, backend=backend(), sent=sent)]
 
 
 def _with_holders(folder: RunFolder, job: Job, examiner: JobExaminer) -> RunFolder:
-    """The folder with who has which files, where hosts do not share it."""
+    """The folder; if the hosts do not share it, with a record of which host has which files."""
     if job.leaders is None:
         return folder
     holders = job.parallel.broadcast_from_rank_0(lambda: examiner.holders)
@@ -153,7 +154,7 @@ def _train(job: Job, folder: RunFolder, lock: FolderLock, examiner: JobExaminer)
 
 
 def _opened(checkpoint: Path, parallel: Parallel, examiner: JobExaminer) -> Checkpoint:
-    """A checkpoint of this session, verified by all ranks."""
+    """Open a checkpoint of this session; all ranks verify it."""
     if parallel.rank != 0:
         examiner.serve()
     return parallel.broadcast_from_rank_0(
@@ -162,7 +163,7 @@ def _opened(checkpoint: Path, parallel: Parallel, examiner: JobExaminer) -> Chec
 
 
 def _session(trainer: Trainer, folder: RunFolder) -> bool | RolledBack:
-    """Train to the end, a stop or a rollback. Whether the run is finished."""
+    """Train to the end, a stop or a rollback. Returns whether the run is finished, or the rollback."""
     with trainer.run_logger as run_logger:
         for note in folder.notes:
             run_logger.note(note)
@@ -170,7 +171,7 @@ def _session(trainer: Trainer, folder: RunFolder) -> bool | RolledBack:
         try:
             return trainer.train()
         except RolledBack as rolled_back:
-            return rolled_back.with_traceback(None)  # which would keep the trainer's memory
+            return rolled_back.with_traceback(None)  # the traceback would keep the trainer's memory alive
 
 
 def _write_sample(trainer: Trainer, data: PreparedData) -> None:

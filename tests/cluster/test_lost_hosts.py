@@ -137,7 +137,8 @@ def test_a_stopped_process_that_is_alone_on_its_host(job):
 def test_a_rank_that_hangs_on_the_other_host(job):
     said = ends(job, lambda: wait_until(lambda: job.has_come_to(hanging.STEP - 1), "no step", seconds=30))
     for told in said:
-        assert re.search(r"rank 2 on host node-2 \(in step 6, spin \(\w+\.py:\d+\)\) does not get on: ", told)
+        doing = r"in step 6, spin \(\w+\.py:\d+\)"
+        assert re.search(rf"rank 2 on host node-2 \({doing}\) makes no progress: ", told)
 
 
 def loses(host: Host, share: float) -> None:

@@ -43,7 +43,7 @@ class Counted(LayerSpectra):
 
 
 class OneUnsound(Counted):
-    """A layer of the last rank needs the Householder way: the threads leave the check to all ranks."""
+    """A layer of the last rank needs the Householder path: the threads leave the check to all ranks."""
 
     def owned(self):
         return None if self._parallel.rank == self._parallel.world_size - 1 else super().owned()

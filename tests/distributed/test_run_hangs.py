@@ -44,8 +44,8 @@ def lines_of(rank: int, started: Launch) -> list[str]:
 HOST = socket.gethostname()
 PLACE = rf"on host {HOST} \(in step {STEP}, {{}} \(\w+\.py:\d+\)\)"
 SLEEPS, SPINS = (
-    f"rank 1 {PLACE.format('sleep')} does not get on:",
-    f"rank 0 {PLACE.format('spin')} does not get on:",
+    f"rank 1 {PLACE.format('sleep')} makes no progress:",
+    f"rank 0 {PLACE.format('spin')} makes no progress:",
 )
 ALONE = f"rank 0 {PLACE.format('.+')}, rank 1 {PLACE.format('all_reduce')} wait for each other:"
 
@@ -66,7 +66,7 @@ def test_a_rank_that_hangs_is_named_by_all(tmp_path, hang, rank, told):
     assert "Traceback" not in started.stderr
     for number in (0, 1):
         [line] = lines_of(number, started)
-        assert re.search(rf"{told} no rank has got on for \d+ s", line), line
+        assert re.search(rf"{told} no rank has made progress for \d+ s", line), line
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def dependent(k: int) -> tuple[Tensor, Tensor]:
-    """Nearly equal columns: a product that goes the Householder way."""
+    """Nearly equal columns: a product that goes the Householder path."""
     left = normal(O, k)
     left[:, 1] = left[:, 0] + 1e-9 * left[:, 1]
     return left, normal(k, I, seed=1)
@@ -85,7 +85,7 @@ def test_spectra_do_not_depend_on_the_sharding(shares):
 
 @contextmanager
 def arithmetic_of_another_machine(rank: int):
-    """Off the first rank every spectrum is wrong, and rank 1 would send every product the Householder way."""
+    """Off rank 0 every spectrum is wrong, and rank 1 would send every product the Householder path."""
     svdvals, solve = torch.linalg.svdvals, torch.linalg.solve_triangular
     torch.linalg.svdvals = lambda a: svdvals(a) * (1 + 1e-3 * rank)
     torch.linalg.solve_triangular = lambda *a, **k: solve(*a, **k) * (1e9 if rank == 1 else 1)

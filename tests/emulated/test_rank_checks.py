@@ -11,7 +11,7 @@ WAITS = {
     "inrank_megatron.lowrank.linalg.spectra:_householder": 1,
     "inrank_megatron.engine.layer_distribution:gathered_spectra": 1,
 }
-"""The cores, everybody's rows; cores and values once more on the Householder way, which a constant for every
+"""The cores, everybody's rows; cores and values once more on the Householder path, which a constant for every
 error bound asks for; everybody's spectra.
 """
 

@@ -231,7 +231,7 @@ LEFT_TO_ALL_RANKS = {
     "inrank_megatron.engine.decisions:finish": 1,
 }
 """What the outcome of a check waits for, once the step after it has ended, however many layers there are, if
-a product goes the Householder way, which a constant for every error bound asks for.
+a product goes the Householder path, which a constant for every error bound asks for.
 """
 
 

@@ -1,4 +1,4 @@
-"""Final ranks from the energies of layers' outputs. Pure functions of numbers.
+"""Chooses final ranks from the energies of the layers' outputs. Pure functions of numbers.
 
 ``e`` are a layer's energies in descending order: those past r add up to the least error of rank r. Counts of
 columns that are handed out are multiples of a tile m, except where a layer's largest rank cuts the last tile.
@@ -12,10 +12,10 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Demand:
-    """What one layer asks of a shared budget.
+    """What one layer gains and pays for columns from a shared budget.
 
     Args:
-        energies: descending; in units in which layers compare.
+        energies: descending, in a unit in which layers can be compared.
         cost: parameters of one column, O + I.
         most: the largest number of columns it may have.
     """
@@ -36,12 +36,13 @@ def explaining_rank(e: Sequence[float], threshold: float) -> int:
 def share_budget(demands: Mapping[str, Demand], budget: int, *, tile: int = 1) -> dict[str, int]:
     """Columns of every layer, at most ``budget`` parameters in all, that keep the most energy.
 
-    Every layer has one tile; the others go, one by one, where a parameter keeps the most energy. Energies
-    descend, so up to the first tile that does not fit no other sharing of as many parameters keeps more
-    (Lagrange; exact where all columns cost the same). Later tiles that still fit fill the rest.
+    Every layer gets one tile. The others are given out one by one, each to the layer where it keeps the most
+    energy per parameter. Energies descend, so up to the first tile that does not fit, no other division of as
+    many parameters keeps more (Lagrange; exact if all columns cost the same). Later tiles that still fit use
+    up the rest of the budget.
 
     Raises:
-        ValueError: the budget does not hold one tile of every layer.
+        ValueError: the budget is too small for one tile in every layer.
     """
     columns = {name: min(tile, d.most) for name, d in demands.items()}
     left = budget - sum(columns[name] * d.cost for name, d in demands.items())

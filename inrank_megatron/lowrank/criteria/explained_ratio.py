@@ -1,7 +1,7 @@
 """From a spectrum to the next rank: explained ratios and growth. Pure functions of numbers.
 
 ``s`` is a spectrum in descending order, ``r`` the rank, ``b`` the buffer. Variances are population variances.
-The ratio of an all-zero spectrum is 1: nothing was learned, so nothing is missing.
+The ratio of an all-zero spectrum is 1: nothing was learnt, so no rank is too small.
 """
 
 from collections.abc import Callable, Sequence

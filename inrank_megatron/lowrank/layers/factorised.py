@@ -9,12 +9,12 @@ Stored on each rank (``weight`` is W0 and is absent in the second phase)::
     row-parallel      weight [O, I/n]   U [O/n, K]   V [K, I/n]   bias [O]
 
 Both factors are sharded on their feature axis, never on K, so that a growing or odd rank moves no shard,
-and each rank stores and optimises 1/n of both. The output features of a column layer may be those of several
-matrices, one after the other (``stride``: gate and up of SwiGLU); a rank then has its shard of each. The
-factor that meets local tokens (V of a column layer, U of a row layer) is gathered: k I or k O elements per
-step, and its gradient is reduce-scattered back (RS_I, RS_O), or, where every rank could compute all of it,
-each computes its slice. With sequence parallelism (SP) the tokens are sharded outside the layers. AG, RS, AR:
-all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
+and each rank stores and optimises 1/n of both. The output features of a column layer may belong to several
+matrices, one after the other (``stride``: gate and up of SwiGLU); a rank then has its shard of each. One
+factor is multiplied with local tokens (V of a column layer, U of a row layer). It is gathered, which takes
+k I or k O elements per step. Its gradient is reduce-scattered back (RS_I, RS_O), or, where every rank could
+compute all of it, each rank computes its slice. With sequence parallelism (SP) the tokens are sharded outside
+the layers. AG, RS, AR: all-gather, reduce-scatter, all-reduce over the group; the index names the axis.
 
 Column layer, x [T/n, I] under SP, else x [T, I] on every rank; y [T, O/n]:
 
@@ -82,12 +82,12 @@ from inrank_megatron.lowrank.layers.spec import FactorSpec
 # order of magnitude, 400 TFLOP/s of BF16 products against 200 GB/s of all-gather in an NVLink node.
 OPERATIONS_PER_ELEMENT = {"gloo": 2300, "nccl": 4000}
 
-# The bias goes into a product at no cost, so none is left to add; values come after the model is built; the
-# last names a buffer of Transformer Engine.
+# Arguments of Megatron's linears without effect here: the product adds the bias at no cost, so no bias is
+# left to add; values are written after the model is built; the last names a buffer of Transformer Engine.
 UNUSED = {"skip_bias_add", "init_method", "tp_comm_buffer_name"}
 
-# Tensor cores load 16 bytes at once. From matrices in half precision whose rows begin elsewhere they load in
-# smaller pieces, or the product does without them.
+# Tensor cores load 16 bytes at once. If the rows of a matrix in half precision do not begin at multiples of
+# 16 bytes, they load smaller pieces, or the product does not use them.
 TILE_BYTES = 16
 
 
@@ -95,8 +95,8 @@ def prefers_fused_collectives(hidden: int, group: ProcessGroup) -> bool:
     """Whether the factors of a first-phase layer should join W0's collective instead of staying in rank
     space.
 
-    Rank space costs one more element on the wire for every 3 ``hidden`` operations that it saves, so it pays
-    where the machine does fewer operations than that in the time of an element.
+    Rank space costs one more element on the wire for every 3 ``hidden`` operations that it saves. So it pays
+    if the machine does fewer operations than that in the time in which it sends one element.
     """
     return 3 * hidden < OPERATIONS_PER_ELEMENT.get(dist.get_backend(group), OPERATIONS_PER_ELEMENT["nccl"])
 
@@ -104,13 +104,13 @@ def prefers_fused_collectives(hidden: int, group: ProcessGroup) -> bool:
 class FactorisedLinear(nn.Module):
     """Base of the column- and the row-parallel layer; at group size 1 both are the serial layer.
 
-    The arguments are those of Megatron's linears and ``factors``. Of ``others``, those in ``UNUSED`` change
-    nothing and those in ``supported`` have one value that is implemented.
+    The arguments are those of Megatron's linears, and ``factors``. In ``others``, arguments named in
+    ``UNUSED`` have no effect, and of those in ``supported`` only the value there is implemented.
 
     Attributes:
         weight: frozen ``W0`` without gradient, or None.
         U, V: the trained factors. Columns from ``active_columns`` on are zero and change nothing.
-        active_columns, capacity: columns in use, k, and allocated, K. Raise the first with :meth:`activate`.
+        active_columns, capacity: columns in use, k, and allocated, K. :meth:`activate` raises k.
         input_size, output_size: I and O of the full matrix.
     """
 
@@ -191,15 +191,13 @@ class FactorisedLinear(nn.Module):
 
     @property
     def tile(self) -> int:
-        """Columns are taken in multiples of this: in half precision rows then begin at multiples of 16
-        bytes.
-        """
+        """Products use a multiple of this number of columns, so that rows begin at multiples of 16 bytes."""
         return TILE_BYTES // self.U.itemsize if self.U.itemsize < 4 else 1
 
     @property
     def width(self) -> int:
-        """Columns that the products run over: those in use, and as many of the zeros after them as fill the
-        tile. They change no sum, and their gradients, products with each other, are zero: they stay zero.
+        """Number of columns in the products: those in use, and zero columns that fill the last tile. The zero
+        columns change no sum. Their gradients are products with each other, so they stay zero.
         """
         return min(self.capacity, -(-self.active_columns // self.tile) * self.tile)
 

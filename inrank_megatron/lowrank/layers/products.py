@@ -1,10 +1,11 @@
 """The two autograd functions of the factorised linear. Shapes and collectives: ``factorised.py``.
 
-Tokens are flattened: T of them, T' = T/n under sequence parallelism outside the layer, else T. ``weight``
-(W0) or ``bias`` may be None. Collectives begin as early and are awaited as late as the products allow.
+Tokens are flattened. There are T inside the layer, and T' outside it: T/n under sequence parallelism, else
+T. ``weight`` (W0) or ``bias`` may be None. Collectives begin as early, and are awaited as late, as the
+products allow.
 
-U and V come with all K columns; k of them are used. Of what is not gathered the parameters themselves are
-saved for the backward pass, and no view of them: it would keep alive what ZeRO 3 has gathered.
+U and V have all K columns; k of them are used. A factor that is not gathered is saved for the backward pass
+as the parameter itself; a view of it would keep alive what ZeRO 3 has gathered.
 """
 
 import torch

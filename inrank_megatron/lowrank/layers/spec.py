@@ -1,4 +1,4 @@
-"""How a linear is factorised: what methods decide on and layers are built from. Imports nothing heavy."""
+"""How a linear is factorised. Methods choose a spec, and layers are built from it. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,11 +20,11 @@ class FactorSpec:
     Args:
         capacity: columns of U (rows of V) to allocate, K.
         active_columns: columns in use at initialisation, k <= K.
-        rank: decided rank r <= k; the rest of the columns in use are buffer.
+        rank: decided rank r <= k; the other columns in use are the buffer.
         frozen_base: whether a frozen ``W0`` is kept next to the factors.
         tracked: whether every column's initial value is kept, for the spectrum of the update.
         final: whether the rank stays as it is to the end of the run.
-        grown_at: the step after which the rank last grew or a check was lost, 0 if neither ever was.
+        grown_at: the last step after which the rank grew or a check was lost (``LostCheck``); 0 if none.
     """
 
     capacity: int

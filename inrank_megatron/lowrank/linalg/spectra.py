@@ -3,7 +3,7 @@
 Letters: O, I features, k columns, n ranks of the group, L products; ``/n`` is this rank's shard, which may be
 uneven or empty. Every function is collective over its group and computes in FP64.
 
-Gram way, for every product from its shards U [O/n, k], V [k, I/n]::
+Gram path, for every product from its shards U [O/n, k], V [k, I/n]::
 
     G1 = sum over ranks of U^T U,  G2 = sum over ranks of V V^T        [k, k]
     d1 = sqrt(diag G1),            d2 = sqrt(diag G2)                  norms of U's columns, V's rows
@@ -14,21 +14,20 @@ The unit diagonal makes the result independent of any scaling ``(U S)(S^-1 V)`` 
 error E of the unit Gram matrix H = L L^T changes every singular value by a factor within
 ``1 +- |E| |H^-1| / 2``, because x^T (H + E) x lies within ``1 +- |E| |H^-1|`` of x^T H x for every x. ``|E|``
 stays under (k + 8) eps, ``|H^-1|`` is at most the squared Frobenius norm of ``L^-1``. Where this bound leaves
-less than the accuracy, or the Cholesky factorisation breaks down, the product goes the Householder way: TSQR
-of both factors, then the core ``R1 R2^T``. Cholesky-QR twice would pass over the factors three times and
-costs more than TSQR, so there are these two ways and no third.
+less than the accuracy, or the Cholesky factorisation breaks down, the product takes the Householder path:
+TSQR of both factors, then the core ``R1 R2^T``. There is no third path: Cholesky-QR twice would pass over the
+factors three times and costs more than TSQR.
 
-A product is decomposed by one rank, its owner, and everybody takes over the owner's numbers, error bound
-included. The choice of the way and the values are therefore the same bits on all ranks, whatever each
-computed.
+One rank, the owner, decomposes a product, and all ranks take its numbers, error bound included. So the
+choice of the path and the values are the same bits on all ranks.
 
-On a GPU the products, Gram matrices and cores are its own work, the values of the cores the host's, whose
-threads may compute them while the device goes on with something else. The host waits for the device a fixed
-number of times a round, however many layers there are.
+On a GPU, the device computes the products, Gram matrices and cores, and the host the singular values of the
+cores. Threads of the host may do so while the device continues with other work. The host waits for the
+device a fixed number of times per round, however many layers there are.
 
 Elements on the wire per rank, k' = (n-1)/n, up to block edges and padding: reduce-scatter of the Gram
 matrices' lower triangles, ``k' sum over L of k^2``; all-gather of the values, ``k' sum over L of k``. A
-product on the Householder way adds two all-gathers of ``(n-1) k^2`` and its k values to one more broadcast.
+product on the Householder path adds two all-gathers of ``(n-1) k^2`` and its k values to one more broadcast.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +78,7 @@ class Update:
         Delta = [dU, U0] [V; dV],  dU = U - U0,  dV = V - V0
 
     Each column's contribution is as small as the update itself, and FP64 holds the difference of two FP32
-    numbers to rounding. Scaling the halves against each other changes nothing: both ways are invariant to it.
+    numbers to rounding. Scaling the halves against each other changes nothing, on either path.
     """
 
     name: str
@@ -110,12 +109,13 @@ def singular_values(products: Sequence[Product | Update], group: ProcessGroup, *
 
 
 class SpectraUnderWay:
-    """:func:`singular_values` in two parts, both collective. What is made here has been sent to the device.
+    """:func:`singular_values` in two parts, both collective: making one starts the work on the device, and
+    :meth:`finish` returns the values.
 
     Args:
-        products: their factors must stay as they are until :meth:`finish` has returned.
-        overlap: a thread decomposes the cores as soon as they have come to the host; the device and the
-            caller go on meanwhile. Without it :meth:`finish` does so.
+        products: their factors must not change before :meth:`finish` has returned.
+        overlap: a thread decomposes the cores as soon as they are on the host, while the device and the
+            caller continue. Without overlap :meth:`finish` decomposes them.
     """
 
     def __init__(self, products: Sequence[Product | Update], group: ProcessGroup, *, overlap: bool = False):
@@ -129,8 +129,7 @@ class SpectraUnderWay:
     def owned(self) -> dict[int, Tensor] | None:
         """Values of the products that this rank owns, by their place. Not collective; any thread may ask.
 
-        None where one of them is not sound: :meth:`finish` goes the Householder way then, or says what is
-        wrong.
+        None if one of them is not sound: :meth:`finish` then takes the Householder path, or raises the error.
         """
         values: dict[int, Tensor] = {}
         for indices, one in self._rounds:
@@ -175,10 +174,10 @@ def _rounds(order: list[int], products: Sequence[Product | Update]) -> Iterator[
 
 
 class _Round:
-    """Products on the Gram way, the widest first.
+    """Products on the Gram path, the widest first.
 
-    Product i belongs to rank i mod n, which evens out the work. ``own_rows()``: as :meth:`rows`, of those
-    that belong to this rank.
+    Product i belongs to rank i mod n, which evens out the work. ``own_rows()`` returns the rows
+    of this rank's products.
     """
 
     def __init__(self, products: Sequence[Product | Update], group: ProcessGroup, *, overlap: bool):

@@ -31,9 +31,9 @@ class ShardedMatrix:
 
     Args:
         shard: makes this rank's shard, [O/n, I] (``dim`` 0, column layer) or [O, I/n] (``dim`` 1, row layer);
-            called once, when the matrix has its turn, on all ranks of the group.
-        moment: second moment that the truncation weighs the error with, [I, I] of the input (column layer) or
-            [O, O] of the output before the bias (row layer), the same on all ranks; None: plain truncation.
+            called once, when it is the matrix's turn, on all ranks of the group.
+        moment: second moment with which the truncation weighs the error, the same on all ranks: [I, I] of the
+            input (column layer) or [O, O] of the output before the bias (row layer). None: plain truncation.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ShardedMatrix:
 
     @property
     def algorithm(self) -> type[Plain | RowWeighed | ColumnWeighed]:
-        """The one that truncates it."""
+        """The algorithm that truncates this matrix."""
         if self.moment is None:
             return Plain
         return ColumnWeighed if self.dim == 0 else RowWeighed
@@ -89,7 +89,8 @@ def truncate(
 ) -> Iterator[Truncation]:
     """Factors of every matrix at its rank r, 1 <= r <= min(O, I). Only n matrices are under way at a time.
 
-    A matrix of a rank below r leaves zero columns in plain truncation. Errors as :func:`output_energies`.
+    If the rank of a matrix is below r, plain truncation leaves zero columns. Raises as
+    :func:`output_energies`.
     """
     for matrix, owner, x, energies, basis in _directions(matrices, ranks, group, step=step):
         along_h, along_m, energies = matrix.algorithm.factors(x, energies, basis, owner, group)

@@ -1,4 +1,4 @@
-"""What a training method is. A method overrides what it needs; each default is that of training densely."""
+"""The base class of all training methods. Its defaults are those of dense training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from inrank_megatron.lowrank.methods.settings import Rule, Run
 Sections = tuple[type[Section], ...]
 Rules = tuple[Rule, ...]
 Shapes = Mapping[str, tuple[int, int]]
-"""(O, I) of the linears that a run factorises, by module name."""
+"""Maps the module name of each linear that a run factorises to its shape (O, I)."""
 
 
 class Columns(NamedTuple):
-    """Columns of the factors of an MLP linear: those trained beyond the rank, and all to allocate."""
+    """How many columns the factors of an MLP linear have: trained beyond the rank, and allocated in all."""
 
     buffer: int = 0
     capacity: int = 0
@@ -24,10 +24,10 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class PhaseShape:
-    """What the plan computes the costs of one phase from.
+    """Describes one phase of a run, so that the plan can compute its costs.
 
     Args:
-        columns: of each linear that count as parameters and operations; None: dense linears.
+        columns: columns of each linear that count as parameters and operations; None: the linears are dense.
         capacity: columns that take memory.
         frozen_base: whether a frozen W0 is kept next to the factors.
         is_largest: whether the run takes the most memory here.
@@ -44,33 +44,33 @@ DENSE = PhaseShape("dense", is_largest=True)
 
 
 class Method:
-    """Decides structure and changes from spectra and step numbers alone.
+    """Decides the structure of the model and its changes, from spectra and step numbers alone.
 
-    ``step`` counts completed optimizer steps. A method keeps no state: what it needs of the past is in the
-    views, which a checkpoint restores.
+    ``step`` counts completed optimizer steps. A method keeps no state: the views of the layers have what it
+    needs to know of the past, and a checkpoint restores them.
 
-    The class methods answer for a run of this method before it is built: pure functions of its settings and
-    shapes, without torch.
+    The class methods answer questions about a run before it is built. They are pure functions of the run's
+    settings and shapes, and do not need torch.
     """
 
     name: ClassVar[str]
-    """That of ``--method``."""
+    """The value of ``--method`` that selects this method."""
     page: ClassVar[str] = "concepts/methods.md"
-    """Its place in ``docs/``, to which the plan and the list of settings point."""
+    """The page in ``docs/`` to which the plan and the list of settings point."""
     settings: ClassVar[Sections] = ()
-    """Its flags; a section that several methods read is one class. Others refuse them."""
+    """The settings that it reads, in classes that methods share. Methods without a class refuse its flags."""
     presets: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("", {})
-    """The setting that names one of its presets, and what each of them implies for other settings."""
+    """The setting that selects a preset, and the values that each preset gives to other settings."""
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Groups of settings that say the same in several ways: a flag for one replaces a file's choice."""
+    """Groups of settings of which only one applies: a flag for one replaces another that a file sets."""
     adaptations: ClassVar[Rules] = ()
-    """Defaults that give way to what the user asked for, in this order."""
+    """Rules that change a default which does not fit what the user gave; applied in this order."""
     switches: ClassVar[bool] = False
-    """Whether the run has a second phase, whose structure is decided on the way."""
+    """Whether the run has a second phase, whose structure is decided during the run."""
 
     @classmethod
     def derived(cls, run: Run) -> dict[str, Any]:
-        """Values of its settings that were left out and follow from others."""
+        """Values for settings that were left out and follow from others, by name."""
         return {}
 
     @classmethod
@@ -83,57 +83,58 @@ class Method:
 
     @classmethod
     def columns(cls, run: Run, min_dim: int) -> Columns:
-        """Of an MLP linear whose smaller dimension is ``min_dim``, in a run of legal settings."""
+        """The columns of an MLP linear whose smaller dimension is ``min_dim``. The settings are legal."""
         return Columns()
 
     @classmethod
     def phases(cls, run: Run, columns: Columns, *, break_even: int) -> list[PhaseShape]:
-        """The phases whose costs the plan shows; ``break_even``: the rank at which factors cost as much as
-        the dense linears.
+        """The phases whose costs the plan shows.
+
+        ``break_even`` is the rank at which factors cost as much as the dense linears.
         """
         return [DENSE]
 
     @classmethod
     def learning_rate(cls, step: int, run: Run, schedule: Callable[[int], float]) -> float:
-        """Of optimizer step ``step`` (from 1); ``schedule``: of any step by the optimizer's settings."""
+        """The learning rate at ``step`` (from 1); ``schedule`` follows the optimizer's settings."""
         return schedule(step)
 
     @classmethod
     def switch_step(cls, run: Run, steps_per_epoch: int) -> int | None:
-        """Optimizer steps of the first phase (algorithm 3). None: there is no second one, or it begins when
-        the layers say so.
+        """The number of steps in the first phase (algorithm 3). None: there is no second phase, or the ranks
+        decide when it begins.
 
         ``switch_iters`` counts steps, ``switch_epochs`` counts epochs of ``steps_per_epoch`` optimizer steps.
-        With neither it is the paper's one epoch, but at most a quarter of the run, so that a short run shows
-        both phases; later switches ended no lower and cost more.
+        With neither, the switch comes after one epoch, as in the paper, but at most after a quarter of the
+        run, so that a short run shows both phases. Later switches cost more and gave no lower loss.
 
         Raises:
-            UserError: a switch that would come at or after the end of the run.
+            UserError: the switch would come at or after the end of the run.
         """
         return None
 
     @classmethod
     def keeps_initial_factors(cls, run: Run) -> bool:
-        """Whether the factors' initial values stay in memory, in FP32."""
+        """Whether the initial values of the factors stay in memory, in FP32."""
         return False
 
     @classmethod
     def from_config(cls, config: Run, *, switch_step: int | None) -> "Method":
-        """The method with the run's settings; ``switch_step``: what :meth:`switch_step` has said."""
+        """Builds the method from the run's settings and the result of :meth:`switch_step`."""
         return cls()
 
     def structure(self, min_dims: Mapping[str, int]) -> dict[str, FactorSpec]:
-        """Which linears start factorised, and how. Keys are layer names."""
+        """The linears that start factorised, and how: a spec by layer name."""
         return {}
 
     def initialisation(self) -> list[Change]:
-        """Changes before the first step."""
+        """The changes to make before the first step."""
         return []
 
     def plan_step(self, step: int, layers: list[LayerView]) -> Plan | None:
-        """What to do after ``step``; None: nothing. ``layers`` come without spectra."""
+        """What to do after step ``step``; None: nothing. ``layers`` have no spectra yet."""
         return None
 
     def unfinished(self, layers: list[LayerView]) -> str | None:
-        """What the method had still to do when the run came to its end, in words; None: nothing."""
+        """A sentence about what the method had left to do when the run ended; None: nothing."""
         return None

@@ -1,4 +1,7 @@
-"""What methods see and what they ask for. Plain records: only the engine touches live parameters."""
+"""What methods see (:class:`LayerView`) and the changes that they return.
+
+All are plain records. Only the engine touches live parameters.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,13 +16,13 @@ MetricKind = Literal["plain", "activation-aware", "fisher"]
 
 @dataclass(frozen=True)
 class Metric:
-    """What measures the error of a matrix M of rank r in the place of W.
+    """How the error is measured when a matrix M of rank r replaces W.
 
     Args:
         kind: ``plain``, ``|W - M|^2``; ``activation-aware``, ``E |(W - M) x|^2`` over the layer's own inputs
             x; ``fisher``, ``E |D^(1/2) (W - M) x|^2`` with D the diagonal of ``E[g g^T]``, g the gradient of
             the summed loss with respect to the layer's output at one token.
-        batches: global batches, the last ones trained on, that the means are taken over; 0 for ``plain``.
+        batches: the means are taken over this number of the last global batches; 0 for ``plain``.
     """
 
     kind: MetricKind = "plain"
@@ -30,8 +33,8 @@ PLAIN = Metric()
 
 
 Spectrum = Literal["update", "product"] | Metric
-"""What a method may ask to see of every layer: singular values of ``U V - U0 V0`` (``update``) or of ``U V``
-(``product``), or the energies in which a metric measures the layer's outputs."""
+"""What a method may ask to see of every layer: the singular values of ``U V - U0 V0`` (``update``) or of
+``U V`` (``product``), or the energies of the layer's outputs, as a metric measures them."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,13 @@ class LayerView:
         output_size: O. input_size: I, of the full matrix.
         rank: r, the rank decided so far. active_columns: columns in use, k = r + buffer. capacity: columns
             allocated, K. All three are min(O, I) for a dense linear.
-        attainable_rank: the largest rank that the effective matrix may have: that of ``U V`` is at most k.
+        attainable_rank: the largest rank that the effective matrix can have; without W0 it is k.
         final, grown_at: as in ``FactorSpec``.
-        updated: whether the last step changed the weights; not if it overflowed, and then no rank grows.
-        singular_values: descending; empty unless ``update`` or ``product`` was asked for.
-        output_energies: by the metric that was asked for, descending; those past r add up to the least error
-            that rank r can have. Empty if none was.
+        updated: whether the last step changed the weights. A step that overflowed did not, and then no rank
+            grows.
+        singular_values: descending; empty unless the method asked for ``update`` or ``product``.
+        output_energies: descending; the energies past r add up to the least error that rank r can have.
+            Empty unless the method asked for a metric.
     """
 
     name: str
@@ -79,9 +83,9 @@ class InitialiseFactors:
     ``kaiming``, uniform entries up to 1 / sqrt(fan-in) in U (fan-in K) and V (fan-in I);
     ``zero-product``, the same V and U = 0.
 
-    ``column_norm``: of every column of U and row of V, for ``gradient`` and ``random``; None for the others,
-    which say themselves how large their columns are. With ``absorb`` the product is subtracted from W0, so
-    that the start is the standard initialisation. Moments: none exist yet.
+    ``column_norm``: the norm of every column of U and row of V, for ``gradient`` and ``random``; None for the
+    other sources, which determine the norms. With ``absorb`` the product is subtracted from W0, so that the
+    run starts from the standard initialisation. Moments: none exist yet.
     """
 
     source: Source
@@ -91,14 +95,15 @@ class InitialiseFactors:
 
 @dataclass(frozen=True)
 class SetRank:
-    """A rank check's outcome for one layer; ``rank`` may equal the rank before.
+    """The outcome of a rank check for one layer; ``rank`` may equal the rank before.
 
-    Values: the columns from ``active_columns`` before to ``active_columns`` now come from ``source``, as in
-    :class:`InitialiseFactors`: random directions of norm ``column_norm``, or Kaiming entries, which say
-    themselves how large they are (``column_norm`` None). Their product is absorbed into W0 if ``absorb``.
-    Moments of columns in use: untouched. Those of new columns: the first is zero; the second is
-    zero too with ``moments`` ``zero``, and with ``mean`` the mean over the columns that were in use, row by
-    row of U and column by column of V, so that Adam, which counts steps for all columns together, starts them
+    Values: the columns from the old to the new ``active_columns`` are filled from ``source``, as in
+    :class:`InitialiseFactors`: random directions of norm ``column_norm``, or Kaiming entries (``column_norm``
+    None). Their product is absorbed into W0 if ``absorb``.
+
+    Moments: those of columns in use stay. New columns have a first moment of zero. Their second moment is
+    zero too (``moments="zero"``), or the mean over the columns that were in use, row by row of U and column
+    by column of V (``"mean"``). Adam counts steps for all columns together; with the mean, new columns start
     no faster than the others.
     """
 
@@ -115,8 +120,8 @@ class SetRank:
 
 @dataclass(frozen=True)
 class LostCheck:
-    """A rank check in whose step nothing was learnt, as it overflowed. Whether the rank would have grown
-    is not known: the layer's ``grown_at`` becomes this step. Values, moments and ranks stay.
+    """A rank check at a step that overflowed, so that nothing was learnt. Whether the rank would have grown
+    is unknown, so the layer's ``grown_at`` becomes this step. Values, moments and ranks stay.
     """
 
     layer: str
@@ -124,12 +129,13 @@ class LostCheck:
 
 @dataclass(frozen=True)
 class MergeAndReinitialise:
-    """ReLoRA's merge: every layer's ``U V`` is added to W0, then both are initialised again
+    """ReLoRA's merge: every layer's ``U V`` is added to W0, then U and V are initialised again
     (``zero-product``).
 
-    Values: the effective weights stay. Moments of U and V, both of an entry at once: ``full`` sets all to
-    zero, ``random`` each with probability ``share``, ``magnitude`` that ``share`` of each full tensor which
-    has the smallest second moment; step counts and every other parameter's moments stay.
+    Values: the effective weights stay. Moments of U and V: ``full`` sets all to zero, ``random`` sets those
+    of each entry to zero with probability ``share``, and ``magnitude`` those of the fraction ``share`` of
+    each full tensor with the smallest second moments. Both moments of an entry are reset together. Step
+    counts and the moments of all other parameters stay.
     """
 
     reset: Reset
@@ -140,13 +146,13 @@ class MergeAndReinitialise:
 class Refactor:
     """The switch: every layer's matrix becomes ``U* V*`` of ``target_columns`` columns.
 
-    The matrix is ``W0 + U V`` or ``U V``, whose buffers go as W0 does, or the weight ``W`` of a dense linear.
-    ``ranks`` are the decided ranks, ``target_columns`` those or a little more, where the device's tile asks
-    for it.
+    The matrix is ``W0 + U V`` or ``U V``, or the weight ``W`` of a dense linear. W0 and the buffers
+    disappear. ``ranks`` are the decided ranks. ``target_columns`` are the ranks, rounded up where the
+    device's tile requires it.
 
-    Values: the best approximation by ``metric`` with that number of columns, singular values shared evenly.
-    Moments: those of U* and V* start at zero with a step count of their own; every other parameter keeps its
-    moments.
+    Values: the best approximation by ``metric`` with that number of columns; the singular values are divided
+    evenly between U* and V*. Moments: those of U* and V* start at zero, with a step count of their own; all
+    other parameters keep theirs.
     """
 
     ranks: Mapping[str, int]
@@ -162,9 +168,10 @@ class Plan:
     """What a method does after a step.
 
     Args:
-        decide: from the layers, with ``spectrum``, the changes in the order in which they are carried out.
-        spectrum: what it needs to see of every layer; None: nothing.
-        may_come_late: whether the changes may be carried out one step later than what they were decided on.
+        decide: computes the changes from the layers with their ``spectrum``, in the order to carry them out.
+        spectrum: what ``decide`` needs to see of every layer; None: nothing.
+        may_come_late: whether the changes may be carried out one step after the step that they were decided
+            on.
     """
 
     decide: Callable[[list[LayerView]], list[Change]]

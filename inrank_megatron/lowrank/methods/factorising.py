@@ -1,4 +1,4 @@
-"""What methods have in common that factorise linears, and those of them whose rank the user gives."""
+"""What the methods that factorise linears have in common, and the base of those with a given rank."""
 
 from typing import ClassVar, Literal
 
@@ -21,7 +21,7 @@ class FactorSettings(Section):
 
 
 class StartSettings(Section):
-    """What the first columns are; read by methods that have a choice."""
+    """Where the first columns come from; for methods that have a choice."""
 
     factor_init: Literal["gradient", "random", "kaiming", "spectral"] | None = setting(
         "where the first columns come from: the first gradient, random directions, Kaiming entries, or "
@@ -44,7 +44,7 @@ def _attention_too(asked):
 
 
 def _grouped_apart(asked):
-    """Rows of one key serve several queries: a rank for all three suits none of them."""
+    """With grouped queries, key and value are smaller than query, so one rank for all three suits none."""
     inrank, model = asked.config.inrank, asked.config.model
     fused = inrank.factorised_linears == "mlp-attention" and inrank.qkv_factors == "fused"
     if fused and model.query_groups < model.num_attention_heads and asked.free("qkv_factors"):
@@ -70,7 +70,7 @@ class Factorising(Method):
 
 
 class OfGivenRank(Factorising):
-    """``rank``: columns of every factorised linear, min(O, I) where that is smaller."""
+    """Every factorised linear has ``rank`` columns, or min(O, I) if that is less."""
 
     settings: ClassVar[Sections] = (*Factorising.settings, RankSettings)
 
@@ -101,10 +101,10 @@ def smallest_dim(shapes) -> int:
 
 
 def without_narrow_parts(shapes):
-    """``shapes`` without keys and values of their own, whose rank is capped by their few features."""
+    """``shapes`` without separate keys and values, whose few features limit their rank."""
     return {name: shape for name, shape in shapes.items() if not name.endswith((".k", ".v"))}
 
 
 def width(min_dim: int) -> str:
-    """The smallest dimension, in the words of the settings."""
+    """The smallest dimension with its meaning, for messages."""
     return f"{min_dim}, the smaller of hidden_size and ffn_hidden_size (or of one part of QKV)"

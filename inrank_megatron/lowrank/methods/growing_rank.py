@@ -1,4 +1,4 @@
-"""What a run is asked, and what it is given, when its ranks grow as in InRank."""
+"""The settings of methods whose ranks grow as in InRank: presets, checks and derived values."""
 
 import math
 from dataclasses import replace
@@ -50,11 +50,11 @@ INRANK_PRESETS = {
 }
 
 CALM_UPDATE = 1.25
-"""Up to here new columns start with moments of zero; 1.17 at betas of 0.9 and 0.95."""
+"""Up to this multiple of the learning rate, new columns start with zero moments; 1.17 at betas 0.9, 0.95."""
 
 
 class InRankSettings(Section):
-    """How InRank starts, and what it gives to columns."""
+    """How InRank initialises its columns, at the start and later."""
 
     inrank_preset: Literal["paper", "released"] | None = setting(
         "settings of InRank as in its paper or in its authors' code; a setting that you give yourself "
@@ -77,7 +77,7 @@ class InRankSettings(Section):
 
 
 def _base(asked):
-    """What only a frozen W0 makes possible brings it back; without it InRank starts as its authors' code."""
+    """Settings that need a frozen W0 turn it on again; without W0, defaults follow the authors' code."""
     inrank = asked.config.inrank
     if inrank.frozen_base:
         return
@@ -99,7 +99,7 @@ def _base(asked):
 
 
 def _columns(asked):
-    """First rank and buffer within the width and below the largest rank."""
+    """Lowers the first rank and the buffer until they fit into the width and below the largest rank."""
     inrank, width = asked.config.inrank, asked.min_dim
     rule = GrowthRule.from_config(asked.config)
     buffer = rule.buffer_of(width)
@@ -117,7 +117,7 @@ def _columns(asked):
 
 
 class GrowingRank(Factorising):
-    """The answers of InRank's methods for a run of theirs."""
+    """What InRank and InRank-Efficient have in common before a run is built."""
 
     settings: ClassVar[Sections] = (*Factorising.settings, StartSettings, GrowthSettings, InRankSettings)
     presets = ("inrank_preset", INRANK_PRESETS)
@@ -131,7 +131,7 @@ class GrowingRank(Factorising):
 
     @classmethod
     def derived(cls, run):
-        """What InRank gives its columns: it decides what is trained, so it is on record."""
+        """How new columns start. The values decide what is trained, so the run records them."""
         inrank, optimizer = run.inrank, run.optimizer
         absorbs = inrank.frozen_base and run.training.pretrained_checkpoint is not None
         calm = largest_update(optimizer.adam_beta1, optimizer.adam_beta2) <= CALM_UPDATE
@@ -161,7 +161,7 @@ class GrowingRank(Factorising):
 
 
 def _check_base(run, method: str) -> None:
-    """What W0 makes possible, and what its lack does."""
+    """Refuses settings that need a frozen W0 without one, and a start that does not fit."""
     inrank, source = run.inrank, run.inrank.factor_init
     if inrank.frozen_base:
         legal: tuple[str | None, ...] = (None, "gradient", "random", "kaiming")

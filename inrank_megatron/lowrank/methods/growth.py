@@ -1,4 +1,4 @@
-"""When InRank looks at the ranks, and how far a look raises them."""
+"""When InRank checks the ranks, and how far a check raises them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class GrowthSettings(Section):
 
     initial_rank: Count = setting("rank r at the start", 2)
     buffer: Count | None = setting(
-        "columns b that train beyond the rank; left out: 100 x width / 768, at most 100, but with another "
-        "factor-optimizer than adamw 3/8 of the width",
+        "columns b that train beyond the rank; left out: 100 x width / 768, at most 100; with a "
+        "factor-optimizer other than adamw 3/8 of the width",
         None,
     )
     threshold: Share = setting("explained ratio that the rank must reach (the paper's alpha)", 0.9)
@@ -44,19 +44,20 @@ class GrowthSettings(Section):
 
 @dataclass(frozen=True)
 class GrowthRule:
-    """Every ``interval`` steps each layer's rank rises until its explained ratio holds.
+    """Every ``interval`` steps each layer's rank rises until its explained ratio reaches the threshold.
 
     Args:
         initial_rank: r at the start (paper: 2).
         buffer: b, trained columns beyond r; None: as ``default_buffer``.
-        threshold: alpha, the explained ratio to hold (paper: 0.9).
+        threshold: alpha, the explained ratio to reach (paper: 0.9).
         interval: checks come at the multiples of this.
         after: checks come later than this step.
         criterion: ``update``, the released formula on the cumulative update ``U V - U0 V0``; ``released``,
             the same formula on ``U V`` (the authors' code); ``eq7``, equation 7 on ``U V``.
         window: reading of equation 7, ``sliding`` or ``fixed``.
         max_rank: the largest rank; None: r + b is half of min(O, I).
-        orthogonalised: whether the factors' steps are, on which the default buffer depends.
+        orthogonalised: whether the optimizer orthogonalises the factors' steps; the default buffer depends
+            on it.
     """
 
     initial_rank: int
@@ -85,7 +86,7 @@ class GrowthRule:
         )
 
     def check_settings(self, min_dim: int) -> None:
-        """Refuses ranks and a buffer that a linear of this smaller dimension does not hold.
+        """Refuses ranks and a buffer that do not fit into a linear of this smaller dimension.
 
         Raises:
             UserError: the value, the rule and the remedy.
@@ -104,7 +105,7 @@ class GrowthRule:
 
     @property
     def spectrum(self) -> Literal["update", "product"]:
-        """What a check judges."""
+        """The spectrum that a check judges."""
         return "update" if self.criterion == "update" else "product"
 
     def buffer_of(self, min_dim: int) -> int:
@@ -124,7 +125,7 @@ class GrowthRule:
         return step > self.after and step % self.interval == 0
 
     def quiet_checks(self, step: int, layers: Sequence[LayerView]) -> int:
-        """Checks up to ``step``, itself included, since in any layer a rank last grew or a check was lost."""
+        """Checks since a rank last grew, or a check was lost, in any layer; a check at ``step`` counts."""
         last = max([self.after, *(layer.grown_at for layer in layers)])
         return max(0, step // self.interval - last // self.interval)
 

@@ -27,8 +27,8 @@ class InRank(GrowingRank):
     """Train ``W0 + U V`` and raise each layer's rank by the growth rule.
 
     Args:
-        source: where the starting columns come from (``InitialiseFactors``).
-        initial_column_norm, new_column_norm: norm of each starting column, and of those added later.
+        source: where the first columns come from (``InitialiseFactors``).
+        initial_column_norm, new_column_norm: norm of each first column, and of each that is added later.
         new_column_moments: second moments of columns added later (``SetRank``).
         frozen_base: whether a frozen W0 is kept next to the factors; without it ``W = U V`` (the authors'
             code).
@@ -97,12 +97,12 @@ class InRank(GrowingRank):
         return after_check and self.growth.quiet_checks(step - 1, layers) >= self.switch.patience
 
     def _plan_switch(self, step) -> Plan:
-        """Algorithm 3, lines 4 to 6. The ranks are the grown ones, up to this step's check if there is one,
-        or the layers' outputs or spectra say again what they need.
+        """Algorithm 3, lines 4 to 6. The final ranks are the grown ranks, including a check at this step, or
+        are chosen anew from the layers' outputs or spectra.
         """
         if self.switch.re_estimated:
             return Plan(self._re_estimate_and_switch, self.growth.spectrum)
-        # When patience has run out there is no further look at growth.
+        # With patience, the check at the step before was the last one.
         last_check = self.switch.step is not None and self.growth.due(step)
         if last_check and not self.switch.judges_outputs:
             return Plan(self._grow_and_switch, self.growth.spectrum)
@@ -149,7 +149,7 @@ class InRank(GrowingRank):
         )
 
     def _without_checks(self) -> str | None:
-        """Of a first phase too short for any: its final ranks say nothing of the text."""
+        """The message if no check fell into the first phase, so that its ranks say nothing about the text."""
         step = self.switch.step
         chosen = self.switch.re_estimated or self.switch.judges_outputs
         if step is None or chosen or any(self.growth.due(n) for n in range(1, step + 1)):
@@ -162,7 +162,7 @@ class InRank(GrowingRank):
 
 
 class PatienceSettings(Section):
-    """A switch that the ranks themselves bring about."""
+    """A switch that comes when the ranks stop growing."""
 
     switch_patience: Count | None = setting(
         "instead of a step: switch once no rank has grown at this number of rank checks in a row "

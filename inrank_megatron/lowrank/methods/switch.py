@@ -13,7 +13,7 @@ DEFAULT_OUTPUT_THRESHOLD = 0.9
 
 
 class SwitchSettings(Section):
-    """When the switch comes, and what becomes of the matrices."""
+    """When the switch comes, and what it does to the matrices."""
 
     switch_iters: Count | None = setting(
         "step after which every factorised matrix becomes U* V* (inrank-efficient, warm-start)", None
@@ -27,7 +27,7 @@ class SwitchSettings(Section):
     final_ranks: Literal["grown", "re-estimated", "output"] | None = setting(
         "ranks after the switch: grown, the ranks so far; re-estimated, those that the criterion finds at "
         "the switch (perhaps lower); output, those that the layers' outputs need. Left out: output "
-        "(warm-start), grown (inrank-efficient), but with another factor-optimizer than adamw output with a "
+        "(warm-start), grown (inrank-efficient); with a factor-optimizer other than adamw output with a "
         "parameter-budget of 0.5",
         None,
         older_values={"refound": "re-estimated"},
@@ -53,13 +53,13 @@ class SwitchSettings(Section):
 
 
 MORE = 1.5
-"""How much larger the size is whose gain a switch tells of."""
+"""A switch reports how much of the energy factors of this many times the size would keep."""
 
 
 def size_in_words(layers: Sequence[LayerView], columns: Mapping[str, int]) -> str:
-    """What factors of these ``columns`` cost and keep, and what ``MORE`` of them would.
+    """A sentence on what factors of these ``columns`` cost and keep, and what ``MORE`` times as many would.
 
-    ``layers``: before the switch; without the energies of their outputs only the cost is known.
+    ``layers``: before the switch. If they have no output energies, only the cost is known.
     """
     dense = sum(layer.output_size * layer.input_size for layer in layers)
     share = sum(columns[x.name] * (x.output_size + x.input_size) for x in layers) / dense
@@ -74,13 +74,13 @@ def size_in_words(layers: Sequence[LayerView], columns: Mapping[str, int]) -> st
 
 
 def _energy_kept(layers: Sequence[LayerView], columns: Mapping[str, int]) -> float:
-    """Of each layer's outputs, the mean over layers."""
+    """The share of output energy that these columns keep, as a mean over the layers."""
     shares = [sum(x.output_energies[: columns[x.name]]) / (sum(x.output_energies) or 1.0) for x in layers]
     return sum(shares) / len(shares)
 
 
 def _demands(layers: Sequence[LayerView], *, relative: bool) -> dict[str, Demand]:
-    """``relative``: each layer counts what it loses of its own output, whatever that output's scale."""
+    """``relative``: energies are divided by the layer's sum, so that its output's scale has no effect."""
     found = {}
     for layer in layers:
         e = layer.output_energies
@@ -95,12 +95,12 @@ class Switch:
     """How a method leaves its first phase.
 
     Args:
-        step: completed steps after which the switch comes; None: as ``patience`` says.
-        patience: checks in a row without any growth after which it comes.
-        metric: of the truncation, and of the energies that choose ranks.
-        threshold: share of each layer's energy that its rank must keep. budget: share of the dense
-            parameters of all layers together that their factors may have. Neither: the ranks so far.
-        re_estimated: whether the growth rule looks at its spectrum once more, and ranks may fall.
+        step: completed steps after which the switch comes; None: ``patience`` decides.
+        patience: the switch comes after this number of checks in a row without growth.
+        metric: measures the error of the truncation, and the energies from which ranks are chosen.
+        threshold: share of each layer's energy that its rank must keep. budget: parameters of all factors,
+            as a share of the dense parameters of these layers. Neither: the ranks so far.
+        re_estimated: whether the criterion computes all ranks anew from the spectra; they may then fall.
         multiple_of: columns are multiples of this.
     """
 

@@ -1,4 +1,4 @@
-"""What methods have in common that leave a first phase: when, at which ranks, and what is refused."""
+"""What the methods with a switch have in common: when it comes, at which ranks, and what is refused."""
 
 from typing import ClassVar
 
@@ -21,8 +21,8 @@ def _outputs_choose(asked):
 class Switching(Factorising):
     """Every factorised linear becomes ``U* V*`` once.
 
-    ``one_phase``: the method that does the same without a switch. ``triggers``: the settings of which one
-    says when the switch comes. ``default_final_ranks``: ``final_ranks`` where it is left out.
+    ``one_phase``: the method that does the same without a switch. ``triggers``: the settings that say when
+    the switch comes; at most one may be given. ``default_final_ranks``: the default of ``final_ranks``.
     """
 
     settings: ClassVar[Sections] = (*Factorising.settings, SwitchSettings)

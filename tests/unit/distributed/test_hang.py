@@ -32,14 +32,16 @@ def test_those_that_others_wait_for(entered, named, each_other):
 
 def test_the_culprit_is_named_with_what_it_does():
     told = verdict(states(*CHAIN), HOSTS)
-    assert told.startswith("rank 1 on host node-1 (in step 1) does not get on: no rank has got on for 50 s,")
+    assert told.startswith(
+        "rank 1 on host node-1 (in step 1) makes no progress: no rank has made progress for 50 s,"
+    )
     assert "--hang-timeout-seconds" in told and "--resume auto" in told
 
 
 def test_where_all_have_come_equally_far_it_is_the_network_or_a_device():
     told = verdict(states(*TOGETHER), HOSTS)
     assert told.startswith(
-        "all ranks have come equally far and do not get on: no rank has got on for 50 s, rank 0"
+        "all ranks are equally far and make no progress: no rank has made progress for 50 s, rank 0"
     )
     assert (
         "rank 0 on host node-1 (in step 0), rank 1 on host node-1 (in step 1) and 2 more; see whether" in told

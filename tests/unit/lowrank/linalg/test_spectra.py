@@ -107,7 +107,7 @@ def test_all_kinds_of_products_at_once():
 
 
 def householder_calls(rank: int, world_size: int, products: list[Product]) -> tuple[int, Tensor]:
-    """How many products went the Householder way, and the first one's values had it been closed."""
+    """How many products went the Householder path, and the first one's values had it been closed."""
     seen, original, limit = [], spectra._householder, spectra._GRAM_ACCURACY
     try:
         spectra._householder = lambda poor, group: (seen.extend(poor), original(poor, group))[1]
@@ -120,7 +120,7 @@ def householder_calls(rank: int, world_size: int, products: list[Product]) -> tu
 
 
 def test_only_what_needs_it_goes_the_householder_way():
-    """It is needed: on factors that cancel the Gram way alone would be wrong, by far more than allowed."""
+    """It is needed: on factors that cancel the Gram path alone would be wrong, by far more than allowed."""
     names = ["cancelling", "random", "condition 1e2", "columns of all sizes", "condition 1e8", "zero U"]
     names += ["zero columns in U, rows of V repeated", "columns scaled against rows", "BF16"]
     products = [Product(name, *PAIRS[name]) for name in names]
