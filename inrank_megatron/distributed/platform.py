@@ -28,9 +28,6 @@ _NOISE_WITHOUT_CUDA = {
     "megatron.core.tensor_parallel.random": "CPU RNG state changed within GPU RNG context",
     # A torch wheel with CUDA says so when DeepSpeed imports its extension builder.
     "torch.utils.cpp_extension": "No CUDA runtime is found",
-    # torchao, which peft imports where it is installed: of its CUDA extensions, and of how it calls torch.
-    "torchao": "Failed to load",
-    "torch.utils._pytree": "<enum",
 }
 # How CUDA_VISIBLE_DEVICES says that there shall be none; batch systems write the last.
 _NO_DEVICE = ("", "-1", "NoDevFiles")
