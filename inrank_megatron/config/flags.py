@@ -124,6 +124,8 @@ def kebab(word: str) -> str:
 
 
 def unknown_flags(words: list[str], parser: argparse.ArgumentParser) -> str:
+    if "--" in words:  # what follows it would be no flag, whatever its name
+        return "--: this command takes the flags of a run directly; leave the -- out"
     names = [word.partition("=")[0] for word in words if word.startswith("-")]
     if not names:
         return f"{' '.join(words)}: no flag comes before it; settings are given as --name value"

@@ -1,6 +1,7 @@
 """What the libraries expect around a process and containers, batch systems and shells may leave out."""
 
 import io
+import logging
 import os
 import pwd
 import sys
@@ -8,12 +9,18 @@ import tempfile
 from pathlib import Path
 
 _USER_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where Python looks before it asks the system
+# Remarks of torchao, which transformers imports by way of peft where it is installed: of extensions for CUDA
+# and other versions of Python, and of how it calls torch. By logger, the start of each.
+_REMARKS = {"torchao": "Failed to load", "torch.utils._pytree": "<enum"}
 
 
 def complete() -> None:
-    """Call it first of all, before a library looks around: it supplies what is missing, and nothing else."""
+    """Call it first of all, before a library looks around: it supplies what is missing, and silences what a
+    library says while it is imported.
+    """
     _open_streams()
     _write_whole_lines()
+    _silence_imports()
     _lend_name()
     _lend_home()
 
@@ -38,6 +45,15 @@ def _write_whole_lines() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.write_through:
             stream.reconfigure(write_through=False, line_buffering=True)
+
+
+def _silence_imports() -> None:
+    for logger in _REMARKS:
+        logging.getLogger(logger).addFilter(_is_worth_a_line)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_REMARKS[record.name])
 
 
 def _lend_name() -> None:

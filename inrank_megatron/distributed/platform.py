@@ -22,15 +22,17 @@ _NOISE = (
     # torch with NCCL, of the barriers with which DeepSpeed builds ZeRO 3; the device has been set before.
     r"barrier\(\): using the device under current context",
 )
-# The same where there is no CUDA, by the logger that they come from.
+# The same by the logger that they come from.
+_NOISE_OF_LOGGERS = {
+    # For every optimizer but Adam, Muon among them: the tests compare each with one process without ZeRO.
+    "DeepSpeed": "**** You are using ZeRO with an untested optimizer",
+}
+# And where there is no CUDA.
 _NOISE_WITHOUT_CUDA = {
     # A patch lets the random-state tracker fork the CPU generator itself, so that one always changes.
     "megatron.core.tensor_parallel.random": "CPU RNG state changed within GPU RNG context",
     # A torch wheel with CUDA says so when DeepSpeed imports its extension builder.
     "torch.utils.cpp_extension": "No CUDA runtime is found",
-    # torchao, which peft imports where it is installed: of its CUDA extensions, and of how it calls torch.
-    "torchao": "Failed to load",
-    "torch.utils._pytree": "<enum",
 }
 # How CUDA_VISIBLE_DEVICES says that there shall be none; batch systems write the last.
 _NO_DEVICE = ("", "-1", "NoDevFiles")
@@ -54,6 +56,8 @@ def prepare_process(*, tensor_model_parallel_size: int = 1, deterministic: bool 
     ranks = adopt_ranks()
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    for logger in _NOISE_OF_LOGGERS:
+        logging.getLogger(logger).addFilter(_is_worth_a_line)
     os.environ |= cuda_settings(os.environ, tensor_model_parallel_size=tensor_model_parallel_size)
     if torch.cuda.is_available():
         if deterministic:
@@ -250,4 +254,4 @@ def _share_cores(ranks: Ranks) -> None:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_NOISE_WITHOUT_CUDA[record.name])
+    return not record.getMessage().startswith((_NOISE_OF_LOGGERS | _NOISE_WITHOUT_CUDA)[record.name])

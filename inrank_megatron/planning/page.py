@@ -165,7 +165,7 @@ def _time(one: Forecast) -> Table:
     ]
     entries.append(("steps", [f"{p.phase.steps:,}" for p in one.phases]))
     entries.append(("parameters", [f"{p.parameters.total:,}" for p in one.phases]))
-    entries.append(("TFLOP per device and step", [f"{p.flops / 1e12:,.1f}" for p in one.phases]))
+    entries.append(("TFLOP per device and step", [_tera(p.flops) for p in one.phases]))
     return _by_phase("time of a step; what is waited for", one, entries)
 
 
@@ -234,6 +234,11 @@ def _yes(value: bool) -> str:
 
 def _hours(value: float) -> str:
     return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _tera(value: float) -> str:
+    value /= 1e12
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
 
 
 def _seconds(value: float) -> str:

@@ -31,17 +31,18 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
     name = config.training.pretrained_checkpoint
     assert name is not None, "callers have asked"
     try:
-        if is_other_program(name):
-            return _choose_other(name, config)
-        run, checkpoint, faults = locate(Path(name).expanduser())
-        source = load(run / CONFIG)
+        return (_choose_other if is_other_program(name) else _choose_run)(name, config)
     except UserError as error:
         raise UserError(f"pretrained_checkpoint: {error}") from None
-    folder = checkpoint.folder
+
+
+def _choose_run(name: str, config: Config) -> tuple[Path, list[str]]:
+    run, checkpoint, faults = locate(Path(name).expanduser())
+    source, folder = load(run / CONFIG), checkpoint.folder
     if factors := checkpoint.state["engine"]["factors"]:
         raise UserError(
-            f"pretrained_checkpoint {folder}: holds factors U, V of {len(factors)} linears (method "
-            f"{source.training.method}), and a new run needs dense weights; name a run of method dense"
+            f"{folder}: holds factors U, V of {len(factors)} linears (method {source.training.method}), and "
+            "a new run needs dense weights; name a run of method dense"
         )
     _check_same(folder, source, config)
     notes = [f"skipped a broken checkpoint: {fault}" for fault in faults]
@@ -68,8 +69,8 @@ def _check_same(folder: Path, source: Config, config: Config) -> None:
     ]
     if different:
         raise UserError(
-            f"pretrained_checkpoint {folder}: another model ({'; '.join(different)}), in which its weights "
-            "would mean something else; give that run's model settings, or name another run"
+            f"{folder}: another model ({'; '.join(different)}), in which its weights would mean something "
+            "else; give that model's settings, or name another one"
         )
 
 

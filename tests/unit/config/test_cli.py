@@ -270,6 +270,8 @@ def test_arguments_of_launchers_are_accepted(run_file, tmp_path):
         (["--lr"], ["--lr", "expected one argument"]),
         (["--data-path"], ["--data-path", "expected at least one argument"]),
         (["data.txt"], ["data.txt", "--name value"]),
+        (["--", "--inrank", "--num-layers", "4"], ["--: this command takes", "leave the -- out"]),
+        (["--data-path", "a.txt", "--", "b.txt"], ["--: this command takes", "leave the -- out"]),
         (["--local-rank", "x"], ["--local-rank", "'x'"]),
         (["--bf16=1"], ["--bf16", "'1'"]),
     ],

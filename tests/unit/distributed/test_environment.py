@@ -92,3 +92,20 @@ def test_lines_of_several_processes_do_not_mix():
     subprocess.run([sys.executable, "-u", "-c", PRINTS], cwd=ROOT, stdout=writes, stderr=writes, check=True)
     os.close(writes)
     assert [os.read(reads, 100) for _ in range(3)] == [b"a line\n", b"a line\n", b""]
+
+
+IMPORTS = """
+from inrank_megatron.distributed.environment import complete
+complete()
+import logging, peft
+logging.getLogger("torchao").warning("said")
+"""
+
+
+def test_what_torchao_says_of_itself_is_no_line_and_the_rest_stays():
+    """A tool that reads a model of transformers imports it before any other part of the project."""
+    pytest.importorskip("torchao")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "said\n")

@@ -17,10 +17,23 @@ from inrank_megatron.distributed.platform import (
     device_index,
     identity_of,
     mixed_devices,
+    prepare_process,
     unusable_gpus,
 )
 from inrank_megatron.errors import UserError
 from tests.harness import run_ranks
+
+
+def test_that_zero_has_an_optimizer_which_deepspeed_does_not_know_is_no_line():
+    """It is Muon, the default; what else DeepSpeed says stays."""
+    prepare_process()
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.utils import logger
+
+    said = "**** You are using ZeRO with an untested optimizer, proceed with caution *****"
+    assert said in inspect.getsource(DeepSpeedEngine._do_optimizer_sanity_check)
+    records = [logger.makeRecord(logger.name, 30, "engine.py", 1, text, (), None) for text in (said, "other")]
+    assert [bool(logger.filter(record)) for record in records] == [False, True]
 
 
 def test_each_local_rank_takes_its_own_device():

@@ -121,6 +121,7 @@ def test_a_page_says_what_becomes_of_the_rank_and_what_is_not_known():
     assert "(the largest that ranks can reach; --final-rank changes it)" in shown(*paper)
     page = shown("--inrank", "--cluster", "2xcpu", "--dry-run")
     assert "legal, memory not known; predicted" in page and " 0.0 hours" not in page
+    assert re.search(r"TFLOP per device and step +0\.0[1-9]", page)
     assert "--dry-run" not in page.splitlines()[-1]  # the command is to train
 
 

@@ -64,7 +64,8 @@ def refuse(config: Config, *words: str) -> None:
     with pytest.raises(UserError) as caught:
         choose_pretrained(config)
     message = str(caught.value)
-    assert message.startswith("pretrained_checkpoint") and "\n" not in message
+    assert message.startswith("pretrained_checkpoint: ") and "\n" not in message
+    assert message.count("pretrained_checkpoint") == 1
     assert all(word in message for word in words), message
 
 
