@@ -4,6 +4,7 @@ from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.loading import load
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import qkv_layout
@@ -33,7 +34,7 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
     try:
         if is_other_program(name):
             return _choose_other(name, config)
-        run, checkpoint, faults = locate(Path(name).expanduser())
+        run, checkpoint, faults = locate(named_path(name))
         source = load(run / CONFIG)
     except UserError as error:
         raise UserError(f"pretrained_checkpoint: {error}") from None

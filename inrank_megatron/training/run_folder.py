@@ -19,6 +19,7 @@ from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.checkpoint.retention import go_back, tidy
 from inrank_megatron.checkpoint.verify import check_resumable
 from inrank_megatron.checkpoint.weights import is_weights_only
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.config.loading import load, to_yaml
 from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def choose_run_folder(
         _refuse_step(config, "no --save names a run")
         refuse_unwritable(Path("runs"))
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
-    path = Path(config.training.save).expanduser()
+    path = named_folder(config.training.save, flag="--save")
     try:
         return _existing(path, config, lock, examine)
     except OSError as error:
