@@ -29,7 +29,7 @@ from inrank_megatron.training.examining import Leaders
 from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.repeated_failures import refuse_repeated
 from inrank_megatron.training.resume_rules import changes, refuse_another_run
-from inrank_megatron.training.run_place import refuse_unwritable, strangers
+from inrank_megatron.training.run_place import refuse_misplaced, refuse_unwritable, strangers
 from inrank_megatron.training.schedule import changed_rate
 
 
@@ -132,6 +132,7 @@ def _existing(path: Path, config: Config, lock: FolderLock, examine: Examine) ->
         raise UserError(
             f"{path}: holds this run already; continue it with --resume auto or choose another --save"
         )
+    refuse_misplaced(path)
     refuse_repeated(path, config)
     lock.take(path)
     changed = [words for name, words in changes(before, config).items() if name not in ("resume", "save")]
