@@ -92,3 +92,24 @@ def test_lines_of_several_processes_do_not_mix():
     subprocess.run([sys.executable, "-u", "-c", PRINTS], cwd=ROOT, stdout=writes, stderr=writes, check=True)
     os.close(writes)
     assert [os.read(reads, 100) for _ in range(3)] == [b"a line\n", b"a line\n", b""]
+
+
+COMPLETES = "from inrank_megatron.distributed.environment import complete; complete()"
+
+
+def test_arguments_that_are_no_text():
+    """Libraries would fail on such a name when the first checkpoint is saved."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETES, b"run\xff"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: 'run\\udcff': is not UTF-8 text")
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    (gone := tmp_path / "gone").mkdir()
+    command = [sys.executable, "-c", f"import os; os.rmdir({str(gone)!r}); {COMPLETES}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=gone, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: the working directory: No such file or directory; change to a folder" in done.stderr
