@@ -29,7 +29,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator(_number)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
-Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_words)]
+# An empty one is what an unset variable of the shell leaves: as a folder it would be the working directory.
+Text = Annotated[str, Field(min_length=1)]
+Words = Annotated[list[Text], Field(min_length=1), BeforeValidator(_words)]
 
 
 def setting(text: str, default: Any = ..., *, older_values: Mapping[str, str] | None = None) -> Any:

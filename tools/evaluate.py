@@ -15,7 +15,13 @@ the sequence length, each token has at least seq_length - stride tokens of conte
 import argparse
 import sys
 
-from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, count, tool_parser
+from inrank_megatron.config.tool_options import (
+    add_allow_pickle,
+    add_model_description,
+    count,
+    tool_parser,
+    word,
+)
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.errors import UserError
 
@@ -54,30 +60,37 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("path", metavar="PATH", help="run folder, one checkpoint, export, or name on the hub")
     parser.add_argument(
         "--data",
+        type=word,
         nargs="+",
         metavar="PATH",
         help="files, folders or patterns of text, JSON, parquet, Arrow, or .bin/.idx, which are scored in "
         "full",
     )
-    parser.add_argument("--dataset", metavar="OWNER/NAME[:CONFIG]", help="dataset of the Hugging Face hub")
+    parser.add_argument(
+        "--dataset", type=word, metavar="OWNER/NAME[:CONFIG]", help="dataset of the Hugging Face hub"
+    )
     parser.add_argument(
         "--split",
         choices=("train", "valid", "test"),
         help="split of the dataset or of the run's own text [valid]",
     )
-    parser.add_argument("--text-column", default="text", help="column or key that holds the text [text]")
     parser.add_argument(
-        "--document-separator", metavar="TEXT", help="text that ends a document, as in training"
+        "--text-column", type=word, default="text", help="column or key that holds the text [text]"
     )
     parser.add_argument(
-        "--tokenizer", help="name on the hub or folder, for a model without a tokenizer of its own"
+        "--document-separator", type=word, metavar="TEXT", help="text that ends a document, as in training"
+    )
+    parser.add_argument(
+        "--tokenizer", type=word, help="name on the hub or folder, for a model without a tokenizer of its own"
     )
     parser.add_argument(
         "--parse-special-tokens",
         action="store_true",
         help="read special tokens written out in the text as those tokens [as in the run; otherwise as text]",
     )
-    parser.add_argument("--data-cache-path", default="data_cache", help="folder of token files [data_cache]")
+    parser.add_argument(
+        "--data-cache-path", type=word, default="data_cache", help="folder of token files [data_cache]"
+    )
     parser.add_argument("--seq-length", type=count, help="tokens in a window [the model's sequence length]")
     parser.add_argument(
         "--stride", type=count, help="tokens from the start of one window to that of the next [seq-length]"
@@ -87,8 +100,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_allow_pickle(parser)
     add_model_description(parser)
     arguments = parser.parse_args(argv)
-    if arguments.document_separator == "":
-        parser.error("--document-separator is empty; give the text between documents")
     if arguments.data and arguments.dataset:
         parser.error("give --data or --dataset, not both")
     if arguments.data and arguments.split:

@@ -14,10 +14,19 @@ Tokens are sampled; with --greedy, each is the most likely one. The text also en
 import argparse
 import sys
 
-from inrank_megatron.config.tool_options import add_allow_pickle, add_model_description, count, tool_parser
+from inrank_megatron.config.tool_options import (
+    add_allow_pickle,
+    add_model_description,
+    count,
+    tool_parser,
+    word,
+)
 from inrank_megatron.distributed.environment import complete
 from inrank_megatron.distributed.launcher import refuse_ranks
 from inrank_megatron.errors import UserError
+
+# Scores are divided by it, and in FP32 their quotients must be numbers.
+LOWEST_TEMPERATURE = 1e-30
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     prompts.add_argument("--prompt-file", metavar="FILE", help="text file with the prompt")
     parser.add_argument(
-        "--tokenizer", help="name on the hub or folder, for a model without a tokenizer of its own"
+        "--tokenizer", type=word, help="name on the hub or folder, for a model without a tokenizer of its own"
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -67,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--greedy", dest="do_sample", action="store_false", help="the same as --no-do-sample")
     parser.add_argument(
         "--temperature",
-        type=_positive,
+        type=_temperature,
         help="temperature of sampling; a lower one gives more likely text [0.8]",
     )
     parser.add_argument("--top-k", type=count, metavar="N", help="sample from the N most likely tokens [50]")
@@ -106,6 +115,13 @@ def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^63")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = _positive(text)
+    if value < LOWEST_TEMPERATURE:
+        raise argparse.ArgumentTypeError(f"{text} is below {LOWEST_TEMPERATURE:g}; give --greedy")
     return value
 
 

@@ -52,7 +52,7 @@ def write(runs: list[Path], output: Path) -> Path:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; ``--output`` is for several runs."""
     parser = tool_parser("report.py", __doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument(
         "--output",
         type=path,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.config.loading import PRESETS, fields, method_preset
 from inrank_megatron.errors import UserError
 
@@ -21,7 +22,7 @@ def default_config(flags: Mapping[str, Any]) -> Path:
 def stored_config(flags: Mapping[str, Any]) -> Path | None:
     """The settings of the run to go on with, if there is one yet."""
     if flags.get("resume", "never") != "never" and flags.get("save") is not None:
-        stored = Path(flags["save"]).expanduser() / RUN_CONFIG
+        stored = named_folder(flags["save"], flag="--save") / RUN_CONFIG
         if stored.is_file():
             return stored
     return None

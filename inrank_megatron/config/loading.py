@@ -72,6 +72,7 @@ OF_LLAMA = (
 """Settings that have only one value in GPT-2."""
 MOST_SHOWN = 8
 """The largest number of mistakes in one message."""
+TOO_SHORT = {"too_short": "must name at least one path", "string_too_short": "must not be empty"}
 
 
 def sections() -> dict[str, type[Section]]:
@@ -244,7 +245,7 @@ def _explain(error: ValidationError) -> str:
         if missing and name != "train_iters":
             continue  # a size is missing here only behind a faulty preset or source, which is reported
         rule = "is required" if missing else finding["msg"].replace("Input should be", "must be")
-        rule = "must name at least one path" if finding["type"] == "too_short" else rule
+        rule = TOO_SHORT.get(finding["type"], rule)
         rules.setdefault(name, []).append(rule)
         shown[name] = name if missing else f"{name} = {_shown(finding['input'])}"
     return "; ".join(f"{shown[name]}: {' or '.join(rules[name])}; {_remedy(name)}" for name in rules)

@@ -16,6 +16,7 @@ from inrank_megatron.fields import (
     Positive,
     Section,
     Steps,
+    Text,
     Words,
     setting,
 )
@@ -195,15 +196,15 @@ class TrainingConfig(Section):
     )
     eval_interval: Count | None = setting("steps between validations; left out: only at the end", None)
     eval_iters: Count | None = setting("global batches of one validation; left out: the full split", None)
-    pretrained_checkpoint: str | None = setting(
+    pretrained_checkpoint: Text | None = setting(
         "model whose weights a new run starts from: folder of a dense run or a checkpoint in it, of a model "
         "or LoRA adapter of Hugging Face, or a name on the hub",
         None,
     )
-    pretrained_revision: str | None = setting(
+    pretrained_revision: Text | None = setting(
         "commit of the hub's model to start from; left out: that of the local cache, else the newest", None
     )
-    save: str | None = setting("run folder; left out: a new folder runs/<config>-<method>", None)
+    save: Text | None = setting("run folder; left out: a new folder runs/<config>-<method>", None)
     save_interval: Count | None = setting("steps between checkpoints; left out: only at the end", None)
     keep_last: Count | None = setting(
         "keep only this number of newest checkpoints, and the best by validation loss; left out: keep all",
@@ -238,8 +239,8 @@ class DataConfig(Section):
     valid_data_path: Words | None = setting("the same, for validation only", None)
     test_data_path: Words | None = setting("the same, for testing only", None)
     split: str = setting("parts of the text for training, validation, test", "969,30,1")
-    dataset: str | None = setting("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
-    tokenizer: str | None = setting(
+    dataset: Text | None = setting("Hugging Face dataset: OWNER/NAME or OWNER/NAME:CONFIG, or a folder", None)
+    tokenizer: Text | None = setting(
         "hub name, or folder with tokenizer.json or vocab.json + merges.txt; left out: train one", None
     )
     vocab_size: Annotated[int, Field(ge=1, lt=2**31)] = setting(
@@ -249,9 +250,9 @@ class DataConfig(Section):
         "read special tokens written out in the text (such as <|endoftext|>) as those tokens, not as text",
         False,
     )
-    data_cache_path: str = setting("folder of token files", "data_cache")
-    text_column: str = setting("column (parquet, Arrow) or key (JSON) that holds the text", "text")
-    document_separator: Annotated[str, Field(min_length=1)] | None = setting(
+    data_cache_path: Text = setting("folder of token files", "data_cache")
+    text_column: Text = setting("column (parquet, Arrow) or key (JSON) that holds the text", "text")
+    document_separator: Text | None = setting(
         "text that ends a document wherever it occurs, such as <|endoftext|>; it is removed, together "
         "with a line end right after it",
         None,
@@ -261,12 +262,12 @@ class DataConfig(Section):
 class LoggingConfig(Section):
     """Where rank 0 reports, besides console, TensorBoard and run folder. None of these can end a run."""
 
-    wandb_project: str | None = setting("Weights & Biases: the project; left out: no W&B", None)
-    wandb_exp_name: str | None = setting("name of the run there; left out: that of the run folder", None)
-    wandb_save_dir: str | None = setting("folder of W&B's local files; left out: the run folder", None)
-    mlflow_experiment: str | None = setting("MLflow: the experiment; left out: no MLflow", None)
-    mlflow_run_name: str | None = setting("name of the run there; left out: that of the run folder", None)
-    mlflow_tracking_uri: str | None = setting(
+    wandb_project: Text | None = setting("Weights & Biases: the project; left out: no W&B", None)
+    wandb_exp_name: Text | None = setting("name of the run there; left out: that of the run folder", None)
+    wandb_save_dir: Text | None = setting("folder of W&B's local files; left out: the run folder", None)
+    mlflow_experiment: Text | None = setting("MLflow: the experiment; left out: no MLflow", None)
+    mlflow_run_name: Text | None = setting("name of the run there; left out: that of the run folder", None)
+    mlflow_tracking_uri: Text | None = setting(
         "server or store; left out: MLFLOW_TRACKING_URI, else MLflow's default", None
     )
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = setting(

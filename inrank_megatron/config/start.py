@@ -1,10 +1,10 @@
 """What a new run takes from the model whose weights it starts from, where the user has not chosen."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from inrank_megatron.config.defaults import RUN_CONFIG, stored_config
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.config.loading import read_file, sections
 
 StartSettings = Callable[[str, str | None], Mapping[str, Any]]
@@ -81,7 +81,7 @@ def continued_schedule(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(name: str, revision: str | None, others: StartSettings) -> dict[str, Any]:
-    folder = Path(name).expanduser().resolve()
+    folder = named_folder(name, flag="--pretrained-checkpoint").resolve()
     runs = (folder, folder.parent.parent)  # of a run, or of a checkpoint in it
     run = next((run for run in runs if (run / RUN_CONFIG).is_file()), None)
     if run is None:

@@ -4,6 +4,8 @@ import argparse
 import math
 from pathlib import Path
 
+from inrank_megatron.config.folders import named_path
+
 
 def tool_parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser that shows the module's description as it is written and takes no abbreviations."""
@@ -46,7 +48,19 @@ def path(text: str) -> Path:
     """
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
-    return Path(text).expanduser()
+    named = named_path(text)
+    try:
+        named.exists()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text[:80]}: {error.strerror}") from None
+    return named
+
+
+def word(text: str) -> str:
+    """The type of an option that is a name of any kind."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty value; give one, or leave the option out")
+    return text
 
 
 def count(text: str, *, most: int | None = None) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.data.cache import FileHashes
 from inrank_megatron.data.json_files import JsonArray, JsonLines, JsonValues
 from inrank_megatron.data.kinds import (
@@ -57,7 +58,7 @@ def open_source(path: str, *, text_column: str, document_separator: str | None =
     Raises UserError for a path that is missing, empty or no file, and for what is not read. The content
     beyond the first 64 KiB is checked while it is read.
     """
-    file = Path(path).expanduser()
+    file = named_path(str(path))
     if not file.exists():
         raise _missing(path, file)
     if not file.is_file():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.data.building import SOURCES_LOCK
 from inrank_megatron.data.token_file import pair_file
 from inrank_megatron.errors import UserError
@@ -53,7 +54,7 @@ def find(word: str) -> Found:
         UserError: a pattern or folder without data, a pipe or device, a path that is not local.
     """
     local = unquote(urlsplit(word).path) if word.startswith("file://") else word
-    path = Path(local).expanduser()
+    path = named_path(local)
     pair = path.with_suffix("") if path.suffix in PAIR else path
     if _is_pair(pair):
         return Found((Prefix(pair),))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.data.building import SOURCES_LOCK, building, discard, locked
 from inrank_megatron.data.cache import FileHashes, Progress, quiet
@@ -68,7 +69,7 @@ def prepare(
     Raises:
         UserError: every fault of the sources, the tokenizer or the cache folder that the user can correct.
     """
-    cache = Path(data.data_cache_path).expanduser()
+    cache = named_folder(data.data_cache_path, flag="--data-cache-path")
     try:
         _make_folder(cache)
         hashes = FileHashes(cache / "hashes")

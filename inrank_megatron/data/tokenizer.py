@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Encoding, decoders, models, pre_tokenizers, trainers
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.data.tokenizer_errors import library_errors, muted
 from inrank_megatron.data.tokenizer_folder import (
     END_OF_TEXT,
@@ -231,7 +232,7 @@ def _ignores_cuts(parts: dict[str, Any], parse_special_tokens: bool) -> bool:
 
 def _located(name: str) -> Path:
     """The path that the name is, whether there is a folder or not."""
-    path = Path(name).expanduser()
+    path = named_path(name)
     try:
         if path.is_file():
             raise UserError(f"tokenizer {name} is a file; name the folder that it lies in: {path.parent}")

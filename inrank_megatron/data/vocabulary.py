@@ -1,7 +1,6 @@
 """The vocabulary that a plan counts with: no plan downloads a tokenizer."""
 
-from pathlib import Path
-
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.schema import DataConfig
 from inrank_megatron.errors import UserError
 
@@ -29,7 +28,7 @@ def planned_vocabulary(data: DataConfig) -> tuple[int | None, str]:
 
     from inrank_megatron.data.tokenizer import FILES, load_tokenizer
 
-    if Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")):
+    if named_path(name).is_dir() or name.startswith((".", "/", "~")):
         return load_tokenizer(name).vocab_size, f"tokenizer {name}"
     if (known := KNOWN.get(name.rpartition("/")[2])) is not None:
         return known, f"tokenizer {name}"

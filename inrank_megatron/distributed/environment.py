@@ -17,12 +17,16 @@ _REMARKS = {"torchao": "Failed to load", "torch.utils._pytree": "<enum"}
 def complete() -> None:
     """Call it first of all, before a library looks around: it supplies what is missing, and silences what a
     library says while it is imported.
+
+    What cannot be supplied ends the process with one line: arguments that are UTF-8, and a working directory.
     """
     _open_streams()
     _write_whole_lines()
     _silence_imports()
     _lend_name()
     _lend_home()
+    _refuse_bytes(sys.argv[1:])
+    _refuse_no_directory()
 
 
 def _open_streams() -> None:
@@ -79,6 +83,26 @@ def _lend_home() -> None:
         return  # nothing can be written at all, which the run itself says of its own folders
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME"):
         os.environ.setdefault(name, str(folder))
+
+
+def _refuse_bytes(arguments: list[str]) -> None:
+    """The libraries that write checkpoints and tokenizers take names in UTF-8 alone, and fail at the end."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            sys.exit(
+                f"error: {argument!r}: is not UTF-8 text, as arguments must be; rename the file, or set "
+                "LC_ALL=C.UTF-8 if the name is right"
+            )
+
+
+def _refuse_no_directory() -> None:
+    """Libraries look for files in it when they are imported."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(f"error: the working directory: {error.strerror}; change to a folder that exists")
 
 
 def _can_be_written(home: Path) -> bool:

@@ -4,8 +4,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.out_of_memory import or_on_the_cpu, within_memory
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed.platform import device
@@ -80,7 +80,7 @@ def _text(arguments: argparse.Namespace, model: Model) -> Text:
             raise UserError(
                 f"{model.name}: is not a run, so it has no split of its own; give --data or --dataset"
             )
-        return run_split(Path(model.name).expanduser(), split)
+        return run_split(named_path(model.name), split)
     tokenizer = arguments.tokenizer or model.tokenizer
     if tokenizer is None:
         raise UserError(

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.out_of_memory import or_on_the_cpu, within_memory
 from inrank_megatron.data.tokenizer import load_tokenizer
 from inrank_megatron.distributed.platform import device
@@ -72,12 +72,12 @@ def _smaller(sequences: int, tokens: int) -> str:
 def _prompt(arguments: argparse.Namespace) -> str:
     """The text of --prompt, a file or standard input; the line end that closes a file is not part of it."""
     try:
-        if arguments.prompt is not None:
-            arguments.prompt.encode()  # raises for bytes that are not text
-            return arguments.prompt
         if arguments.prompt_file is None:
-            return sys.stdin.read().removesuffix("\n")
-        return Path(arguments.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+            given = arguments.prompt
+            text = sys.stdin.read().removesuffix("\n") if given is None else given
+            text.encode()  # raises for bytes that are not text, which Python lets through
+            return text
+        return named_path(arguments.prompt_file).read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"prompt: cannot be read ({reason}); give --prompt or a text file") from None

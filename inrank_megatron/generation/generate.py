@@ -68,7 +68,7 @@ def continuations(
     those below ``vocab_size``, as the rows that pad a model's vocabulary are not tokens.
 
     Raises:
-        UserError: the model's predictions are not numbers, or the temperature leaves none of them.
+        UserError: the model's predictions are not numbers.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
@@ -96,7 +96,7 @@ def continuations(
 
 
 class _Numbers:
-    """The scores, and 0 in place of NaN: among NaN the likeliest would be an arbitrary token.
+    """The scores, and 0 in place of NaN and infinity: the likeliest of these would be an arbitrary token.
 
     The first token's are looked at when they come; those of the others by :meth:`check`, at the end, as each
     look makes a GPU wait.
@@ -106,7 +106,7 @@ class _Numbers:
         self._missing: Tensor | None = None
 
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
-        missing = scores.isnan()
+        missing = ~(scores < float("inf"))
         if self._missing is None:
             self._missing = missing.any()
             self.check()
@@ -118,8 +118,8 @@ class _Numbers:
         """Raise UserError if a score was not a number."""
         if self._missing is not None and bool(self._missing):
             raise UserError(
-                "the model's predictions are not numbers (NaN): its weights hold NaN, or --temperature is "
-                "too small; name another model or raise it"
+                "the model's predictions are not numbers (NaN or infinity), as its weights are not; "
+                "name another model"
             )
 
 

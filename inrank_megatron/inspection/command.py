@@ -18,6 +18,8 @@ from inrank_megatron.reporting.untrained import PAPER_THRESHOLDS, PAPER_WIDTHS, 
 
 def print_model(path: Path, options: Options, *, leading: int, as_json: bool, png: Path | None) -> None:
     """Ranks of a model in any known format; what else is to be said goes to stderr."""
+    if png:
+        show.check_png(png)
     found = inspect(path, options)
     _say(found.notes)
     if png:
@@ -33,6 +35,8 @@ def print_comparison(
     a: Path, b: Path, options: Options, *, leading: int, as_json: bool, png: Path | None
 ) -> None:
     """The cumulative update from model ``a`` to model ``b``; what else is to be said goes to stderr."""
+    if png:
+        show.check_png(png)
     found = compare(a, b, options)
     _say(found.notes)
     if png:

@@ -14,9 +14,12 @@ from rich.table import Table
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.inspection.layers import Inspection, LayerRow
+from inrank_megatron.reporting.files import is_there, write_atomically
+from inrank_megatron.reporting.page import png
 from inrank_megatron.reporting.plots import BLUE, GREY, VERMILION
 from inrank_megatron.reporting.run import depth, kind_of
 
+PNG = b"\x89PNG"  # what such a file begins with
 WIDTH = 120  # where no terminal has one
 MATRICES = {"update": "U V - U0 V0", "product": "U V", "weight": "W"}
 NOTE = (
@@ -107,14 +110,31 @@ def _share(own: int, dense: int) -> str:
     return f"{own / dense:.0%}"
 
 
+def check_png(path: Path) -> None:
+    """Before weights are read: what is there is replaced only if it is a picture.
+
+    Raises:
+        UserError: it is something else, or there is no folder for it.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a file as --png")
+    if is_there(path):
+        with path.open("rb") as file:
+            if file.read(len(PNG)) not in (PNG, b""):
+                raise UserError(f"{path}: exists and is no PNG file; give another --png")
+    elif not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; make it or give another --png")
+
+
 def write_figure(figure: Figure, path: Path) -> None:
-    """A PNG file.
+    """A PNG file, in place of one that is there.
 
     Raises:
         UserError: the file cannot be written.
     """
+    content = png(figure)
     try:
-        figure.savefig(path, dpi=150, format="png")
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give another --png") from None
 

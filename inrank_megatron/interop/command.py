@@ -4,8 +4,8 @@ import argparse
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.interop.convert import check_only, convert
 from inrank_megatron.interop.core.options import options_of
 from inrank_megatron.interop.hub import local_notes, readable
@@ -13,7 +13,7 @@ from inrank_megatron.interop.hub import local_notes, readable
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, or check an old conversion, and print how far both models are apart."""
-    source, target = readable(arguments.source), Path(arguments.target).expanduser()
+    source, target = readable(arguments.source), named_folder(arguments.target, flag="TO")
     notify = partial(print, file=sys.stderr, flush=True)
     for note in local_notes(arguments.source):
         notify(note)

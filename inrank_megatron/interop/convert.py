@@ -14,7 +14,7 @@ from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core.options import Options
 from inrank_megatron.interop.core.verify import Difference, difference, sample_tokens
 from inrank_megatron.interop.core.weights import Weights
-from inrank_megatron.interop.formats import Format, format_of, forward_of, read_weights, writable
+from inrank_megatron.interop.formats import Format, forward_of, read_weights, writable
 
 
 def convert(
@@ -48,7 +48,13 @@ def check_only(source: Path, target: Path, options: Options) -> Difference:
         UserError: one of them cannot be read, or they compute something else.
     """
     reader, weights = read_weights(source, options)
-    return _checked(reader, source, format_of(target), target, options, weights, name=target)
+    writer, written = read_weights(target, options)
+    if written.vocab_size != weights.vocab_size:
+        raise UserError(
+            f"{target}: knows {written.vocab_size} tokens, and {source} {weights.vocab_size}; name two "
+            "folders of one model"
+        )
+    return _checked(reader, source, writer, target, options, weights, name=target)
 
 
 def _check_target(target: Path) -> None:
@@ -104,6 +110,8 @@ def _checked(
         vocab_size=weights.vocab_size, positions=weights.config.model.max_position_embeddings
     )
     first = forward_of(reader, source, options, weights)(tokens)
+    if not first.isfinite().all():
+        raise UserError(f"{source}: its predictions are not numbers (NaN or infinity); name another model")
     second = forward_of(writer, folder, options)(tokens)
     found = difference(first, second, tolerance=options.tolerance)
     if not found.is_rounding:

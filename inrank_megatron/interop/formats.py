@@ -72,6 +72,8 @@ def format_of(path: Path) -> Format:
             raise UserError(f"{path}: does not exist; name a run, an exported folder or a checkpoint")
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             refuse_pointer(file)
+            if file.exists() and not (file.is_file() or file.is_dir()):  # its reader might wait for ever
+                raise UserError(f"{file}: is a pipe or device, and a model is in files; name another")
         for module in formats():
             if module.matches(path):
                 return module

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.data.tokenizer import HUB_NAME
 from inrank_megatron.errors import Unsupported, UserError
 from inrank_megatron.interop.formats import format_of, reading
@@ -18,7 +19,9 @@ def located(name: str, *, revision: str | None = None, with_weights: bool = True
     Raises:
         UserError: it is neither here nor can it be had, or a folder without a model has the hub's name.
     """
-    path = Path(name).expanduser()
+    if not name:
+        raise UserError("an empty path; name a run, an exported folder or a checkpoint")
+    path = named_path(name)
     try:
         if path.exists():
             # Whole, so that a checkpoint named from within its folder is known by those above it.
@@ -53,7 +56,7 @@ def readable(name: str, *, revision: str | None = None) -> Path:
 
 def local_notes(name: str) -> tuple[str, ...]:
     """Messages for the user about a folder here whose name may be meant as that of a model on the hub."""
-    path = Path(name).expanduser()
+    path = named_path(name)
     return (_hides(name, path),) if HUB_NAME.fullmatch(name) and (path / CONFIG).is_file() else ()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from inrank_megatron.checkpoint.slices import Box, within
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.loading import flatten, sections
 from inrank_megatron.errors import UserError
 from inrank_megatron.interop.core import run as run_format
@@ -27,7 +28,7 @@ ENDS = 2**20
 
 def is_other_program(name: str) -> bool:
     """Whether ``name`` is that of a model of another program, here or on the hub, and not of a run."""
-    path = Path(name).expanduser()
+    path = named_path(name)
     if is_on_hub(name) or run_format.matches(path):
         return is_on_hub(name)
     return (path / CONFIG).is_file() or any(module.matches(path) for module in formats())

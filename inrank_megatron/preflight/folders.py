@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inrank_megatron.preflight.findings import ERROR, Finding, HostFacts
-from inrank_megatron.preflight.place import Place, nearest_folder, run_folder
+from inrank_megatron.preflight.place import Place, cache_folder, nearest_folder, run_folder
 
 SAVE, CACHE = "run folder", "token files"
 SHARED, OWN, READ_ONLY = "shared", "of its own", "cannot be written"
@@ -27,7 +27,7 @@ class Folders:
             return {}
         folders = {
             SAVE: run_folder(place.config),
-            CACHE: Path(place.config.data.data_cache_path).expanduser(),
+            CACHE: cache_folder(place.config),
         }
         folders = {row: path.absolute() for row, path in folders.items()}
         marks = {row: _try_to_mark(path) for row, path in folders.items()} if place.number == 0 else {}

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.topology import Topology
 from inrank_megatron.distributed.rendezvous import Meeting
@@ -98,5 +99,10 @@ def nearest_folder(path: Path) -> Path:
 
 
 def run_folder(config: Config) -> Path:
-    """Where the run is saved, or without ``save`` the folder of all runs."""
-    return Path(config.training.save or "runs").expanduser()
+    """Where the run is saved, or without ``save`` the folder of all runs. Raises as ``named_folder``."""
+    return named_folder(config.training.save or "runs", flag="--save")
+
+
+def cache_folder(config: Config) -> Path:
+    """Where the token files are. Raises as ``named_folder``."""
+    return named_folder(config.data.data_cache_path, flag="--data-cache-path")

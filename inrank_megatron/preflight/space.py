@@ -8,7 +8,7 @@ from typing import Any
 from inrank_megatron.config import costs
 from inrank_megatron.config.sizes import shown_size
 from inrank_megatron.preflight.findings import ERROR, WARNING, Finding, HostFacts
-from inrank_megatron.preflight.place import Place, nearest_folder, run_folder
+from inrank_megatron.preflight.place import Place, cache_folder, nearest_folder, run_folder
 
 SAVE, CACHE = "free for checkpoints", "free for token files"
 WEIGHT_BYTES = 4
@@ -21,11 +21,10 @@ class Space:
     on_one_host = True
 
     def gather(self, place: Place) -> dict[str, Any]:
-        cache = Path(place.config.data.data_cache_path).expanduser()
         parameters = costs.parameters(place.config, place.topology.vocab_size).total
         return {
             SAVE: _room(run_folder(place.config)) | {"parameters": parameters},
-            CACHE: _room(cache),
+            CACHE: _room(cache_folder(place.config)),
         }
 
     def judge(self, hosts: Sequence[HostFacts]) -> Iterator[Finding]:

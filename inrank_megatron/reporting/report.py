@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from inrank_megatron.errors import UserError
 from inrank_megatron.reporting.behind import behind
 from inrank_megatron.reporting.console import duration
 from inrank_megatron.reporting.files import write_atomically
@@ -59,9 +60,20 @@ def write_report(run_dir: str | Path) -> Path:
     records. Each file is replaced at once, so a reader never sees half of one.
 
     Raises:
-        UserError: the folder does not exist, or its ``config.yaml`` or ``summary.json`` cannot be parsed.
+        UserError: the folder does not exist or cannot be written, or its ``config.yaml`` or ``summary.json``
+            cannot be parsed.
     """
     run = read_run(run_dir)
+    try:
+        return _write(run)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename2 or error.filename or run.folder}: the report cannot be written "
+            f"({error.strerror}); correct that, then run tools/report.py"
+        ) from None
+
+
+def _write(run: Run) -> Path:
     page = render(
         title=f"{method_of(run)}: {run.folder.resolve().name}",
         lead=_lead(run),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.loading import load
 from inrank_megatron.config.schema import Config
 from inrank_megatron.config.shapes import qkv_layout
@@ -37,7 +38,7 @@ def choose_pretrained(config: Config) -> tuple[Path, list[str]]:
 
 
 def _choose_run(name: str, config: Config) -> tuple[Path, list[str]]:
-    run, checkpoint, faults = locate(Path(name).expanduser())
+    run, checkpoint, faults = locate(named_path(name))
     source, folder = load(run / CONFIG), checkpoint.folder
     if factors := checkpoint.state["engine"]["factors"]:
         raise UserError(

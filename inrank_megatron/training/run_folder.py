@@ -19,6 +19,7 @@ from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER
 from inrank_megatron.checkpoint.retention import go_back, tidy
 from inrank_megatron.checkpoint.verify import check_resumable
 from inrank_megatron.checkpoint.weights import is_weights_only
+from inrank_megatron.config.folders import named_folder
 from inrank_megatron.config.loading import load, to_yaml
 from inrank_megatron.config.schema import Config
 from inrank_megatron.data.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ from inrank_megatron.training.examining import Leaders
 from inrank_megatron.training.folder_lock import FolderLock
 from inrank_megatron.training.repeated_failures import refuse_repeated
 from inrank_megatron.training.resume_rules import changes, refuse_another_run
-from inrank_megatron.training.run_place import refuse_unwritable, strangers
+from inrank_megatron.training.run_place import refuse_misplaced, refuse_unwritable, strangers
 from inrank_megatron.training.schedule import changed_rate
 
 
@@ -78,7 +79,7 @@ def choose_run_folder(
         _refuse_step(config, "no --save names a run")
         refuse_unwritable(Path("runs"))
         return RunFolder(_unused(Path("runs") / f"{name}-{config.training.method}"))
-    path = Path(config.training.save).expanduser()
+    path = named_folder(config.training.save, flag="--save")
     try:
         return _existing(path, config, lock, examine)
     except OSError as error:
@@ -131,6 +132,7 @@ def _existing(path: Path, config: Config, lock: FolderLock, examine: Examine) ->
         raise UserError(
             f"{path}: holds this run already; continue it with --resume auto or choose another --save"
         )
+    refuse_misplaced(path)
     refuse_repeated(path, config)
     lock.take(path)
     changed = [words for name, words in changes(before, config).items() if name not in ("resume", "save")]

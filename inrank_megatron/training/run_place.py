@@ -10,25 +10,19 @@ from inrank_megatron.reporting.files import METRICS, RANKS, SAMPLE
 from inrank_megatron.training.rank_log import LOGS
 from inrank_megatron.training.repeated_failures import FAILURES
 
+FOLDERS = frozenset({TOKENIZER, "checkpoints", LOGS, "plots", "tensorboard"})
 # All that a run writes, apart from hidden files.
-NAMES = frozenset(
-    {
-        CONFIG,
-        TOKENIZER,
-        METRICS,
-        RANKS,
-        "checkpoints",
-        FAILURES,
-        LOGS,
-        "plots",
-        "report.html",
-        SAMPLE,
-        "summary.json",
-        "tensorboard",
-        "wandb_run_id",
-        "mlflow_run_id",
-    }
-)
+NAMES = FOLDERS | {
+    CONFIG,
+    METRICS,
+    RANKS,
+    FAILURES,
+    "report.html",
+    SAMPLE,
+    "summary.json",
+    "wandb_run_id",
+    "mlflow_run_id",
+}
 
 
 def strangers(path: Path) -> list[str]:
@@ -51,8 +45,18 @@ def strangers(path: Path) -> list[str]:
             f"{path}: holds files that are not a run's, and a run would overwrite {', '.join(taken)}; "
             "choose another folder with --save"
         )
+    refuse_misplaced(path)
     refuse_unwritable(path)
     return there
+
+
+def refuse_misplaced(path: Path) -> None:
+    """Refuse a file where the run keeps a folder, and the reverse, before there is work to lose."""
+    for name in sorted(NAMES):
+        entry = path / name
+        if entry.exists() and entry.is_dir() != (name in FOLDERS):
+            kinds = ("folder", "file") if entry.is_dir() else ("file", "folder")
+            raise UserError(f"{entry}: is a {kinds[0]}, and the run keeps a {kinds[1]} there; move it away")
 
 
 def _refuse_place(path: Path) -> None:

@@ -11,6 +11,7 @@ from inrank_megatron.checkpoint.folder import Checkpoint
 from inrank_megatron.checkpoint.locate import CONFIG, TOKENIZER, locate
 from inrank_megatron.checkpoint.weights import write_weights
 from inrank_megatron.checkpoint.writing import FILE_BYTES
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.loading import load, replace, to_yaml
 from inrank_megatron.config.schema import Config
 from inrank_megatron.interop.core.options import Options
@@ -120,7 +121,7 @@ def _reader(checkpoint: Checkpoint, specs: dict[str, FactorSpec]):
 def _tokenizer(run: Path, config: Config, identity: dict) -> Path | None:
     candidates = [run / TOKENIZER]
     if "data" in identity:
-        candidates.append(Path(config.data.data_cache_path).expanduser() / identity["data"] / TOKENIZER)
+        candidates.append(named_path(config.data.data_cache_path) / identity["data"] / TOKENIZER)
     if config.data.tokenizer:
-        candidates.append(Path(config.data.tokenizer).expanduser())
+        candidates.append(named_path(config.data.tokenizer))
     return next((path for path in candidates if path.is_dir()), None)

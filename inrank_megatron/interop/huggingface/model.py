@@ -22,6 +22,8 @@ BUFFERS = re.compile(
     r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 )
 
+MOST_SHOWN = 4  # names of tensors in one message
+
 
 def write_settings(weights: Weights, config, folder: Path) -> None:
     """``config.json``, ``generation_config.json`` and, where there is one, the tokenizer."""
@@ -71,9 +73,14 @@ def auto_model(folder: Path):
         name: sorted(key for key in map(str, keys) if not BUFFERS.fullmatch(key))
         for name, keys in loading.items()
     }
-    if faults := {name: keys for name, keys in strange.items() if keys}:
-        raise UserError(f"{folder}: transformers finds {faults}; convert again")
+    if faults := [_counted(name, keys) for name, keys in strange.items() if keys]:
+        raise UserError(f"{folder}: transformers finds {'; '.join(faults)}; name a complete language model")
     return model.eval()
+
+
+def _counted(name: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - MOST_SHOWN} more" if len(keys) > MOST_SHOWN else ""
+    return f"{name.replace('_', ' ')}: {', '.join(keys[:MOST_SHOWN])}{more}"
 
 
 def forward_of(model) -> Forward:

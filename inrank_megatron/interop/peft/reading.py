@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from inrank_megatron.config.folders import named_path
 from inrank_megatron.config.schema import Config
 from inrank_megatron.data.cache import read_json
 from inrank_megatron.data.tokenizer import HUB_NAME
@@ -130,7 +131,7 @@ def base_of(path: Path, *, with_weights: bool = True) -> Path:
     """
     settings = adapter_settings(path)
     name = str(settings.get("base_model_name_or_path") or "")
-    for folder in (path / BASE, Path(name).expanduser()):
+    for folder in (path / BASE, named_path(name)):
         if folder.is_dir() and name:
             return folder
     if HUB_NAME.fullmatch(name) and name != BASE:

@@ -190,7 +190,7 @@ def test_a_faulty_source_does_not_blame_what_follows_from_it():
         (b"lr: [1\n", ["not valid YAML"]),
         (b"seed: 1\nlr: 1\nseed: 2\n", ["not valid YAML", "seed is given 2 times"]),
         (b"seed: 2020-13-45\n", ["not valid YAML", "month must be"]),
-        (b"model_preset: tiny\ntrain_iters: 1\ndata_path: ['']\n", ["data_path", "at least 1 character"]),
+        (b"model_preset: tiny\ntrain_iters: 1\ndata_path: ['']\n", ["data_path", "must not be empty"]),
         (b"\xff\xfe\x00", ["cannot be read"]),
         (b"lrr: 1\n", ["lrr: no such setting", "did you mean lr"]),
         (b"model_preset: tiny\ntrain_iters: -1\n", ["train_iters = -1"]),

@@ -109,3 +109,24 @@ def test_what_torchao_says_of_itself_is_no_line_and_the_rest_stays():
         [sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("", "said\n")
+
+
+COMPLETES = "from inrank_megatron.distributed.environment import complete; complete()"
+
+
+def test_arguments_that_are_no_text():
+    """Libraries would fail on such a name when the first checkpoint is saved."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETES, b"run\xff"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: 'run\\udcff': is not UTF-8 text")
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    (gone := tmp_path / "gone").mkdir()
+    command = [sys.executable, "-c", f"import os; os.rmdir({str(gone)!r}); {COMPLETES}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=gone, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: the working directory: No such file or directory; change to a folder" in done.stderr

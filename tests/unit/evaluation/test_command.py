@@ -148,7 +148,7 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, evaluated):
 
 @pytest.mark.parametrize("words", [
     ("--data", "a", "--dataset", "b"), ("--data", "a", "--split", "test"), ("--split", "train"),
-    ("--data", "a", "--stride", "0"),
+    ("--data", "a", "--stride", "0"), ("--data", ""), ("--data-cache-path", ""), ("--tokenizer", ""),
 ])  # fmt: skip
 def test_contradictions_on_the_command_line(words):
     from tools.evaluate import parse

@@ -1,6 +1,7 @@
 """Text from runs and exports against a slow oracle, and what is refused."""
 
 import argparse
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -182,7 +183,8 @@ def test_what_is_refused(gpt2_run, tmp_path, tokenizer_folder, generated):
 
 @pytest.mark.parametrize("words", [
     ("--greedy", "--top-k", "5"), ("--no-do-sample", "--num-return-sequences", "2"), ("--top-p", "1.5"),
-    ("--temperature", "0"), ("--prompt", "a", "--prompt-file", "b"),
+    ("--temperature", "0"), ("--temperature", "1e-300"), ("--tokenizer", ""),
+    ("--prompt", "a", "--prompt-file", "b"),
 ])  # fmt: skip
 def test_contradictions_on_the_command_line(words):
     with pytest.raises(SystemExit):
@@ -212,3 +214,12 @@ def test_numbers_that_are_missing_after_the_first_token_are_found_at_the_end():
         numbers.check()
     with pytest.raises(UserError, match="not numbers"):
         _Numbers()(ids, bad)
+    with pytest.raises(UserError, match="not numbers"):  # of a temperature of almost nothing
+        _Numbers()(ids, torch.tensor([[float("inf"), 2.0]]))
+
+
+def test_what_is_no_text_at_standard_input(gpt2_run, monkeypatch):
+    """Python lets any bytes through where the language of the system is C."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\udcff"))
+    with pytest.raises(UserError, match=r"prompt: cannot be read \(not UTF-8 text\)"):
+        run(parse([str(gpt2_run)]))

@@ -171,6 +171,20 @@ def test_the_tool_prints_draws_and_refuses(run, tmp_path):
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
 
 
+def test_a_picture_takes_the_place_of_a_picture_alone(run, tmp_path):
+    (mine := tmp_path / "mine.txt").write_text("precious")
+    for png, words in (
+        (mine, "exists and is no PNG file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "absent" / "a.png", "its folder does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            print_model(run / "absent", Options(), leading=3, as_json=False, png=png)
+    assert mine.read_text() == "precious"
+    for _ in range(2):
+        print_model(run, Options(), leading=3, as_json=False, png=tmp_path / "a.png")
+
+
 def test_tables(run, capsys):
     print_model(run, Options(), leading=3, as_json=False, png=None)
     table = capsys.readouterr().out

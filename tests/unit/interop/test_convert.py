@@ -21,6 +21,7 @@ from inrank_megatron.interop.formats import format_of, writable
 from inrank_megatron.interop.hub import located
 from inrank_megatron.interop.huggingface import dense as hf_dense
 from tests.forked import run_forked
+from tests.runs import random_weights
 from tests.unit.interop.models import OPTIONS, VOCABULARY, make_weights, write_run
 from tools.convert_checkpoint import parse
 
@@ -85,6 +86,13 @@ def test_one_altered_number_fails_the_check(run, tmp_path, kind):
     perturb(target, "transformer.h.1.mlp.c_fc.bias", 0.05)
     with pytest.raises(UserError, match=r"exported: does not compute the same as .*run \(largest logit"):
         check_only(run, target, OPTIONS)
+
+
+def test_models_of_two_vocabularies_are_not_compared(run, tmp_path):
+    weights = random_weights(vocab_size=VOCABULARY + 1, tokenizer=None, ranks=None)
+    other = write_run(weights, tmp_path / "other")
+    with pytest.raises(UserError, match=r"other: knows .* tokens, and .*run .*; name two folders"):
+        check_only(run, other, OPTIONS)
 
 
 def test_a_conversion_that_computes_something_else_leaves_nothing(run, tmp_path, monkeypatch):

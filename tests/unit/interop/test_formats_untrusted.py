@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from inrank_megatron.errors import UserError
 from inrank_megatron.evaluation.models import find_model
@@ -79,6 +80,11 @@ def endless_settings(folder):
     (folder / "config.json").symlink_to("/dev/zero")
 
 
+def weights_from_a_pipe(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 def nested_settings(folder):
     (folder / "config.json").write_text("[" * 200_000)
 
@@ -89,6 +95,7 @@ DAMAGE = {
     "lists in the index": lists_in_the_index,
     "index that leads out": index_that_leads_out,
     "settings without end": endless_settings,
+    "weights from a pipe": weights_from_a_pipe,
     "settings nested without end": nested_settings,
     "no heads": lambda folder: settings(folder, n_head=0),
     "words for sizes": lambda folder: settings(folder, vocab_size="many", n_positions="some"),
@@ -204,3 +211,21 @@ def test_no_text_from_weights_that_are_no_numbers(models, sampling):
         model.transformer.wte.weight[3] = float("nan")
     with pytest.raises(UserError, match="predictions are not numbers"):
         continuations(model, [1, 2], tokens=3, eod=0, sampling=sampling)
+
+
+def test_weights_that_are_no_numbers_are_not_converted(models, tmp_path):
+    folder = damaged(models, tmp_path, "hf-dense")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wte.weight"][3] = float("inf")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="its predictions are not numbers"):
+        convert(folder, tmp_path / "to", "run", OPTIONS, notify=silent)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_model_of_another_kind_names_few_of_its_tensors(models, tmp_path):
+    folder = damaged(models, tmp_path, "hf-dense")
+    settings(folder, model_type="bert", architectures=["BertModel"])
+    with pytest.raises(UserError, match=r"missing keys: .* and \d+ more") as caught:
+        find_model(str(folder), OPTIONS).load(torch.device("cpu"))
+    assert len(str(caught.value)) < 1500

@@ -28,3 +28,8 @@ def test_pointers_in_a_model_s_folder_are_refused(tmp_path: Path, name: str) -> 
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match=rf"{name}: is a Git LFS pointer.* `git lfs pull`"):
             format_of(path)
+
+
+def test_an_empty_name_is_not_the_working_directory():
+    with pytest.raises(UserError, match="an empty path; name a run"):
+        located("")

@@ -159,6 +159,17 @@ def test_what_cannot_be_read_is_one_clear_line(make_run: Callable[..., Path], tm
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["plots", "report.html"])
+def test_what_cannot_be_written_is_one_clear_line(make_run: Callable[..., Path], name: str) -> None:
+    run_dir = make_run()
+    if name == "plots":
+        (run_dir / name).write_text("")
+    else:
+        (run_dir / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: the report cannot be written .*correct that, then run"):
+        write_report(run_dir)
+
+
 def test_peaks_of_memory_stand_in_the_page(make_run: Callable[..., Path]) -> None:
     page = Page(write_report(make_run()))
     table = page.text[page.text.index("Peak memory") :]

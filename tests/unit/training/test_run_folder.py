@@ -290,6 +290,21 @@ def test_what_a_run_would_write_over_is_named(tmp_path, name):
     assert (tmp_path / name).read_text() == "of another program"
 
 
+@pytest.mark.parametrize("name", ["logs", "plots", "tensorboard", "summary.json"])
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_run_goes_on(tmp_path, name):
+    config = begin(tmp_path / "run", steps=(2,))
+    if name == "summary.json":
+        (tmp_path / "run" / name).mkdir()
+    else:
+        (tmp_path / "run" / name).write_text("")
+    with pytest.raises(UserError, match=f"{name}: is a .*, and the run keeps a .* there; move it away"):
+        choose(resumed(config))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "logs").write_text("")
+    with pytest.raises(UserError, match="logs: is a file, and the run keeps a folder there"):
+        choose(config_of(tmp_path / "new"))
+
+
 def test_folders_that_are_none_for_a_run(tmp_path, monkeypatch):
     (tmp_path / "checkout" / ".git").mkdir(parents=True)
     (tmp_path / "a" / "b").mkdir(parents=True)
