@@ -17,6 +17,7 @@ def complete() -> None:
     """
     _open_streams()
     _write_whole_lines()
+    _write_any_text()
     _lend_name()
     _lend_home()
     _refuse_bytes(sys.argv[1:])
@@ -43,6 +44,15 @@ def _write_whole_lines() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.write_through:
             stream.reconfigure(write_through=False, line_buffering=True)
+
+
+def _write_any_text() -> None:
+    """A character that the encoding of an output lacks, as of a path or of a model's text in ASCII, is
+    written as its number: it would end a run in the middle.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _lend_name() -> None:

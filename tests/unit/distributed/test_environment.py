@@ -97,6 +97,13 @@ def test_lines_of_several_processes_do_not_mix():
 COMPLETES = "from inrank_megatron.distributed.environment import complete; complete()"
 
 
+def test_a_character_that_the_output_lacks_is_written_as_its_number():
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = f"{COMPLETES}; print('r\u00e9sum\u00e9')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, check=True)
+    assert done.stdout == rb"r\xe9sum\xe9" + b"\n"
+
+
 def test_arguments_that_are_no_text():
     """Libraries would fail on such a name when the first checkpoint is saved."""
     done = subprocess.run(
