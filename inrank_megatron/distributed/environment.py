@@ -23,6 +23,7 @@ def complete() -> None:
     _open_streams()
     _write_whole_lines()
     _silence_imports()
+    _write_any_text()
     _lend_name()
     _lend_home()
     _refuse_bytes(sys.argv[1:])
@@ -58,6 +59,15 @@ def _silence_imports() -> None:
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_REMARKS[record.name])
+
+
+def _write_any_text() -> None:
+    """A character that the encoding of an output lacks, as of a path or of a model's text in ASCII, is
+    written as its number: it would end a run in the middle.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _lend_name() -> None:

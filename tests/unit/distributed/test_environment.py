@@ -114,6 +114,13 @@ def test_what_torchao_says_of_itself_is_no_line_and_the_rest_stays():
 COMPLETES = "from inrank_megatron.distributed.environment import complete; complete()"
 
 
+def test_a_character_that_the_output_lacks_is_written_as_its_number():
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = f"{COMPLETES}; print('r\u00e9sum\u00e9')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, check=True)
+    assert done.stdout == rb"r\xe9sum\xe9" + b"\n"
+
+
 def test_arguments_that_are_no_text():
     """Libraries would fail on such a name when the first checkpoint is saved."""
     done = subprocess.run(
