@@ -192,9 +192,14 @@ def _loaded(folder: Path, settings: dict[str, Any], transformers: Any) -> Any:
     options |= {"local_files_only": True}
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception:
+    except Exception as error:
         if (folder / TOKENIZER_FILE).is_file():
             raise
+        if named := settings.get("tokenizer_class"):
+            raise UserError(
+                f"tokenizer {folder}: transformers cannot make a {named} of its files; give one with a "
+                "tokenizer.json"
+            ) from error
         # A vocabulary with merges and no word about its class is as GPT-2's, the first of its kind.
         return transformers.GPT2Tokenizer.from_pretrained(folder, **options)
 

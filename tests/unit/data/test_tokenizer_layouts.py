@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from inrank_megatron.data.document_ids import encode_pieces
 from inrank_megatron.data.pieces import cut_blocks
 from inrank_megatron.data.tokenizer import Tokenizer, load_tokenizer
+from inrank_megatron.errors import UserError
 from tests.unit.data.texts import WORDS, prose
 from tests.unit.data.tokenizer_layouts import layouts
 
@@ -115,3 +116,10 @@ def test_settings_that_change_nothing_keep_the_identity(tmp_path: Path, name: st
         expected = load_tokenizer(str(tmp_path)).identity
         (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     assert load_tokenizer(str(tmp_path)).identity == expected
+
+
+def test_a_class_that_is_not_known_is_not_taken_for_gpt2s(tmp_path: Path) -> None:
+    LAYOUTS["vocab and merges"](tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "OurTokenizer"}')
+    with pytest.raises(UserError, match=r"cannot make a OurTokenizer of its files; give .*tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
